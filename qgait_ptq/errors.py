@@ -1,0 +1,39 @@
+"""What can go wrong through a user's input, each with what, where and what to do.
+
+The command line turns a `QgaitError` into one line and exit code 2; everything else is our fault.
+"""
+
+
+class QgaitError(Exception):
+    """Base of all errors that a user's input causes. Its text names the fault, the place and the remedy."""
+
+
+class ConfigError(QgaitError):
+    """A setting or a recipe is not valid."""
+
+
+class DataError(QgaitError):
+    """A sequence, a data set or a partition cannot be used."""
+
+
+class ModelError(QgaitError):
+    """A model file cannot be loaded, or its weights do not fit."""
+
+
+class CaptureError(QgaitError):
+    """A network cannot be captured as a graph, or its graph computes something else than the network."""
+
+
+class CalibrationError(QgaitError):
+    """Ranges cannot be determined from the calibration data."""
+
+
+class ExportError(QgaitError):
+    """The quantized network cannot be written, or the written file disagrees with the simulation."""
+
+
+class MissingExtraError(QgaitError):
+    """An optional dependency is needed; the text names the extra that brings it."""
+
+    def __init__(self, purpose: str, extra: str) -> None:
+        super().__init__(f"{purpose} needs an optional package: pip install 'qgait-ptq[{extra}]'")

@@ -1,0 +1,184 @@
+"""A labelled set of silhouette sequences that is read when it is needed.
+
+`GaitDataset` is a list of records; a record knows its labels and how to load its silhouettes. Nothing is
+kept after a read, so memory does not grow with the set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qgait_ptq.errors import DataError
+from qgait_ptq.gait.sequences import ARRAY_SUFFIXES, check_silhouettes, cut_width, read_sequence
+
+Silhouettes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class SequenceRecord:
+    """One sequence: who, how, from where, and the way to its silhouettes.
+
+    Attributes:
+        subject: the identity.
+        condition: OpenGait's *type*, such as ``nm-01``; the walking condition and the number of the walk.
+        view: camera angle or name, such as ``090``.
+        load: gives the silhouettes, ``[s, h, w]`` uint8 in 0..255.
+    """
+
+    subject: str
+    condition: str
+    view: str
+    load: Callable[[], Silhouettes]
+
+    @property
+    def name(self) -> str:
+        """``subject/condition/view``, as in the directory layout."""
+        return f"{self.subject}/{self.condition}/{self.view}"
+
+
+class PackedSilhouettes:
+    """Binary silhouettes in memory, one bit a pixel; calling it gives them back."""
+
+    def __init__(self, silhouettes: Silhouettes) -> None:
+        self.width = silhouettes.shape[-1]
+        self.bits = np.packbits(silhouettes > 0, axis=-1)
+
+    def __call__(self) -> Silhouettes:
+        """Unpack to ``[s, h, w]`` in {0, 255}."""
+        return np.unpackbits(self.bits, axis=-1)[..., : self.width] * np.uint8(255)
+
+
+class GaitDataset:
+    """Labelled silhouette sequences, read one at a time.
+
+    Iterating or indexing gives ``(silhouettes [s, h, w] uint8, record)``.
+
+    Example:
+        >>> import numpy as np
+        >>> walk = np.zeros((30, 64, 44), np.uint8)
+        >>> data = GaitDataset.from_pairs([(walk, "anna"), (walk, "anna"), (walk, "ben")])
+        >>> len(data), data.subjects
+        (3, ['anna', 'ben'])
+    """
+
+    def __init__(self, records: Sequence[SequenceRecord], description: str = "") -> None:
+        """Hold records.
+
+        Args:
+            records: the sequences, in the order in which they are iterated.
+            description: one line for reports: where the data come from.
+        """
+        self.records = list(records)
+        self.description = description or f"{len(self.records)} sequences"
+
+    @classmethod
+    def from_directory(cls, root: str | Path, subjects: Iterable[str] | None = None) -> GaitDataset:
+        """Find the sequences of an OpenGait layout, ``root/subject/type/view/*.pkl``.
+
+        Array files may be pkl, npy or npz; a view folder may hold png frames instead. Where a view folder
+        holds several array files (modalities, sorted by name), the first is taken: the silhouettes.
+
+        Args:
+            root: the top folder.
+            subjects: take these only; None takes all.
+
+        Raises:
+            DataError: no such folder, a subject without a folder, or no sequence at all.
+        """
+        root = Path(root)
+        if not root.is_dir():
+            raise DataError(f"{root}: no such folder of sequences")
+        present = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+        wanted = present if subjects is None else list(subjects)
+        missing = sorted(set(wanted) - set(present))
+        if missing:
+            raise DataError(
+                f"{root}: {len(missing)} subjects have no folder ({', '.join(missing[:5])}); "
+                "does the partition belong to this data set?"
+            )
+        records = [record for subject in wanted for record in _subject_records(root / subject)]
+        if not records:
+            raise DataError(f"{root}: no sequence found; the layout is root/subject/type/view/*.pkl")
+        return cls(records, f"{root} ({len(wanted)} subjects, {len(records)} sequences)")
+
+    @classmethod
+    def from_pairs(cls, pairs: Iterable[tuple[Any, Any]]) -> GaitDataset:
+        """Make a set in memory from ``(sequence [s, h, w], label)`` pairs.
+
+        Raises:
+            DataError: something is not a pair, or not a silhouette sequence.
+        """
+        records = []
+        for index, pair in enumerate(pairs):
+            try:
+                sequence, label = pair
+            except (TypeError, ValueError):
+                raise DataError(f"item {index} of the data is not a (sequence, label) pair") from None
+            array = cut_width(check_silhouettes(np.asarray(sequence), f"sequence {index}"))
+            records.append(SequenceRecord(str(label), f"seq-{index:04d}", "000", partial(_identity, array)))
+        return cls(records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[Silhouettes, SequenceRecord]:
+        record = self.records[index]
+        return record.load(), record
+
+    def __iter__(self) -> Iterator[tuple[Silhouettes, SequenceRecord]]:
+        for index in range(len(self)):
+            yield self[index]
+
+    @property
+    def subjects(self) -> list[str]:
+        """The identities, sorted."""
+        return sorted({record.subject for record in self.records})
+
+    def where(self, keep: Callable[[SequenceRecord], bool]) -> GaitDataset:
+        """The records for which `keep` says yes."""
+        return GaitDataset([record for record in self.records if keep(record)], self.description)
+
+    def choose(self, count: int, seed: int = 0) -> GaitDataset:
+        """Draw `count` sequences, spread evenly over the identities and at random within each.
+
+        All are taken, in the same order, where the set has no more than `count`.
+        """
+        rng = np.random.default_rng(seed)
+        queues = [
+            list(rng.permutation([i for i, r in enumerate(self.records) if r.subject == subject]))
+            for subject in rng.permutation(self.subjects)
+        ]
+        chosen: list[int] = []
+        while len(chosen) < count and any(queues):
+            for queue in queues:
+                if queue and len(chosen) < count:
+                    chosen.append(int(queue.pop()))
+        return GaitDataset([self.records[i] for i in sorted(chosen)], self.description)
+
+
+def _identity(array: Silhouettes) -> Silhouettes:
+    return array
+
+
+def _subject_records(folder: Path) -> Iterator[SequenceRecord]:
+    for condition in _folders(folder):
+        for view in _folders(condition):
+            arrays = sorted(file for file in view.iterdir() if file.suffix in ARRAY_SUFFIXES)
+            if arrays:
+                source = arrays[0]
+            elif any(view.glob("*.png")):
+                source = view
+            else:
+                continue
+            yield SequenceRecord(folder.name, condition.name, view.name, partial(read_sequence, source))
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(entry for entry in parent.iterdir() if entry.is_dir())

@@ -1,0 +1,255 @@
+"""Evaluation protocols: who is in the gallery, who is a probe, and what is averaged.
+
+Rules as in OpenGait's evaluator. A protocol is data: a table of conditions; `evaluate` is the one function
+that obeys all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qgait_ptq.errors import ConfigError, DataError
+from qgait_ptq.gait.dataset import GaitDataset, SequenceRecord
+from qgait_ptq.gait.metrics import (
+    Metric,
+    Ranking,
+    concatenate_rankings,
+    distance_rows,
+    rank_gallery,
+)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Gallery and probes of a data set, by shell patterns over conditions.
+
+    Attributes:
+        name: as on the command line.
+        gallery: patterns of the gallery's conditions.
+        probes: name of a probe set → patterns of its conditions.
+        per_view_pair: rank-1 is the mean over all pairs of a probe view and another gallery view; else one
+            ranking over the whole gallery.
+        listed_probes: the partition lists the probes as ``subject-type-view`` (``PROBE_SET``); all other
+            test sequences are the gallery.
+    """
+
+    name: str
+    gallery: tuple[str, ...] = ("*",)
+    probes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    per_view_pair: bool = False
+    listed_probes: bool = False
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "casia-b",
+            ("nm-01", "nm-02", "nm-03", "nm-04"),
+            {"nm": ("nm-05", "nm-06"), "bg": ("bg-*",), "cl": ("cl-*",)},
+            per_view_pair=True,
+        ),
+        Protocol("oumvlp", ("01",), {"nm": ("00",)}, per_view_pair=True),
+        Protocol("gait3d", listed_probes=True),
+        Protocol("grew", ("01", "*_gallery"), {"all": ("00", "*_probe")}),
+    )
+}
+
+
+def get_protocol(name: str) -> Protocol:
+    """Look a protocol up.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if name not in PROTOCOLS:
+        raise ConfigError(f"no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Recognition accuracy in percent.
+
+    Attributes:
+        rank1: probe set → rank-1, and their ``mean``.
+        rank5: the same for rank-5, over one whole gallery.
+        rank10: the same for rank-10.
+        mean_average_precision: over all probes.
+        mean_inverse_negative_penalty: over all probes.
+        cmc: rank-1 to rank-20 over all probes.
+    """
+
+    rank1: dict[str, float]
+    rank5: dict[str, float]
+    rank10: dict[str, float]
+    mean_average_precision: float
+    mean_inverse_negative_penalty: float
+    cmc: list[float]
+
+    def to_report(self) -> dict[str, Any]:
+        """The keys of ``report.json``."""
+        return {
+            "rank1": self.rank1,
+            "rank5": self.rank5,
+            "rank10": self.rank10,
+            "mAP": self.mean_average_precision,
+            "mINP": self.mean_inverse_negative_penalty,
+            "cmc": self.cmc,
+        }
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """The sequences that a protocol compares: indices into a data set."""
+
+    __test__ = False  # not a pytest class
+
+    protocol: Protocol
+    gallery: list[int]
+    probes: dict[str, list[int]]
+
+    @property
+    def all_probes(self) -> list[int]:
+        """Probes of all sets, in order."""
+        return [index for indices in self.probes.values() for index in indices]
+
+
+def arrange(data: GaitDataset, protocol: Protocol, listed_probes: Sequence[str] = ()) -> TestSet:
+    """Divide a data set into gallery and probes.
+
+    Args:
+        data: the test sequences.
+        protocol: the rules.
+        listed_probes: ``subject-type-view`` names, for a protocol that wants them.
+
+    Raises:
+        DataError: no gallery, no probe, only one identity, or no probe whose identity is in the gallery.
+    """
+    records = data.records
+    if protocol.listed_probes:
+        listed = set(listed_probes)
+        if not listed:
+            raise DataError(f"protocol {protocol.name} needs PROBE_SET in the partition file")
+        probes = {"all": [i for i, r in enumerate(records) if r.name.replace("/", "-") in listed]}
+        chosen = set(probes["all"])
+        gallery = [i for i in range(len(records)) if i not in chosen]
+    else:
+        gallery = _select(records, protocol.gallery)
+        probes = {name: _select(records, patterns) for name, patterns in protocol.probes.items()}
+        probes = {name: indices for name, indices in probes.items() if indices}
+    test_set = TestSet(protocol, gallery, probes)
+    _check(test_set, records)
+    return test_set
+
+
+def evaluate(
+    embeddings: Tensor, records: Sequence[SequenceRecord], test_set: TestSet, metric: Metric = "euclidean"
+) -> Accuracy:
+    """Accuracy of embeddings under a protocol.
+
+    Where the protocol compares view pairs, rank-1 of a probe set is the mean over all (probe view, gallery
+    view) pairs of different views, and mAP and mINP rank each probe against the gallery of the other views.
+
+    Args:
+        embeddings: of all records, ``[n, c, p]``.
+        records: their labels.
+        test_set: gallery and probes among them.
+        metric: distance of two parts.
+    """
+    gallery = [records[i] for i in test_set.gallery]
+    views = sorted({r.view for r in gallery} | {records[i].view for i in test_set.all_probes})
+    view_index = {view: index for index, view in enumerate(views)}
+    subjects = {name: index for index, name in enumerate(sorted({r.subject for r in records}))}
+    gallery_subject = torch.tensor([subjects[r.subject] for r in gallery])
+    gallery_view = torch.tensor([view_index[r.view] for r in gallery])
+    gallery_embeddings = embeddings[test_set.gallery]
+    rankings: dict[str, Ranking] = {}
+    rank1: dict[str, float] = {}
+    for name, indices in test_set.probes.items():
+        subject = torch.tensor([subjects[records[i].subject] for i in indices])
+        view = torch.tensor([view_index[records[i].view] for i in indices])
+        blocks, nearest = [], []
+        for block, distances in distance_rows(embeddings[indices], gallery_embeddings, metric):
+            matches = subject[block, None] == gallery_subject
+            admitted = view[block, None] != gallery_view if test_set.protocol.per_view_pair else None
+            blocks.append(rank_gallery(distances, matches, admitted))
+            if test_set.protocol.per_view_pair:
+                nearest.append(_nearest_per_view(distances, matches, gallery_view, len(views)))
+        rankings[name] = concatenate_rankings(blocks)
+        if test_set.protocol.per_view_pair:
+            rank1[name] = _mean_over_view_pairs(torch.cat(nearest), view, len(views))
+        else:
+            rank1[name] = rankings[name].rank(1)
+    return _summarise(rankings, rank1)
+
+
+def _summarise(rankings: dict[str, Ranking], rank1: dict[str, float]) -> Accuracy:
+    everything = concatenate_rankings(list(rankings.values()))
+
+    def with_mean(values: dict[str, float]) -> dict[str, float]:
+        return {**values, "mean": sum(values.values()) / len(values)}
+
+    return Accuracy(
+        rank1=with_mean(rank1),
+        rank5=with_mean({name: ranking.rank(5) for name, ranking in rankings.items()}),
+        rank10=with_mean({name: ranking.rank(10) for name, ranking in rankings.items()}),
+        mean_average_precision=everything.mean_average_precision(),
+        mean_inverse_negative_penalty=everything.mean_inverse_negative_penalty(),
+        cmc=everything.cmc(),
+    )
+
+
+def _nearest_per_view(distances: Tensor, matches: Tensor, gallery_view: Tensor, views: int) -> Tensor:
+    """Whether the nearest gallery sequence of each view is of the probe's identity: ``[n, views]``.
+
+    NaN where the gallery has no sequence of that view.
+    """
+    correct = torch.full((len(distances), views), torch.nan)
+    for view in range(views):
+        columns = torch.nonzero(gallery_view == view)[:, 0]
+        if len(columns):
+            nearest = distances[:, columns].argmin(1, keepdim=True)
+            correct[:, view] = matches[:, columns].gather(1, nearest)[:, 0].float()
+    return correct
+
+
+def _mean_over_view_pairs(correct: Tensor, probe_view: Tensor, views: int) -> float:
+    """Mean of rank-1, in percent, over the pairs of different views; each pair counts the same."""
+    accuracy = torch.full((views, views), torch.nan, dtype=torch.float64)
+    for view in probe_view.unique():
+        accuracy[view] = correct[probe_view == view].double().mean(0)
+    accuracy.fill_diagonal_(torch.nan)
+    return 100 * float(accuracy.nanmean())
+
+
+def _select(records: Sequence[SequenceRecord], patterns: tuple[str, ...]) -> list[int]:
+    return [i for i, r in enumerate(records) if any(fnmatch(r.condition, pattern) for pattern in patterns)]
+
+
+def _check(test_set: TestSet, records: Sequence[SequenceRecord]) -> None:
+    name = test_set.protocol.name
+    conditions = sorted({r.condition for r in records})
+    seen = f"the data have the conditions {', '.join(conditions[:8])}"
+    if not test_set.gallery:
+        raise DataError(f"protocol {name}: no gallery sequence ({test_set.protocol.gallery}); {seen}")
+    if not test_set.all_probes:
+        raise DataError(f"protocol {name}: no probe sequence ({test_set.protocol.probes}); {seen}")
+    if len({r.subject for r in records}) < 2:
+        raise DataError(f"protocol {name}: one identity only; ranking needs at least two")
+    gallery_views: dict[str, set[str]] = {}
+    for index in test_set.gallery:
+        gallery_views.setdefault(records[index].subject, set()).add(records[index].view)
+    probes = [records[i] for i in test_set.all_probes]
+    own_view = test_set.protocol.per_view_pair
+    if not any(gallery_views.get(r.subject, set()) - ({r.view} if own_view else set()) for r in probes):
+        raise DataError(
+            f"protocol {name}: none of the {len({r.subject for r in probes})} probe identities has a "
+            f"gallery sequence{' of another view' if own_view else ''}; check the partition"
+        )

@@ -1,0 +1,151 @@
+"""Rendering many walkers: in parallel, to memory or to the OpenGait layout on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qgait_ptq.errors import DataError
+from qgait_ptq.gait.walkers.clothing import Condition
+from qgait_ptq.gait.walkers.population import TRIALS, VIEWS, Split, WalkerLabel, WalkerSettings, render_identity
+
+ArrayFormat = Literal["pkl", "npz"]
+PARTITION_KEYS = {Split.TRAIN: "TRAIN_SET", Split.CALIBRATION: "TRAIN_SET"}  # all others are TEST_SET
+
+Rendered = list[tuple[WalkerLabel, NDArray[np.uint8]]]
+Advance = Callable[[], None]
+
+
+def render_identities(
+    identities: Sequence[int],
+    settings: WalkerSettings | None = None,
+    trials: tuple[tuple[Condition, int], ...] = TRIALS,
+    views_per_trial: int = len(VIEWS),
+    workers: int = 1,
+) -> Iterator[Rendered]:
+    """Render identities in order, each as a list of (label, silhouettes ``[s, 64, 64]``).
+
+    Args:
+        identities: their numbers.
+        settings: of the population; None takes the defaults.
+        trials: walks of each identity.
+        views_per_trial: views of each walk.
+        workers: processes; 1 renders in this one. More need a main module that can be imported, as a
+            command or a script with a ``__main__`` guard is.
+    """
+    render = partial(
+        _render_to_list, settings=settings or WalkerSettings(), trials=trials, views_per_trial=views_per_trial
+    )
+    if workers <= 1:
+        yield from map(render, identities)
+        return
+    # Spawned, not forked: a fork of a process that has used OpenMP threads can hang.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(render, identities)
+
+
+def write_walkers(
+    root: Path,
+    split: Split,
+    identities: Sequence[int],
+    settings: WalkerSettings | None = None,
+    views_per_trial: int = len(VIEWS),
+    array_format: ArrayFormat = "pkl",
+    workers: int = 1,
+    advance: Advance = lambda: None,
+) -> int:
+    """Write walkers in the OpenGait layout, ``root/subject/type/view/view.pkl``, with ``partition.json``.
+
+    Splits written into one root share its partition. Each subject appears complete or not at all.
+
+    Args:
+        root: made if need be.
+        split: decides the part of the partition.
+        identities: of that split.
+        settings: of the population.
+        views_per_trial: views of each walk.
+        array_format: ``pkl`` as OpenGait reads it, or the far smaller ``npz``.
+        workers: processes.
+        advance: called after each identity.
+
+    Returns:
+        The number of sequences written.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    sequences = 0
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        rendered = render_identities(identities, settings, TRIALS, views_per_trial, workers)
+        for identity, walks in zip(identities, rendered, strict=True):
+            _write_subject(root / subject_name(identity), walks, array_format)
+            sequences += len(walks)
+            advance()
+        _extend_partition(root / "partition.json", split, [subject_name(i) for i in identities])
+    except OSError as error:
+        raise DataError(f"{root}: walkers cannot be written here ({error.strerror or error})") from None
+    return sequences
+
+
+def subject_name(identity: int) -> str:
+    """Folder name of an identity."""
+    return f"{identity:05d}"
+
+
+def condition_name(label: WalkerLabel) -> str:
+    """Folder name of a walk, such as ``nm-01``."""
+    return f"{label.condition}-{label.number:02d}"
+
+
+def view_name(label: WalkerLabel) -> str:
+    """Folder name of a view, such as ``090``."""
+    return f"{label.view:03d}"
+
+
+def _render_to_list(
+    identity: int, settings: WalkerSettings, trials: tuple[tuple[Condition, int], ...], views_per_trial: int
+) -> Rendered:
+    return list(render_identity(identity, settings, trials, views_per_trial))
+
+
+def _write_subject(folder: Path, walks: Rendered, array_format: ArrayFormat) -> None:
+    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        for label, silhouettes in walks:
+            view = beside / condition_name(label) / view_name(label)
+            view.mkdir(parents=True)
+            if array_format == "npz":
+                np.savez_compressed(view / f"{view.name}.npz", silhouettes)
+            else:
+                (view / f"{view.name}.pkl").write_bytes(pickle.dumps(silhouettes))
+        if folder.exists():
+            shutil.rmtree(folder)
+        beside.chmod(0o755)
+        os.replace(beside, folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def _extend_partition(path: Path, split: Split, subjects: list[str]) -> None:
+    partition: dict[str, list[str]] = {"TRAIN_SET": [], "TEST_SET": []}
+    if path.exists():
+        partition.update(json.loads(path.read_text()))
+    key = PARTITION_KEYS.get(split, "TEST_SET")
+    partition[key] = sorted({*partition[key], *subjects})
+    beside = path.with_suffix(".json.part")
+    beside.write_text(json.dumps(partition, indent=1) + "\n")
+    os.replace(beside, path)
