@@ -1,0 +1,108 @@
+"""Stage 0: ranges. Observers see the float network's tensors and set scale and zero_point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, fx
+
+from qgait_ptq.errors import CalibrationError
+from qgait_ptq.graph.attributes import layer_name, tensor_of
+from qgait_ptq.graph.insert import input_quantizer
+from qgait_ptq.graph.specs import annotation_of
+from qgait_ptq.quantizer.fake_quantize import FakeQuantize, set_observing
+from qgait_ptq.quantizer.grid import INT32_MAX
+
+BIAS_HEADROOM = 2.0  # a bias takes at most this fraction's inverse of the int32 range; sums need the rest
+
+
+def calibrate_ranges(graph_module: fx.GraphModule, batches: Iterable[Tensor]) -> fx.GraphModule:
+    """Set the parameters of all quantizers from calibration data.
+
+    The network runs in float while its tensors are observed; batch after batch, nothing is kept.
+
+    Args:
+        graph_module: with inserted quantizers; changed in place.
+        batches: silhouettes ``[n, s, h, w]`` in [0, 1].
+
+    Raises:
+        CalibrationError: no batch, or a tensor that is not finite, with the layer's name.
+    """
+    set_observing(graph_module, True)
+    weights = _weight_quantizers(graph_module)
+    for name, (quantizer, weight) in weights.items():
+        if not torch.isfinite(weight).all():
+            raise CalibrationError(f"layer {name}: its weights hold NaN or infinite values")
+        quantizer.observer(weight)
+        quantizer.disable_observer()
+    seen = 0
+    with torch.inference_mode():
+        for batch in batches:
+            _observe(graph_module, batch)
+            seen += 1
+    if seen == 0:
+        raise CalibrationError("no calibration sequence; at least one is needed")
+    for name, quantizer in _quantizers(graph_module).items():
+        quantizer.take_range()
+        if not torch.isfinite(quantizer.scale).all():
+            raise CalibrationError(f"{name}: the calibration data make no finite range")
+    _leave_room_for_bias(graph_module)
+    set_observing(graph_module, False)
+    return graph_module
+
+
+def _observe(graph_module: fx.GraphModule, batch: Tensor) -> None:
+    try:
+        embedding = graph_module(batch)
+    except ValueError as error:
+        raise CalibrationError(f"the network makes {error} of the calibration data") from error
+    if not torch.isfinite(embedding).all():
+        raise CalibrationError("the network makes NaN or infinite embeddings of the calibration data")
+
+
+def _quantizers(graph_module: fx.GraphModule) -> dict[str, FakeQuantize]:
+    return {n: module for n, module in graph_module.named_modules() if isinstance(module, FakeQuantize)}
+
+
+def _weight_quantizers(graph_module: fx.GraphModule) -> dict[str, tuple[FakeQuantize, Tensor]]:
+    """Layer name → the quantizer of its weight, and the weight."""
+    found = {}
+    for node in graph_module.graph.nodes:
+        if annotation_of(node).weight is None:
+            continue
+        call = node.args[1]
+        quantizer = graph_module.get_submodule(str(call.target))
+        weight = tensor_of(graph_module, call.args[0])
+        assert isinstance(quantizer, FakeQuantize)  # noqa: S101 - insertion put it there
+        assert weight is not None  # noqa: S101
+        found[layer_name(node)] = (quantizer, weight)
+    return found
+
+
+def _leave_room_for_bias(graph_module: fx.GraphModule) -> None:
+    """Raise the weight scales of channels whose bias would not fit into int32.
+
+    Channels with (nearly) no weight have (nearly) no scale; batch norm folding leaves such channels with a
+    bias of ordinary size, which must be a multiple of input scale × weight scale. A coarser grid costs
+    these weights nothing that the bias would show.
+    """
+    for node in graph_module.graph.nodes:
+        if annotation_of(node).bias is None:
+            continue
+        bias = tensor_of(graph_module, node.args[2].args[0])
+        inputs = graph_module.get_submodule(input_quantizer(graph_module, node))
+        weights = graph_module.get_submodule(str(node.args[1].target))
+        assert isinstance(inputs, FakeQuantize)  # noqa: S101
+        assert isinstance(weights, FakeQuantize)  # noqa: S101
+        assert bias is not None  # noqa: S101
+        needed = bias.abs() * (BIAS_HEADROOM / INT32_MAX) / inputs.scale
+        weights.scale = torch.maximum(weights.scale, needed.to(weights.scale.dtype))
+
+
+def embedding_drift(reference: Tensor, quantized: Tensor) -> float:
+    """Mean cosine between float and quantized embeddings, ``[n, c, p]`` each; NaN counts as 0."""
+    cosine = torch.nn.functional.cosine_similarity(reference.flatten(1), quantized.flatten(1), dim=1)
+    value = float(cosine.mean())
+    return 0.0 if math.isnan(value) else value

@@ -1,0 +1,140 @@
+"""Lowering: markers of an ONNX graph become QuantizeLinear / DequantizeLinear with integer initializers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import ml_dtypes
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from qgait_ptq.errors import ExportError
+from qgait_ptq.export.markers import DOMAIN, NAME, MarkedKind, Marker
+from qgait_ptq.quantizer.grid import IntegerGrid, quantize, quantize_bias
+
+INT4_BITS = 4  # weights of up to this width are stored two to a byte
+
+
+def lower_markers(model: onnx.ModelProto, markers: list[Marker]) -> onnx.ModelProto:
+    """Replace the markers of a model in place.
+
+    Activations become Q → DQ, with a Clip between them below 8 bits. Weights become integer initializers
+    with a DQ; at 4 bits and less they are stored as INT4 and cast to INT8, which the runtime folds when it
+    loads. Weights of layers that compute in float are multiplied out instead, which is folded as well.
+    Biases become int32 initializers.
+
+    Raises:
+        ExportError: a marker stands on a weight that is no initializer.
+    """
+    lowering = _Lowering(model, markers)
+    for node in list(model.graph.node):
+        if node.domain == DOMAIN and node.op_type == NAME:
+            lowering.lower(node)
+        else:
+            lowering.nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(lowering.nodes)
+    _keep_used_initializers(model, lowering.initializers)
+    _drop_domain(model)
+    return model
+
+
+@dataclass
+class _Lowering:
+    model: onnx.ModelProto
+    markers: list[Marker]
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.floats = {i.name: i for i in self.model.graph.initializer}
+
+    def lower(self, node: onnx.NodeProto) -> None:
+        marker = self.markers[node.attribute[0].i]
+        source, output = node.input[0], node.output[0]
+        if marker.kind is MarkedKind.ACTIVATION:
+            self._activation(marker, source, output)
+            return
+        if source not in self.floats:
+            raise ExportError(f"{marker.name}: its parameter is not stored in the exported graph")
+        value = torch.from_numpy(numpy_helper.to_array(self.floats[source]).copy())
+        if marker.kind is MarkedKind.BIAS:
+            self._bias(marker, value, output)
+        else:
+            self._weight(marker, value, output)
+
+    def _activation(self, marker: Marker, source: str, output: str) -> None:
+        grid = _grid(marker)
+        dtype: type = np.int8 if grid.signed else np.uint8
+        scale = self._constant(f"{marker.name}.scale", marker.scale.cpu().numpy())
+        zero_point = self._constant(f"{marker.name}.zero_point", marker.zero_point.cpu().numpy().astype(dtype))
+        integers = f"{output}.quantized"
+        self._node("QuantizeLinear", [source, scale, zero_point], integers)
+        if grid.bits < 8:
+            low = self._constant(f"{marker.name}.quant_min", np.array(grid.quant_min, dtype))
+            high = self._constant(f"{marker.name}.quant_max", np.array(grid.quant_max, dtype))
+            self._node("Clip", [integers, low if grid.signed else "", high], f"{output}.clipped")
+            integers = f"{output}.clipped"
+        self._node("DequantizeLinear", [integers, scale, zero_point], output)
+
+    def _weight(self, marker: Marker, value: torch.Tensor, output: str) -> None:
+        grid = _grid(marker)
+        integers = quantize(value, marker.scale.cpu(), marker.zero_point.cpu(), grid, 0).numpy()
+        stored = self._constant(f"{marker.name}.quantized", _to_storage(integers, grid))
+        scale = marker.scale.cpu().numpy()
+        if marker.kind is MarkedKind.FLOAT_WEIGHT:
+            column = scale.reshape(-1, *[1] * (integers.ndim - 1))
+            self._node("Cast", [stored], f"{output}.cast", to=TensorProto.FLOAT)
+            self._node("Mul", [f"{output}.cast", self._constant(f"{marker.name}.scale", column)], output)
+            return
+        if grid.bits <= INT4_BITS:
+            self._node("Cast", [stored], f"{output}.int8", to=TensorProto.INT8)
+            stored = f"{output}.int8"
+        zeros = self._constant(f"{marker.name}.zero_point", np.zeros(scale.shape, np.int8))
+        scales = self._constant(f"{marker.name}.scale", scale)
+        self._node("DequantizeLinear", [stored, scales, zeros], output, axis=0)
+
+    def _bias(self, marker: Marker, value: torch.Tensor, output: str) -> None:
+        integers = quantize_bias(value, marker.scale.cpu()).to(torch.int32).numpy()
+        stored = self._constant(f"{marker.name}.quantized", integers)
+        scale = self._constant(f"{marker.name}.scale", marker.scale.cpu().numpy())
+        zeros = self._constant(f"{marker.name}.zero_point", np.zeros(integers.shape, np.int32))
+        self._node("DequantizeLinear", [stored, scale, zeros], output, axis=0)
+
+    def _constant(self, name: str, value: NDArray[np.generic]) -> str:
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return name
+
+    def _node(self, operator: str, inputs: list[str], output: str, **attributes: int) -> None:
+        self.nodes.append(
+            helper.make_node(operator, inputs, [output], name=f"{output}.{operator}", **attributes)
+        )
+
+
+def _grid(marker: Marker) -> IntegerGrid:
+    assert marker.grid is not None  # noqa: S101 - only biases have none
+    return marker.grid
+
+
+def _to_storage(integers: NDArray[np.float32], grid: IntegerGrid) -> NDArray[np.generic]:
+    return integers.astype(ml_dtypes.int4 if grid.bits <= INT4_BITS else np.int8)
+
+
+def _keep_used_initializers(model: onnx.ModelProto, new: dict[str, onnx.TensorProto]) -> None:
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [i for i in model.graph.initializer if i.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend([*kept, *new.values()])
+    values = [v for v in model.graph.value_info if v.name in used]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(values)
+
+
+def _drop_domain(model: onnx.ModelProto) -> None:
+    opsets = [opset for opset in model.opset_import if opset.domain != DOMAIN]
+    del model.opset_import[:]
+    model.opset_import.extend(opsets)

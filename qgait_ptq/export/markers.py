@@ -1,0 +1,137 @@
+"""Marker operators: how a quantized graph passes through torch's ONNX exporter unharmed.
+
+torch.onnx.export takes neither torch.ao's fake-quantize modules nor torch's fake-quantize operators under
+dynamo. So each quantizer becomes a call of ``qgait::mark(tensor, index)``, an operator that means nothing to
+anyone, and ``lowering`` replaces the markers of the ONNX graph by Q/DQ nodes.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import onnx
+import onnxscript
+import torch
+from torch import Tensor, fx
+
+from qgait_ptq.graph.specs import annotation_of
+from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
+from qgait_ptq.quantizer.grid import IntegerGrid
+
+DOMAIN, NAME = "qgait", "Mark"
+
+_LIBRARY = torch.library.Library("qgait", "DEF")
+_LIBRARY.define("mark(Tensor x, int index) -> Tensor")
+
+
+@torch.library.impl(_LIBRARY, "mark", "CompositeExplicitAutograd")
+def _mark(x: Tensor, index: int) -> Tensor:
+    return x.clone()
+
+
+@torch.library.register_fake("qgait::mark", lib=_LIBRARY)
+def _mark_fake(x: Tensor, index: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+class MarkedKind(Enum):
+    """What a marker stands for."""
+
+    ACTIVATION = auto()
+    WEIGHT = auto()
+    FLOAT_WEIGHT = auto()  # stored as integers, but its layer computes in float
+    BIAS = auto()
+
+
+@dataclass(frozen=True)
+class Marker:
+    """The quantizer that a marker stands for.
+
+    Attributes:
+        kind: what is quantized.
+        name: of the module it came from; tensors that share a quantizer share the name.
+        scale: float32, scalar or ``[c]``.
+        zero_point: int32, like scale.
+        grid: the integers; None for a bias, which is int32.
+    """
+
+    kind: MarkedKind
+    name: str
+    scale: Tensor
+    zero_point: Tensor
+    grid: IntegerGrid | None
+
+
+def mark_quantizers(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, list[Marker]]:
+    """Copy a quantized graph with a marker in place of each fake-quantize module.
+
+    Returns:
+        The marked graph, and its markers by index.
+    """
+    marked = copy.deepcopy(graph_module)
+    markers: list[Marker] = []
+    for node in list(marked.graph.nodes):
+        module = marked.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, FakeQuantize):
+            kind = MarkedKind.ACTIVATION if module.channel_axis is None else _weight_kind(node)
+            markers.append(Marker(kind, str(node.target), module.scale, module.zero_point, module.grid))
+        elif isinstance(module, BiasFakeQuantize):
+            markers.append(_bias_marker(marked, node))
+        else:
+            continue
+        with marked.graph.inserting_before(node):
+            mark = marked.graph.call_function(
+                torch.ops.qgait.mark.default, (node.args[0], len(markers) - 1)
+            )
+        node.replace_all_uses_with(mark)
+        marked.graph.erase_node(node)
+    marked.graph.eliminate_dead_code()
+    marked.delete_all_unused_submodules()
+    marked.recompile()
+    return marked, markers
+
+
+def _weight_kind(node: fx.Node) -> MarkedKind:
+    (layer,) = node.users.keys() - {n for n in node.users if n.op == "get_attr"}
+    return MarkedKind.WEIGHT if annotation_of(layer).integer else MarkedKind.FLOAT_WEIGHT
+
+
+def _bias_marker(graph_module: fx.GraphModule, node: fx.Node) -> Marker:
+    input_scale, weight_scale = (
+        graph_module.get_submodule(str(argument.target).rpartition(".")[0]).scale  # type: ignore[union-attr]
+        for argument in node.args[1:]
+    )
+    scale = input_scale * weight_scale  # type: ignore[operator]
+    zero_point = torch.zeros_like(scale, dtype=torch.int32)
+    return Marker(MarkedKind.BIAS, str(node.target), scale, zero_point, None)
+
+
+def translation_table() -> dict[Any, Any]:
+    """How torch's exporter translates the marker operator."""
+    _register_schema()
+    opset = onnxscript.values.Opset(DOMAIN, 1)
+
+    def mark(x: Any, index: int) -> Any:  # noqa: ANN401 - onnxscript values
+        return opset.Mark(x, index=index)
+
+    return {torch.ops.qgait.mark.default: mark}
+
+
+def _register_schema() -> None:
+    if onnx.defs.has(NAME, DOMAIN):
+        return
+    schema = onnx.defs.OpSchema
+    onnx.defs.register_schema(
+        schema(
+            NAME,
+            DOMAIN,
+            1,
+            inputs=[schema.FormalParameter("x", "T")],
+            outputs=[schema.FormalParameter("y", "T")],
+            type_constraints=[("T", ["tensor(float)"], "")],
+            attributes=[schema.Attribute("index", schema.AttrType.INT, "", required=True)],
+        )
+    )

@@ -1,0 +1,75 @@
+"""Reading and writing the parameters that a graph's ``get_attr`` nodes name."""
+
+from __future__ import annotations
+
+from torch import Tensor, fx, nn
+
+
+def attribute(module: nn.Module, path: str) -> Tensor:
+    """The tensor at a dotted path."""
+    owner, _, name = path.rpartition(".")
+    value: Tensor = getattr(module.get_submodule(owner), name)
+    return value
+
+
+def tensor_of(graph_module: fx.GraphModule, node: object) -> Tensor | None:
+    """The parameter or buffer that a node stands for; None where it is computed."""
+    if isinstance(node, fx.Node) and node.op == "get_attr":
+        value = attribute(graph_module, str(node.target))
+        return value if isinstance(value, Tensor) else None
+    return None
+
+
+def add_parameter(graph_module: fx.GraphModule, before: fx.Node, path: str, value: Tensor) -> fx.Node:
+    """Register a new parameter and give a ``get_attr`` node for it, placed before a node.
+
+    Where the path is taken, a number is appended: weights that several layers share stay as they are for
+    the others.
+    """
+    owner_path, _, name = path.rpartition(".")
+    owner = _make_owner(graph_module, owner_path)
+    unique, count = name, 0
+    while hasattr(owner, unique):
+        count += 1
+        unique = f"{name}_{count}"
+    owner.register_parameter(unique, nn.Parameter(value.detach().contiguous(), requires_grad=False))
+    with graph_module.graph.inserting_before(before):
+        node = graph_module.graph.get_attr(f"{owner_path}.{unique}" if owner_path else unique)
+    return node
+
+
+def remove_unused(graph_module: fx.GraphModule) -> None:
+    """Drop nodes without users, and the parameters and buffers that no node names any more."""
+    for node in reversed(graph_module.graph.nodes):
+        if not node.users and node.op in ("get_attr", "call_function"):
+            graph_module.graph.erase_node(node)
+    used = {str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr"}
+    for path, _ in [*graph_module.named_parameters(), *graph_module.named_buffers()]:
+        if path not in used:
+            owner, _, name = path.rpartition(".")
+            delattr(graph_module.get_submodule(owner), name)
+    graph_module.graph.lint()
+    graph_module.recompile()
+
+
+def layer_name(node: fx.Node) -> str:
+    """Module path of a weighted layer, as the user wrote it: the owner of its weight."""
+    weight = node.args[1]
+    while isinstance(weight, fx.Node) and weight.op != "get_attr":
+        weight = weight.args[0]
+    if not isinstance(weight, fx.Node):
+        return node.name
+    path = str(weight.target)
+    owner, _, name = path.rpartition(".")
+    return owner or name
+
+
+def _make_owner(module: nn.Module, path: str) -> nn.Module:
+    for name in filter(None, path.split(".")):
+        if not hasattr(module, name):
+            module.add_module(name, nn.Module())
+        child = getattr(module, name)
+        if not isinstance(child, nn.Module):
+            raise TypeError(f"{path} runs through {name}, which is no module")
+        module = child
+    return module

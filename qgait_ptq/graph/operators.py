@@ -1,0 +1,58 @@
+"""The ATen operators that gait networks consist of, by what they mean for quantization.
+
+Every later stage asks these tables; nowhere else is an operator compared by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
+WEIGHTED = CONVOLUTIONS | {aten.linear.default}  # arguments: input, weight, bias
+RECTIFIERS = frozenset({aten.relu.default, aten.relu_.default})
+LEAKY_RECTIFIERS = frozenset({aten.leaky_relu.default, aten.leaky_relu_.default})
+ADDITIONS = frozenset({aten.add.Tensor, aten.add_.Tensor})
+CONCATENATIONS = frozenset({aten.cat.default})
+
+# They move values and change none: input and output can share one quantizer.
+RESHAPES = frozenset(
+    {
+        aten.reshape.default,
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.flatten.using_ints,
+        aten.unflatten.int,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.unsqueeze.default,
+        aten.permute.default,
+        aten.transpose.int,
+        aten.contiguous.default,
+        aten.clone.default,
+        aten.alias.default,
+    }
+)
+MAX_POOLS = frozenset({aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default})
+MAXIMA = frozenset({aten.amax.default})
+VALUE_PRESERVING = RESHAPES | MAX_POOLS | MAXIMA
+
+BATCH_NORMS = frozenset({aten.batch_norm.default})
+MATRIX_PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default})
+# Without effect in inference.
+IDENTITIES = frozenset({aten.dropout.default, aten.feature_dropout.default, aten.detach.default})
+
+
+def is_operator(node: object, operators: frozenset[Any]) -> bool:
+    """Whether a node calls one of some operators."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in operators
+
+
+def operator_name(node: fx.Node) -> str:
+    """Short name for people: ``conv2d``, ``max_pool2d``."""
+    target = node.target
+    return target.__name__.split(".")[0] if node.op == "call_function" else str(node.op)  # type: ignore[union-attr]

@@ -1,0 +1,237 @@
+"""Placement: which tensors carry a quantizer, decided from a target's table before anything is calibrated.
+
+`place` writes an `Annotation` into the ``meta`` of nodes and changes nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import fx
+
+from qgait_ptq.errors import ConfigError
+from qgait_ptq.graph.attributes import layer_name, tensor_of
+from qgait_ptq.graph.operators import RESHAPES, is_operator, operator_name
+from qgait_ptq.graph.shapes import observed_shape
+from qgait_ptq.graph.specs import (
+    ANNOTATION_KEY,
+    Annotation,
+    BiasSpec,
+    BitWidths,
+    OwnSpec,
+    PlacementRules,
+    SharedSpec,
+    annotation_of,
+)
+from qgait_ptq.quantizer.grid import IntegerGrid
+
+
+def place(graph_module: fx.GraphModule, rules: PlacementRules, widths: BitWidths) -> fx.GraphModule:
+    """Annotate the nodes of a simplified graph.
+
+    Args:
+        graph_module: the network.
+        rules: of the target.
+        widths: bits of weights and activations.
+
+    Raises:
+        ConfigError: the graph has no layer to quantize.
+    """
+    layers = weighted_layers(graph_module, rules)
+    if not layers:
+        raise ConfigError("the network has no convolution and no linear layer with a fixed weight")
+    plan = _Plan(graph_module, rules, widths, layers)
+    for node in graph_module.graph.nodes:
+        node.meta.pop(ANNOTATION_KEY, None)
+    plan.annotate()
+    return graph_module
+
+
+def weighted_layers(graph_module: fx.GraphModule, rules: PlacementRules) -> list[fx.Node]:
+    """The layers whose weight can be quantized, in graph order."""
+    return [
+        node
+        for node in graph_module.graph.nodes
+        if is_operator(node, rules.weighted) and tensor_of(graph_module, node.args[1]) is not None
+    ]
+
+
+@dataclass
+class _Plan:
+    """The state of one placement: which nodes compute on integers, and who wants which width."""
+
+    graph_module: fx.GraphModule
+    rules: PlacementRules
+    widths: BitWidths
+    layers: list[fx.Node]
+
+    def __post_init__(self) -> None:
+        self.nodes: list[fx.Node] = list(self.graph_module.graph.nodes)
+        self.float_layers = {n for n in self.layers if self.rules.float_output and _leaves_network(n)}
+        self.integer: set[fx.Node] = set()
+        for node in self.nodes:
+            if self._runs_on_integers(node):
+                self.integer.add(node)
+
+    def annotate(self) -> None:
+        quantized = self._quantized_tensors()
+        wanted = self._wanted_bits(quantized)
+        for node in self.nodes:
+            output: OwnSpec | SharedSpec | None = None
+            if node in quantized:
+                source = quantized[node]
+                output = SharedSpec(source.name) if source is not node else self._own(node, wanted[node])
+            annotation = Annotation(output=output, integer=node in self.integer, reason=self._reason(node))
+            if node in self.layers:
+                annotation = self._with_weight(node, annotation)
+            if annotation != Annotation():
+                node.meta[ANNOTATION_KEY] = annotation
+
+    def _runs_on_integers(self, node: fx.Node) -> bool:
+        """Whether the runtime can compute a node on integers, given the nodes before it."""
+        rules = self.rules
+        if node in self.layers:
+            return node not in self.float_layers
+        if is_operator(node, rules.absorbed) or is_operator(node, rules.value_preserving):
+            return node.args[0] in self.integer
+        if is_operator(node, rules.elementwise):
+            inputs = node.all_input_nodes
+            return len(inputs) > 0 and all(n in self.integer for n in inputs)
+        return False
+
+    def _quantized_tensors(self) -> dict[fx.Node, fx.Node]:
+        """Node whose output is quantized → node whose quantizer that is."""
+        quantized: dict[fx.Node, fx.Node] = {}
+        for node in self.nodes:
+            if not self._gives_tensor(node) or not self._must_be_quantized(node):
+                continue
+            source = node.args[0] if is_operator(node, self.rules.value_preserving) else None
+            shares = isinstance(source, fx.Node) and source in quantized
+            quantized[node] = quantized[source] if shares else node  # type: ignore[index]
+        return quantized
+
+    def _must_be_quantized(self, node: fx.Node) -> bool:
+        if self._absorbed_by_user(node):
+            return False
+        if any(self._reads_integers(user, node) for user in node.users):
+            return True
+        return node in self.integer and self._is_last_integer(node)
+
+    def _reads_integers(self, user: fx.Node, node: fx.Node) -> bool:
+        """Whether an operator that reads a tensor needs it quantized."""
+        rules = self.rules
+        if user in self.layers:
+            return user.args[0] is node
+        if is_operator(user, rules.elementwise):
+            return user in self.integer
+        if is_operator(user, rules.value_preserving):
+            return node in self.integer and self._worthwhile(user)
+        return False
+
+    def _worthwhile(self, node: fx.Node) -> bool:
+        """Whether a value-preserving operator leads to an integer operator, or is the first reduction."""
+        rules = self.rules
+        if is_operator(node, rules.reducing) and not self._follows_reduction(node):
+            return True
+        for user in node.users:
+            if user in self.layers and user.args[0] is node:
+                return True
+            if is_operator(user, rules.elementwise) and user in self.integer:
+                return True
+            if is_operator(user, rules.value_preserving) and self._worthwhile(user):
+                return True
+        return False
+
+    def _follows_reduction(self, node: fx.Node) -> bool:
+        """Whether a reduction comes before this one, with nothing but value-preserving operators between."""
+        source = node.args[0]
+        while is_operator(source, self.rules.value_preserving):
+            if is_operator(source, self.rules.reducing):
+                return True
+            source = source.args[0]  # type: ignore[union-attr]
+        return False
+
+    def _is_last_integer(self, node: fx.Node) -> bool:
+        """Whether a node computes on integers and must hand over: a layer, an addition, a reduction."""
+        if is_operator(node, self.rules.value_preserving):
+            return self._worthwhile(node)
+        return True
+
+    def _absorbed_by_user(self, node: fx.Node) -> bool:
+        """Whether the one user, such as a ReLU, takes the quantizer over."""
+        users = list(node.users)
+        mergeable = is_operator(node, self.rules.weighted) or is_operator(node, self.rules.elementwise)
+        return mergeable and len(users) == 1 and is_operator(users[0], self.rules.absorbed)
+
+    def _gives_tensor(self, node: fx.Node) -> bool:
+        return node.op in ("placeholder", "call_function") and observed_shape(node) is not None
+
+    def _wanted_bits(self, quantized: dict[fx.Node, fx.Node]) -> dict[fx.Node, int]:
+        """Width of each quantizer: the widest that a layer reading the tensor, or a share of it, wants."""
+        wanted: dict[fx.Node, int] = {}
+        for node, source in quantized.items():
+            for user in node.users:
+                if user in self.layers and user.args[0] is node:
+                    bits = self._layer_bits(user)[1]
+                    wanted[source] = max(wanted.get(source, 0), bits)
+        return {source: wanted.get(source, self.widths.elementwise) for source in quantized.values()}
+
+    def _layer_bits(self, layer: fx.Node) -> tuple[int, int]:
+        """Weight and activation bits of a layer."""
+        widths = self.widths
+        named = widths.layers.get(layer_name(layer))
+        if named is not None:
+            return named
+        if layer in (self.layers[0], self.layers[-1]):
+            return widths.edge_weight, widths.edge_activation
+        return widths.weight, widths.activation
+
+    def _own(self, node: fx.Node, bits: int) -> OwnSpec:
+        rules = self.rules
+        grid = IntegerGrid(bits, rules.activation_signed, rules.activation_symmetric)
+        # Silhouettes lie on an exact grid over [0, 1]; only the true ends of the range keep it.
+        observer = "minmax" if self._is_input(node) else self.widths.activation_observer
+        return OwnSpec(grid, observer)
+
+    def _is_input(self, node: object) -> bool:
+        while is_operator(node, self.rules.value_preserving):
+            node = node.args[0]  # type: ignore[attr-defined]
+        return isinstance(node, fx.Node) and node.op == "placeholder"
+
+    def _with_weight(self, layer: fx.Node, annotation: Annotation) -> Annotation:
+        bits, _ = self._layer_bits(layer)
+        grid = IntegerGrid(bits, signed=True, symmetric=True)
+        has_bias = len(layer.args) > 2 and tensor_of(self.graph_module, layer.args[2]) is not None
+        # A layer that the runtime computes in float adds its bias in float, too.
+        bias = BiasSpec() if has_bias and annotation.integer else None
+        return replace(annotation, weight=OwnSpec(grid, self.widths.weight_observer, 0), bias=bias)
+
+    def _reason(self, node: fx.Node) -> str:
+        if node in self.float_layers:
+            return "gives the embedding: integer weights and inputs, sums in float"
+        if is_operator(node, self.rules.weighted) and node not in self.layers:
+            return "its weight is computed, not stored"
+        if is_operator(node, self.rules.elementwise) and node not in self.integer:
+            others = [operator_name(n) for n in node.all_input_nodes if n not in self.integer]
+            return f"reads {', '.join(others)}, which has no integer kernel"
+        return ""
+
+
+def _leaves_network(layer: fx.Node) -> bool:
+    """Whether a layer's result reaches the output through operators that compute nothing."""
+    pending, seen = list(layer.users), set()
+    while pending:
+        node = pending.pop()
+        if node.op == "output":
+            return True
+        if node in seen or len(node.all_input_nodes) == 0:
+            continue
+        seen.add(node)
+        if is_operator(node, RESHAPES):
+            pending.extend(node.users)
+    return False
+
+
+def is_quantized(node: fx.Node) -> bool:
+    """Whether the tensor that a node gives is quantized."""
+    return annotation_of(node).output is not None

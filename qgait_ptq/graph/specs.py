@@ -1,0 +1,125 @@
+"""What is to be quantized, as data: the annotations that placement writes and insertion obeys.
+
+Three kinds say all, as in torchao's pt2e: a quantizer of its own, the same quantizer as another tensor, and
+parameters derived from others (a bias, whose scale is that of its accumulator).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from qgait_ptq.quantizer.grid import IntegerGrid
+
+ANNOTATION_KEY = "qgait.annotation"
+
+
+@dataclass(frozen=True)
+class OwnSpec:
+    """A quantizer of its own.
+
+    Attributes:
+        grid: the integers.
+        observer: name of the observer that finds the range.
+        channel_axis: axis with a scale for each channel; None is per tensor.
+    """
+
+    grid: IntegerGrid
+    observer: str
+    channel_axis: int | None = None
+
+
+@dataclass(frozen=True)
+class SharedSpec:
+    """The quantizer of another node's output.
+
+    Attributes:
+        source: name of that node.
+    """
+
+    source: str
+
+
+@dataclass(frozen=True)
+class BiasSpec:
+    """Int32 with the scale of the input times the scale of the weight."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What a node's placement decided.
+
+    Attributes:
+        output: how the tensor that the node gives is quantized; None leaves it in float.
+        weight: how its weight is quantized.
+        bias: whether its bias is rounded to int32.
+        integer: the runtime computes the node on integers.
+        reason: why not, where it does not.
+    """
+
+    output: OwnSpec | SharedSpec | None = None
+    weight: OwnSpec | None = None
+    bias: BiasSpec | None = None
+    integer: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class PlacementRules:
+    """Where a target wants its quantizers: a table over operators.
+
+    Attributes:
+        weighted: operators with a weight that run on integers; input, weight and output are quantized.
+        absorbed: operators that the quantizer of the operator before them absorbs, such as ReLU into a
+            convolution: only what comes out behind them is quantized.
+        elementwise: operators that run on integers where all their inputs are integers: input and output
+            are quantized with quantizers of their own.
+        value_preserving: operators that run on integers and share the quantizer of their input.
+        reducing: those of `value_preserving` that make the tensor smaller, so that they are worth running
+            on integers even where no other integer operator follows.
+        activation_signed: signed integers for activations.
+        activation_symmetric: zero_point 0 for activations.
+        float_output: a weighted operator whose result leaves the network keeps it in float, and computes in
+            float from integer weights.
+    """
+
+    weighted: frozenset[object]
+    absorbed: frozenset[object]
+    elementwise: frozenset[object]
+    value_preserving: frozenset[object]
+    reducing: frozenset[object]
+    activation_signed: bool = False
+    activation_symmetric: bool = False
+    float_output: bool = True
+
+
+@dataclass(frozen=True)
+class BitWidths:
+    """Widths of weights and activations.
+
+    Attributes:
+        weight: of weighted layers.
+        activation: of their inputs.
+        edge_weight: of the weights of the first and the last weighted layer.
+        edge_activation: of their inputs.
+        elementwise: of tensors that feed no weighted layer, such as both branches of a residual addition.
+        weight_observer: for the ranges of weights.
+        activation_observer: for the ranges of activations.
+        layers: module path → (weight bits, activation bits) of layers that differ.
+    """
+
+    weight: int
+    activation: int
+    edge_weight: int = 8
+    edge_activation: int = 8
+    elementwise: int = 8
+    weight_observer: str = "minmax"
+    activation_observer: str = "mse"
+    layers: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def annotation_of(node: object) -> Annotation:
+    """The annotation of a node; an empty one where placement decided nothing."""
+    found = node.meta.get(ANNOTATION_KEY) if isinstance(node, fx.Node) else None
+    return found if isinstance(found, Annotation) else Annotation()

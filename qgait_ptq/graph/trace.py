@@ -1,0 +1,208 @@
+"""Capture: from a network to an FX graph of ATen operators, checked before it is believed.
+
+`torch.export` with automatic dynamic shapes on batch and frames takes nearly every silhouette network. It
+may silently fix a dimension, so the capture is compared with the network at other batch sizes and frame
+counts, and a dimension that fails is pinned to the example's size and said so.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+from torch.fx.graph import CodeGen
+
+from qgait_ptq.errors import CaptureError
+from qgait_ptq.graph.attributes import remove_unused
+
+EXAMPLE_BATCH = 2  # with 1, networks that squeeze are captured wrongly
+EXAMPLE_FRAMES = 7  # prime, so that no arithmetic on it works by accident
+BATCHES = (1, 2, 3)
+FRAME_COUNTS = (5, 7, 17)  # shorter, as captured, more than twice as long
+TOLERANCE = 1e-4  # relative to the largest value of the embedding
+BATCH_AXIS, FRAME_AXIS = 0, 1
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A captured network.
+
+    Attributes:
+        graph_module: takes silhouettes ``[n, s, h, w]``, gives the embedding.
+        batch: fixed batch size; None where any is taken.
+        frames: fixed frame count; None where any is taken.
+        height: of the silhouettes.
+        width: of the silhouettes.
+        checked: the (batch, frames) at which capture and network were compared.
+    """
+
+    graph_module: fx.GraphModule
+    batch: int | None
+    frames: int | None
+    height: int
+    width: int
+    checked: tuple[tuple[int, int], ...]
+
+
+def capture(network: nn.Module, height: int, width: int, frames: int | None = None) -> Capture:
+    """Capture a network and compare the graph with it.
+
+    Args:
+        network: takes ``[n, s, h, w]`` in [0, 1], gives a tensor ``[n, c, p]`` or ``[n, c]``.
+        height: of the silhouettes.
+        width: of the silhouettes.
+        frames: capture with this frame count only; None tries any.
+
+    Raises:
+        CaptureError: the network does not run on such an input, cannot be captured, has no embedding as its
+            output, gives values that are not finite, or computes something else than its graph.
+    """
+    network = network.eval()
+    example = _example(EXAMPLE_BATCH, frames or EXAMPLE_FRAMES, height, width, network)
+    _check_embedding(_run_network(network, example), example)
+    fixed_batch, fixed_frames = None, frames
+    for _ in range(3):  # as captured, then with one and with both dimensions pinned
+        graph_module, pinned = _export(network, example, fixed_batch, fixed_frames)
+        fixed_batch = fixed_batch or (EXAMPLE_BATCH if BATCH_AXIS in pinned else None)
+        fixed_frames = fixed_frames or (example.shape[FRAME_AXIS] if FRAME_AXIS in pinned else None)
+        sizes = _sizes_to_check(fixed_batch, fixed_frames, example)
+        failed = [size for size in sizes if not _agrees(network, graph_module, *size, example)]
+        if not failed:
+            return Capture(graph_module, fixed_batch, fixed_frames, height, width, tuple(sizes))
+        if (example.shape[0], example.shape[1]) in failed:
+            raise CaptureError(
+                "the captured graph computes something else than the network on the very input it was "
+                "captured with; does the network keep state, or draw random numbers in eval mode?"
+            )
+        if any(batch == EXAMPLE_BATCH for batch, _ in failed):
+            fixed_frames = example.shape[FRAME_AXIS]
+        else:
+            fixed_batch = EXAMPLE_BATCH
+    raise CaptureError(f"the graph differs from the network at (batch, frames) {failed}")
+
+
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Keep the warnings and log lines of torch's exporters from the user, who can do nothing about them."""
+    names = ("torch.export", "torch.onnx", "torch._export", "torch.fx", "onnxscript", "torch._dynamo")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _example(batch: int, frames: int, height: int, width: int, network: nn.Module) -> Tensor:
+    """Random binary silhouettes on the network's device."""
+    generator = torch.Generator().manual_seed(batch * 1000 + frames)
+    silhouettes = (torch.rand(batch, frames, height, width, generator=generator) < 0.3).float()
+    parameter = next(network.parameters(), torch.empty(0))
+    return silhouettes.to(parameter.device)
+
+
+def _run_network(network: nn.Module, silhouettes: Tensor) -> Any:  # noqa: ANN401 - networks give anything
+    try:
+        with torch.inference_mode():
+            return network(silhouettes)
+    except Exception as error:
+        raise CaptureError(
+            f"the network does not run on silhouettes {list(silhouettes.shape)} [n, s, h, w] in [0, 1] "
+            f"({type(error).__name__}: {first_line(error)}); check --height and --width, or write an adapter "
+            "that brings it to this convention"
+        ) from error
+
+
+def _check_embedding(output: Any, example: Tensor) -> None:  # noqa: ANN401
+    if not isinstance(output, Tensor):
+        raise CaptureError(
+            f"the network gives a {type(output).__name__}; an adapter must pick the embedding, a tensor "
+            "[n, c, p] or [n, c]"
+        )
+    if output.ndim not in (2, 3) or output.shape[0] != example.shape[0]:
+        raise CaptureError(
+            f"the network gives a tensor {list(output.shape)} for a batch of {example.shape[0]}; an "
+            "embedding is [n, c, p] or [n, c]"
+        )
+    if not torch.isfinite(output).all():
+        raise CaptureError("the network's embedding holds NaN or infinite values; are its weights sound?")
+
+
+def _export(
+    network: nn.Module, example: Tensor, batch: int | None, frames: int | None
+) -> tuple[fx.GraphModule, set[int]]:
+    """Export with the dimensions that are not fixed left to torch; gives the axes that it fixed."""
+    dynamic = {
+        axis: Dim.AUTO for axis, size in ((BATCH_AXIS, batch), (FRAME_AXIS, frames)) if size is None
+    }
+    try:
+        with quiet_torch(), torch.no_grad():
+            program = torch.export.export(network, (example,), dynamic_shapes=(dynamic,), strict=False)
+            graph_module = program.module(check_guards=False)
+    except Exception as error:
+        raise CaptureError(
+            f"torch.export cannot capture the network ({type(error).__name__}: {first_line(error)}); "
+            "control flow that depends on data is the usual cause"
+        ) from error
+    assert isinstance(graph_module, fx.GraphModule)  # noqa: S101 - for the type checker
+    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    shape = placeholders[0].meta["val"].shape
+    pinned = {axis for axis in dynamic if isinstance(shape[axis], int)}
+    _flatten_signature(graph_module)
+    return graph_module, pinned
+
+
+def _flatten_signature(graph_module: fx.GraphModule) -> None:
+    """Make the module take one tensor and give one, instead of torch.export's trees."""
+    output = next(node for node in graph_module.graph.nodes if node.op == "output")
+    (values,) = output.args
+    if isinstance(values, (tuple, list)):
+        output.args = (values[0],)
+    graph_module.graph.set_codegen(CodeGen())
+    remove_unused(graph_module)
+
+
+def _sizes_to_check(batch: int | None, frames: int | None, example: Tensor) -> list[tuple[int, int]]:
+    batches = BATCHES if batch is None else (batch,)
+    counts = FRAME_COUNTS if frames is None else (frames,)
+    sizes = {(n, example.shape[1]) for n in batches} | {(example.shape[0], s) for s in counts}
+    sizes |= {(batches[0], counts[-1]), (batches[-1], counts[0])}
+    return sorted(sizes)
+
+
+def _agrees(
+    network: nn.Module, graph_module: fx.GraphModule, batch: int, frames: int, example: Tensor
+) -> bool:
+    silhouettes = _example(batch, frames, example.shape[2], example.shape[3], network)
+    try:
+        with torch.inference_mode():
+            expected = network(silhouettes)
+    except Exception:
+        return True  # the network itself refuses this size, so nothing can be silently wrong there
+    try:
+        with torch.inference_mode():
+            given = graph_module(silhouettes)
+    except Exception:
+        return False
+    if given.shape != expected.shape:
+        return False
+    scale = expected.abs().max().clamp_min(1e-6)
+    return bool((given - expected).abs().max() <= TOLERANCE * scale)
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's text that says something, shortened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]

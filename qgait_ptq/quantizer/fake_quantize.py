@@ -1,0 +1,91 @@
+"""Fake-quantize modules: what the graph holds in place of the quantizers of a runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qgait_ptq.quantizer import ao
+from qgait_ptq.quantizer.grid import IntegerGrid, fake_quantize, quantize_bias
+from qgait_ptq.quantizer.observers import Observer
+
+
+class FakeQuantize(ao.FakeQuantizeBase):
+    """Quantizes and dequantizes one tensor; while observing, its observer sees the tensor instead.
+
+    Attributes:
+        grid: the integers.
+        channel_axis: axis with a scale for each channel; None is per tensor.
+        scale: float32, scalar or ``[c]``.
+        zero_point: int32, like scale.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, grid: IntegerGrid, observer: Observer, channel_axis: int | None = None) -> None:
+        super().__init__()
+        self.grid, self.channel_axis = grid, channel_axis
+        self.observer = observer
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """``[...]`` to the same shape."""
+        if self.observer_enabled[0] == 1:
+            self.observer(tensor)
+        if self.fake_quant_enabled[0] == 1:
+            return fake_quantize(tensor, self.scale, self.zero_point, self.grid, self.channel_axis)
+        return tensor
+
+    def calculate_qparams(self, **_: object) -> tuple[Tensor, Tensor]:
+        """Scale and zero_point of what the observer has seen."""
+        return self.grid.parameters_for(*self.observer.value_range())
+
+    def take_range(self) -> None:
+        """Set scale and zero_point from the observer."""
+        scale, zero_point = self.calculate_qparams()
+        device = self.fake_quant_enabled.device
+        self.scale, self.zero_point = scale.to(device), zero_point.to(device)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:  # noqa: ANN401
+        # Per-channel parameters are created as scalars and get their shape with their values.
+        for name in ("scale", "zero_point"):
+            if prefix + name in state:
+                setattr(self, name, torch.empty_like(state[prefix + name]))
+        super()._load_from_state_dict(state, prefix, *rest)
+
+    def extra_repr(self) -> str:
+        """Width and signedness."""
+        kind = "int" if self.grid.signed else "uint"
+        return f"{kind}{self.grid.bits}, channel_axis={self.channel_axis}"
+
+
+class BiasFakeQuantize(nn.Module):
+    """Rounds a bias to int32 with the scale that its accumulator has: input scale × weight scale.
+
+    Runtimes do this silently; a float bias in the simulation would be a real mismatch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled = True
+
+    def forward(self, bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
+        """``[c]``, scalar, ``[c]`` to ``[c]``."""
+        if not self.enabled:
+            return bias
+        scale = input_scale * weight_scale
+        return (quantize_bias(bias, scale) * scale.double()).to(bias.dtype)
+
+
+def set_observing(module: nn.Module, observing: bool) -> None:
+    """Switch all quantizers in a module between observing in float and quantizing."""
+    for child in module.modules():
+        if isinstance(child, FakeQuantize):
+            child.enable_observer(observing)
+            child.enable_fake_quant(not observing)
+        elif isinstance(child, BiasFakeQuantize):
+            child.enabled = not observing

@@ -1,0 +1,137 @@
+"""The integer grid, and the arithmetic of quantization exactly as the runtimes do it.
+
+``q = clip(rint(x / scale) + zero_point, quant_min, quant_max)``, ``y = scale · (q − zero_point)``: divide,
+round half to even, add. torch's own fake-quantize multiplies by ``1 / scale`` instead and differs in about
+one value of a million, so it is not used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SMALLEST_SCALE = 1e-12  # of a channel or tensor that is zero everywhere
+INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class IntegerGrid:
+    """The integers that a quantized tensor may take.
+
+    Attributes:
+        bits: width, 2 to 8.
+        signed: signed grids are narrow, ``±(2^(bits−1) − 1)``, so that the largest weight of either sign is
+            representable; unsigned ones are ``0 … 2^bits − 1``.
+        symmetric: zero_point is 0.
+    """
+
+    bits: int
+    signed: bool
+    symmetric: bool
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise ValueError(f"a grid has 2 to 8 bits, not {self.bits}")
+
+    @property
+    def quant_min(self) -> int:
+        """Smallest integer."""
+        return -(2 ** (self.bits - 1) - 1) if self.signed else 0
+
+    @property
+    def quant_max(self) -> int:
+        """Largest integer."""
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+    def parameters_for(self, minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero_point of a range.
+
+        Args:
+            minimum: lower ends, any shape.
+            maximum: upper ends, the same shape.
+
+        Returns:
+            Scale (float32) and zero_point (int32). The range is widened to contain zero, which is always
+            representable.
+        """
+        low, high = minimum.float().clamp_max(0), maximum.float().clamp_min(0)
+        if self.symmetric:
+            scale = torch.maximum(-low, high) / self.quant_max
+            return scale.clamp_min(SMALLEST_SCALE), torch.zeros_like(scale, dtype=torch.int32)
+        scale = ((high - low) / (self.quant_max - self.quant_min)).clamp_min(SMALLEST_SCALE)
+        zero_point = (self.quant_min - low / scale).round().clamp(self.quant_min, self.quant_max)
+        return scale, zero_point.to(torch.int32)
+
+
+def along_channels(parameter: Tensor, axis: int | None, dimensions: int) -> Tensor:
+    """Shape a per-channel parameter ``[c]`` for broadcasting against a tensor; per-tensor stays as it is."""
+    if axis is None:
+        return parameter
+    shape = [1] * dimensions
+    shape[axis] = -1
+    return parameter.reshape(shape)
+
+
+def quantize(
+    tensor: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGrid, axis: int | None = None
+) -> Tensor:
+    """Integers of a tensor, as float32.
+
+    Args:
+        tensor: any shape.
+        scale: scalar, or ``[c]`` along `axis`.
+        zero_point: like scale.
+        grid: the integers admitted.
+        axis: channel axis; None is per tensor.
+    """
+    scale = along_channels(scale, axis, tensor.ndim)
+    zero_point = along_channels(zero_point, axis, tensor.ndim)
+    return tensor.div(scale).round_().add_(zero_point).clamp_(grid.quant_min, grid.quant_max)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Quantize and dequantize; straight-through gradient inside the range, none outside."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx,
+        tensor: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        grid: IntegerGrid,
+        axis: int | None,
+    ) -> Tensor:
+        integers = quantize(tensor, scale, zero_point, grid, axis)
+        if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
+            unclipped = tensor / along_channels(scale, axis, tensor.ndim)
+            unclipped = unclipped.round_() + along_channels(zero_point, axis, tensor.ndim)
+            ctx.save_for_backward((unclipped >= grid.quant_min) & (unclipped <= grid.quant_max))
+        integers.sub_(along_channels(zero_point, axis, tensor.ndim))
+        return integers.mul_(along_channels(scale, axis, tensor.ndim))
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
+    ) -> tuple[Tensor, None, None, None, None]:
+        (inside,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient * inside, None, None, None, None
+
+
+def fake_quantize(
+    tensor: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGrid, axis: int | None = None
+) -> Tensor:
+    """Round a tensor to the values that its integers stand for; arguments as of `quantize`."""
+    result: Tensor = _FakeQuantize.apply(tensor, scale, zero_point, grid, axis)
+    return result
+
+
+def quantize_bias(bias: Tensor, scale: Tensor) -> Tensor:
+    """Int32 integers of a bias, as float64: float32 could not hold them all.
+
+    Args:
+        bias: ``[c]``.
+        scale: scale of the input times scale of the weight, ``[c]``.
+    """
+    return (bias.double() / scale.double()).round().clamp(-INT32_MAX, INT32_MAX)

@@ -1,0 +1,74 @@
+"""A histogram of a stream of tensors whose range need not be known beforehand."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+HALF_BINS = 8192  # bins on each side of zero; at least half of them lie inside the largest value
+
+
+class StreamingHistogram:
+    """Counts over ``[-bound, bound]``, where `bound` is a power of two that doubles when need be.
+
+    Doubling merges neighbouring bins exactly, so the result does not depend on the order of the batches.
+    Exact zeros, which ReLU makes in masses and every grid represents, are counted apart.
+    """
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(2 * HALF_BINS, dtype=torch.float64)
+        self.zeros = 0
+        self.bound = 0.0
+        self.minimum, self.maximum = math.inf, -math.inf
+
+    def update(self, tensor: Tensor) -> None:
+        """Count the values of a tensor.
+
+        Raises:
+            ValueError: a value is not finite.
+        """
+        if tensor.numel() == 0:
+            return
+        low, high = (float(end) for end in torch.aminmax(tensor))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError("values that are not finite")
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        self._widen(max(-low, high))
+        if self.bound == 0:
+            self.zeros += tensor.numel()
+            return
+        zeros = tensor.numel() - int(torch.count_nonzero(tensor))
+        counts = torch.histc(tensor.float(), 2 * HALF_BINS, -self.bound, self.bound).double().cpu()
+        counts[HALF_BINS] -= zeros  # the bin that begins at zero
+        self.counts += counts
+        self.zeros += zeros
+
+    def _widen(self, largest: float) -> None:
+        if largest <= self.bound:
+            return
+        if self.bound == 0:
+            self.bound = 2.0 ** math.ceil(math.log2(largest))
+        while self.bound < largest:
+            merged = self.counts.reshape(HALF_BINS, 2).sum(1)
+            self.counts = torch.zeros_like(self.counts)
+            self.counts[HALF_BINS // 2 : HALF_BINS // 2 + HALF_BINS] = merged
+            self.bound *= 2
+
+    @property
+    def centres(self) -> Tensor:
+        """Centres of the bins, ``[2 · HALF_BINS]`` float64."""
+        width = self.bound / HALF_BINS
+        return (torch.arange(2 * HALF_BINS, dtype=torch.float64) - HALF_BINS + 0.5) * width
+
+    def quantile(self, share: float) -> float:
+        """Value below which a share of all values, zeros included, lies."""
+        if self.bound == 0:
+            return 0.0
+        counts = self.counts.clone()
+        counts[HALF_BINS] += self.zeros
+        cumulative = counts.cumsum(0)
+        index = int(torch.searchsorted(cumulative, share * cumulative[-1]))
+        value = float(self.centres[min(index, 2 * HALF_BINS - 1)])
+        return min(max(value, self.minimum), self.maximum)
