@@ -178,7 +178,8 @@ class Trainer:
 def measure(network: nn.Module, data: GaitDataset, device: torch.device) -> Accuracy:
     """Accuracy under the CASIA-B protocol."""
     network.eval()
-    (embeddings,) = embed_dataset(data, [lambda batch: network(batch.to(device))])
+    size = data[0][0].shape[1:]
+    (embeddings,) = embed_dataset(data, [lambda batch: network(batch.to(device))], size)
     test_set = arrange(data, PROTOCOLS["casia-b"])
     return evaluate(embeddings, data.records, test_set)
 

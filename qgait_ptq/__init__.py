@@ -1,0 +1,59 @@
+"""Post-training quantization of gait-recognition networks.
+
+    import qgait_ptq as qg
+    result = qg.quantize(model, data, qg.QuantConfig(weight_bits=4, activation_bits=4))
+    result.save("out/")
+    embedding = qg.Embedder("out/model.onnx")(silhouettes)
+
+The names below are the public interface; everything else may change. They are imported when they are first
+used: a pipeline that only embeds needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qgait_ptq.config import LayerBits, QuantConfig
+    from qgait_ptq.errors import QgaitError
+    from qgait_ptq.gait.dataset import GaitDataset
+    from qgait_ptq.gait.sources import GaitData, load_directory, load_walkers
+    from qgait_ptq.pipeline import QuantizationResult, quantize
+    from qgait_ptq.runtime.embedder import Embedder
+
+_HOMES = {
+    "Embedder": "qgait_ptq.runtime.embedder",
+    "GaitData": "qgait_ptq.gait.sources",
+    "GaitDataset": "qgait_ptq.gait.dataset",
+    "LayerBits": "qgait_ptq.config",
+    "QgaitError": "qgait_ptq.errors",
+    "QuantConfig": "qgait_ptq.config",
+    "QuantizationResult": "qgait_ptq.pipeline",
+    "load_directory": "qgait_ptq.gait.sources",
+    "load_walkers": "qgait_ptq.gait.sources",
+    "quantize": "qgait_ptq.pipeline",
+}
+
+__all__ = [
+    "Embedder",
+    "GaitData",
+    "GaitDataset",
+    "LayerBits",
+    "QgaitError",
+    "QuantConfig",
+    "QuantizationResult",
+    "load_directory",
+    "load_walkers",
+    "quantize",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any of the public names
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

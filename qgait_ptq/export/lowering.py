@@ -34,7 +34,7 @@ def lower_markers(model: onnx.ModelProto, markers: list[Marker]) -> onnx.ModelPr
         if node.domain == DOMAIN and node.op_type == NAME:
             lowering.lower(node)
         else:
-            lowering.nodes.append(node)
+            lowering.keep(node)
     del model.graph.node[:]
     model.graph.node.extend(lowering.nodes)
     _keep_used_initializers(model, lowering.initializers)
@@ -51,6 +51,14 @@ class _Lowering:
 
     def __post_init__(self) -> None:
         self.floats = {i.name: i for i in self.model.graph.initializer}
+        self.layers: dict[str, str] = {}  # marked weight → module path
+
+    def keep(self, node: onnx.NodeProto) -> None:
+        """Take a node over; a layer with a marked weight is named by its module path."""
+        layer = next((self.layers[name] for name in node.input if name in self.layers), None)
+        if layer is not None:
+            node.name = layer
+        self.nodes.append(node)
 
     def lower(self, node: onnx.NodeProto) -> None:
         marker = self.markers[node.attribute[0].i]
@@ -82,6 +90,7 @@ class _Lowering:
 
     def _weight(self, marker: Marker, value: torch.Tensor, output: str) -> None:
         grid = _grid(marker)
+        self.layers[output] = marker.layer
         integers = quantize(value, marker.scale.cpu(), marker.zero_point.cpu(), grid, 0).numpy()
         stored = self._constant(f"{marker.name}.quantized", _to_storage(integers, grid))
         scale = marker.scale.cpu().numpy()

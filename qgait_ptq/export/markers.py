@@ -17,6 +17,7 @@ import onnxscript
 import torch
 from torch import Tensor, fx
 
+from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.specs import annotation_of
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
 from qgait_ptq.quantizer.grid import IntegerGrid
@@ -53,6 +54,7 @@ class Marker:
     Attributes:
         kind: what is quantized.
         name: of the module it came from; tensors that share a quantizer share the name.
+        layer: module path of the layer whose weight it is; empty for others.
         scale: float32, scalar or ``[c]``.
         zero_point: int32, like scale.
         grid: the integers; None for a bias, which is int32.
@@ -60,6 +62,7 @@ class Marker:
 
     kind: MarkedKind
     name: str
+    layer: str
     scale: Tensor
     zero_point: Tensor
     grid: IntegerGrid | None
@@ -76,8 +79,11 @@ def mark_quantizers(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, list[
     for node in list(marked.graph.nodes):
         module = marked.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, FakeQuantize):
-            kind = MarkedKind.ACTIVATION if module.channel_axis is None else _weight_kind(node)
-            markers.append(Marker(kind, str(node.target), module.scale, module.zero_point, module.grid))
+            kind, layer = MarkedKind.ACTIVATION, ""
+            if module.channel_axis is not None:
+                kind, layer = _weight_kind(node)
+            name = str(node.target)
+            markers.append(Marker(kind, name, layer, module.scale, module.zero_point, module.grid))
         elif isinstance(module, BiasFakeQuantize):
             markers.append(_bias_marker(marked, node))
         else:
@@ -94,9 +100,11 @@ def mark_quantizers(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, list[
     return marked, markers
 
 
-def _weight_kind(node: fx.Node) -> MarkedKind:
-    (layer,) = node.users.keys() - {n for n in node.users if n.op == "get_attr"}
-    return MarkedKind.WEIGHT if annotation_of(layer).integer else MarkedKind.FLOAT_WEIGHT
+def _weight_kind(node: fx.Node) -> tuple[MarkedKind, str]:
+    """Kind and layer of a weight's quantizer."""
+    (layer,) = node.users
+    kind = MarkedKind.WEIGHT if annotation_of(layer).integer else MarkedKind.FLOAT_WEIGHT
+    return kind, layer_name(layer)
 
 
 def _bias_marker(graph_module: fx.GraphModule, node: fx.Node) -> Marker:
@@ -106,7 +114,7 @@ def _bias_marker(graph_module: fx.GraphModule, node: fx.Node) -> Marker:
     )
     scale = input_scale * weight_scale  # type: ignore[operator]
     zero_point = torch.zeros_like(scale, dtype=torch.int32)
-    return Marker(MarkedKind.BIAS, str(node.target), scale, zero_point, None)
+    return Marker(MarkedKind.BIAS, str(node.target), "", scale, zero_point, None)
 
 
 def translation_table() -> dict[Any, Any]:

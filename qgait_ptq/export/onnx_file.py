@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from typing import Any
 
 import onnx
@@ -11,18 +11,18 @@ from torch import fx
 
 from qgait_ptq.errors import ExportError
 from qgait_ptq.export.lowering import lower_markers
+from qgait_ptq.export.metadata import METADATA_KEY, metadata_text
 from qgait_ptq.export.markers import mark_quantizers, translation_table
 from qgait_ptq.graph.trace import EXAMPLE_BATCH, EXAMPLE_FRAMES, Capture, first_line, quiet_torch
 
 INPUT, OUTPUT = "silhouettes", "embedding"
 DIMENSIONS = ("batch", "frames")
-METADATA_KEY = "qgait_ptq"
 SMALLEST_IR_VERSION = 10  # the first that knows INT4; older runtimes refuse newer ones
 
 
 def export_float(graph_module: fx.GraphModule, capture: Capture, opset: int) -> onnx.ModelProto:
     """Export the float graph; arguments as of `export_quantized`."""
-    return _export(graph_module, capture, opset, {})
+    return _export(copy.deepcopy(graph_module), capture, opset, {})
 
 
 def export_quantized(graph_module: fx.GraphModule, capture: Capture, opset: int) -> onnx.ModelProto:
@@ -43,9 +43,9 @@ def export_quantized(graph_module: fx.GraphModule, capture: Capture, opset: int)
 
 
 def write_metadata(model: onnx.ModelProto, metadata: dict[str, Any]) -> None:
-    """Store a dictionary in the model's metadata, as JSON under one key."""
+    """Store a dictionary in the model's metadata."""
     model.metadata_props.append(
-        onnx.StringStringEntryProto(key=METADATA_KEY, value=json.dumps(metadata, sort_keys=True))
+        onnx.StringStringEntryProto(key=METADATA_KEY, value=metadata_text(metadata))
     )
 
 

@@ -4,17 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from qgait_ptq.gait.dataset import GaitDataset
-from qgait_ptq.gait.sampling import all_frames, to_network_input
+from qgait_ptq.errors import DataError
+from qgait_ptq.gait.dataset import GaitDataset, SequenceRecord, Silhouettes
+from qgait_ptq.gait.sampling import LONGEST_TEST_SEQUENCE, to_network_input
 
 Embed = Callable[[Tensor], Tensor]
 
 
+def network_batch(
+    silhouettes: Silhouettes,
+    record: SequenceRecord,
+    size: tuple[int, int],
+    frames: int | None = None,
+    limit: int = LONGEST_TEST_SEQUENCE,
+) -> Tensor:
+    """One sequence as a batch of one.
+
+    Args:
+        silhouettes: ``[s, h, w]`` in 0..255.
+        record: where it came from, for errors.
+        size: height and width that the network takes.
+        frames: exact frame count, for networks that take one only: frames are repeated in a circle or left
+            out at the end. None takes all frames up to `limit`.
+        limit: longest sequence.
+
+    Returns:
+        ``[1, s, h, w]`` in [0, 1].
+
+    Raises:
+        DataError: another height or width.
+    """
+    if silhouettes.shape[1:] != size:
+        raise DataError(
+            f"{record.name}: silhouettes of {silhouettes.shape[1]}×{silhouettes.shape[2]}, the network and "
+            f"the other sequences have {size[0]}×{size[1]} (square ones lose their empty columns)"
+        )
+    if frames is not None:
+        silhouettes = silhouettes[np.arange(frames) % len(silhouettes)]
+    return to_network_input(silhouettes[:limit])[None]
+
+
 def embed_dataset(
-    data: GaitDataset, networks: Sequence[Embed], advance: Callable[[], None] = lambda: None
+    data: GaitDataset,
+    networks: Sequence[Embed],
+    size: tuple[int, int],
+    frames: int | None = None,
+    advance: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
     """Embed every sequence with several networks, reading each sequence once.
 
@@ -23,15 +62,20 @@ def embed_dataset(
     Args:
         data: the sequences.
         networks: each takes silhouettes ``[1, s, h, w]`` in [0, 1] and gives ``[1, c, p]`` or ``[1, c]``.
+        size: height and width that the networks take.
+        frames: exact frame count; None takes all.
         advance: called after each sequence.
 
     Returns:
         For each network the embeddings ``[n, c, p]`` (p = 1 where the network has no parts), on the CPU.
+
+    Raises:
+        DataError: a sequence of another height or width.
     """
     embeddings: list[list[Tensor]] = [[] for _ in networks]
     with torch.inference_mode():
-        for silhouettes, _ in data:
-            batch = to_network_input(all_frames(silhouettes))[None]
+        for silhouettes, record in data:
+            batch = network_batch(silhouettes, record, size, frames)
             for kept, network in zip(embeddings, networks, strict=True):
                 kept.append(as_parts(network(batch)).cpu())
             advance()

@@ -54,11 +54,6 @@ def draw_frames(silhouettes: NDArray[np.uint8], count: int, rng: np.random.Gener
     return silhouettes[indices]
 
 
-def all_frames(silhouettes: NDArray[np.uint8], limit: int = LONGEST_TEST_SEQUENCE) -> NDArray[np.uint8]:
-    """All frames in order, at most `limit`."""
-    return silhouettes[:limit]
-
-
 def to_network_input(silhouettes: NDArray[np.uint8]) -> torch.Tensor:
     """Silhouettes ``[..., h, w]`` in 0..255 to the float32 in [0, 1] that gait networks take."""
     return torch.from_numpy(np.ascontiguousarray(silhouettes)).to(torch.float32) / 255

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatch
 
 from torch import fx
 
@@ -35,11 +37,12 @@ def place(graph_module: fx.GraphModule, rules: PlacementRules, widths: BitWidths
         widths: bits of weights and activations.
 
     Raises:
-        ConfigError: the graph has no layer to quantize.
+        ConfigError: the graph has no layer to quantize, or a pattern names none of them.
     """
     layers = weighted_layers(graph_module, rules)
     if not layers:
         raise ConfigError("the network has no convolution and no linear layer with a fixed weight")
+    _check_patterns(widths, [layer_name(layer) for layer in layers])
     plan = _Plan(graph_module, rules, widths, layers)
     for node in graph_module.graph.nodes:
         node.meta.pop(ANNOTATION_KEY, None)
@@ -54,6 +57,13 @@ def weighted_layers(graph_module: fx.GraphModule, rules: PlacementRules) -> list
         for node in graph_module.graph.nodes
         if is_operator(node, rules.weighted) and tensor_of(graph_module, node.args[1]) is not None
     ]
+
+
+def _check_patterns(widths: BitWidths, names: list[str]) -> None:
+    for pattern in widths.layers:
+        if not any(fnmatch(name, pattern) for name in names):
+            nearest = get_close_matches(pattern, names, n=3, cutoff=0.0)
+            raise ConfigError(f"layers: {pattern!r} names no layer; the nearest are {', '.join(nearest)}")
 
 
 @dataclass
@@ -177,14 +187,15 @@ class _Plan:
         return {source: wanted.get(source, self.widths.elementwise) for source in quantized.values()}
 
     def _layer_bits(self, layer: fx.Node) -> tuple[int, int]:
-        """Weight and activation bits of a layer."""
+        """Weight and activation bits of a layer; the last pattern that names it wins."""
         widths = self.widths
-        named = widths.layers.get(layer_name(layer))
-        if named is not None:
-            return named
+        weight, activation = widths.weight, widths.activation
         if layer in (self.layers[0], self.layers[-1]):
-            return widths.edge_weight, widths.edge_activation
-        return widths.weight, widths.activation
+            weight = activation = widths.edge
+        for pattern, (own_weight, own_activation) in widths.layers.items():
+            if fnmatch(layer_name(layer), pattern):
+                weight, activation = own_weight or weight, own_activation or activation
+        return weight, activation
 
     def _own(self, node: fx.Node, bits: int) -> OwnSpec:
         rules = self.rules

@@ -6,6 +6,7 @@ parameters derived from others (a bias, whose scale is that of its accumulator).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -101,22 +102,21 @@ class BitWidths:
     Attributes:
         weight: of weighted layers.
         activation: of their inputs.
-        edge_weight: of the weights of the first and the last weighted layer.
-        edge_activation: of their inputs.
+        edge: of both, in the first and the last weighted layer.
         elementwise: of tensors that feed no weighted layer, such as both branches of a residual addition.
         weight_observer: for the ranges of weights.
         activation_observer: for the ranges of activations.
-        layers: module path → (weight bits, activation bits) of layers that differ.
+        layers: shell pattern of module paths → (weight bits, activation bits) of layers that differ; None
+            leaves what the rest says.
     """
 
     weight: int
     activation: int
-    edge_weight: int = 8
-    edge_activation: int = 8
+    edge: int = 8
     elementwise: int = 8
     weight_observer: str = "minmax"
     activation_observer: str = "mse"
-    layers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    layers: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
 
 
 def annotation_of(node: object) -> Annotation:

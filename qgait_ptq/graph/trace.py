@@ -50,12 +50,21 @@ class Capture:
     width: int
     checked: tuple[tuple[int, int], ...]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
+    def example(self, sequences: int = EXAMPLE_BATCH, length: int = EXAMPLE_FRAMES) -> Tensor:
+        """Random silhouettes ``[n, s, h, w]`` that the graph takes; fixed dimensions have their way."""
+        return random_silhouettes(self.batch or sequences, self.frames or length, self.height, self.width)
+
 
 def capture(network: nn.Module, height: int, width: int, frames: int | None = None) -> Capture:
     """Capture a network and compare the graph with it.
 
     Args:
-        network: takes ``[n, s, h, w]`` in [0, 1], gives a tensor ``[n, c, p]`` or ``[n, c]``.
+        network: on the CPU; takes ``[n, s, h, w]`` in [0, 1], gives a tensor ``[n, c, p]`` or ``[n, c]``.
         height: of the silhouettes.
         width: of the silhouettes.
         frames: capture with this frame count only; None tries any.
@@ -64,8 +73,9 @@ def capture(network: nn.Module, height: int, width: int, frames: int | None = No
         CaptureError: the network does not run on such an input, cannot be captured, has no embedding as its
             output, gives values that are not finite, or computes something else than its graph.
     """
-    network = network.eval()
-    example = _example(EXAMPLE_BATCH, frames or EXAMPLE_FRAMES, height, width, network)
+    if not isinstance(network, fx.GraphModule):  # exported modules refuse eval(); they are in it
+        network = network.eval()
+    example = random_silhouettes(EXAMPLE_BATCH, frames or EXAMPLE_FRAMES, height, width)
     _check_embedding(_run_network(network, example), example)
     fixed_batch, fixed_frames = None, frames
     for _ in range(3):  # as captured, then with one and with both dimensions pinned
@@ -105,12 +115,10 @@ def quiet_torch() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _example(batch: int, frames: int, height: int, width: int, network: nn.Module) -> Tensor:
-    """Random binary silhouettes on the network's device."""
+def random_silhouettes(batch: int, frames: int, height: int, width: int) -> Tensor:
+    """Random binary silhouettes; the same sizes give the same values."""
     generator = torch.Generator().manual_seed(batch * 1000 + frames)
-    silhouettes = (torch.rand(batch, frames, height, width, generator=generator) < 0.3).float()
-    parameter = next(network.parameters(), torch.empty(0))
-    return silhouettes.to(parameter.device)
+    return (torch.rand(batch, frames, height, width, generator=generator) < 0.3).float()
 
 
 def _run_network(network: nn.Module, silhouettes: Tensor) -> Any:  # noqa: ANN401 - networks give anything
@@ -185,7 +193,7 @@ def _sizes_to_check(batch: int | None, frames: int | None, example: Tensor) -> l
 def _agrees(
     network: nn.Module, graph_module: fx.GraphModule, batch: int, frames: int, example: Tensor
 ) -> bool:
-    silhouettes = _example(batch, frames, example.shape[2], example.shape[3], network)
+    silhouettes = random_silhouettes(batch, frames, example.shape[2], example.shape[3])
     try:
         with torch.inference_mode():
             expected = network(silhouettes)

@@ -1,0 +1,60 @@
+"""``qgait-ptq evaluate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qgait_ptq.cli.options import (
+    DATA_OPTIONS,
+    DEVICE_OPTION,
+    MODEL_OPTIONS,
+    RECIPE_OPTION,
+    apply_options,
+    build_recipe,
+)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@apply_options(
+    *DATA_OPTIONS,
+    *MODEL_OPTIONS,
+    RECIPE_OPTION,
+    DEVICE_OPTION,
+    click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
+)
+def command(
+    model: Path | None, recipe_file: Path | None, device: str, as_json: bool, **options: Any
+) -> None:
+    """Accuracy of MODEL: a float network, or an ONNX file that quantize wrote.
+
+    \b
+    Examples:
+      qgait-ptq evaluate examples/models/gaitbase-small.pt
+      qgait-ptq evaluate qgait-out/model.onnx --data CASIA-B --partition CASIA-B.json
+    """
+    recipe = build_recipe(model, recipe_file, options)
+
+    from rich.console import Console
+
+    from qgait_ptq.cli.inputs import load_data, load_network
+    from qgait_ptq.evaluation import evaluate_file, evaluate_network
+    from qgait_ptq.report.terminal import TerminalProgress, evaluation_table
+
+    console = Console(stderr=as_json)
+    progress = TerminalProgress(console)
+    is_file = recipe.model.path.suffix == ".onnx"
+    network = None if is_file else load_network(recipe.model)[0]
+    data = load_data(recipe.data, progress)
+    if network is None:
+        accuracy = evaluate_file(recipe.model.path, data, progress)
+    else:
+        accuracy = evaluate_network(network, data, device, recipe.model.frames, progress)
+    if as_json:
+        click.echo(json.dumps(accuracy.to_report()))
+    else:
+        console.print(evaluation_table(accuracy.to_report(), data.description))

@@ -1,0 +1,65 @@
+"""``qgait-ptq inspect``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qgait_ptq.cli.options import MODEL_OPTIONS, RECIPE_OPTION, WIDTH_OPTIONS, apply_options, build_recipe
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@apply_options(
+    *WIDTH_OPTIONS,
+    click.option("--height", type=int, default=64, show_default=True, help="Of the silhouettes."),
+    click.option("--width", type=int, default=44, show_default=True, help="Of the silhouettes."),
+    *MODEL_OPTIONS,
+    RECIPE_OPTION,
+    click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
+)
+def command(
+    model: Path | None, recipe_file: Path | None, height: int, width: int, as_json: bool, **options: Any
+) -> None:
+    """Layers of MODEL: shapes, MACs, parameters and planned quantization.
+
+    \b
+    Example:
+      qgait-ptq inspect examples/models/gaitbase-small.pt --bits 4
+    """
+    recipe = build_recipe(model, recipe_file, options)
+
+    from rich.console import Console
+
+    from qgait_ptq.cli.inputs import load_network
+    from qgait_ptq.pipeline import REPORTED_FRAMES, plan
+    from qgait_ptq.report.terminal import layer_table
+
+    network, _ = load_network(recipe.model)
+    captured, graph_module, layers = plan(
+        network, height, width, recipe.quantization, frames=recipe.model.frames
+    )
+    del graph_module
+    if as_json:
+        click.echo(json.dumps([asdict(layer) for layer in layers]))
+        return
+    frames = captured.frames or REPORTED_FRAMES
+    parameters, macs = sum(layer.parameters for layer in layers), sum(layer.macs for layer in layers)
+    integer = sum(layer.macs for layer in layers if layer.integer)
+    console = Console()
+    console.print(
+        layer_table(
+            [asdict(layer) for layer in layers],
+            f"{recipe.model.path.name} on 1 × {frames} frames of {height}×{width}, "
+            f"{recipe.quantization.label} for {recipe.quantization.target}",
+        )
+    )
+    console.print(
+        f"{parameters / 1e6:.2f} M parameters, {macs / 1e9:.2f} GMAC, {100 * integer / macs:.1f} % of them on "
+        f"integers; batch {captured.batch or 'free'}, frames {captured.frames or 'free'}",
+        highlight=False,
+    )

@@ -1,0 +1,99 @@
+"""Options that several commands share, and how they become a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qgait_ptq.config import ModelSource, Recipe, parse, read_recipe
+
+Command = Callable[..., Any]
+
+MODEL_OPTIONS = (
+    click.option("--model", "factory", metavar="MODULE:CALLABLE", help="Makes the network, for weight files."),
+    click.option(
+        "--model-argument",
+        "arguments",
+        metavar="NAME=VALUE",
+        multiple=True,
+        help="Keyword argument of the factory, as YAML; may be repeated.",
+    ),
+    click.option("--adapter", metavar="NAME", help="'opengait', or MODULE:CLASS that wraps the network."),
+    click.option("--frames", type=int, help="Fixed frame count, for networks that take only one."),
+    click.option("--trust-pickle", is_flag=True, default=None, help="Run the code of a pickled module."),
+)
+DATA_OPTIONS = (
+    click.option("--data", "root", type=click.Path(path_type=Path), help="Root of an OpenGait layout."),
+    click.option("--partition", type=click.Path(path_type=Path), help="Default: partition.json in the root."),
+    click.option("--protocol", help="casia-b, oumvlp, gait3d or grew.  [default: casia-b]"),
+    click.option("--metric", help="euclidean or cosine.  [default: euclidean]"),
+)
+WIDTH_OPTIONS = (
+    click.option("--bits", type=int, help="Bits of weights and activations, 2 to 8.  [default: 8]"),
+    click.option("--weight-bits", type=int, help="Bits of weights."),
+    click.option("--activation-bits", type=int, help="Bits of activations."),
+    click.option("--edge-bits", type=int, help="Bits in the first and the last layer.  [default: 8]"),
+    click.option("--target", help="Runtime profile.  [default: onnxruntime]"),
+)
+RECIPE_OPTION = click.option(
+    "--recipe", "recipe_file", type=click.Path(path_type=Path), help="YAML; options given here override it."
+)
+DEVICE_OPTION = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+
+
+def apply_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Decorate a command with options, in the order in which help shows them."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str, Any]) -> Recipe:
+    """Merge a recipe file and options into a validated recipe; options win.
+
+    Raises:
+        ConfigError: names the option or the field that is wrong.
+    """
+    values: dict[str, Any] = read_recipe(recipe_file) if recipe_file else {}
+    for section in ("model", "data", "quantization"):
+        values[section] = dict(values.get(section) or {})
+    if model is not None:
+        if values["model"].get("path") != str(model):
+            values["model"].pop("sha256", None)
+        values["model"]["path"] = str(model)
+    bits = options.pop("bits", None)
+    for name in ("weight_bits", "activation_bits"):
+        options[name] = options.get(name) if options.get(name) is not None else bits
+    for name, value in options.items():
+        if value is not None and value != ():
+            values[_section(name)][name] = value
+    values["model"]["arguments"] = _arguments(values["model"].get("arguments") or {})
+    return parse(Recipe, values, str(recipe_file or "options"))
+
+
+def _section(option: str) -> str:
+    if option in ModelSource.model_fields:
+        return "model"
+    return "data" if option in ("root", "partition", "protocol", "metric") else "quantization"
+
+
+def _arguments(given: Any) -> dict[str, Any]:  # noqa: ANN401 - from YAML or from the command line
+    """``name=value`` options as a dictionary."""
+    if isinstance(given, dict):
+        return given
+    import yaml
+
+    arguments = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{item!r} is not NAME=VALUE", param_hint="--model-argument")
+        arguments[name] = yaml.safe_load(value)
+    return arguments

@@ -1,0 +1,91 @@
+"""``qgait-ptq quantize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qgait_ptq.cli.options import (
+    DATA_OPTIONS,
+    DEVICE_OPTION,
+    MODEL_OPTIONS,
+    RECIPE_OPTION,
+    WIDTH_OPTIONS,
+    apply_options,
+    build_recipe,
+)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@apply_options(
+    *WIDTH_OPTIONS,
+    click.option("--observer", help="minmax, moving-average, percentile, mse or histogram.  [default: mse]"),
+    click.option("--weight-observer", help="minmax or mse.  [default: minmax]"),
+    *DATA_OPTIONS,
+    click.option("--calibration-sequences", type=int, help="How many are observed.  [default: 128]"),
+    *MODEL_OPTIONS,
+    RECIPE_OPTION,
+    click.option("--seed", type=int, help="Of the choice of calibration sequences.  [default: 0]"),
+    DEVICE_OPTION,
+    click.option(
+        "--out", type=click.Path(path_type=Path), default="qgait-out", show_default=True, help="Result folder."
+    ),
+)
+def command(model: Path | None, recipe_file: Path | None, device: str, out: Path, **options: Any) -> None:
+    """Quantize MODEL and write OUT/model.onnx, report.json and recipe.yaml.
+
+    MODEL is an exported program (torch.export.save), weights (a state_dict or a training checkpoint, with
+    --model), or a pickled module (with --trust-pickle).
+
+    \b
+    Examples:
+      qgait-ptq quantize examples/models/gaitbase-small.pt --bits 8
+      qgait-ptq quantize weights.pt --model mynets:GaitBase --weight-bits 4 --activation-bits 8 \\
+          --data CASIA-B --partition CASIA-B.json --out casia-w4a8
+      qgait-ptq quantize --recipe casia-w4a8/recipe.yaml --out again
+    """
+    recipe = build_recipe(model, recipe_file, options)
+
+    from rich.console import Console
+
+    from qgait_ptq.cli.inputs import absolute, load_data, load_network
+    from qgait_ptq.export.targets import get_target
+    from qgait_ptq.pipeline import quantize
+    from qgait_ptq.report.terminal import TerminalProgress, accuracy_table, summary_lines
+    from qgait_ptq.report.writing import check_writable
+
+    console = Console()
+    progress = TerminalProgress(console)
+    check_writable(out)
+    get_target(recipe.quantization.target)
+    network, source = load_network(recipe.model)
+    data = load_data(recipe.data, progress)
+    repeatable = recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(
+                update={"path": recipe.model.path.resolve(), "sha256": source["sha256"]}
+            ),
+            "data": recipe.data.model_copy(
+                update={"root": absolute(recipe.data.root), "partition": absolute(recipe.data.partition)}
+            ),
+        }
+    )
+    result = quantize(
+        network,
+        data,
+        recipe.quantization,
+        device=device,
+        frames=recipe.model.frames,
+        source=source,
+        recipe=repeatable,
+        progress=progress,
+    )
+    result.save(out)
+    report = result.report.to_json()
+    console.print(accuracy_table(report))
+    for line in summary_lines(report):
+        progress.note(line)
+    progress.note(f"wrote {out}/model.onnx, report.json and recipe.yaml")

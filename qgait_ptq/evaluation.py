@@ -1,0 +1,68 @@
+"""Accuracy of one network or one file, without quantizing anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qgait_ptq.device import choose_device
+from qgait_ptq.errors import DataError
+from qgait_ptq.gait.embedding import Embed, embed_dataset
+from qgait_ptq.gait.protocols import Accuracy, evaluate
+from qgait_ptq.gait.sources import GaitData
+from qgait_ptq.progress import Progress, Silent
+from qgait_ptq.runtime.embedder import Embedder, run_session
+
+
+def evaluate_network(
+    network: nn.Module,
+    data: GaitData,
+    device: str = "auto",
+    frames: int | None = None,
+    progress: Progress | None = None,
+) -> Accuracy:
+    """Accuracy of a network that takes ``[n, s, h, w]``.
+
+    Args:
+        network: in eval mode.
+        data: with a test set.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        frames: for networks that take one frame count only.
+        progress: told what runs.
+
+    Raises:
+        DataError: the data have no gallery and probes, or sequences of different sizes.
+    """
+    place = choose_device(device)
+    network = network.to(place)
+    return _evaluate(lambda batch: network(batch.to(place)), data, frames, progress or Silent())
+
+
+def evaluate_file(path: Path, data: GaitData, progress: Progress | None = None) -> Accuracy:
+    """Accuracy of an ONNX file of this toolkit in the runtime.
+
+    Raises:
+        ModelError: see `Embedder`.
+        DataError: the data have no gallery and probes, or silhouettes of another size.
+    """
+    embedder = Embedder(path)
+    if data.size != embedder.size:
+        raise DataError(
+            f"{path} takes silhouettes of {embedder.size[0]}×{embedder.size[1]}, "
+            f"the data have {data.size[0]}×{data.size[1]}"
+        )
+
+    def embed(batch: Tensor) -> Tensor:
+        return torch.from_numpy(run_session(embedder.session, batch.numpy()))
+
+    return _evaluate(embed, data, embedder.frames, progress or Silent())
+
+
+def _evaluate(embed: Embed, data: GaitData, frames: int | None, progress: Progress) -> Accuracy:
+    if data.test_set is None:
+        raise DataError("the data have no gallery and probes; accuracy needs a protocol")
+    with progress.stage("evaluation", len(data.test)) as advance:
+        (embeddings,) = embed_dataset(data.test, [embed], data.size, frames, advance)
+    return evaluate(embeddings, data.test.records, data.test_set, data.metric)

@@ -1,0 +1,94 @@
+"""Checks of a written model: integer kernels in the runtime, and agreement with the simulation."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qgait_ptq.errors import ExportError
+
+INTEGER_KERNELS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"})
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Agreement of the file in the runtime with the simulation.
+
+    Attributes:
+        cosine_min: of the worst sequence.
+        max_abs: largest difference of an embedding's value.
+        sequences: how many were compared.
+    """
+
+    cosine_min: float
+    max_abs: float
+    sequences: int
+
+
+def compare_with_simulation(
+    run: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    simulate: Callable[[Tensor], Tensor],
+    batches: Iterable[Tensor],
+    minimum_cosine: float,
+) -> Parity:
+    """Run file and simulation on the same sequences.
+
+    Args:
+        run: the file in the runtime.
+        simulate: the quantized graph.
+        batches: silhouettes ``[1, s, h, w]`` of different lengths.
+        minimum_cosine: below it the file is refused.
+
+    Raises:
+        ExportError: the file computes something else than the simulation.
+    """
+    cosines, differences = [], []
+    with torch.inference_mode():
+        for batch in batches:
+            expected = simulate(batch).cpu()
+            given = torch.from_numpy(run(batch.cpu().numpy()))
+            if given.shape != expected.shape:
+                raise ExportError(
+                    f"the file gives {list(given.shape)}, the simulation {list(expected.shape)}, "
+                    f"for silhouettes {list(batch.shape)}"
+                )
+            a, b = expected.double().flatten(1), given.double().flatten(1)
+            cosines.append(torch.nn.functional.cosine_similarity(a, b, dim=1).min().item())
+            differences.append((expected - given).abs().max().item())
+    parity = Parity(min(cosines), max(differences), len(cosines))
+    if not parity.cosine_min >= minimum_cosine:
+        raise ExportError(
+            f"the file differs from the simulation: cosine {parity.cosine_min:.6f} on the worst of "
+            f"{parity.sequences} sequences, at least {minimum_cosine} is asked for"
+        )
+    return parity
+
+
+def layers_without_integer_kernel(model: bytes, layers: Iterable[str]) -> list[str]:
+    """The layers that onnxruntime does not run on integers although they are quantized.
+
+    Args:
+        model: serialized, its layers' nodes named by module path.
+        layers: names of the layers that should run on integers.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        optimised = Path(folder) / "optimised.onnx"
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(optimised)
+        # The last level packs weights for this one processor; it does not change which kernels run.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(optimised).graph
+    # onnxruntime appends "_token_…" to the name of a node that it rebuilds.
+    integer = {n.name.split("_token_")[0] for n in graph.node if n.op_type in INTEGER_KERNELS}
+    return [name for name in layers if name not in integer]

@@ -1,0 +1,128 @@
+"""The data of a run: a calibration set, and where there is one, a test set with its protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qgait_ptq.errors import DataError
+from qgait_ptq.gait.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
+from qgait_ptq.gait.metrics import Metric
+from qgait_ptq.gait.partition import Partition, read_partition
+from qgait_ptq.gait.protocols import PROTOCOLS, Protocol, TestSet, arrange
+from qgait_ptq.gait.sequences import cut_width
+from qgait_ptq.gait.walkers.population import TRIALS, Split, split_identities
+from qgait_ptq.gait.walkers.rendering import condition_name, render_identities, subject_name, view_name
+
+CALIBRATION_WALKERS, TEST_WALKERS = 16, 20
+SHARE_HELD_BACK = 4  # one in so many unlabelled sequences is kept for measuring agreement
+
+
+@dataclass(frozen=True)
+class GaitData:
+    """What a run calibrates on and is judged by.
+
+    Attributes:
+        calibration: sequences that are observed.
+        test: sequences that are evaluated, never observed.
+        test_set: gallery and probes among them; None where there is no protocol, and only the agreement of
+            embeddings is measured.
+        metric: distance of embeddings.
+        description: one line.
+    """
+
+    calibration: GaitDataset
+    test: GaitDataset
+    test_set: TestSet | None = None
+    metric: Metric = "euclidean"
+    description: str = field(default="")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the silhouettes."""
+        silhouettes, _ = self.calibration[0]
+        return silhouettes.shape[1], silhouettes.shape[2]
+
+
+def load_directory(
+    root: Path, partition: Path | None, protocol: Protocol, metric: Metric = "euclidean"
+) -> GaitData:
+    """Data of an OpenGait layout: TRAIN_SET calibrates, TEST_SET is evaluated.
+
+    Raises:
+        DataError: see `GaitDataset.from_directory`, `read_partition` and `arrange`.
+    """
+    split = read_partition(partition or root / "partition.json") if partition or root.is_dir() else None
+    if split is None:
+        raise DataError(f"{root}: no such folder of sequences")
+    if not split.train:
+        raise DataError(f"{partition or root / 'partition.json'}: TRAIN_SET is empty; nothing can calibrate")
+    calibration = GaitDataset.from_directory(root, split.train)
+    test = GaitDataset.from_directory(root, split.test)
+    return GaitData(
+        calibration, test, arrange(test, protocol, split.probes), metric, _describe(root, split, test)
+    )
+
+
+def load_walkers(workers: int = 1, advance: Callable[[], None] = lambda: None) -> GaitData:
+    """The built-in data: synthetic walkers under the CASIA-B protocol, rendered into memory.
+
+    Args:
+        workers: processes that render.
+        advance: called after each identity.
+    """
+    calibration = _render(Split.CALIBRATION, CALIBRATION_WALKERS, 1, workers, advance)
+    test = _render(Split.TEST, TEST_WALKERS, 11, workers, advance)
+    description = (
+        f"synthetic walkers: {CALIBRATION_WALKERS} identities calibrate, {TEST_WALKERS} others are tested "
+        f"({len(test)} sequences, CASIA-B protocol)"
+    )
+    return GaitData(calibration, test, arrange(test, PROTOCOLS["casia-b"]), description=description)
+
+
+def as_gait_data(data: Any) -> GaitData:  # noqa: ANN401 - everything that users may pass
+    """Data in the forms that `quantize` takes: a `GaitData`, a `GaitDataset`, or (sequence, label) pairs.
+
+    Without gallery and probes, one in four sequences is held back for measuring agreement.
+
+    Raises:
+        DataError: none of these, or no sequence.
+    """
+    if isinstance(data, GaitData):
+        return data
+    if not isinstance(data, GaitDataset):
+        if not isinstance(data, Iterable):
+            raise DataError(f"data is a {type(data).__name__}, not a GaitDataset or (sequence, label) pairs")
+        data = GaitDataset.from_pairs(data)
+    records: Sequence[SequenceRecord] = data.records
+    if not records:
+        raise DataError("the data hold no sequence")
+    held = [r for i, r in enumerate(records) if i % SHARE_HELD_BACK == SHARE_HELD_BACK - 1] or list(records)
+    kept = [r for i, r in enumerate(records) if i % SHARE_HELD_BACK != SHARE_HELD_BACK - 1]
+    return GaitData(GaitDataset(kept), GaitDataset(held), description=data.description)
+
+
+def _render(
+    split: Split, count: int, views: int, workers: int, advance: Callable[[], None]
+) -> GaitDataset:
+    records = []
+    for walks in render_identities(
+        split_identities(split, count), views_per_trial=views, trials=TRIALS, workers=workers
+    ):
+        records.extend(
+            SequenceRecord(
+                subject_name(label.identity),
+                condition_name(label),
+                view_name(label),
+                PackedSilhouettes(cut_width(silhouettes)),
+            )
+            for label, silhouettes in walks
+        )
+        advance()
+    return GaitDataset(records, f"{count} synthetic walkers")
+
+
+def _describe(root: Path, split: Partition, test: GaitDataset) -> str:
+    return f"{root}: {len(split.train)} subjects calibrate, {len(split.test)} are tested ({len(test)} sequences)"

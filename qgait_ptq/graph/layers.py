@@ -1,0 +1,144 @@
+"""The weighted layers of a network as a table: what each is, what it costs, and how it is quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qgait_ptq.graph.attributes import layer_name
+from qgait_ptq.graph.operators import WEIGHTED, is_operator, operator_name
+from qgait_ptq.graph.shapes import count_macs, observed_shape
+from qgait_ptq.graph.specs import OwnSpec, SharedSpec, annotation_of
+from qgait_ptq.quantizer.fake_quantize import FakeQuantize
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One weighted layer, as planned.
+
+    Attributes:
+        name: module path.
+        operator: such as ``conv2d``.
+        input_shape: on the recorded example.
+        output_shape: on the recorded example.
+        parameters: of weight and bias.
+        macs: multiply-accumulates on the recorded example.
+        weight_bits: None where the weight stays in float.
+        activation_bits: width of its input; None where that stays in float.
+        integer: computed on integers by the runtime.
+        note: why it is not.
+    """
+
+    name: str
+    operator: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    weight_bits: int | None
+    activation_bits: int | None
+    integer: bool
+    note: str
+
+
+def list_layers(graph_module: fx.GraphModule) -> list[LayerPlan]:
+    """The weighted layers of an annotated graph whose shapes are recorded, in graph order."""
+    nodes = {node.name: node for node in graph_module.graph.nodes}
+    plans = []
+    for node in nodes.values():
+        if not is_operator(node, WEIGHTED):
+            continue
+        annotation = annotation_of(node)
+        parameters = [observed_shape(argument) for argument in node.args[1:3]]
+        plans.append(
+            LayerPlan(
+                name=layer_name(node),
+                operator=operator_name(node),
+                input_shape=observed_shape(node.args[0]) or (),
+                output_shape=observed_shape(node) or (),
+                parameters=sum(torch.Size(shape).numel() for shape in parameters if shape),
+                macs=count_macs(node),
+                weight_bits=annotation.weight.grid.bits if annotation.weight else None,
+                activation_bits=_input_bits(node, nodes),
+                integer=annotation.integer,
+                note=annotation.reason,
+            )
+        )
+    return plans
+
+
+def _input_bits(layer: fx.Node, nodes: dict[str, fx.Node]) -> int | None:
+    spec = annotation_of(layer.args[0]).output
+    while isinstance(spec, SharedSpec):
+        spec = annotation_of(nodes[spec.source]).output
+    return spec.grid.bits if isinstance(spec, OwnSpec) else None
+
+
+def layer_scales(graph_module: fx.GraphModule) -> dict[str, dict[str, Any]]:
+    """Module path → ``activation_scale``, ``activation_zero_point`` and ``weight_scales`` of a calibrated graph."""
+    scales = {}
+    for node in graph_module.graph.nodes:
+        if not is_operator(node, WEIGHTED):
+            continue
+        found: dict[str, Any] = {}
+        for argument, weight in ((node.args[0], False), (node.args[1], True)):
+            if argument.op != "call_module":
+                continue
+            quantizer = graph_module.get_submodule(str(argument.target))
+            if not isinstance(quantizer, FakeQuantize):
+                continue
+            if weight:
+                found["weight_scales"] = quantizer.scale.flatten().tolist()
+            else:
+                found["activation_scale"] = quantizer.scale.item()
+                found["activation_zero_point"] = quantizer.zero_point.item()
+        scales[layer_name(node)] = found
+    return scales
+
+
+class _OutputKeeper(fx.Interpreter):
+    """Runs a graph and keeps what some nodes give."""
+
+    def __init__(self, module: fx.GraphModule, names: set[str]) -> None:
+        super().__init__(module)
+        self.names, self.kept = names, dict[str, Tensor]()
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - the signature of the base class
+        result = super().run_node(n)
+        if n.name in self.names:
+            self.kept[n.name] = result
+        return result
+
+
+def layer_sqnr(
+    reference: fx.GraphModule, quantized: fx.GraphModule, batches: Iterable[Tensor]
+) -> dict[str, float]:
+    """Signal to quantization noise of each weighted layer's output in dB, by module path.
+
+    Both graphs run on the same sequences, so a layer's figure contains the errors of the layers before it.
+
+    Args:
+        reference: the float graph.
+        quantized: made from it by insertion: nodes have the same names.
+        batches: silhouettes ``[n, s, h, w]``.
+    """
+    layers = {node.name: layer_name(node) for node in reference.graph.nodes if is_operator(node, WEIGHTED)}
+    signal, noise = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
+    with torch.inference_mode():
+        for batch in batches:
+            keepers = [_OutputKeeper(module, set(layers)) for module in (reference, quantized)]
+            for keeper in keepers:
+                keeper.run(batch)
+            for name in layers:
+                expected, given = (keeper.kept[name].double() for keeper in keepers)
+                signal[name] += expected.square().sum().item()
+                noise[name] += (expected - given).square().sum().item()
+    tiny = torch.finfo(torch.float64).tiny
+    return {
+        path: float(10 * torch.log10(torch.tensor(max(signal[name], tiny) / max(noise[name], tiny))))
+        for name, path in layers.items()
+    }

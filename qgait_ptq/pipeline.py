@@ -1,0 +1,327 @@
+"""`quantize`: the stages in their order. The only place that knows them all."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnxruntime import InferenceSession
+from torch import Tensor, fx, nn
+
+from qgait_ptq.calibration.ranges import calibrate_ranges
+from qgait_ptq.config import QuantConfig, Recipe
+from qgait_ptq.device import choose_device
+from qgait_ptq.errors import CalibrationError
+from qgait_ptq.export.checks import Parity, compare_with_simulation, layers_without_integer_kernel
+from qgait_ptq.export.onnx_file import export_float, export_quantized, write_metadata
+from qgait_ptq.export.targets import get_target
+from qgait_ptq.gait.dataset import GaitDataset
+from qgait_ptq.gait.embedding import embed_dataset, network_batch
+from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr
+from qgait_ptq.gait.protocols import Accuracy, evaluate
+from qgait_ptq.gait.sources import GaitData, as_gait_data, load_walkers
+from qgait_ptq.graph.insert import insert_quantizers
+from qgait_ptq.graph.layers import LayerPlan, layer_scales, layer_sqnr, list_layers
+from qgait_ptq.graph.placement import place
+from qgait_ptq.graph.shapes import record_shapes
+from qgait_ptq.graph.simplify import simplify
+from qgait_ptq.graph.specs import BitWidths
+from qgait_ptq.graph.trace import Capture, capture
+from qgait_ptq.progress import Progress, Silent
+from qgait_ptq.report.record import Report, build_report
+from qgait_ptq.report.writing import write_result
+from qgait_ptq.runtime.embedder import open_session, run_session
+
+PARITY_SEQUENCES, SQNR_SEQUENCES = 50, 8
+REPORTED_FRAMES = 30  # multiply-accumulates are stated for a sequence of so many frames
+
+
+@dataclass(frozen=True)
+class QuantizationResult:
+    """A quantized network.
+
+    Attributes:
+        model: the simulation: a graph with fake-quantize modules, ``[n, s, h, w]`` to the embedding.
+        report: what was done and how good it is.
+        onnx_model: the file for the runtime.
+        recipe: everything needed to repeat the run; None where the network came from Python.
+    """
+
+    model: fx.GraphModule
+    report: Report
+    onnx_model: onnx.ModelProto
+    recipe: Recipe | None = None
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``model.onnx``, ``report.json`` and, where there is one, ``recipe.yaml``.
+
+        Raises:
+            ConfigError: the folder cannot be written; nothing is left behind.
+        """
+        return write_result(Path(folder), self.onnx_model.SerializeToString(), self.report, self.recipe)
+
+
+def quantize(
+    model: nn.Module,
+    data: GaitData | GaitDataset | Any = None,  # noqa: ANN401 - or an iterable of pairs
+    config: QuantConfig | None = None,
+    *,
+    device: str = "auto",
+    frames: int | None = None,
+    source: dict[str, Any] | None = None,
+    recipe: Recipe | None = None,
+    progress: Progress | None = None,
+) -> QuantizationResult:
+    """Quantize a trained gait network.
+
+    Args:
+        model: takes silhouettes ``[n, s, h, w]`` in [0, 1] and gives the embedding ``[n, c, p]`` or
+            ``[n, c]``; another convention needs an adapter around it (`qgait_ptq.gait.adapters`).
+        data: a `GaitData` with gallery and probes, or a `GaitDataset` or (sequence, label) pairs, for which
+            the report holds agreement with float instead of accuracy. None takes the synthetic walkers.
+        config: None is W8A8.
+        device: ``auto`` takes a GPU where there is one; ``cpu``, ``cuda``.
+        frames: for networks that take one frame count only.
+        source: what the report says of the model, such as its path and hash.
+        recipe: stored with the result.
+        progress: told what runs.
+
+    Raises:
+        QgaitError: a subclass that says what in the input is wrong.
+    """
+    run = _Run(config or QuantConfig(), choose_device(device), progress or Silent())
+    gait_data = run.prepare(data)
+    captured, network = run.capture(model, gait_data, frames)
+    quantized = run.calibrate(captured, network, gait_data)
+    onnx_model, float_bytes = run.export(captured, network, quantized)
+    session = open_session(onnx_model.SerializeToString())
+    parity, slow_layers = run.check(captured, quantized, onnx_model, session, gait_data)
+    embeddings = run.embed(captured, network, quantized, session, gait_data)
+    layers = list_layers(network)
+    report = build_report(
+        model=_describe_model(captured, layers, embeddings[0], source),
+        config=run.config,
+        data=gait_data,
+        accuracy=_accuracy(embeddings, gait_data),
+        agreement=_agreement(embeddings, run.config),
+        size_bytes={"float": float_bytes, "onnx": onnx_model.ByteSize()},
+        parity=parity,
+        slow_layers=slow_layers,
+        layers=layers,
+        scales=layer_scales(quantized),
+        sqnr=run.sqnr,
+        seconds=run.seconds,
+    )
+    write_metadata(onnx_model, report.metadata())
+    return QuantizationResult(quantized.cpu(), report, onnx_model, recipe)
+
+
+def plan(
+    model: nn.Module, height: int, width: int, config: QuantConfig, *, frames: int | None = None
+) -> tuple[Capture, fx.GraphModule, list[LayerPlan]]:
+    """Capture a network and decide what is quantized, without data.
+
+    Args:
+        model: takes ``[n, s, h, w]``.
+        height: of the silhouettes.
+        width: of the silhouettes.
+        config: widths and target.
+        frames: for networks that take one frame count only.
+
+    Returns:
+        The capture, the simplified and annotated float graph, and its layers.
+
+    Raises:
+        CaptureError: the network cannot be captured.
+        ConfigError: the configuration names layers that the network does not have.
+    """
+    captured = capture(model.cpu(), height, width, frames=frames)
+    network = simplify(captured.graph_module, captured.example())
+    place(network, get_target(config.target).rules, _widths(config))
+    record_shapes(network, captured.example(sequences=1, length=REPORTED_FRAMES))
+    return captured, network, list_layers(network)
+
+
+@dataclass
+class _Run:
+    """What the stages of one run share: settings, device, and who is told."""
+
+    config: QuantConfig
+    device: torch.device
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+    sqnr: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.target = get_target(self.config.target)
+
+    @contextmanager
+    def stage(self, name: str, steps: int | None = None) -> Iterator[Callable[[], None]]:
+        """Time a stage and tell that it runs."""
+        started = time.perf_counter()
+        with self.progress.stage(name, steps) as advance:
+            yield advance
+        self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - started, 3)
+
+    def prepare(self, data: Any) -> GaitData:  # noqa: ANN401 - everything that users may pass
+        with self.stage("data"):
+            if data is not None:
+                return as_gait_data(data)
+            self.progress.note("no data given: quantizing for the built-in synthetic walkers")
+            return load_walkers()
+
+    def capture(
+        self, model: nn.Module, data: GaitData, frames: int | None
+    ) -> tuple[Capture, fx.GraphModule]:
+        """The captured, simplified and annotated float graph."""
+        with self.stage("capture"):
+            captured, network, _ = plan(model, *data.size, self.config, frames=frames)
+            for axis, size in (("batch size", captured.batch), ("frame count", captured.frames)):
+                if size is not None and size != frames:
+                    self.progress.note(f"the network takes a {axis} of {size} only; the file does, too")
+        return captured, network
+
+    def calibrate(self, captured: Capture, network: fx.GraphModule, data: GaitData) -> fx.GraphModule:
+        """The quantized graph, its ranges set."""
+        chosen = data.calibration.choose(self.config.calibration_sequences, self.config.seed)
+        quantized = insert_quantizers(network).to(self.device)
+        with self.stage("ranges", len(chosen)) as advance:
+            calibrate_ranges(quantized, self._batches(captured, chosen, advance))
+        with self.stage("layer errors"):
+            few = chosen.choose(SQNR_SEQUENCES, self.config.seed)
+            self.sqnr = layer_sqnr(network.to(self.device), quantized, self._batches(captured, few))
+        return quantized
+
+    def export(
+        self, captured: Capture, network: fx.GraphModule, quantized: fx.GraphModule
+    ) -> tuple[onnx.ModelProto, int]:
+        """The quantized model for the runtime, and the size of the float one."""
+        with self.stage("export"):
+            model = export_quantized(quantized, captured, self.target.opset)
+            return model, export_float(network, captured, self.target.opset).ByteSize()
+
+    def check(
+        self,
+        captured: Capture,
+        quantized: fx.GraphModule,
+        model: onnx.ModelProto,
+        session: InferenceSession,
+        data: GaitData,
+    ) -> tuple[Parity, list[str]]:
+        """Parity with the simulation, and the layers that the runtime does not run on integers.
+
+        Integer kernels sum exactly, float32 does not: the simulation runs in float64 here.
+        """
+        exact = copy.deepcopy(quantized).double()
+        chosen = data.test.choose(PARITY_SEQUENCES, self.config.seed)
+        with self.stage("parity", len(chosen)) as advance:
+            parity = compare_with_simulation(
+                lambda batch: run_session(session, batch),
+                lambda batch: exact(batch.double()).float(),
+                self._batches(captured, chosen, advance),
+                self.config.minimum_parity,
+            )
+            integer = [layer.name for layer in list_layers(quantized) if layer.integer]
+            slow = layers_without_integer_kernel(model.SerializeToString(), integer)
+        if slow:
+            self.progress.note(f"no integer kernel in the runtime for: {', '.join(slow)}")
+        return parity, slow
+
+    def embed(
+        self,
+        captured: Capture,
+        network: fx.GraphModule,
+        quantized: fx.GraphModule,
+        session: InferenceSession,
+        data: GaitData,
+    ) -> list[Tensor]:
+        """Embeddings of the test sequences: of the float network, of the simulation, of the file."""
+        with self.stage("evaluation", len(data.test)) as advance:
+            return embed_dataset(
+                data.test,
+                [
+                    lambda batch: network(batch.to(self.device)),
+                    lambda batch: quantized(batch.to(self.device)),
+                    lambda batch: torch.from_numpy(run_session(session, batch.numpy())),
+                ],
+                captured.size,
+                captured.frames,
+                advance,
+            )
+
+    def _batches(
+        self, captured: Capture, data: GaitDataset, advance: Callable[[], None] = lambda: None
+    ) -> Iterator[Tensor]:
+        """Sequences as batches of one, on the device, of at most the configured frames."""
+        for silhouettes, record in data:
+            yield network_batch(
+                silhouettes, record, captured.size, captured.frames, self.config.calibration_frames
+            ).to(self.device)
+            advance()
+
+
+def _widths(config: QuantConfig) -> BitWidths:
+    return BitWidths(
+        weight=config.weight_bits,
+        activation=config.activation_bits,
+        edge=config.edge_bits,
+        elementwise=config.elementwise_bits,
+        weight_observer=config.weight_observer,
+        activation_observer=config.observer,
+        layers={name: (bits.weight_bits, bits.activation_bits) for name, bits in config.layers.items()},
+    )
+
+
+def _agreement(embeddings: list[Tensor], config: QuantConfig) -> dict[str, float]:
+    """How close the quantized embeddings are to the float ones.
+
+    Raises:
+        CalibrationError: so far off that ranking has collapsed.
+    """
+    reference, quantized, _ = embeddings
+    cosine = embedding_cosine(reference, quantized)
+    agreement = {
+        "cosine_mean": float(cosine.mean()),
+        "cosine_min": float(cosine.min()),
+        "sqnr_db": embedding_sqnr(reference, quantized),
+    }
+    if not agreement["cosine_mean"] >= config.minimum_agreement:
+        raise CalibrationError(
+            f"{config.label}: quantized embeddings agree with float by a mean cosine of "
+            f"{agreement['cosine_mean']:.3f} only (at least {config.minimum_agreement} is asked for), so "
+            "they no longer rank people; use more bits, another observer or more calibration sequences"
+        )
+    return agreement
+
+
+def _accuracy(embeddings: list[Tensor], data: GaitData) -> dict[str, Accuracy]:
+    if data.test_set is None:
+        return {}
+    return {
+        name: evaluate(embedding, data.test.records, data.test_set, data.metric)
+        for name, embedding in zip(("float", "quantized", "onnx"), embeddings, strict=True)
+    }
+
+
+def _describe_model(
+    captured: Capture, layers: list[LayerPlan], embedding: Tensor, source: dict[str, Any] | None
+) -> dict[str, Any]:
+    return {
+        **(source or {}),
+        "height": captured.height,
+        "width": captured.width,
+        "frames": captured.frames,
+        "batch": captured.batch,
+        "channels": embedding.shape[1],
+        "parts": embedding.shape[2],
+        "parameters": sum(layer.parameters for layer in layers),
+        "macs": sum(layer.macs for layer in layers),
+        "macs_frames": captured.frames or REPORTED_FRAMES,
+    }

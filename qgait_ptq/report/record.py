@@ -1,0 +1,107 @@
+"""The report of a run: a record that becomes ``report.json``, the terminal's tables and the file's metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from qgait_ptq.config import QuantConfig
+from qgait_ptq.export.checks import Parity
+from qgait_ptq.gait.protocols import Accuracy
+from qgait_ptq.gait.sources import GaitData
+from qgait_ptq.graph.layers import LayerPlan
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done and how good it is; `to_json` gives the keys of ``report.json``.
+
+    Attributes:
+        toolkit: versions.
+        model: the network: path and hash where known, input size, parameters and MACs.
+        config: the configuration.
+        data: what it was calibrated and tested on.
+        accuracy: ``float``, ``quantized``, ``onnx`` → accuracy in percent; empty without gallery and probes.
+        agreement: cosine and SQNR between quantized and float embeddings.
+        size_bytes: of the ``float`` and the quantized ``onnx`` file.
+        parity: the file in the runtime against the simulation.
+        slow_layers: quantized layers that the runtime does not run on integers.
+        layers: for each weighted layer what was decided and how well it fares.
+        seconds: stage → time.
+    """
+
+    toolkit: dict[str, str]
+    model: dict[str, Any]
+    config: dict[str, Any]
+    data: dict[str, Any]
+    accuracy: dict[str, dict[str, Any]]
+    agreement: dict[str, float]
+    size_bytes: dict[str, int]
+    parity: dict[str, Any]
+    slow_layers: list[str]
+    layers: list[dict[str, Any]]
+    seconds: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that JSON can hold."""
+        return asdict(self)
+
+    def metadata(self) -> dict[str, Any]:
+        """What the ONNX file carries: no times, so that the same run gives the same file."""
+        kept = ("toolkit", "model", "config", "data", "accuracy", "agreement")
+        return {key: value for key, value in self.to_json().items() if key in kept}
+
+
+def build_report(
+    *,
+    model: dict[str, Any],
+    config: QuantConfig,
+    data: GaitData,
+    accuracy: Mapping[str, Accuracy],
+    agreement: dict[str, float],
+    size_bytes: dict[str, int],
+    parity: Parity,
+    slow_layers: list[str],
+    layers: list[LayerPlan],
+    scales: Mapping[str, dict[str, Any]],
+    sqnr: Mapping[str, float],
+    seconds: dict[str, float],
+) -> Report:
+    """Gather what the stages gave."""
+    return Report(
+        toolkit={"qgait_ptq": version("qgait-ptq"), "torch": torch.__version__},
+        model=model,
+        config=config.model_dump(mode="json"),
+        data={
+            "description": data.description,
+            "calibration_sequences": min(config.calibration_sequences, len(data.calibration)),
+            "test_sequences": len(data.test),
+            "protocol": data.test_set.protocol.name if data.test_set else None,
+            "metric": data.metric,
+        },
+        accuracy={name: value.to_report() for name, value in accuracy.items()},
+        agreement=agreement,
+        size_bytes=size_bytes,
+        parity=asdict(parity),
+        slow_layers=slow_layers,
+        layers=[
+            {
+                "name": layer.name,
+                "op": layer.operator,
+                "weight_bits": layer.weight_bits,
+                "activation_bits": layer.activation_bits,
+                "integer": layer.integer,
+                "note": layer.note,
+                "parameters": layer.parameters,
+                "macs": layer.macs,
+                "scales": scales.get(layer.name, {}),
+                "sqnr_db": sqnr.get(layer.name),
+            }
+            for layer in layers
+        ],
+        seconds=seconds,
+    )

@@ -1,0 +1,146 @@
+"""The terminal: progress of the stages, and a report as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+COLUMNS = {"float": "float", "quantized": "quantized", "onnx": "ONNX file"}
+MEGABYTE = 1e6
+
+
+class TerminalProgress:
+    """Shows stages as bars with the time left; prints notes. Quiet bars where nobody is watching."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    @contextmanager
+    def stage(self, name: str, steps: int | None = None) -> Iterator[Callable[[], None]]:
+        """Show a bar while the stage runs."""
+        bar = RichProgress(
+            TextColumn("{task.description:<13}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        with bar:
+            task = bar.add_task(name, total=steps)
+            yield lambda: bar.advance(task)
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, highlight=False, markup=False)
+
+
+def accuracy_table(report: Mapping[str, Any]) -> Table:
+    """Accuracy and size of the float network, the simulation and the file, side by side.
+
+    Args:
+        report: as in ``report.json``.
+    """
+    table = Table(title=_title(report))
+    table.add_column("")
+    for column in COLUMNS.values():
+        table.add_column(column, justify="right")
+    for name, values in _accuracy_rows(report["accuracy"]):
+        table.add_row(name, *values)
+    config, size = report["config"], report["size_bytes"]
+    bits = f"W{config['weight_bits']}A{config['activation_bits']}"
+    ratio = size["float"] / size["onnx"]
+    table.add_row("bits", "32", bits, bits)
+    table.add_row(
+        "size, MB", f"{size['float'] / MEGABYTE:.2f}", "", f"{size['onnx'] / MEGABYTE:.2f} ({ratio:.1f}×)"
+    )
+    return table
+
+
+def _accuracy_rows(accuracy: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    if not accuracy:
+        return
+    for condition in accuracy["float"]["rank1"]:
+        yield f"rank-1 {condition}, %", [f"{accuracy[name]['rank1'][condition]:.2f}" for name in COLUMNS]
+    for metric in ("mAP", "mINP"):
+        yield f"{metric}, %", [f"{accuracy[name][metric]:.2f}" for name in COLUMNS]
+
+
+def _title(report: Mapping[str, Any]) -> str:
+    return str(report["data"]["description"])
+
+
+def evaluation_table(accuracy: Mapping[str, Any], title: str) -> Table:
+    """Accuracy of one network.
+
+    Args:
+        accuracy: as in ``report.json``.
+        title: over the table.
+    """
+    table = Table(title=title)
+    conditions = list(accuracy["rank1"])
+    for heading in ("", *conditions):
+        table.add_column(heading, justify="right" if heading else "left")
+    for rank in ("rank1", "rank5", "rank10"):
+        values = [f"{accuracy[rank][condition]:.2f}" for condition in conditions]
+        table.add_row(rank.replace("rank", "rank-") + ", %", *values)
+    for metric in ("mAP", "mINP"):
+        table.add_row(f"{metric}, %", *[""] * (len(conditions) - 1), f"{accuracy[metric]:.2f}")
+    return table
+
+
+def summary_lines(report: Mapping[str, Any]) -> list[str]:
+    """What a person must know besides the table."""
+    agreement, parity = report["agreement"], report["parity"]
+    return [
+        f"embeddings against float: cosine {agreement['cosine_mean']:.4f} mean, "
+        f"{agreement['cosine_min']:.4f} worst, SQNR {agreement['sqnr_db']:.1f} dB",
+        f"file against simulation: cosine {parity['cosine_min']:.6f} on the worst of "
+        f"{parity['sequences']} sequences",
+    ]
+
+
+def layer_table(layers: list[Mapping[str, Any]], title: str) -> Table:
+    """The weighted layers: shapes, cost, widths, and why one stays in float.
+
+    Args:
+        layers: dictionaries of `LayerPlan`.
+        title: over the table.
+    """
+    table = Table(title=title)
+    for heading, justify in (
+        ("layer", "left"),
+        ("operator", "left"),
+        ("output", "left"),
+        ("parameters", "right"),
+        ("MMAC", "right"),
+        ("W", "right"),
+        ("A", "right"),
+        ("kernel", "left"),
+        ("note", "left"),
+    ):
+        table.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold")
+    for layer in layers:
+        table.add_row(
+            layer["name"],
+            layer["operator"],
+            "×".join(map(str, layer["output_shape"])),
+            f"{layer['parameters']:,}",
+            f"{layer['macs'] / 1e6:.1f}",
+            _bits(layer["weight_bits"]),
+            _bits(layer["activation_bits"]),
+            "integer" if layer["integer"] else "float",
+            layer["note"],
+        )
+    return table
+
+
+def _bits(bits: int | None) -> str:
+    return "float" if bits is None else str(bits)

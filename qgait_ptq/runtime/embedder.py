@@ -1,0 +1,105 @@
+"""The embedder that a pipeline imports: silhouettes in, embedding out, with numpy and onnxruntime alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from qgait_ptq.errors import DataError, ModelError
+from qgait_ptq.export.metadata import parse_metadata
+from qgait_ptq.gait.sequences import check_silhouettes, cut_width
+
+
+class Embedder:
+    """A quantized gait network in ONNX Runtime.
+
+    Calling it with one sequence of silhouettes gives its embedding. It may be called from several threads.
+
+    Example:
+        >>> embedder = Embedder("out/model.onnx")                       # doctest: +SKIP
+        >>> embedder(np.zeros((30, 64, 44), np.uint8)).shape            # doctest: +SKIP
+        (16, 128)
+
+    Attributes:
+        metadata: what the toolkit wrote into the file.
+        session: of onnxruntime.
+        size: height and width that the network takes.
+        frames: fixed frame count; None where any is taken.
+    """
+
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        """Load a file.
+
+        Args:
+            path: written by the toolkit.
+            threads: of the runtime for one call; None lets it choose.
+
+        Raises:
+            ModelError: no such file, not an ONNX file, or none of this toolkit.
+        """
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise ModelError(f"{self.path}: no such file")
+        self.session = open_session(self.path, threads)
+        metadata = parse_metadata(self.session.get_modelmeta().custom_metadata_map)
+        if metadata is None:
+            raise ModelError(f"{self.path}: an ONNX file, but not one that qgait-ptq wrote")
+        self.metadata: dict[str, Any] = metadata
+        _, frames, height, width = self.session.get_inputs()[0].shape
+        self.size = (int(height), int(width))
+        self.frames = frames if isinstance(frames, int) else None
+
+    def __call__(self, sequence: NDArray[Any]) -> NDArray[np.float32]:
+        """Embed one sequence.
+
+        Args:
+            sequence: silhouettes ``[s, h, w]``: uint8 in {0, 1} or 0..255, or bool. Square ones lose their
+                empty columns, as in calibration.
+
+        Returns:
+            ``[parts, channels]`` float32; one part for networks without parts.
+
+        Raises:
+            DataError: another type, shape or size, or no frame.
+        """
+        silhouettes = cut_width(check_silhouettes(np.asarray(sequence), "the sequence"))
+        if silhouettes.shape[1:] != self.size:
+            height, width = silhouettes.shape[1:]
+            raise DataError(
+                f"the sequence: silhouettes of {height}×{width}, "
+                f"{self.path} takes {self.size[0]}×{self.size[1]}"
+            )
+        if self.frames is not None and len(silhouettes) != self.frames:
+            raise DataError(f"the sequence: {len(silhouettes)} frames, {self.path} takes {self.frames}")
+        batch = silhouettes[None].astype(np.float32) / np.float32(255)
+        embedding = run_session(self.session, batch)[0]
+        return np.ascontiguousarray(embedding.reshape(len(embedding), -1).T)
+
+
+def open_session(model: Path | bytes, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """Open an ONNX model in onnxruntime on the CPU with all optimisations.
+
+    Raises:
+        ModelError: it is no model that this onnxruntime can run.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    source = str(model) if isinstance(model, Path) else model
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common public base
+        name = model if isinstance(model, Path) else "the model"
+        detail = " ".join(str(error).split())[:200]
+        raise ModelError(f"{name}: onnxruntime {onnxruntime.__version__} cannot load it ({detail})") from None
+
+
+def run_session(session: onnxruntime.InferenceSession, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Run a network of one input and one output."""
+    (output,) = session.run(None, {session.get_inputs()[0].name: batch})
+    return np.asarray(output)
