@@ -90,9 +90,7 @@ def load_into_memory(data: GaitDataset) -> GaitDataset:
     """Hold the silhouettes packed in memory; training reads them many times."""
 
     def packed(record: SequenceRecord) -> SequenceRecord:
-        return SequenceRecord(
-            record.subject, record.condition, record.view, PackedSilhouettes(record.load())
-        )
+        return SequenceRecord(record.subject, record.condition, record.view, PackedSilhouettes(record.load()))
 
     with ThreadPoolExecutor() as pool:
         return GaitDataset(list(pool.map(packed, data.records)), data.description)

@@ -126,7 +126,7 @@ class Recipe(_Model):
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
-def parse(model: type[Parsed], values: Any, where: str) -> Parsed:  # noqa: ANN401 - validated here
+def parse(model: type[Parsed], values: Any, where: str) -> Parsed:
     """Validate values as a configuration.
 
     Args:

@@ -70,7 +70,7 @@ class QuantizationResult:
 
 def quantize(
     model: nn.Module,
-    data: GaitData | GaitDataset | Any = None,  # noqa: ANN401 - or an iterable of pairs
+    data: GaitData | GaitDataset | Any = None,
     config: QuantConfig | None = None,
     *,
     device: str = "auto",
@@ -170,16 +170,14 @@ class _Run:
             yield advance
         self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - started, 3)
 
-    def prepare(self, data: Any) -> GaitData:  # noqa: ANN401 - everything that users may pass
+    def prepare(self, data: Any) -> GaitData:
         with self.stage("data"):
             if data is not None:
                 return as_gait_data(data)
             self.progress.note("no data given: quantizing for the built-in synthetic walkers")
             return load_walkers()
 
-    def capture(
-        self, model: nn.Module, data: GaitData, frames: int | None
-    ) -> tuple[Capture, fx.GraphModule]:
+    def capture(self, model: nn.Module, data: GaitData, frames: int | None) -> tuple[Capture, fx.GraphModule]:
         """The captured, simplified and annotated float graph."""
         with self.stage("capture"):
             captured, network, _ = plan(model, *data.size, self.config, frames=frames)

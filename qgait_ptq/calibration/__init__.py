@@ -1,0 +1,1 @@
+"""Finding the parameters of the quantizers."""

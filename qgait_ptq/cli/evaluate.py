@@ -27,9 +27,7 @@ from qgait_ptq.cli.options import (
     DEVICE_OPTION,
     click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
 )
-def command(
-    model: Path | None, recipe_file: Path | None, device: str, as_json: bool, **options: Any
-) -> None:
+def command(model: Path | None, recipe_file: Path | None, device: str, as_json: bool, **options: Any) -> None:
     """Accuracy of MODEL: a float network, or an ONNX file that quantize wrote.
 
     \b

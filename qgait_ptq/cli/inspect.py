@@ -36,6 +36,7 @@ def command(
     from rich.console import Console
 
     from qgait_ptq.cli.inputs import load_network
+    from qgait_ptq.graph.layers import float_operators
     from qgait_ptq.pipeline import REPORTED_FRAMES, plan
     from qgait_ptq.report.terminal import layer_table
 
@@ -43,7 +44,6 @@ def command(
     captured, graph_module, layers = plan(
         network, height, width, recipe.quantization, frames=recipe.model.frames
     )
-    del graph_module
     if as_json:
         click.echo(json.dumps([asdict(layer) for layer in layers]))
         return
@@ -58,8 +58,11 @@ def command(
             f"{recipe.quantization.label} for {recipe.quantization.target}",
         )
     )
-    console.print(
-        f"{parameters / 1e6:.2f} M parameters, {macs / 1e9:.2f} GMAC, {100 * integer / macs:.1f} % of them on "
-        f"integers; batch {captured.batch or 'free'}, frames {captured.frames or 'free'}",
-        highlight=False,
-    )
+    for line in (
+        *(f"{layer.name}: {layer.note}" for layer in layers if layer.note),
+        *(f"{name} in float: {reason}" for name, reason in float_operators(graph_module).items()),
+        f"{parameters / 1e6:.2f} M parameters, {macs / 1e9:.2f} GMAC, "
+        f"{100 * integer / macs:.2f} % of them on integers",
+        f"batch {captured.batch or 'free'}, frames {captured.frames or 'free'}",
+    ):
+        console.print(line, highlight=False, markup=False)

@@ -13,7 +13,9 @@ from qgait_ptq.config import ModelSource, Recipe, parse, read_recipe
 Command = Callable[..., Any]
 
 MODEL_OPTIONS = (
-    click.option("--model", "factory", metavar="MODULE:CALLABLE", help="Makes the network, for weight files."),
+    click.option(
+        "--model", "factory", metavar="MODULE:CALLABLE", help="Makes the network, for weight files."
+    ),
     click.option(
         "--model-argument",
         "arguments",
@@ -84,7 +86,7 @@ def _section(option: str) -> str:
     return "data" if option in ("root", "partition", "protocol", "metric") else "quantization"
 
 
-def _arguments(given: Any) -> dict[str, Any]:  # noqa: ANN401 - from YAML or from the command line
+def _arguments(given: Any) -> dict[str, Any]:
     """``name=value`` options as a dictionary."""
     if isinstance(given, dict):
         return given

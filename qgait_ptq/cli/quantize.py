@@ -31,7 +31,11 @@ from qgait_ptq.cli.options import (
     click.option("--seed", type=int, help="Of the choice of calibration sequences.  [default: 0]"),
     DEVICE_OPTION,
     click.option(
-        "--out", type=click.Path(path_type=Path), default="qgait-out", show_default=True, help="Result folder."
+        "--out",
+        type=click.Path(path_type=Path),
+        default="qgait-out",
+        show_default=True,
+        help="Result folder.",
     ),
 )
 def command(model: Path | None, recipe_file: Path | None, device: str, out: Path, **options: Any) -> None:

@@ -28,7 +28,9 @@ from qgait_ptq.gait.walkers.population import LARGEST_SPLIT, VIEWS, Split
     show_default=True,
     help="pkl as OpenGait reads it, npz 20 times smaller.",
 )
-@click.option("--sheet", type=click.Path(path_type=Path, dir_okay=False), help="Also draw a contact sheet, png.")
+@click.option(
+    "--sheet", type=click.Path(path_type=Path, dir_okay=False), help="Also draw a contact sheet, png."
+)
 @click.option("--workers", type=click.IntRange(1), help="Processes.  [default: all cores]")
 def command(
     folder: Path,

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from qgait_ptq.errors import ExportError
 
-INTEGER_KERNELS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"})
+INTEGER_KERNELS = frozenset(
+    {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"}
+)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -78,7 +79,9 @@ class _Lowering:
         grid = _grid(marker)
         dtype: type = np.int8 if grid.signed else np.uint8
         scale = self._constant(f"{marker.name}.scale", marker.scale.cpu().numpy())
-        zero_point = self._constant(f"{marker.name}.zero_point", marker.zero_point.cpu().numpy().astype(dtype))
+        zero_point = self._constant(
+            f"{marker.name}.zero_point", marker.zero_point.cpu().numpy().astype(dtype)
+        )
         integers = f"{output}.quantized"
         self._node("QuantizeLinear", [source, scale, zero_point], integers)
         if grid.bits < 8:
@@ -118,7 +121,7 @@ class _Lowering:
             self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
         return name
 
-    def _node(self, operator: str, inputs: list[str], output: str, **attributes: int) -> None:
+    def _node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> None:
         self.nodes.append(
             helper.make_node(operator, inputs, [output], name=f"{output}.{operator}", **attributes)
         )

@@ -89,9 +89,7 @@ def mark_quantizers(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, list[
         else:
             continue
         with marked.graph.inserting_before(node):
-            mark = marked.graph.call_function(
-                torch.ops.qgait.mark.default, (node.args[0], len(markers) - 1)
-            )
+            mark = marked.graph.call_function(torch.ops.qgait.mark.default, (node.args[0], len(markers) - 1))
         node.replace_all_uses_with(mark)
         marked.graph.erase_node(node)
     marked.graph.eliminate_dead_code()
@@ -122,7 +120,7 @@ def translation_table() -> dict[Any, Any]:
     _register_schema()
     opset = onnxscript.values.Opset(DOMAIN, 1)
 
-    def mark(x: Any, index: int) -> Any:  # noqa: ANN401 - onnxscript values
+    def mark(x: Any, index: int) -> Any:
         return opset.Mark(x, index=index)
 
     return {torch.ops.qgait.mark.default: mark}

@@ -11,8 +11,8 @@ from torch import fx
 
 from qgait_ptq.errors import ExportError
 from qgait_ptq.export.lowering import lower_markers
-from qgait_ptq.export.metadata import METADATA_KEY, metadata_text
 from qgait_ptq.export.markers import mark_quantizers, translation_table
+from qgait_ptq.export.metadata import METADATA_KEY, metadata_text
 from qgait_ptq.graph.trace import EXAMPLE_BATCH, EXAMPLE_FRAMES, Capture, first_line, quiet_torch
 
 INPUT, OUTPUT = "silhouettes", "embedding"
@@ -44,9 +44,7 @@ def export_quantized(graph_module: fx.GraphModule, capture: Capture, opset: int)
 
 def write_metadata(model: onnx.ModelProto, metadata: dict[str, Any]) -> None:
     """Store a dictionary in the model's metadata."""
-    model.metadata_props.append(
-        onnx.StringStringEntryProto(key=METADATA_KEY, value=metadata_text(metadata))
-    )
+    model.metadata_props.append(onnx.StringStringEntryProto(key=METADATA_KEY, value=metadata_text(metadata)))
 
 
 def _export(
@@ -57,7 +55,6 @@ def _export(
     )
     free = (capture.batch is None, capture.frames is None)
     dynamic = {axis: torch.export.Dim.AUTO for axis, is_free in enumerate(free) if is_free}
-    graph_module.training = False
     try:
         with quiet_torch():
             program = torch.onnx.export(

@@ -1,0 +1,1 @@
+"""All that knows gait: data, protocols, metrics, walkers, networks."""

@@ -88,7 +88,7 @@ class Ranking:
         return self._mean((self.match_rank < k).float())
 
     def mean_average_precision(self) -> float:
-        """mAP in percent."""
+        """MAP in percent."""
         return self._mean(self.average_precision)
 
     def mean_inverse_negative_penalty(self) -> float:

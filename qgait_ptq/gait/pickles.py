@@ -23,7 +23,7 @@ ADMITTED = frozenset(
 class ArrayUnpickler(pickle.Unpickler):
     """An unpickler that admits numpy arrays and the built-in containers, and nothing else."""
 
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - the signature of the base class
+    def find_class(self, module: str, name: str) -> Any:
         """Give the admitted global.
 
         Raises:
@@ -34,7 +34,7 @@ class ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def load_array_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds; the caller checks
+def load_array_pickle(path: Path) -> Any:
     """Unpickle a file of numpy arrays.
 
     Raises:

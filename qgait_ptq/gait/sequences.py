@@ -35,7 +35,7 @@ def read_sequence(path: Path) -> NDArray[np.uint8]:
     return cut_width(check_silhouettes(array, str(path)))
 
 
-def check_silhouettes(array: Any, where: str) -> NDArray[np.uint8]:  # noqa: ANN401 - checked here
+def check_silhouettes(array: Any, where: str) -> NDArray[np.uint8]:
     """Check that an array holds silhouettes, and bring them to 0..255.
 
     Args:
@@ -69,7 +69,7 @@ def cut_width(silhouettes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return silhouettes[..., columns : width - columns] if height == width and columns else silhouettes
 
 
-def _read_array(path: Path) -> Any:  # noqa: ANN401
+def _read_array(path: Path) -> Any:
     if path.is_dir():
         return _read_png_folder(path)
     if path.suffix == ".pkl":
@@ -79,7 +79,9 @@ def _read_array(path: Path) -> Any:  # noqa: ANN401
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:
             if len(archive.files) != 1:
-                raise DataError(f"{path}: holds {len(archive.files)} arrays {archive.files[:4]}, expected one")
+                raise DataError(
+                    f"{path}: holds {len(archive.files)} arrays {archive.files[:4]}, expected one"
+                )
             return archive[archive.files[0]]
     raise DataError(f"{path}: unknown kind of file; sequences are {', '.join(ARRAY_SUFFIXES)} or png folders")
 

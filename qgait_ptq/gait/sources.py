@@ -82,7 +82,7 @@ def load_walkers(workers: int = 1, advance: Callable[[], None] = lambda: None) -
     return GaitData(calibration, test, arrange(test, PROTOCOLS["casia-b"]), description=description)
 
 
-def as_gait_data(data: Any) -> GaitData:  # noqa: ANN401 - everything that users may pass
+def as_gait_data(data: Any) -> GaitData:
     """Data in the forms that `quantize` takes: a `GaitData`, a `GaitDataset`, or (sequence, label) pairs.
 
     Without gallery and probes, one in four sequences is held back for measuring agreement.
@@ -104,10 +104,8 @@ def as_gait_data(data: Any) -> GaitData:  # noqa: ANN401 - everything that users
     return GaitData(GaitDataset(kept), GaitDataset(held), description=data.description)
 
 
-def _render(
-    split: Split, count: int, views: int, workers: int, advance: Callable[[], None]
-) -> GaitDataset:
-    records = []
+def _render(split: Split, count: int, views: int, workers: int, advance: Callable[[], None]) -> GaitDataset:
+    records: list[SequenceRecord] = []
     for walks in render_identities(
         split_identities(split, count), views_per_trial=views, trials=TRIALS, workers=workers
     ):
@@ -125,4 +123,6 @@ def _render(
 
 
 def _describe(root: Path, split: Partition, test: GaitDataset) -> str:
-    return f"{root}: {len(split.train)} subjects calibrate, {len(split.test)} are tested ({len(test)} sequences)"
+    return (
+        f"{root}: {len(split.train)} subjects calibrate, {len(split.test)} are tested ({len(test)} sequences)"
+    )

@@ -1,0 +1,1 @@
+"""The network as an FX graph: load, capture, simplify, place, insert."""

@@ -34,8 +34,7 @@ def add_parameter(graph_module: fx.GraphModule, before: fx.Node, path: str, valu
         unique = f"{name}_{count}"
     owner.register_parameter(unique, nn.Parameter(value.detach().contiguous(), requires_grad=False))
     with graph_module.graph.inserting_before(before):
-        node = graph_module.graph.get_attr(f"{owner_path}.{unique}" if owner_path else unique)
-    return node
+        return graph_module.graph.get_attr(f"{owner_path}.{unique}" if owner_path else unique)
 
 
 def remove_unused(graph_module: fx.GraphModule) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from qgait_ptq.graph.attributes import layer_name
-from qgait_ptq.graph.operators import WEIGHTED, is_operator, operator_name
+from qgait_ptq.graph.operators import VALUE_PRESERVING, WEIGHTED, is_operator, operator_name
 from qgait_ptq.graph.shapes import count_macs, observed_shape
 from qgait_ptq.graph.specs import OwnSpec, SharedSpec, annotation_of
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
@@ -71,6 +71,18 @@ def list_layers(graph_module: fx.GraphModule) -> list[LayerPlan]:
     return plans
 
 
+def float_operators(graph_module: fx.GraphModule) -> dict[str, str]:
+    """Operators that compute in float in an annotated graph, with the reason; layers are not listed."""
+    found: dict[str, set[str]] = {}
+    for node in graph_module.graph.nodes:
+        computes = node.op == "call_function" and observed_shape(node) is not None
+        moves_only = is_operator(node, VALUE_PRESERVING) or is_operator(node, WEIGHTED)
+        if computes and not moves_only and not annotation_of(node).integer:
+            reason = annotation_of(node).reason or "no integer kernel on this target"
+            found.setdefault(operator_name(node), set()).add(reason)
+    return {name: "; ".join(sorted(reasons)) for name, reasons in found.items()}
+
+
 def _input_bits(layer: fx.Node, nodes: dict[str, fx.Node]) -> int | None:
     spec = annotation_of(layer.args[0]).output
     while isinstance(spec, SharedSpec):
@@ -79,7 +91,10 @@ def _input_bits(layer: fx.Node, nodes: dict[str, fx.Node]) -> int | None:
 
 
 def layer_scales(graph_module: fx.GraphModule) -> dict[str, dict[str, Any]]:
-    """Module path → ``activation_scale``, ``activation_zero_point`` and ``weight_scales`` of a calibrated graph."""
+    """Scales of a calibrated graph's layers, by module path.
+
+    Each layer has ``activation_scale``, ``activation_zero_point`` and ``weight_scales``, as far as quantized.
+    """
     scales = {}
     for node in graph_module.graph.nodes:
         if not is_operator(node, WEIGHTED):
@@ -107,7 +122,7 @@ class _OutputKeeper(fx.Interpreter):
         super().__init__(module)
         self.names, self.kept = names, dict[str, Tensor]()
 
-    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - the signature of the base class
+    def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if n.name in self.names:
             self.kept[n.name] = result

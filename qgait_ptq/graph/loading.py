@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ def load_model(
     return LoadedModel(network, kind, hashlib.sha256(data).hexdigest())
 
 
-def import_object(name: str, what: str) -> Any:  # noqa: ANN401 - the user's object
+def import_object(name: str, what: str) -> Any:
     """Import ``module:name``; the current folder is searched, too.
 
     Raises:
@@ -150,8 +150,7 @@ def _from_exported_program(path: Path, data: bytes, trust_pickle: bool) -> nn.Mo
         _check_exported_program(path, data)
     try:
         with quiet_torch():
-            module: nn.Module = torch.export.load(io.BytesIO(data)).module(check_guards=False)
-            return module
+            return cast(nn.Module, torch.export.load(io.BytesIO(data)).module(check_guards=False))
     except Exception as error:
         raise ModelError(
             f"{path}: looks like an exported program, but torch {torch.__version__} cannot load it "
@@ -184,7 +183,7 @@ def _check_exported_program(path: Path, data: bytes) -> None:
                 raise ModelError(refuse % "sample inputs that are no tensors") from None
 
 
-def _walk(content: Any) -> Any:  # noqa: ANN401 - any JSON
+def _walk(content: Any) -> Any:
     """All (key, value) pairs of nested JSON."""
     pending = [content]
     while pending:
@@ -213,12 +212,12 @@ def _from_pickled_module(path: Path, data: bytes, trust_pickle: bool, refusal: E
         raise ModelError(f"{path}: a pickled {type(content).__name__}, not a module")
     while isinstance(content, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         content = content.module
-    return content
+    return cast(nn.Module, content)
 
 
 def _from_content(
     path: Path,
-    content: Any,  # noqa: ANN401 - whatever the file holds
+    content: Any,
     factory: str | None,
     arguments: Mapping[str, Any],
     zoo: Mapping[str, Factory],
@@ -238,7 +237,7 @@ def _from_content(
     return network, kind
 
 
-def _find_weights(path: Path, content: Any) -> tuple[dict[str, Tensor], str]:  # noqa: ANN401
+def _find_weights(path: Path, content: Any) -> tuple[dict[str, Tensor], str]:
     if isinstance(content, dict):
         for key in WEIGHT_KEYS:
             if isinstance(content.get(key), dict) and _is_state_dict(content[key]):
@@ -264,10 +263,12 @@ def _unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _named_architecture(
-    path: Path, architecture: Any, zoo: Mapping[str, Factory]  # noqa: ANN401
+    path: Path,
+    architecture: Any,
+    zoo: Mapping[str, Factory],
 ) -> tuple[Factory, Mapping[str, Any]]:
     name = architecture.get("name") if isinstance(architecture, dict) else architecture
-    if name not in zoo:
+    if not isinstance(name, str) or name not in zoo:
         raise ModelError(f"{path}: names the network {name!r}; built in are {', '.join(zoo)}")
     return zoo[name], architecture.get("arguments", {}) if isinstance(architecture, dict) else {}
 
@@ -277,7 +278,8 @@ def _make(factory: Factory, arguments: Mapping[str, Any], name: str) -> nn.Modul
         network = factory(**arguments)
     except Exception as error:
         raise ModelError(
-            f"{name} cannot make a network with {dict(arguments)} ({type(error).__name__}: {first_line(error)})"
+            f"{name} cannot make a network with {dict(arguments)} "
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error
     if not isinstance(network, nn.Module):
         raise ModelError(f"{name} gives a {type(network).__name__}, not a torch.nn.Module")

@@ -219,12 +219,12 @@ class _Plan:
 
     def _reason(self, node: fx.Node) -> str:
         if node in self.float_layers:
-            return "gives the embedding: integer weights and inputs, sums in float"
+            return "gives the embedding: weights and input are quantized, the sums stay in float"
         if is_operator(node, self.rules.weighted) and node not in self.layers:
             return "its weight is computed, not stored"
         if is_operator(node, self.rules.elementwise) and node not in self.integer:
-            others = [operator_name(n) for n in node.all_input_nodes if n not in self.integer]
-            return f"reads {', '.join(others)}, which has no integer kernel"
+            others = {operator_name(n) for n in node.all_input_nodes if n not in self.integer}
+            return f"reads {' and '.join(sorted(others))} in float"
         return ""
 
 

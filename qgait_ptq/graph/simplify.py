@@ -86,9 +86,7 @@ def _replace_part_linear(graph_module: fx.GraphModule, node: fx.Node, weight: Te
     with graph.inserting_before(node):
         count = graph.call_function(aten.sym_size.int, (features, 1))
         by_sample = graph.call_function(aten.permute.default, (features, [1, 0, 2]))
-        as_image = graph.call_function(
-            aten.reshape.default, (by_sample, [count, parts * in_channels, 1, 1])
-        )
+        as_image = graph.call_function(aten.reshape.default, (by_sample, [count, parts * in_channels, 1, 1]))
         convolution = graph.call_function(
             aten.conv2d.default, (as_image, kernel_node, None, [1, 1], [0, 0], [1, 1], parts)
         )
@@ -178,7 +176,9 @@ def _fold(graph_module: fx.GraphModule, layer: fx.Node, batch_norm: fx.Node, map
         add_parameter(graph_module, layer, f"{owner}.bias" if owner else "bias", offset.to(weight.dtype)),
         *layer.args[3:],
     )
-    batch_norm.replace_all_uses_with(batch_norm.args[0])
+    before = batch_norm.args[0]
+    assert isinstance(before, fx.Node)  # noqa: S101
+    batch_norm.replace_all_uses_with(before)
 
 
 def _apply_concretely(node: fx.Node, value: Tensor) -> Tensor:

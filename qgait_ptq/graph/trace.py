@@ -12,12 +12,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
-from torch.fx.graph import CodeGen
 
 from qgait_ptq.errors import CaptureError
 from qgait_ptq.graph.attributes import remove_unused
@@ -83,19 +83,18 @@ def capture(network: nn.Module, height: int, width: int, frames: int | None = No
         fixed_batch = fixed_batch or (EXAMPLE_BATCH if BATCH_AXIS in pinned else None)
         fixed_frames = fixed_frames or (example.shape[FRAME_AXIS] if FRAME_AXIS in pinned else None)
         sizes = _sizes_to_check(fixed_batch, fixed_frames, example)
-        failed = [size for size in sizes if not _agrees(network, graph_module, *size, example)]
-        if not failed:
-            return Capture(graph_module, fixed_batch, fixed_frames, height, width, tuple(sizes))
-        if (example.shape[0], example.shape[1]) in failed:
+        found = {size: _compare(network, graph_module, size, example) for size in sizes}
+        if found[example.shape[0], example.shape[1]] is _Comparison.DIFFERS:
             raise CaptureError(
                 "the captured graph computes something else than the network on the very input it was "
                 "captured with; does the network keep state, or draw random numbers in eval mode?"
             )
-        if any(batch == EXAMPLE_BATCH for batch, _ in failed):
-            fixed_frames = example.shape[FRAME_AXIS]
-        else:
-            fixed_batch = EXAMPLE_BATCH
-    raise CaptureError(f"the graph differs from the network at (batch, frames) {failed}")
+        pin_batch, pin_frames = (_must_pin(found, axis, example) for axis in (BATCH_AXIS, FRAME_AXIS))
+        if not pin_batch and not pin_frames:
+            return Capture(graph_module, fixed_batch, fixed_frames, height, width, tuple(sizes))
+        fixed_frames = example.shape[FRAME_AXIS] if pin_frames else fixed_frames
+        fixed_batch = EXAMPLE_BATCH if pin_batch and not pin_frames else fixed_batch
+    raise CaptureError("the graph differs from the network even where batch size and frame count are fixed")
 
 
 @contextmanager
@@ -121,7 +120,7 @@ def random_silhouettes(batch: int, frames: int, height: int, width: int) -> Tens
     return (torch.rand(batch, frames, height, width, generator=generator) < 0.3).float()
 
 
-def _run_network(network: nn.Module, silhouettes: Tensor) -> Any:  # noqa: ANN401 - networks give anything
+def _run_network(network: nn.Module, silhouettes: Tensor) -> Any:
     try:
         with torch.inference_mode():
             return network(silhouettes)
@@ -133,7 +132,7 @@ def _run_network(network: nn.Module, silhouettes: Tensor) -> Any:  # noqa: ANN40
         ) from error
 
 
-def _check_embedding(output: Any, example: Tensor) -> None:  # noqa: ANN401
+def _check_embedding(output: Any, example: Tensor) -> None:
     if not isinstance(output, Tensor):
         raise CaptureError(
             f"the network gives a {type(output).__name__}; an adapter must pick the embedding, a tensor "
@@ -152,9 +151,7 @@ def _export(
     network: nn.Module, example: Tensor, batch: int | None, frames: int | None
 ) -> tuple[fx.GraphModule, set[int]]:
     """Export with the dimensions that are not fixed left to torch; gives the axes that it fixed."""
-    dynamic = {
-        axis: Dim.AUTO for axis, size in ((BATCH_AXIS, batch), (FRAME_AXIS, frames)) if size is None
-    }
+    dynamic = {axis: Dim.AUTO for axis, size in ((BATCH_AXIS, batch), (FRAME_AXIS, frames)) if size is None}
     try:
         with quiet_torch(), torch.no_grad():
             program = torch.export.export(network, (example,), dynamic_shapes=(dynamic,), strict=False)
@@ -168,46 +165,69 @@ def _export(
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     shape = placeholders[0].meta["val"].shape
     pinned = {axis for axis in dynamic if isinstance(shape[axis], int)}
-    _flatten_signature(graph_module)
-    return graph_module, pinned
+    return _plain_graph_module(graph_module), pinned
 
 
-def _flatten_signature(graph_module: fx.GraphModule) -> None:
-    """Make the module take one tensor and give one, instead of torch.export's trees."""
-    output = next(node for node in graph_module.graph.nodes if node.op == "output")
-    (values,) = output.args
-    if isinstance(values, (tuple, list)):
-        output.args = (values[0],)
-    graph_module.graph.set_codegen(CodeGen())
+def _plain_graph_module(exported: fx.GraphModule) -> fx.GraphModule:
+    """One tensor in and one out, instead of torch.export's trees; without its notes and unused buffers."""
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in exported.graph.nodes:
+        if node.op == "output":
+            (value,) = node.args
+            graph.output(copied[value[0] if isinstance(value, (tuple, list)) else value])
+        else:
+            copied[node] = graph.node_copy(node, lambda source: copied[source])
+            copied[node].meta = {}
+    graph_module = fx.GraphModule(exported, graph)
     remove_unused(graph_module)
+    graph_module.training = False
+    return graph_module
 
 
 def _sizes_to_check(batch: int | None, frames: int | None, example: Tensor) -> list[tuple[int, int]]:
     batches = BATCHES if batch is None else (batch,)
     counts = FRAME_COUNTS if frames is None else (frames,)
     sizes = {(n, example.shape[1]) for n in batches} | {(example.shape[0], s) for s in counts}
-    sizes |= {(batches[0], counts[-1]), (batches[-1], counts[0])}
     return sorted(sizes)
 
 
-def _agrees(
-    network: nn.Module, graph_module: fx.GraphModule, batch: int, frames: int, example: Tensor
-) -> bool:
-    silhouettes = random_silhouettes(batch, frames, example.shape[2], example.shape[3])
+class _Comparison(Enum):
+    AGREES = auto()
+    DIFFERS = auto()
+    REFUSED = auto()  # the network itself does not take this size
+
+
+def _compare(
+    network: nn.Module, graph_module: fx.GraphModule, size: tuple[int, int], example: Tensor
+) -> _Comparison:
+    silhouettes = random_silhouettes(*size, example.shape[2], example.shape[3])
     try:
         with torch.inference_mode():
             expected = network(silhouettes)
     except Exception:
-        return True  # the network itself refuses this size, so nothing can be silently wrong there
+        return _Comparison.REFUSED
     try:
         with torch.inference_mode():
             given = graph_module(silhouettes)
     except Exception:
-        return False
+        return _Comparison.DIFFERS
     if given.shape != expected.shape:
-        return False
+        return _Comparison.DIFFERS
     scale = expected.abs().max().clamp_min(1e-6)
-    return bool((given - expected).abs().max() <= TOLERANCE * scale)
+    close = bool((given - expected).abs().max() <= TOLERANCE * scale)
+    return _Comparison.AGREES if close else _Comparison.DIFFERS
+
+
+def _must_pin(found: dict[tuple[int, int], _Comparison], axis: int, example: Tensor) -> bool:
+    """Whether a free dimension must be fixed: the graph differs at another size, or all are refused."""
+    own = (example.shape[0], example.shape[1])
+    others = [
+        result for size, result in found.items() if size[axis] != own[axis] and size[1 - axis] == own[1 - axis]
+    ]
+    return bool(others) and (
+        _Comparison.DIFFERS in others or all(result is _Comparison.REFUSED for result in others)
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -1,0 +1,1 @@
+"""Quantizing one tensor: grid, observers, fake-quantize."""

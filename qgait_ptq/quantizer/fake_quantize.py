@@ -50,7 +50,7 @@ class FakeQuantize(ao.FakeQuantizeBase):
         device = self.fake_quant_enabled.device
         self.scale, self.zero_point = scale.to(device), zero_point.to(device)
 
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:  # noqa: ANN401
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         # Per-channel parameters are created as scalars and get their shape with their values.
         for name in ("scale", "zero_point"):
             if prefix + name in state:

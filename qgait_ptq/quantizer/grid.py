@@ -8,6 +8,7 @@ one value of a million, so it is not used.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,12 +39,12 @@ class IntegerGrid:
     @property
     def quant_min(self) -> int:
         """Smallest integer."""
-        return -(2 ** (self.bits - 1) - 1) if self.signed else 0
+        return 1 - (1 << (self.bits - 1)) if self.signed else 0
 
     @property
     def quant_max(self) -> int:
         """Largest integer."""
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
     def parameters_for(self, minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero_point of a range.
@@ -95,8 +96,8 @@ class _FakeQuantize(torch.autograd.Function):
     """Quantize and dequantize; straight-through gradient inside the range, none outside."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx,
+    def forward(
+        ctx: Any,
         tensor: Tensor,
         scale: Tensor,
         zero_point: Tensor,
@@ -104,7 +105,7 @@ class _FakeQuantize(torch.autograd.Function):
         axis: int | None,
     ) -> Tensor:
         integers = quantize(tensor, scale, zero_point, grid, axis)
-        if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
+        if ctx.needs_input_grad[0]:
             unclipped = tensor / along_channels(scale, axis, tensor.ndim)
             unclipped = unclipped.round_() + along_channels(zero_point, axis, tensor.ndim)
             ctx.save_for_backward((unclipped >= grid.quant_min) & (unclipped <= grid.quant_max))
@@ -112,10 +113,8 @@ class _FakeQuantize(torch.autograd.Function):
         return integers.mul_(along_channels(scale, axis, tensor.ndim))
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
-    ) -> tuple[Tensor, None, None, None, None]:
-        (inside,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (inside,) = ctx.saved_tensors
         return gradient * inside, None, None, None, None
 
 

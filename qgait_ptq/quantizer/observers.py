@@ -136,9 +136,7 @@ class WeightMinMaxObserver(ao.PerChannelMinMaxObserver):
     """Smallest and largest weight of each channel."""
 
     def __init__(self, grid: IntegerGrid, channel_axis: int) -> None:
-        super().__init__(
-            ch_axis=channel_axis, qscheme=torch.per_channel_symmetric, **_ao_arguments(grid)
-        )
+        super().__init__(ch_axis=channel_axis, qscheme=torch.per_channel_symmetric, **_ao_arguments(grid))
 
     def value_range(self) -> tuple[Tensor, Tensor]:
         """Ends of each channel, ``[c]``."""

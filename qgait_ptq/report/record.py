@@ -1,4 +1,4 @@
-"""The report of a run: a record that becomes ``report.json``, the terminal's tables and the file's metadata."""
+"""The report of a run: ``report.json``, the terminal's tables and the file's metadata come from it."""
 
 from __future__ import annotations
 

@@ -108,25 +108,19 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def layer_table(layers: list[Mapping[str, Any]], title: str) -> Table:
-    """The weighted layers: shapes, cost, widths, and why one stays in float.
+    """The weighted layers: shapes, cost and widths.
 
     Args:
         layers: dictionaries of `LayerPlan`.
         title: over the table.
     """
     table = Table(title=title)
-    for heading, justify in (
-        ("layer", "left"),
-        ("operator", "left"),
-        ("output", "left"),
-        ("parameters", "right"),
-        ("MMAC", "right"),
-        ("W", "right"),
-        ("A", "right"),
-        ("kernel", "left"),
-        ("note", "left"),
-    ):
-        table.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold")
+    table.add_column("layer", overflow="fold")
+    table.add_column("operator", overflow="fold")
+    table.add_column("output", overflow="fold")
+    for heading in ("weights", "MMAC", "W", "A"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("kernel", no_wrap=True)
     for layer in layers:
         table.add_row(
             layer["name"],
@@ -137,7 +131,6 @@ def layer_table(layers: list[Mapping[str, Any]], title: str) -> Table:
             _bits(layer["weight_bits"]),
             _bits(layer["activation_bits"]),
             "integer" if layer["integer"] else "float",
-            layer["note"],
         )
     return table
 

@@ -1,0 +1,1 @@
+"""Procedural walkers: the built-in synthetic data."""

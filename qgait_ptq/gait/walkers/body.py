@@ -178,9 +178,7 @@ def _add_coat_skirt(body: _Body, coat: Coat) -> None:
         hems.append(hem)
         body.add(hip, hem, 1.02 * body.pelvis_radius + 0.01, 0.075 * body.leg_girth + coat.flare)
     middle = (hems[0] + hems[1]) / 2
-    body.add(
-        body.at(Joint.PELVIS), middle, 1.05 * body.pelvis_radius, 0.085 * body.scale + coat.flare
-    )
+    body.add(body.at(Joint.PELVIS), middle, 1.05 * body.pelvis_radius, 0.085 * body.scale + coat.flare)
     if coat.hood:
         neck = body.at(Joint.NECK) - 0.06 * FORWARD
         body.add(neck + 0.01 * UP, neck - 0.01 * FORWARD - 0.06 * UP, 0.06, 0.07)

@@ -44,7 +44,9 @@ def draw_contact_sheet(
     return np.concatenate(rows)
 
 
-def write_contact_sheet(path: Path, identities: Sequence[int], settings: WalkerSettings | None = None) -> None:
+def write_contact_sheet(
+    path: Path, identities: Sequence[int], settings: WalkerSettings | None = None
+) -> None:
     """Draw walkers into a png file.
 
     Raises:

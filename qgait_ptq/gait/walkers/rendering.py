@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.walkers.clothing import Condition
-from qgait_ptq.gait.walkers.population import TRIALS, VIEWS, Split, WalkerLabel, WalkerSettings, render_identity
+from qgait_ptq.gait.walkers.population import (
+    TRIALS,
+    VIEWS,
+    Split,
+    WalkerLabel,
+    WalkerSettings,
+    render_identity,
+)
 
 ArrayFormat = Literal["pkl", "npz"]
 PARTITION_KEYS = {Split.TRAIN: "TRAIN_SET", Split.CALIBRATION: "TRAIN_SET"}  # all others are TEST_SET

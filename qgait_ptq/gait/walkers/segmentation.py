@@ -42,7 +42,7 @@ def _random_field(
 
 def _ellipse(shape: tuple[int, ...], row: float, column: float, radii: NDArray[np.float64]) -> Mask:
     rows, columns = np.ogrid[: shape[0], : shape[1]]
-    return ((rows - row) / radii[0]) ** 2 + ((columns - column) / radii[1]) ** 2 < 1
+    return np.asarray(((rows - row) / radii[0]) ** 2 + ((columns - column) / radii[1]) ** 2 < 1)
 
 
 def _lose_blobs(mask: Mask, rng: np.random.Generator, noise: float) -> None:

@@ -1,0 +1,39 @@
+# Two commands do all the set-up: `make demo` and `make test`. Everything lands in .venv.
+PYTHON ?= python3
+PIP_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+
+.PHONY: help demo test test-slow lint check clean
+
+help:  ## List the commands.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(VENV)/base: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/base
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/base  ## Quantize the shipped example network on the built-in walkers.
+	$(BIN)/qgait-ptq quantize examples/models/gaitbase-small.pt --bits 8 --out demo-out
+
+test: $(VENV)/dev  ## Run the test suite.
+	$(BIN)/python -m pytest -q
+
+test-slow: $(VENV)/dev  ## Run the tests that take minutes.
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/dev  ## Lint, format and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test  ## What CI runs.
+
+clean:  ## Remove the environment and what the demo wrote.
+	rm -rf $(VENV) demo-out

@@ -1,0 +1,81 @@
+"""Small real networks and real walkers that the tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import nn
+
+from qgait_ptq.gait.dataset import GaitDataset
+from qgait_ptq.gait.walkers.population import Split, split_identities
+from qgait_ptq.gait.walkers.rendering import write_walkers
+from qgait_ptq.gait.zoo import GaitBase, GaitSet
+
+
+settings.register_profile("shared machines", deadline=None)
+settings.load_profile("shared machines")
+
+
+def randomise_batch_norms(network: nn.Module) -> nn.Module:
+    """Give batch norms statistics and weights as a trained network has them."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.copy_(0.2 * torch.randn(module.num_features, generator=generator))
+            module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=generator))
+            with torch.no_grad():
+                module.weight.copy_(0.5 + torch.rand(module.num_features, generator=generator))
+                module.bias.copy_(0.2 * torch.randn(module.num_features, generator=generator))
+    return network.eval()
+
+
+def make_gaitbase(**changes: object) -> GaitBase:
+    torch.manual_seed(0)
+    arguments = {
+        "channels": (8, 8, 16, 16),
+        "strides": (1, 2, 1, 1),
+        "stem_kernel": 5,
+        "stem_stride": 2,
+        "embedding": 16,
+    }
+    network = GaitBase(**{**arguments, **changes})
+    randomise_batch_norms(network)
+    return network
+
+
+def make_gaitset() -> GaitSet:
+    torch.manual_seed(0)
+    return GaitSet(channels=(4, 8, 8), embedding=16).eval()
+
+
+@pytest.fixture
+def gaitbase() -> GaitBase:
+    return make_gaitbase()
+
+
+@pytest.fixture
+def gaitset() -> GaitSet:
+    return make_gaitset()
+
+
+@pytest.fixture(scope="session")
+def walkers_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three walkers to calibrate with and three to test, from two views, in the OpenGait layout."""
+    root = tmp_path_factory.mktemp("walkers")
+    for split in (Split.TRAIN, Split.TEST):
+        write_walkers(root, split, split_identities(split, 3), views_per_trial=2, array_format="npz")
+    return root
+
+
+@pytest.fixture(scope="session")
+def walkers(walkers_root: Path) -> GaitDataset:
+    return GaitDataset.from_directory(walkers_root)
+
+
+@pytest.fixture(scope="session")
+def batches(walkers: GaitDataset) -> list[torch.Tensor]:
+    """Twelve real sequences of different lengths, ``[1, s, 64, 44]``."""
+    return [torch.from_numpy(walkers[i][0])[None].float() / 255 for i in range(0, 120, 10)]

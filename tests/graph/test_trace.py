@@ -1,0 +1,109 @@
+import pytest
+import torch
+from torch import nn
+
+from qgait_ptq.errors import CaptureError
+from qgait_ptq.graph.trace import capture
+
+
+class Embedding(nn.Module):
+    """The smallest gait network: a mean over frames and pixels, one linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, silhouettes):
+        return self.linear(silhouettes.mean(1).flatten(1)[:, :4])
+
+
+class FixedFrames(Embedding):
+    """Takes seven frames only, and says so by failing."""
+
+    def forward(self, silhouettes):
+        return self.linear(silhouettes.reshape(silhouettes.shape[0], 7 * 64 * 44)[:, :4])
+
+
+class BranchOnLength(Embedding):
+    """Python control flow on the frame count, which torch.export bakes in."""
+
+    def forward(self, silhouettes):
+        frames = silhouettes.shape[1]
+        kept = silhouettes[:, : frames // 2] if frames > 10 else silhouettes
+        return self.linear(kept.mean(1).flatten(1)[:, :4])
+
+
+class BranchOnData(Embedding):
+    def forward(self, silhouettes):
+        return super().forward(silhouettes) * (2 if silhouettes.sum() > 5 else 3)
+
+
+class GivesDictionary(Embedding):
+    def forward(self, silhouettes):
+        return {"embedding": super().forward(silhouettes)}
+
+
+class GivesScores(Embedding):
+    def forward(self, silhouettes):
+        return super().forward(silhouettes).sum(0)
+
+
+class DrawsNumbers(Embedding):
+    def forward(self, silhouettes):
+        return super().forward(silhouettes) + torch.rand(1)
+
+
+def test_batch_and_frames_are_free_and_the_graph_computes_the_same(gaitbase):
+    captured = capture(gaitbase, 64, 44)
+    assert (captured.batch, captured.frames) == (None, None)
+    silhouettes = torch.rand(4, 23, 64, 44)
+    torch.testing.assert_close(captured.graph_module(silhouettes), gaitbase(silhouettes))
+
+
+def test_the_graph_was_compared_at_three_lengths_and_three_batch_sizes(gaitset):
+    checked = capture(gaitset, 64, 44).checked
+    assert len({batch for batch, _ in checked}) == 3
+    assert len({frames for _, frames in checked}) == 3
+
+
+def test_the_network_itself_is_left_as_it_was(gaitbase):
+    before = {name: value.clone() for name, value in gaitbase.state_dict().items()}
+    capture(gaitbase, 64, 44)
+    for name, value in gaitbase.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_network_for_one_length_is_captured_with_that_length():
+    captured = capture(FixedFrames().eval(), 64, 44)
+    assert captured.frames == 7
+    assert captured.batch is None
+
+
+def test_a_length_that_is_baked_in_is_found_and_pinned():
+    network = BranchOnLength().eval()
+    captured = capture(network, 64, 44)
+    assert captured.frames == 7
+    silhouettes = torch.rand(2, 7, 64, 44)
+    torch.testing.assert_close(captured.graph_module(silhouettes), network(silhouettes))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (BranchOnData(), "cannot capture"),
+        (GivesDictionary(), "gives a dict"),
+        (GivesScores(), "an embedding is"),
+        (DrawsNumbers(), "draw random numbers"),
+        (nn.Conv2d(9, 1, 3), "does not run on silhouettes"),
+    ],
+)
+def test_what_cannot_be_captured_is_refused_with_a_reason(network, message):
+    with pytest.raises(CaptureError, match=message):
+        capture(network, 64, 44)
+
+
+def test_embeddings_that_are_not_finite_are_refused(gaitbase):
+    with torch.no_grad():
+        gaitbase.part_linear.weight[0, 0, 0] = float("nan")
+    with pytest.raises(CaptureError, match="NaN"):
+        capture(gaitbase, 64, 44)
