@@ -1,0 +1,109 @@
+import pytest
+import torch
+from tests.conftest import make_gaitbase
+from tests.networks import quantize_network
+
+from qgait_ptq.calibration.ranges import calibrate_ranges
+from qgait_ptq.config import QuantConfig
+from qgait_ptq.errors import CalibrationError
+from qgait_ptq.graph.attributes import tensor_of
+from qgait_ptq.graph.insert import insert_quantizers
+from qgait_ptq.graph.layers import layer_sqnr
+from qgait_ptq.graph.specs import annotation_of
+from qgait_ptq.pipeline import plan
+from qgait_ptq.quantizer.fake_quantize import FakeQuantize
+from qgait_ptq.quantizer.grid import INT32_MAX
+
+
+def cosine(a, b):
+    return torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).min().item()
+
+
+def embed(graph, batches):
+    with torch.inference_mode():
+        return torch.cat([graph(batch) for batch in batches])
+
+
+def test_eight_bits_are_close_to_float_and_four_further_away(gaitbase, batches):
+    expected = embed(gaitbase, batches)
+    eight = embed(quantize_network(gaitbase, batches).graph, batches)
+    four = embed(quantize_network(gaitbase, batches, weight_bits=4, activation_bits=4).graph, batches)
+    assert cosine(expected, eight) > 0.99
+    assert 0.7 < cosine(expected, four) < cosine(expected, eight)
+
+
+def test_binary_silhouettes_lie_on_the_input_grid_exactly(gaitbase, batches):
+    graph = quantize_network(gaitbase, batches).graph
+    stem = next(node for node in graph.graph.nodes if annotation_of(node).weight)
+    quantizer = graph.get_submodule(str(stem.args[0].target))
+    binary, grey = torch.tensor([0.0, 1.0]), torch.arange(256) / 255
+    assert torch.equal(quantizer(binary), binary)
+    torch.testing.assert_close(quantizer(grey), grey, rtol=1e-6, atol=0)
+
+
+def test_zero_points_after_relu_are_zero(gaitbase, batches):
+    graph = quantize_network(gaitbase, batches).graph
+    for name, module in graph.named_modules():
+        if isinstance(module, FakeQuantize) and name.startswith("relu"):
+            assert module.zero_point.item() == 0
+
+
+def test_bias_is_rounded_with_scale_of_input_times_weight(gaitbase, batches):
+    graph = quantize_network(gaitbase, batches).graph
+    for node in graph.graph.nodes:
+        if annotation_of(node).bias is None:
+            continue
+        bias_call = node.args[2]
+        bias = tensor_of(graph, bias_call.args[0])
+        scale = graph.get_submodule(str(node.args[0].target)).scale
+        scale = scale * graph.get_submodule(str(node.args[1].target)).scale
+        rounded = graph.get_submodule(str(bias_call.target))(bias, scale, torch.ones(()))
+        steps = rounded.double() / scale.double()
+        assert torch.allclose(steps, steps.round(), atol=1e-3)
+        assert (rounded - bias).abs().max() <= 0.501 * scale.max()
+
+
+def test_a_channel_without_weight_keeps_its_bias(batches):
+    """Batch norm folding leaves such channels; their bias must survive in int32."""
+    network = make_gaitbase()
+    with torch.no_grad():
+        network.stem[1].weight[0] = 1e-12
+        network.stem[1].bias[0] = 3.0
+    graph = quantize_network(network, batches).graph
+    stem = next(node for node in graph.graph.nodes if annotation_of(node).bias)
+    bias = tensor_of(graph, stem.args[2].args[0])
+    inputs, weights = (graph.get_submodule(str(argument.target)) for argument in stem.args[:2])
+    assert (bias.abs() / (inputs.scale * weights.scale)).max() <= INT32_MAX / 1.9
+    assert cosine(embed(network, batches), embed(graph, batches)) > 0.99
+
+
+def test_constant_channels_and_dead_networks_are_quantized_without_nan(batches):
+    network = make_gaitbase()
+    with torch.no_grad():
+        network.blocks[0].conv1.weight.zero_()
+    assert torch.isfinite(embed(quantize_network(network, batches).graph, batches)).all()
+
+
+def test_observing_many_batches_is_observing_their_union(gaitbase, batches):
+    frames = [batch[:, :8] for batch in batches]
+    one_by_one = quantize_network(gaitbase, frames, observer="minmax").graph
+    at_once = quantize_network(gaitbase, [torch.cat(frames)], observer="minmax").graph
+    for name, value in one_by_one.state_dict().items():
+        if name.endswith("scale"):
+            torch.testing.assert_close(value, at_once.state_dict()[name])
+
+
+def test_no_batch_is_an_error(gaitbase):
+    _, float_graph, _ = plan(gaitbase, 64, 44, QuantConfig())
+    with pytest.raises(CalibrationError, match="no calibration sequence"):
+        calibrate_ranges(insert_quantizers(float_graph), [])
+
+
+def test_layer_errors_grow_as_bits_fall(gaitbase, batches):
+    by_bits = []
+    for bits in (8, 5, 3):
+        quantized = quantize_network(gaitbase, batches, weight_bits=bits, activation_bits=bits)
+        by_bits.append(layer_sqnr(quantized.float_graph, quantized.graph, batches[:2]))
+    for name in by_bits[0]:
+        if name.startswith("blocks"):
+            assert by_bits[0][name] > by_bits[1][name] > by_bits[2][name]
