@@ -184,9 +184,9 @@ def measure(network: nn.Module, data: GaitDataset, device: torch.device) -> Accu
 
 @click.command()
 @click.argument("root", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The state_dict to write.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The checkpoint to write.")
 @click.option("--network", type=click.Choice(sorted(NETWORKS)), default="gaitbase-small", show_default=True)
-@click.option("--iterations", default=4000, show_default=True)
+@click.option("--iterations", default=1800, show_default=True)
 @click.option("--identities", default=16, show_default=True, help="P of the P×K batches.")
 @click.option("--sequences", default=4, show_default=True, help="K of the P×K batches.")
 @click.option("--frames", default=12, show_default=True, help="Frames drawn from each sequence.")
@@ -197,7 +197,7 @@ def measure(network: nn.Module, data: GaitDataset, device: torch.device) -> Accu
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--save-every", default=200, show_default=True)
 def main(root: Path, out: Path, device: str, save_every: int, **settings: int | float | str) -> None:
-    """Train a network on the TRAIN_SET of ROOT and write its state_dict."""
+    """Train a network on the TRAIN_SET of ROOT and write a checkpoint that names it."""
     recipe = Settings(**settings)  # type: ignore[arg-type]
     torch.manual_seed(recipe.seed)
     subjects = read_partition(root / "partition.json").train
@@ -227,7 +227,8 @@ def main(root: Path, out: Path, device: str, save_every: int, **settings: int | 
     accuracy = measure(trainer.network, held_out, trainer.device)
     click.echo(json.dumps({"settings": asdict(recipe), "held_out": accuracy.to_report()}))
     out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({name: value.cpu() for name, value in trainer.network.state_dict().items()}, out)
+    weights = {name: value.cpu() for name, value in trainer.network.state_dict().items()}
+    torch.save({"architecture": {"name": recipe.network}, "model": weights}, out)
 
 
 if __name__ == "__main__":

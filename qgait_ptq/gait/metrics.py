@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 Metric = Literal["euclidean", "cosine"]
+LARGEST_SQNR = 200.0  # dB
 CHUNK_BYTES = 64 * 2**20  # of one block of distances
 
 
@@ -143,10 +144,14 @@ def concatenate_rankings(rankings: list[Ranking]) -> Ranking:
 
 
 def embedding_sqnr(reference: Tensor, other: Tensor) -> float:
-    """Signal to quantization noise ratio in dB: the reference's energy over that of the difference."""
+    """Signal to quantization noise ratio in dB: the reference's energy over that of the difference.
+
+    Equal embeddings give `LARGEST_SQNR`, so that the figure stays finite.
+    """
     noise = (reference.double() - other.double()).square().sum()
     signal = reference.double().square().sum()
-    return float(10 * torch.log10(signal / noise.clamp_min(torch.finfo(torch.float64).tiny)))
+    ratio = float(10 * torch.log10(signal / noise))
+    return min(ratio, LARGEST_SQNR)
 
 
 def embedding_cosine(reference: Tensor, other: Tensor) -> Tensor:

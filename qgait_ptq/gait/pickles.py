@@ -17,7 +17,11 @@ ADMITTED = frozenset(
     (module, name)
     for package in ("numpy._core", "numpy.core")
     for module, name in ((f"{package}.multiarray", "_reconstruct"), (f"{package}.numeric", "_frombuffer"))
-) | {("numpy", "ndarray"), ("numpy", "dtype")}
+) | {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),  # how protocols 0 to 2 spell bytes; it turns text into bytes and nothing else
+}
 
 
 class ArrayUnpickler(pickle.Unpickler):

@@ -17,7 +17,7 @@ class ShapeRecorder(fx.Interpreter):
     """Writes the shape of each tensor, and the value of each size, into the nodes' ``meta``.
 
     Example:
-        >>> module = fx.symbolic_trace(torch.nn.ReLU())
+        >>> module = fx.symbolic_trace(torch.nn.Sequential(torch.nn.ReLU()))
         >>> _ = ShapeRecorder(module).run(torch.zeros(2, 3))
         >>> [observed_shape(node) for node in module.graph.nodes if node.op == "call_module"]
         [(2, 3)]

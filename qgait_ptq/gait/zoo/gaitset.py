@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qgait_ptq.gait.zoo.layers import HorizontalPooling, PartLinear, max_over_frames
+from qgait_ptq.gait.zoo.layers import HorizontalPooling, PartBatchNorm, PartLinear, max_over_frames
 
 
 def _convolutions(in_channels: int, out_channels: int, first_kernel: int = 3) -> nn.Sequential:
@@ -36,6 +36,7 @@ class GaitSet(nn.Module):
         channels: tuple[int, int, int] = (32, 64, 128),
         strips: tuple[int, ...] = (1, 2, 4, 8, 16),
         embedding: int = 256,
+        neck: bool = False,
     ) -> None:
         super().__init__()
         first, second, third = channels
@@ -47,9 +48,10 @@ class GaitSet(nn.Module):
         self.frame_pool1, self.frame_pool2, self.set_pool = (nn.MaxPool2d(2) for _ in range(3))
         self.pooling = HorizontalPooling(strips)
         self.part_linear = PartLinear(2 * sum(strips), third, embedding)
+        self.neck = PartBatchNorm(2 * sum(strips), embedding) if neck else nn.Identity()
 
-    def forward(self, silhouettes: Tensor) -> Tensor:
-        """``[n, s, h, w]`` in [0, 1] to the embedding ``[n, c, p]``."""
+    def features(self, silhouettes: Tensor) -> Tensor:
+        """``[n, s, h, w]`` in [0, 1] to the embedding before the neck, ``[n, c, p]``."""
         sequences = silhouettes.shape[0]
         frames = silhouettes.flatten(0, 1).unsqueeze(1)
         frames = self.frame_pool1(self.frame1(frames))
@@ -61,7 +63,12 @@ class GaitSet(nn.Module):
         embedding: Tensor = self.part_linear(parts)
         return embedding
 
+    def forward(self, silhouettes: Tensor) -> Tensor:
+        """``[n, s, h, w]`` in [0, 1] to the embedding ``[n, c, p]``."""
+        embedding: Tensor = self.neck(self.features(silhouettes))
+        return embedding
+
 
 def gaitset_small() -> GaitSet:
     """A quarter of the paper's channels, for experiments on a CPU."""
-    return GaitSet(channels=(8, 16, 32), embedding=64)
+    return GaitSet(channels=(8, 16, 32), embedding=64, neck=True)

@@ -1,0 +1,251 @@
+"""The command line as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tests.conftest import make_gaitbase
+
+COMMAND = str(Path(sys.executable).with_name("qgait-ptq"))
+SMALL = (
+    "--model qgait_ptq.gait.zoo:GaitBase --model-argument channels=[8,8,16,16] "
+    "--model-argument strides=[1,2,1,1] --model-argument stem_kernel=5 --model-argument stem_stride=2 "
+    "--model-argument embedding=16"
+).split()
+
+
+def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "2"}
+    return subprocess.run(
+        [COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=cwd, env=environment
+    )
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], message: str) -> None:
+    """One clear line, exit code 2, no traceback."""
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 3
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "weights.pt"
+    torch.save(make_gaitbase().state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def quantized(checkpoint, walkers_root, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "out"
+    done = run("quantize", checkpoint, *SMALL, "--bits", 4, "--data", walkers_root, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_quantize_writes_three_files_and_prints_the_table(quantized):
+    out, done = quantized
+    assert sorted(file.name for file in out.iterdir()) == ["model.onnx", "recipe.yaml", "report.json"]
+    for text in ("rank-1 nm", "rank-1 mean", "mAP", "W4A4", "ONNX file", "size, MB"):
+        assert text in done.stdout
+    assert done.stderr == ""
+    report = json.loads((out / "report.json").read_text())
+    assert report["config"]["weight_bits"] == report["config"]["activation_bits"] == 4
+    assert report["parity"]["cosine_min"] > 0.999
+
+
+def test_the_recipe_repeats_the_run_from_another_folder(quantized, tmp_path):
+    out, _ = quantized
+    done = run("quantize", "--recipe", out / "recipe.yaml", "--out", "again", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "again" / "model.onnx").read_bytes() == (out / "model.onnx").read_bytes()
+
+
+def test_options_override_the_recipe(quantized, tmp_path):
+    out, _ = quantized
+    done = run("quantize", "--recipe", out / "recipe.yaml", "--bits", 8, "--out", tmp_path / "eight")
+    assert done.returncode == 0, done.stderr
+    recipe = yaml.safe_load((tmp_path / "eight" / "recipe.yaml").read_text())
+    assert recipe["quantization"]["weight_bits"] == 8
+
+
+def test_a_recipe_of_another_file_is_refused(quantized, checkpoint, tmp_path):
+    out, _ = quantized
+    recipe = yaml.safe_load((out / "recipe.yaml").read_text())
+    recipe["model"]["sha256"] = "0" * 64
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    assert_refused(
+        run("quantize", "--recipe", tmp_path / "r.yaml", "--out", tmp_path / "o"), "another file than"
+    )
+
+
+def test_evaluate_agrees_with_the_report(quantized, walkers_root):
+    out, _ = quantized
+    done = run("evaluate", out / "model.onnx", "--data", walkers_root, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert json.loads(done.stdout)["rank1"] == report["accuracy"]["onnx"]["rank1"]
+
+
+def test_evaluate_takes_float_networks(quantized, checkpoint, walkers_root):
+    out, _ = quantized
+    done = run("evaluate", checkpoint, *SMALL, "--data", walkers_root, "--json")
+    report = json.loads((out / "report.json").read_text())
+    assert json.loads(done.stdout)["mAP"] == pytest.approx(report["accuracy"]["float"]["mAP"], abs=0.5)
+
+
+def test_inspect_lists_every_layer_with_its_widths(checkpoint):
+    done = run("inspect", checkpoint, *SMALL, "--bits", 4, "--json")
+    layers = {layer["name"]: layer for layer in json.loads(done.stdout)}
+    assert len(layers) == 12
+    assert (layers["stem.0"]["weight_bits"], layers["blocks.0.conv1"]["weight_bits"]) == (8, 4)
+    table = run("inspect", checkpoint, *SMALL, "--bits", 4).stdout
+    for text in ("part_linear", "blocks.3.conv2", "mean in float", "GMAC", "frames free"):
+        assert text in table
+
+
+def test_walkers_writes_the_layout_and_a_picture(tmp_path):
+    done = run(
+        "walkers", tmp_path / "w", "--identities", 2, "--split", "test", "--views-per-trial", 1,
+        "--sheet", tmp_path / "sheet.png",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "20 sequences of 2 walkers" in done.stdout
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("command", ["", "quantize", "evaluate", "inspect", "walkers"])
+def test_help_has_an_example(command):
+    done = run(*filter(None, [command]), "--help")
+    assert done.returncode == 0
+    assert "qgait-ptq " in done.stdout.split("Example", 1)[1]
+
+
+def test_version():
+    assert "qgait-ptq, version" in run("--version").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("quantize nothing.pt", "nothing.pt: the model cannot be read"),
+        ("quantize text.pt", "text.pt: not a model"),
+        ("quantize weights.pt", "--model module:factory"),
+        ("quantize pickled.pt", "--trust-pickle"),
+        ("quantize weights.pt --model qgait_ptq.gait.zoo:gaitset_small", "do not fit the network"),
+        ("quantize weights.pt --bits 1", "greater than or equal to 2, not 1"),
+        ("quantize weights.pt --bits 9", "less than or equal to 8, not 9"),
+        ("quantize weights.pt --bits four", "not a valid integer"),
+        ("quantize", "path"),
+        ("quantize weights.pt --out text.pt/out", "not writable"),
+        ("quantize weights.pt --protocol lfw SMALL", "no protocol 'lfw'"),
+        ("quantize weights.pt --target abacus SMALL", "no target 'abacus'"),
+        ("quantize weights.pt --data nowhere SMALL", "nowhere: no such folder"),
+        ("quantize weights.pt --partition p.json SMALL", "--data"),
+        ("quantize nan.pt SMALL", "NaN"),
+        ("quantize weights.pt --model-argument channels SMALL", "NAME=VALUE"),
+        ("quantize weights.pt --adapter nonsense SMALL", "module:name"),
+        ("quantize --recipe nothing.yaml", "the recipe cannot be read"),
+        ("evaluate text.onnx", "cannot load it"),
+        ("walkers text.pt/w --identities 1", "cannot be written"),
+        ("walkers w --identities 0", "0 is not in the range"),
+        ("conjure", "No such command"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(arguments, message, checkpoint, tmp_path):
+    shutil.copy(checkpoint, tmp_path / "weights.pt")
+    torch.save(make_gaitbase(), tmp_path / "pickled.pt")
+    weights = make_gaitbase().state_dict()
+    weights["part_linear.weight"][0, 0, 0] = float("nan")
+    torch.save(weights, tmp_path / "nan.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "text.onnx").write_text("hello")
+    before = sorted(tmp_path.iterdir())
+    words = [w for word in arguments.split() for w in (SMALL if word == "SMALL" else [word])]
+    assert_refused(run(*words, cwd=tmp_path), message)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, ("victim", "w"))
+
+
+WALK = np.full((5, 64, 64), 255, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (Bomb(), "no part of an array"),
+        (WALK[:0], "an empty sequence"),
+        (WALK[:, :32], "32×64"),
+        (WALK.astype(np.float32), "float32; store them as uint8"),
+    ],
+)
+def test_bad_sequences_are_named_and_leave_nothing_behind(array, message, checkpoint, walkers_root, tmp_path):
+    shutil.copytree(walkers_root, tmp_path / "data")
+    view = next((tmp_path / "data" / "00000" / "nm-01").iterdir())
+    shutil.rmtree(view)
+    view.mkdir()
+    (view / "bad.pkl").write_bytes(pickle.dumps(array))
+    done = run("quantize", checkpoint, *SMALL, "--data", "data", "--out", "out", cwd=tmp_path)
+    assert_refused(done, message)
+    assert "00000/nm-01" in done.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("partition", "message"),
+    [
+        ({"TRAIN_SET": ["00000"], "TEST_SET": ["20000"]}, "one identity only"),
+        ({"TRAIN_SET": [], "TEST_SET": ["20000"]}, "TRAIN_SET is empty"),
+        ({"TRAIN_SET": ["00000"], "TEST_SET": ["20000", "99999"]}, "99999"),
+        ({"TRAIN": []}, "not a partition"),
+    ],
+)
+def test_bad_partitions_are_refused(partition, message, checkpoint, walkers_root, tmp_path):
+    (tmp_path / "p.json").write_text(json.dumps(partition))
+    done = run(
+        "quantize", checkpoint, *SMALL, "--data", walkers_root, "--partition", "p.json", "--out", "out",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert_refused(done, message)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["p.json"]
+
+
+def test_probes_without_a_match_in_the_gallery_are_refused(checkpoint, walkers_root, tmp_path):
+    shutil.copytree(walkers_root, tmp_path / "data")
+    for subject, kept in (("20000", "nm-01"), ("20001", "nm-05"), ("20002", "nm-02")):
+        for condition in (tmp_path / "data" / subject).iterdir():
+            if condition.name != kept:
+                shutil.rmtree(condition)
+    done = run("quantize", checkpoint, *SMALL, "--data", "data", "--out", "out", cwd=tmp_path)
+    assert_refused(done, "has a gallery sequence")
+
+
+def test_our_own_faults_exit_with_one_and_point_to_debug(checkpoint, tmp_path):
+    """A factory whose network breaks inside the toolkit's own code."""
+    (tmp_path / "broken.py").write_text(
+        "import torch\n"
+        "class Broken(torch.nn.Module):\n"
+        "    def named_parameters(self, *a, **k):\n"
+        "        raise RuntimeError('boom')\n"
+        "def make():\n"
+        "    return Broken()\n"
+    )
+    torch.save({"a": torch.zeros(1)}, tmp_path / "w.pt")
+    done = run("inspect", "w.pt", "--model", "broken:make", cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,143 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from qgait_ptq.errors import ConfigError, DataError
+from qgait_ptq.gait.dataset import GaitDataset, SequenceRecord
+from qgait_ptq.gait.metrics import part_distances
+from qgait_ptq.gait.partition import read_partition
+from qgait_ptq.gait.protocols import PROTOCOLS, arrange, evaluate, get_protocol
+
+CONDITIONS = [*(f"nm-0{i}" for i in range(1, 7)), "bg-01", "bg-02", "cl-01", "cl-02"]
+VIEWS = ["000", "018", "036"]
+
+
+def records_of(subjects, conditions=CONDITIONS, views=VIEWS):
+    return [
+        SequenceRecord(subject, condition, view, lambda: np.zeros((1, 64, 44), np.uint8))
+        for subject, condition, view in itertools.product(subjects, conditions, views)
+    ]
+
+
+def noisy_embeddings(records, noise, seed=0):
+    """An embedding of the identity, and noise."""
+    rng = np.random.default_rng(seed)
+    centres = {s: rng.standard_normal((4, 2)) for s in sorted({r.subject for r in records})}
+    return torch.tensor(
+        np.stack([centres[r.subject] + noise * rng.standard_normal((4, 2)) for r in records])
+    ).float()
+
+
+def casia_b_by_hand(embeddings, records, probe_conditions):
+    """OpenGait's evaluator, spelled out: rank-1 per (probe view, gallery view), identical view left out."""
+    gallery = [i for i, r in enumerate(records) if r.condition in CONDITIONS[:4]]
+    accuracies = []
+    for probe_view, gallery_view in itertools.permutations(VIEWS, 2):
+        columns = [i for i in gallery if records[i].view == gallery_view]
+        probes = [
+            i for i, r in enumerate(records) if r.condition in probe_conditions and r.view == probe_view
+        ]
+        distances = part_distances(embeddings[probes], embeddings[columns])
+        nearest = distances.argmin(1)
+        accuracies.append(
+            np.mean(
+                [
+                    records[p].subject == records[columns[n]].subject
+                    for p, n in zip(probes, nearest, strict=True)
+                ]
+            )
+        )
+    return 100 * np.mean(accuracies)
+
+
+def test_casia_b_is_the_mean_over_view_pairs_without_the_identical_view():
+    records = records_of([f"{i:03d}" for i in range(6)])
+    embeddings = noisy_embeddings(records, 1.5)
+    accuracy = evaluate(embeddings, records, arrange(GaitDataset(records), PROTOCOLS["casia-b"]))
+    for name, conditions in (("nm", CONDITIONS[4:6]), ("bg", CONDITIONS[6:8]), ("cl", CONDITIONS[8:])):
+        assert accuracy.rank1[name] == pytest.approx(casia_b_by_hand(embeddings, records, conditions))
+        assert 0 < accuracy.rank1[name] < 100
+    assert accuracy.rank1["mean"] == pytest.approx(np.mean([accuracy.rank1[c] for c in ("nm", "bg", "cl")]))
+
+
+def test_the_identical_view_helps_nobody():
+    """Embeddings that tell the view, not the person, must not score."""
+    records = records_of(["a", "b"])
+    embeddings = torch.tensor([[[float(VIEWS.index(r.view))]] for r in records])
+    embeddings += 0.01 * torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(0))
+    accuracy = evaluate(embeddings, records, arrange(GaitDataset(records), PROTOCOLS["casia-b"]))
+    assert 20 < accuracy.rank1["mean"] < 80
+
+
+def test_perfect_embeddings_score_one_hundred_in_everything():
+    records = records_of(["a", "b", "c"])
+    accuracy = evaluate(
+        noisy_embeddings(records, 0), records, arrange(GaitDataset(records), PROTOCOLS["casia-b"])
+    )
+    assert set(accuracy.rank1.values()) == {100}
+    assert accuracy.mean_average_precision == 100
+    assert accuracy.mean_inverse_negative_penalty == 100
+    assert accuracy.cmc == [100] * 20
+
+
+def test_oumvlp_takes_01_as_gallery_and_00_as_probe():
+    records = records_of(["a", "b"], ["00", "01"])
+    test_set = arrange(GaitDataset(records), get_protocol("oumvlp"))
+    assert {records[i].condition for i in test_set.gallery} == {"01"}
+    assert {records[i].condition for i in test_set.all_probes} == {"00"}
+
+
+def test_gait3d_takes_its_probes_from_the_partition_and_ranks_the_whole_gallery():
+    records = records_of(["a", "b"], ["cam1", "cam2"], ["s1", "s2"])
+    data = GaitDataset(records)
+    test_set = arrange(data, get_protocol("gait3d"), ["a-cam1-s1", "b-cam2-s2"])
+    assert [records[i].name for i in test_set.all_probes] == ["a/cam1/s1", "b/cam2/s2"]
+    assert len(test_set.gallery) == 6
+    accuracy = evaluate(noisy_embeddings(records, 0), records, test_set)
+    assert accuracy.rank5["all"] == 100
+    with pytest.raises(DataError, match="PROBE_SET"):
+        arrange(data, get_protocol("gait3d"))
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        (records_of(["a"]), "one identity only"),
+        (records_of(["a", "b"], ["bg-01"]), "no gallery"),
+        (records_of(["a", "b"], ["nm-01"]), "no probe sequence"),
+        (records_of(["a"], ["nm-01"]) + records_of(["b"], ["nm-05"]), "none of the 1 probe identities"),
+        (records_of(["a", "b"], views=["090"]), "of another view"),
+    ],
+)
+def test_test_sets_that_cannot_be_ranked_are_refused(records, message):
+    with pytest.raises(DataError, match=message):
+        arrange(GaitDataset(records), PROTOCOLS["casia-b"])
+
+
+def test_unknown_protocols_are_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match="casia-b"):
+        get_protocol("lfw")
+
+
+def test_partition_is_read_with_its_probes(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text('{"TRAIN_SET": ["1"], "TEST_SET": ["2"], "PROBE_SET": ["2-a-b"], "extra": 1}')
+    assert read_partition(path).probes == ("2-a-b",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nothing", "not a JSON"),
+        ("[]", "not a partition"),
+        ('{"TRAIN_SET": ["1"]}', "TEST_SET"),
+        ('{"TRAIN_SET": ["1", "2"], "TEST_SET": ["2"]}', "both train and test"),
+    ],
+)
+def test_broken_partitions_are_refused(text, message, tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_partition(path)

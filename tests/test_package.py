@@ -1,0 +1,88 @@
+"""The package as it is installed."""
+
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+from importlib.metadata import requires, version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import qgait_ptq
+
+MODULES = sorted(m.name for m in pkgutil.walk_packages(qgait_ptq.__path__, "qgait_ptq."))
+ROOT = Path(__file__).parent.parent
+# What extras bring; the package must be importable where none of it is installed.
+OPTIONAL = ("PIL", "openvino", "pytest", "hypothesis", "mypy")
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_every_module_imports_with_the_base_dependencies_only():
+    blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in OPTIONAL)
+    imports = "".join(f"importlib.import_module({name!r})\n" for name in MODULES)
+    done = run_python(f"import importlib, sys\n{blocked}{imports}")
+    assert done.returncode == 0, done.stderr
+    assert len(MODULES) > 40
+
+
+def test_importing_prints_no_warning():
+    done = run_python("import qgait_ptq.pipeline, qgait_ptq.quantizer.ao")
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_embedding_needs_no_torch():
+    done = run_python(
+        "import sys; sys.modules['torch'] = None; sys.modules['onnx'] = None\n"
+        "import qgait_ptq; qgait_ptq.Embedder"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_quantizer_imports_nothing_of_the_package_outside_itself_and_gait_is_not_known_below():
+    forbidden = {
+        "quantizer": ["graph", "calibration", "export", "gait", "report", "cli", "pipeline", "runtime"],
+        "graph": ["calibration", "export", "gait", "report", "cli", "pipeline", "runtime"],
+        "export": ["gait", "report", "cli", "pipeline"],
+        "calibration": ["export", "gait", "report", "cli", "pipeline", "runtime"],
+        "gait": ["graph", "quantizer", "calibration", "export", "report", "cli", "pipeline"],
+        "report": ["cli", "pipeline"],
+        "runtime": ["graph", "quantizer", "calibration", "report", "cli", "pipeline"],
+    }
+    package = Path(qgait_ptq.__file__).parent
+    for room, others in forbidden.items():
+        for file in (package / room).rglob("*.py"):
+            text = file.read_text()
+            for other in others:
+                assert f"qgait_ptq.{other}" not in text, f"{file} imports {other}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+@pytest.mark.parametrize("name", qgait_ptq.__all__)
+def test_public_names_exist_and_are_documented(name):
+    assert getattr(qgait_ptq, name).__doc__
+
+
+def test_unknown_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = qgait_ptq.nothing
+
+
+def test_dependencies_are_the_agreed_ones():
+    base = {Requirement(r).name.lower() for r in requires("qgait-ptq") if "extra ==" not in r}
+    assert base == {
+        "torch", "numpy", "click", "rich", "onnx", "onnxscript", "onnxruntime", "pydantic", "pyyaml",
+    }
+
+
+def test_the_changelog_knows_the_version():
+    assert f"[{version('qgait-ptq')}]" in (ROOT / "CHANGELOG.md").read_text()
