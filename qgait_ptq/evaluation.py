@@ -1,4 +1,4 @@
-"""Accuracy of one network or one file, without quantizing anything."""
+"""How good embeddings are: accuracy under a protocol, and agreement with the float network."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from qgait_ptq.config import QuantConfig
 from qgait_ptq.device import choose_device
-from qgait_ptq.errors import DataError
+from qgait_ptq.errors import CalibrationError, DataError
 from qgait_ptq.gait.embedding import Embed, embed_dataset
+from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr
 from qgait_ptq.gait.protocols import Accuracy, evaluate
 from qgait_ptq.gait.sources import GaitData
 from qgait_ptq.progress import Progress, Silent
@@ -66,3 +68,47 @@ def _evaluate(embed: Embed, data: GaitData, frames: int | None, progress: Progre
     with progress.stage("evaluation", len(data.test)) as advance:
         (embeddings,) = embed_dataset(data.test, [embed], data.size, frames, advance)
     return evaluate(embeddings, data.test.records, data.test_set, data.metric)
+
+
+def accuracy_of(embeddings: list[Tensor], data: GaitData) -> dict[str, Accuracy]:
+    """Accuracy of the float network, the simulation and the file.
+
+    Args:
+        embeddings: of the test sequences by each of the three, ``[n, c, p]``.
+        data: what was embedded.
+
+    Returns:
+        ``float``, ``quantized`` and ``onnx``; nothing where the data have no gallery and probes.
+    """
+    if data.test_set is None:
+        return {}
+    return {
+        name: evaluate(embedding, data.test.records, data.test_set, data.metric)
+        for name, embedding in zip(("float", "quantized", "onnx"), embeddings, strict=True)
+    }
+
+
+def agreement_of(embeddings: list[Tensor], config: QuantConfig) -> dict[str, float]:
+    """How close the quantized embeddings are to the float ones.
+
+    Args:
+        embeddings: as of `accuracy_of`.
+        config: says how close they must be.
+
+    Raises:
+        CalibrationError: so far off that ranking has collapsed.
+    """
+    reference, quantized, _ = embeddings
+    cosine = embedding_cosine(reference, quantized)
+    agreement = {
+        "cosine_mean": float(cosine.mean()),
+        "cosine_min": float(cosine.min()),
+        "sqnr_db": embedding_sqnr(reference, quantized),
+    }
+    if not agreement["cosine_mean"] >= config.minimum_agreement:
+        raise CalibrationError(
+            f"{config.label}: quantized embeddings agree with float by a mean cosine of "
+            f"{agreement['cosine_mean']:.3f} only (at least {config.minimum_agreement} is asked for), so "
+            "they no longer rank people; use more bits, another observer or more calibration sequences"
+        )
+    return agreement

@@ -18,14 +18,12 @@ from torch import Tensor, fx, nn
 from qgait_ptq.calibration.ranges import calibrate_ranges
 from qgait_ptq.config import QuantConfig, Recipe
 from qgait_ptq.device import choose_device
-from qgait_ptq.errors import CalibrationError
+from qgait_ptq.evaluation import accuracy_of, agreement_of
 from qgait_ptq.export.checks import Parity, compare_with_simulation, layers_without_integer_kernel
 from qgait_ptq.export.onnx_file import export_float, export_quantized, write_metadata
 from qgait_ptq.export.targets import get_target
 from qgait_ptq.gait.dataset import GaitDataset
 from qgait_ptq.gait.embedding import embed_dataset, network_batch
-from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr
-from qgait_ptq.gait.protocols import Accuracy, evaluate
 from qgait_ptq.gait.sources import GaitData, as_gait_data, load_walkers
 from qgait_ptq.graph.insert import insert_quantizers
 from qgait_ptq.graph.layers import LayerPlan, layer_scales, layer_sqnr, list_layers
@@ -33,7 +31,7 @@ from qgait_ptq.graph.placement import place
 from qgait_ptq.graph.shapes import record_shapes
 from qgait_ptq.graph.simplify import simplify
 from qgait_ptq.graph.specs import BitWidths
-from qgait_ptq.graph.trace import Capture, capture
+from qgait_ptq.graph.trace import Capture, capture, quiet_torch
 from qgait_ptq.progress import Progress, Silent
 from qgait_ptq.report.record import Report, build_report
 from qgait_ptq.report.writing import write_result
@@ -109,8 +107,8 @@ def quantize(
         model=_describe_model(captured, layers, embeddings[0], source),
         config=run.config,
         data=gait_data,
-        accuracy=_accuracy(embeddings, gait_data),
-        agreement=_agreement(embeddings, run.config),
+        accuracy=accuracy_of(embeddings, gait_data),
+        agreement=agreement_of(embeddings, run.config),
         size_bytes={"float": float_bytes, "onnx": onnx_model.ByteSize()},
         parity=parity,
         slow_layers=slow_layers,
@@ -142,11 +140,13 @@ def plan(
         CaptureError: the network cannot be captured.
         ConfigError: the configuration names layers that the network does not have.
     """
-    captured = capture(model.cpu(), height, width, frames=frames)
-    network = simplify(captured.graph_module, captured.example())
-    place(network, get_target(config.target).rules, _widths(config))
-    record_shapes(network, captured.example(sequences=1, length=REPORTED_FRAMES))
-    return captured, network, list_layers(network)
+    with quiet_torch():
+        network = copy.deepcopy(model).cpu()  # the user's stays where it is, in the mode it is in
+    captured = capture(network, height, width, frames=frames)
+    graph_module = simplify(captured.graph_module, captured.example())
+    place(graph_module, get_target(config.target).rules, _widths(config))
+    record_shapes(graph_module, captured.example(sequences=1, length=REPORTED_FRAMES))
+    return captured, graph_module, list_layers(graph_module)
 
 
 @dataclass
@@ -275,37 +275,6 @@ def _widths(config: QuantConfig) -> BitWidths:
         activation_observer=config.observer,
         layers={name: (bits.weight_bits, bits.activation_bits) for name, bits in config.layers.items()},
     )
-
-
-def _agreement(embeddings: list[Tensor], config: QuantConfig) -> dict[str, float]:
-    """How close the quantized embeddings are to the float ones.
-
-    Raises:
-        CalibrationError: so far off that ranking has collapsed.
-    """
-    reference, quantized, _ = embeddings
-    cosine = embedding_cosine(reference, quantized)
-    agreement = {
-        "cosine_mean": float(cosine.mean()),
-        "cosine_min": float(cosine.min()),
-        "sqnr_db": embedding_sqnr(reference, quantized),
-    }
-    if not agreement["cosine_mean"] >= config.minimum_agreement:
-        raise CalibrationError(
-            f"{config.label}: quantized embeddings agree with float by a mean cosine of "
-            f"{agreement['cosine_mean']:.3f} only (at least {config.minimum_agreement} is asked for), so "
-            "they no longer rank people; use more bits, another observer or more calibration sequences"
-        )
-    return agreement
-
-
-def _accuracy(embeddings: list[Tensor], data: GaitData) -> dict[str, Accuracy]:
-    if data.test_set is None:
-        return {}
-    return {
-        name: evaluate(embedding, data.test.records, data.test_set, data.metric)
-        for name, embedding in zip(("float", "quantized", "onnx"), embeddings, strict=True)
-    }
 
 
 def _describe_model(

@@ -14,7 +14,6 @@ from qgait_ptq.gait.walkers.population import Split, split_identities
 from qgait_ptq.gait.walkers.rendering import write_walkers
 from qgait_ptq.gait.zoo import GaitBase, GaitSet
 
-
 settings.register_profile("shared machines", deadline=None)
 settings.load_profile("shared machines")
 

@@ -80,7 +80,15 @@ def test_unknown_names_are_attribute_errors():
 def test_dependencies_are_the_agreed_ones():
     base = {Requirement(r).name.lower() for r in requires("qgait-ptq") if "extra ==" not in r}
     assert base == {
-        "torch", "numpy", "click", "rich", "onnx", "onnxscript", "onnxruntime", "pydantic", "pyyaml",
+        "torch",
+        "numpy",
+        "click",
+        "rich",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "pydantic",
+        "pyyaml",
     }
 
 

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from tests.conftest import make_gaitbase
 
 import qgait_ptq as qg
 from qgait_ptq.errors import CalibrationError, CaptureError, ConfigError, DataError
 from qgait_ptq.gait.adapters import OpenGaitAdapter
 from qgait_ptq.gait.protocols import PROTOCOLS
 from qgait_ptq.gait.sources import load_directory
+from tests.conftest import make_gaitbase
 
 FAST = {"calibration_sequences": 12}
 

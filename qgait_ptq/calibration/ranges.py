@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -32,9 +31,9 @@ def calibrate_ranges(graph_module: fx.GraphModule, batches: Iterable[Tensor]) ->
     """
     set_observing(graph_module, True)
     weights = _weight_quantizers(graph_module)
-    for name, (quantizer, weight) in weights.items():
+    for layer, (quantizer, weight) in weights.items():
         if not torch.isfinite(weight).all():
-            raise CalibrationError(f"layer {name}: its weights hold NaN or infinite values")
+            raise CalibrationError(f"layer {layer_name(layer)}: its weights hold NaN or infinite values")
         quantizer.observer(weight)
         quantizer.disable_observer()
     seen = 0
@@ -66,8 +65,8 @@ def _quantizers(graph_module: fx.GraphModule) -> dict[str, FakeQuantize]:
     return {n: module for n, module in graph_module.named_modules() if isinstance(module, FakeQuantize)}
 
 
-def _weight_quantizers(graph_module: fx.GraphModule) -> dict[str, tuple[FakeQuantize, Tensor]]:
-    """Layer name → the quantizer of its weight, and the weight."""
+def _weight_quantizers(graph_module: fx.GraphModule) -> dict[fx.Node, tuple[FakeQuantize, Tensor]]:
+    """Layer → the quantizer of its weight, and the weight."""
     found = {}
     for node in graph_module.graph.nodes:
         if annotation_of(node).weight is None:
@@ -77,7 +76,7 @@ def _weight_quantizers(graph_module: fx.GraphModule) -> dict[str, tuple[FakeQuan
         weight = tensor_of(graph_module, call.args[0])
         assert isinstance(quantizer, FakeQuantize)  # noqa: S101 - insertion put it there
         assert weight is not None  # noqa: S101
-        found[layer_name(node)] = (quantizer, weight)
+        found[node] = (quantizer, weight)
     return found
 
 
@@ -99,10 +98,3 @@ def _leave_room_for_bias(graph_module: fx.GraphModule) -> None:
         assert bias is not None  # noqa: S101
         needed = bias.abs() * (BIAS_HEADROOM / INT32_MAX) / inputs.scale
         weights.scale = torch.maximum(weights.scale, needed.to(weights.scale.dtype))
-
-
-def embedding_drift(reference: Tensor, quantized: Tensor) -> float:
-    """Mean cosine between float and quantized embeddings, ``[n, c, p]`` each; NaN counts as 0."""
-    cosine = torch.nn.functional.cosine_similarity(reference.flatten(1), quantized.flatten(1), dim=1)
-    value = float(cosine.mean())
-    return 0.0 if math.isnan(value) else value

@@ -57,7 +57,9 @@ def run() -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
-        error.show()
+        context = getattr(error, "ctx", None)
+        hint = f"; see '{context.command_path} --help'" if context else ""
+        click.echo(f"qgait-ptq: {error.format_message().rstrip('.')}{hint}", err=True)
         sys.exit(BAD_INPUT)
     except QgaitError as error:
         if debug:

@@ -81,6 +81,9 @@ def layers_without_integer_kernel(model: bytes, layers: Iterable[str]) -> list[s
     Args:
         model: serialized, its layers' nodes named by module path.
         layers: names of the layers that should run on integers.
+
+    Raises:
+        ExportError: onnxruntime cannot load the model, or the temporary folder is full.
     """
     with tempfile.TemporaryDirectory() as folder:
         optimised = Path(folder) / "optimised.onnx"
@@ -89,8 +92,12 @@ def layers_without_integer_kernel(model: bytes, layers: Iterable[str]) -> list[s
         options.optimized_model_filepath = str(optimised)
         # The last level packs weights for this one processor; it does not change which kernels run.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        graph = onnx.load(optimised).graph
+        try:
+            onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            graph = onnx.load(optimised).graph
+        except Exception as error:  # onnxruntime's exceptions have no common public base
+            detail = " ".join(str(error).split())[:200]
+            raise ExportError(f"the file's kernels cannot be looked at in {folder} ({detail})") from error
     # onnxruntime appends "_token_…" to the name of a node that it rebuilds.
     integer = {n.name.split("_token_")[0] for n in graph.node if n.op_type in INTEGER_KERNELS}
     return [name for name in layers if name not in integer]

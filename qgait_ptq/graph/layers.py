@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ class LayerPlan:
 
     Attributes:
         name: module path.
+        node: name in the graph; layers that share a weight have the same path, but nodes of their own.
         operator: such as ``conv2d``.
         input_shape: on the recorded example.
         output_shape: on the recorded example.
@@ -34,6 +36,7 @@ class LayerPlan:
     """
 
     name: str
+    node: str
     operator: str
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
@@ -57,6 +60,7 @@ def list_layers(graph_module: fx.GraphModule) -> list[LayerPlan]:
         plans.append(
             LayerPlan(
                 name=layer_name(node),
+                node=node.name,
                 operator=operator_name(node),
                 input_shape=observed_shape(node.args[0]) or (),
                 output_shape=observed_shape(node) or (),
@@ -91,7 +95,7 @@ def _input_bits(layer: fx.Node, nodes: dict[str, fx.Node]) -> int | None:
 
 
 def layer_scales(graph_module: fx.GraphModule) -> dict[str, dict[str, Any]]:
-    """Scales of a calibrated graph's layers, by module path.
+    """Scales of a calibrated graph's layers, by node.
 
     Each layer has ``activation_scale``, ``activation_zero_point`` and ``weight_scales``, as far as quantized.
     """
@@ -111,7 +115,7 @@ def layer_scales(graph_module: fx.GraphModule) -> dict[str, dict[str, Any]]:
             else:
                 found["activation_scale"] = quantizer.scale.item()
                 found["activation_zero_point"] = quantizer.zero_point.item()
-        scales[layer_name(node)] = found
+        scales[node.name] = found
     return scales
 
 
@@ -132,7 +136,7 @@ class _OutputKeeper(fx.Interpreter):
 def layer_sqnr(
     reference: fx.GraphModule, quantized: fx.GraphModule, batches: Iterable[Tensor]
 ) -> dict[str, float]:
-    """Signal to quantization noise of each weighted layer's output in dB, by module path.
+    """Signal to quantization noise of each weighted layer's output in dB, by node.
 
     Both graphs run on the same sequences, so a layer's figure contains the errors of the layers before it.
 
@@ -141,11 +145,11 @@ def layer_sqnr(
         quantized: made from it by insertion: nodes have the same names.
         batches: silhouettes ``[n, s, h, w]``.
     """
-    layers = {node.name: layer_name(node) for node in reference.graph.nodes if is_operator(node, WEIGHTED)}
+    layers = {node.name for node in reference.graph.nodes if is_operator(node, WEIGHTED)}
     signal, noise = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
     with torch.inference_mode():
         for batch in batches:
-            keepers = [_OutputKeeper(module, set(layers)) for module in (reference, quantized)]
+            keepers = [_OutputKeeper(module, layers) for module in (reference, quantized)]
             for keeper in keepers:
                 keeper.run(batch)
             for name in layers:
@@ -153,7 +157,4 @@ def layer_sqnr(
                 signal[name] += expected.square().sum().item()
                 noise[name] += (expected - given).square().sum().item()
     tiny = torch.finfo(torch.float64).tiny
-    return {
-        path: float(10 * torch.log10(torch.tensor(max(signal[name], tiny) / max(noise[name], tiny))))
-        for name, path in layers.items()
-    }
+    return {name: 10 * math.log10(max(signal[name], tiny) / max(noise[name], tiny)) for name in layers}

@@ -23,7 +23,6 @@ from qgait_ptq.graph.specs import (
     OwnSpec,
     PlacementRules,
     SharedSpec,
-    annotation_of,
 )
 from qgait_ptq.quantizer.grid import IntegerGrid
 
@@ -241,8 +240,3 @@ def _leaves_network(layer: fx.Node) -> bool:
         if is_operator(node, RESHAPES):
             pending.extend(node.users)
     return False
-
-
-def is_quantized(node: fx.Node) -> bool:
-    """Whether the tensor that a node gives is quantized."""
-    return annotation_of(node).output is not None

@@ -223,7 +223,9 @@ def _must_pin(found: dict[tuple[int, int], _Comparison], axis: int, example: Ten
     """Whether a free dimension must be fixed: the graph differs at another size, or all are refused."""
     own = (example.shape[0], example.shape[1])
     others = [
-        result for size, result in found.items() if size[axis] != own[axis] and size[1 - axis] == own[1 - axis]
+        result
+        for size, result in found.items()
+        if size[axis] != own[axis] and size[1 - axis] == own[1 - axis]
     ]
     return bool(others) and (
         _Comparison.DIFFERS in others or all(result is _Comparison.REFUSED for result in others)

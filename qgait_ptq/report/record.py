@@ -98,8 +98,8 @@ def build_report(
                 "note": layer.note,
                 "parameters": layer.parameters,
                 "macs": layer.macs,
-                "scales": scales.get(layer.name, {}),
-                "sqnr_db": sqnr.get(layer.name),
+                "scales": scales.get(layer.node, {}),
+                "sqnr_db": sqnr.get(layer.node),
             }
             for layer in layers
         ],

@@ -1,7 +1,5 @@
 import pytest
 import torch
-from tests.conftest import make_gaitbase
-from tests.networks import quantize_network
 
 from qgait_ptq.calibration.ranges import calibrate_ranges
 from qgait_ptq.config import QuantConfig
@@ -13,6 +11,8 @@ from qgait_ptq.graph.specs import annotation_of
 from qgait_ptq.pipeline import plan
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.quantizer.grid import INT32_MAX
+from tests.conftest import make_gaitbase
+from tests.networks import quantize_network
 
 
 def cosine(a, b):
@@ -105,5 +105,5 @@ def test_layer_errors_grow_as_bits_fall(gaitbase, batches):
         quantized = quantize_network(gaitbase, batches, weight_bits=bits, activation_bits=bits)
         by_bits.append(layer_sqnr(quantized.float_graph, quantized.graph, batches[:2]))
     for name in by_bits[0]:
-        if name.startswith("blocks"):
+        if name not in ("conv2d", "conv2d_default"):  # first and last layer keep eight bits
             assert by_bits[0][name] > by_bits[1][name] > by_bits[2][name]

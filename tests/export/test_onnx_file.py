@@ -6,8 +6,6 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
-from tests.conftest import make_gaitbase, make_gaitset
-from tests.networks import quantize_network
 
 from qgait_ptq.errors import ExportError
 from qgait_ptq.export.checks import compare_with_simulation, layers_without_integer_kernel
@@ -15,6 +13,8 @@ from qgait_ptq.export.onnx_file import export_float, export_quantized
 from qgait_ptq.graph.layers import list_layers
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.runtime.embedder import open_session, run_session
+from tests.conftest import make_gaitbase, make_gaitset
+from tests.networks import quantize_network
 
 WIDTHS = [(8, 8), (4, 8), (4, 4), (3, 5), (2, 2)]
 MAKERS = {"gaitbase": make_gaitbase, "gaitset": make_gaitset}

@@ -64,5 +64,5 @@ def test_each_sequence_is_read_once_for_all_networks():
 
 def test_another_size_is_an_error_that_names_the_sequence():
     data = GaitDataset.from_pairs([(np.full((3, 32, 22), 255, np.uint8), "a")])
-    with pytest.raises(DataError, match="a/seq-0000/000.*32×22"):
+    with pytest.raises(DataError, match=r"a/seq-0000/000.*32×22"):
         embed_dataset(data, [lambda b: b.mean((1, 2))], (64, 44))

@@ -130,7 +130,9 @@ def test_nothing_is_read_before_it_is_needed(tmp_path):
 def test_the_first_of_several_modalities_is_taken(tmp_path):
     root = layout(tmp_path, subjects=("001",))
     write(root / "001/nm-01/000", "100-other.npy", np.ones((2, 3)))
-    assert GaitDataset.from_directory(root).where(lambda r: r.name == "001/nm-01/000")[0][0].shape == WALK.shape
+    assert (
+        GaitDataset.from_directory(root).where(lambda r: r.name == "001/nm-01/000")[0][0].shape == WALK.shape
+    )
 
 
 def test_subjects_without_a_folder_are_named(tmp_path):

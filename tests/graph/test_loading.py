@@ -5,13 +5,13 @@ import zipfile
 
 import pytest
 import torch
-from tests.conftest import make_gaitbase
 from torch import nn
 
 from qgait_ptq.errors import ModelError
 from qgait_ptq.gait.zoo import NETWORKS, gaitbase_small
 from qgait_ptq.graph.loading import load_model
 from qgait_ptq.graph.trace import capture
+from tests.conftest import make_gaitbase
 
 FACTORY = "qgait_ptq.gait.zoo:gaitbase_small"
 
@@ -115,7 +115,9 @@ def exported(tmp_path_factory):
 
 def test_an_exported_program_with_a_pickled_payload_is_refused(exported, tmp_path):
     def use_pickle(name, data):
-        return data.replace(b'"use_pickle": false', b'"use_pickle": true', 1) if b"use_pickle" in data else data
+        return (
+            data.replace(b'"use_pickle": false', b'"use_pickle": true', 1) if b"use_pickle" in data else data
+        )
 
     with pytest.raises(ModelError, match="pickled payload"):
         load_model(rewrite(exported, tmp_path / "model.pt2", use_pickle))

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from tests.conftest import make_gaitbase, make_gaitset
 
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.export.targets import get_target
@@ -14,6 +13,7 @@ from qgait_ptq.graph.simplify import simplify
 from qgait_ptq.graph.specs import BitWidths, OwnSpec, SharedSpec, annotation_of
 from qgait_ptq.graph.trace import capture
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
+from tests.conftest import make_gaitbase, make_gaitset
 
 RULES = get_target("onnxruntime").rules
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from tests.conftest import make_gaitbase, randomise_batch_norms
 from torch import nn
 
 from qgait_ptq.graph.operators import BATCH_NORMS, MATRIX_PRODUCTS, aten, is_operator
 from qgait_ptq.graph.simplify import simplify
 from qgait_ptq.graph.trace import capture
+from tests.conftest import make_gaitbase, randomise_batch_norms
 
 
 class PartsThenNorm(nn.Module):

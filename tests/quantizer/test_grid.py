@@ -12,7 +12,9 @@ grids = st.builds(IntegerGrid, bits, st.booleans(), st.booleans())
 
 
 def test_signed_grids_are_narrow_and_unsigned_ones_full():
-    assert [(g.quant_min, g.quant_max) for g in (IntegerGrid(4, True, True), IntegerGrid(4, False, False))] == [
+    assert [
+        (g.quant_min, g.quant_max) for g in (IntegerGrid(4, True, True), IntegerGrid(4, False, False))
+    ] == [
         (-7, 7),
         (0, 15),
     ]

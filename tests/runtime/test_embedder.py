@@ -4,12 +4,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tests.conftest import make_gaitbase
 
 import qgait_ptq as qg
 from qgait_ptq.errors import DataError, ModelError
 from qgait_ptq.export.onnx_file import export_float
 from qgait_ptq.graph.trace import capture
+from tests.conftest import make_gaitbase
 
 
 @pytest.fixture(scope="module")
