@@ -1,0 +1,115 @@
+"""Time, peak memory and file sizes of quantizing a full-size GaitBase (7 M parameters) on this machine.
+
+    python examples/measure_full_size.py
+
+The weights are random, with batch norm statistics of a real pass: time, memory and size do not depend on
+what the network has learned.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from qgait_ptq.calibration.ranges import calibrate_ranges
+from qgait_ptq.config import QuantConfig
+from qgait_ptq.export.onnx_file import export_float, export_quantized
+from qgait_ptq.export.targets import get_target
+from qgait_ptq.gait.sampling import to_network_input
+from qgait_ptq.gait.sequences import cut_width
+from qgait_ptq.gait.walkers.clothing import Condition
+from qgait_ptq.gait.walkers.population import Split, split_identities
+from qgait_ptq.gait.walkers.rendering import render_identities
+from qgait_ptq.gait.zoo import GaitBase
+from qgait_ptq.graph.insert import insert_quantizers
+from qgait_ptq.pipeline import plan
+
+SEQUENCES, FRAMES = 64, 30
+VARIANTS = ((8, 8, 8), (4, 8, 8), (4, 4, 8), (4, 4, 4))  # weight, activation and edge bits
+
+
+def calibration_batches() -> list[Tensor]:
+    """64 synthetic sequences of 30 frames, ``[1, 30, 64, 44]`` each."""
+    people = split_identities(Split.CALIBRATION, SEQUENCES // 2)
+    walks = render_identities(people, trials=((Condition.NORMAL, 1),), views_per_trial=2)
+    return [
+        to_network_input(cut_width(silhouettes)[[i % len(silhouettes) for i in range(FRAMES)]])[None]
+        for identity in walks
+        for _, silhouettes in identity
+    ]
+
+
+def initialise(network: nn.Module, batch: Tensor) -> nn.Module:
+    """Set batch norm statistics from one real pass."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None
+    with torch.no_grad():
+        network.train()(torch.cat([batch, batch.flip(3)]))
+    return network.eval()
+
+
+def peak_gigabytes() -> float:
+    """Largest resident set of this process so far; macOS counts bytes, Linux kilobytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def main() -> None:
+    """Quantize at several widths and print what it took."""
+    torch.manual_seed(0)
+    batches = calibration_batches()
+    network = initialise(GaitBase(), batches[0])
+    console = Console()
+    table = Table(
+        title=f"GaitBase, {SEQUENCES} sequences of {FRAMES} frames, {torch.get_num_threads()} threads"
+    )
+    for heading in (
+        "",
+        "capture, s",
+        "ranges, s",
+        "export, s",
+        "total, s",
+        "peak so far, GB",
+        "MB",
+        "smaller",
+    ):
+        table.add_column(heading, justify="right" if heading else "left")
+    for weight_bits, activation_bits, edge_bits in VARIANTS:
+        config = QuantConfig(weight_bits=weight_bits, activation_bits=activation_bits, edge_bits=edge_bits)
+        seconds: list[float] = []
+
+        @contextmanager
+        def timed(seconds: list[float] = seconds) -> Iterator[None]:
+            started = time.perf_counter()
+            yield
+            seconds.append(time.perf_counter() - started)
+
+        with timed():
+            captured, graph, _ = plan(network, 64, 44, config)
+        with timed():
+            quantized = calibrate_ranges(insert_quantizers(graph), batches)
+        with timed():
+            model = export_quantized(quantized, captured, get_target(config.target).opset)
+        peak = peak_gigabytes()
+        float_size = export_float(graph, captured, get_target(config.target).opset).ByteSize()
+        table.add_row(
+            f"{config.label}, edges {edge_bits}",
+            *(f"{value:.1f}" for value in (*seconds, sum(seconds))),
+            f"{peak:.2f}",
+            f"{model.ByteSize() / 1e6:.2f}",
+            f"{float_size / model.ByteSize():.2f}×",
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
