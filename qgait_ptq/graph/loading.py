@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
-import json
 import os
-import re
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
@@ -24,18 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from qgait_ptq.errors import ModelError
-from qgait_ptq.graph.trace import first_line, quiet_torch
+from qgait_ptq.graph.exported_program import load_exported_program
+from qgait_ptq.graph.trace import first_line
 
 WEIGHT_KEYS = ("model", "state_dict", "model_state_dict", "network")  # of training checkpoints
 ARCHITECTURE_KEY = "architecture"  # {"name": ..., "arguments": {...}} beside the weights
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
-# What may stand in the symbolic sizes of an exported program, which torch evaluates as Python.
-SAFE_NAMES = (
-    "Symbol Integer Rational Mul Add Pow Min Max Mod PythonMod FloorDiv CeilDiv CleanDiv Eq Ne Ge Gt Le Lt "
-    "And Or Not int_oo positive integer nonnegative negative real True False"
-).replace(" ", "|")
-SAFE_EXPRESSION = re.compile(rf"^(?:'[su]\d+'|[su]\d+\b|(?:{SAFE_NAMES})\b|\d+\b|[\s+\-*/%(),<>=!&|~])*$")
-
 Factory = Callable[..., nn.Module]
 
 
@@ -119,7 +111,7 @@ def _load(
         return _from_legacy_or_unknown(path, data, factory, arguments, zoo)
     names = zipfile.ZipFile(io.BytesIO(data)).namelist()
     if any(name.endswith("archive_format") for name in names) or any("/models/" in name for name in names):
-        return _from_exported_program(path, data, trust_pickle), "exported program"
+        return load_exported_program(path, data, trust_pickle), "exported program"
     if any(name.endswith("/constants.pkl") for name in names):
         raise ModelError(f"{path}: looks like TorchScript; save the network with torch.export.save instead")
     if not any(name.endswith("data.pkl") for name in names):
@@ -143,56 +135,6 @@ def _from_legacy_or_unknown(
             "exported program (torch.export.save)"
         ) from None
     return _from_content(path, content, factory, arguments, zoo)
-
-
-def _from_exported_program(path: Path, data: bytes, trust_pickle: bool) -> nn.Module:
-    if not trust_pickle:
-        _check_exported_program(path, data)
-    try:
-        with quiet_torch():
-            return cast(nn.Module, torch.export.load(io.BytesIO(data)).module(check_guards=False))
-    except Exception as error:
-        raise ModelError(
-            f"{path}: looks like an exported program, but torch {torch.__version__} cannot load it "
-            f"({type(error).__name__}: {first_line(error)})"
-        ) from error
-
-
-def _check_exported_program(path: Path, data: bytes) -> None:
-    """Refuse archives in which loading would unpickle objects or evaluate expressions.
-
-    `torch.export.load` unpickles some payloads without restriction and evaluates the symbolic sizes.
-    """
-    refuse = f"{path}: this exported program would run code when loaded (%s); load it with --trust-pickle"
-    archive = zipfile.ZipFile(io.BytesIO(data))
-    for name in archive.namelist():
-        if name.endswith(".json"):
-            try:
-                content = json.loads(archive.read(name))
-            except (UnicodeDecodeError, json.JSONDecodeError):
-                raise ModelError(f"{path}: damaged: {name} is not JSON") from None
-            for key, value in _walk(content):
-                if key == "use_pickle" and value:
-                    raise ModelError(refuse % "a pickled payload")
-                if key == "expr_str" and not SAFE_EXPRESSION.match(str(value)):
-                    raise ModelError(refuse % "a symbolic size that is no arithmetic")
-        elif "sample_inputs" in name:
-            try:
-                torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-            except Exception:
-                raise ModelError(refuse % "sample inputs that are no tensors") from None
-
-
-def _walk(content: Any) -> Any:
-    """All (key, value) pairs of nested JSON."""
-    pending = [content]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, dict):
-            yield from item.items()
-            pending.extend(item.values())
-        elif isinstance(item, list):
-            pending.extend(item)
 
 
 def _from_pickled_module(path: Path, data: bytes, trust_pickle: bool, refusal: Exception) -> nn.Module:
