@@ -9,7 +9,6 @@ import torch
 import qgait_ptq as qg
 from qgait_ptq.errors import CalibrationError, CaptureError, ConfigError, DataError
 from qgait_ptq.gait.adapters import OpenGaitAdapter
-from qgait_ptq.gait.protocols import PROTOCOLS
 from qgait_ptq.gait.sources import load_directory
 from tests.conftest import make_gaitbase
 
@@ -23,7 +22,7 @@ def pairs(walkers, count=16):
 
 @pytest.fixture(scope="module")
 def evaluated(walkers_root):
-    data = load_directory(walkers_root, None, PROTOCOLS["casia-b"])
+    data = load_directory(walkers_root)
     return qg.quantize(make_gaitbase(), data, qg.QuantConfig(**FAST), device="cpu")
 
 
@@ -65,7 +64,7 @@ def test_the_users_network_is_left_as_it_was(walkers):
 
 
 def test_the_same_seed_gives_the_same_file(walkers_root, evaluated):
-    data = load_directory(walkers_root, None, PROTOCOLS["casia-b"])
+    data = load_directory(walkers_root)
     again = qg.quantize(make_gaitbase(), data, qg.QuantConfig(**FAST), device="cpu")
     assert again.onnx_model.SerializeToString() == evaluated.onnx_model.SerializeToString()
 

@@ -51,9 +51,9 @@ def load_data(source: DataSource, progress: Progress) -> GaitData:
         DataError: the data cannot be used.
         ConfigError: no such protocol, or a partition without a root.
     """
-    protocol = get_protocol(source.protocol)
+    get_protocol(source.protocol)
     if source.root is not None:
-        return load_directory(source.root, source.partition, protocol, source.metric)
+        return load_directory(source.root, source.partition, source.protocol, source.metric)
     if source.partition is not None:
         raise ConfigError("--partition belongs to a data set; name its root with --data")
     progress.note(

@@ -10,8 +10,8 @@ from typing import Any
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
 from qgait_ptq.gait.metrics import Metric
-from qgait_ptq.gait.partition import Partition, read_partition
-from qgait_ptq.gait.protocols import PROTOCOLS, Protocol, TestSet, arrange
+from qgait_ptq.gait.partition import read_partition
+from qgait_ptq.gait.protocols import PROTOCOLS, TestSet, arrange, get_protocol
 from qgait_ptq.gait.sequences import cut_width
 from qgait_ptq.gait.walkers.population import TRIALS, Split, split_identities
 from qgait_ptq.gait.walkers.rendering import condition_name, render_identities, subject_name, view_name
@@ -47,23 +47,36 @@ class GaitData:
 
 
 def load_directory(
-    root: Path, partition: Path | None, protocol: Protocol, metric: Metric = "euclidean"
+    root: str | Path,
+    partition: str | Path | None = None,
+    protocol: str = "casia-b",
+    metric: Metric = "euclidean",
 ) -> GaitData:
     """Data of an OpenGait layout: TRAIN_SET calibrates, TEST_SET is evaluated.
 
+    Args:
+        root: the top folder.
+        partition: partition json; None looks for ``partition.json`` in the root.
+        protocol: name of the protocol.
+        metric: distance of two parts.
+
     Raises:
+        ConfigError: no such protocol.
         DataError: see `GaitDataset.from_directory`, `read_partition` and `arrange`.
     """
-    split = read_partition(partition or root / "partition.json") if partition or root.is_dir() else None
-    if split is None:
+    rules, root = get_protocol(protocol), Path(root)
+    if not root.is_dir():
         raise DataError(f"{root}: no such folder of sequences")
+    split_file = Path(partition) if partition is not None else root / "partition.json"
+    split = read_partition(split_file)
     if not split.train:
-        raise DataError(f"{partition or root / 'partition.json'}: TRAIN_SET is empty; nothing can calibrate")
+        raise DataError(f"{split_file}: TRAIN_SET is empty; nothing can calibrate")
     calibration = GaitDataset.from_directory(root, split.train)
     test = GaitDataset.from_directory(root, split.test)
-    return GaitData(
-        calibration, test, arrange(test, protocol, split.probes), metric, _describe(root, split, test)
+    description = (
+        f"{root}: {len(split.train)} subjects calibrate, {len(split.test)} are tested ({len(test)} sequences)"
     )
+    return GaitData(calibration, test, arrange(test, rules, split.probes), metric, description)
 
 
 def load_walkers(workers: int = 1, advance: Callable[[], None] = lambda: None) -> GaitData:
@@ -120,9 +133,3 @@ def _render(split: Split, count: int, views: int, workers: int, advance: Callabl
         )
         advance()
     return GaitDataset(records, f"{count} synthetic walkers")
-
-
-def _describe(root: Path, split: Partition, test: GaitDataset) -> str:
-    return (
-        f"{root}: {len(split.train)} subjects calibrate, {len(split.test)} are tested ({len(test)} sequences)"
-    )
