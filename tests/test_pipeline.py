@@ -69,6 +69,14 @@ def test_the_same_seed_gives_the_same_file(walkers_root, evaluated):
     assert again.onnx_model.SerializeToString() == evaluated.onnx_model.SerializeToString()
 
 
+def test_the_file_carries_what_it_is_but_no_paths(evaluated, walkers_root):
+    metadata = evaluated.report.metadata()
+    assert metadata["config"]["weight_bits"] == 8
+    assert metadata["accuracy"]["onnx"] == evaluated.report.accuracy["onnx"]
+    assert str(walkers_root) not in json.dumps(metadata)
+    assert str(walkers_root).encode() not in evaluated.onnx_model.SerializeToString()
+
+
 def test_a_result_is_saved_whole(evaluated, tmp_path):
     folder = evaluated.save(tmp_path / "a" / "b")
     assert sorted(file.name for file in folder.iterdir()) == ["model.onnx", "report.json"]

@@ -51,9 +51,12 @@ class Report:
         return asdict(self)
 
     def metadata(self) -> dict[str, Any]:
-        """What the ONNX file carries: no times, so that the same run gives the same file."""
+        """What the ONNX file carries: no times and no paths, so that the same run gives the same file."""
         kept = ("toolkit", "model", "config", "data", "accuracy", "agreement")
-        return {key: value for key, value in self.to_json().items() if key in kept}
+        metadata = {key: value for key, value in self.to_json().items() if key in kept}
+        metadata["model"].pop("path", None)
+        metadata["data"].pop("description")
+        return metadata
 
 
 def build_report(
