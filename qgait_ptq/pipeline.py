@@ -99,7 +99,7 @@ def quantize(
     captured, network = run.capture(model, gait_data, frames)
     quantized = run.calibrate(captured, network, gait_data)
     onnx_model, float_bytes = run.export(captured, network, quantized)
-    session = open_session(onnx_model.SerializeToString())
+    session = open_session(onnx_model.SerializeToString(), spinning=False)
     parity, slow_layers = run.check(captured, quantized, onnx_model, session, gait_data)
     embeddings = run.embed(captured, network, quantized, session, gait_data)
     layers = list_layers(network)

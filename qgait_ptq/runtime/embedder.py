@@ -80,8 +80,16 @@ class Embedder:
         return np.ascontiguousarray(embedding.reshape(len(embedding), -1).T)
 
 
-def open_session(model: Path | bytes, threads: int | None = None) -> onnxruntime.InferenceSession:
+def open_session(
+    model: Path | bytes, threads: int | None = None, spinning: bool = True
+) -> onnxruntime.InferenceSession:
     """Open an ONNX model in onnxruntime on the CPU with all optimisations.
+
+    Args:
+        model: file or serialized model.
+        threads: for one call; None lets onnxruntime choose.
+        spinning: whether its threads wait actively between calls, which takes the cores from others in this
+            process, such as torch.
 
     Raises:
         ModelError: it is no model that this onnxruntime can run.
@@ -90,6 +98,8 @@ def open_session(model: Path | bytes, threads: int | None = None) -> onnxruntime
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = str(model) if isinstance(model, Path) else model
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
