@@ -20,7 +20,8 @@ from qgait_ptq.gait.sources import (
     load_walkers,
 )
 from qgait_ptq.gait.zoo import NETWORKS
-from qgait_ptq.graph.loading import import_object, load_model
+from qgait_ptq.graph.loading import import_object, load_model, make_module
+from qgait_ptq.graph.trace import set_to_inference
 from qgait_ptq.progress import Progress
 
 
@@ -40,7 +41,8 @@ def load_network(source: ModelSource) -> tuple[nn.Module, dict[str, Any]]:
     network = loaded.network
     if source.adapter is not None:
         adapter = ADAPTERS.get(source.adapter) or import_object(source.adapter, "the adapter")
-        network = adapter(network)
+        network = make_module(adapter, f"the adapter {source.adapter}", network)
+        set_to_inference(network)
     return network, {"path": str(source.path), "kind": loaded.kind, "sha256": loaded.sha256}
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from qgait_ptq.errors import ModelError
 from qgait_ptq.graph.exported_program import load_exported_program
-from qgait_ptq.graph.trace import first_line
+from qgait_ptq.graph.trace import first_line, set_to_inference
 
 WEIGHT_KEYS = ("model", "state_dict", "model_state_dict", "network")  # of training checkpoints
 ARCHITECTURE_KEY = "architecture"  # {"name": ..., "arguments": {...}} beside the weights
@@ -71,8 +71,7 @@ def load_model(
         raise ModelError(f"{path}: the model cannot be read ({error.strerror or error})") from None
     network, kind = _load(path, data, factory, arguments or {}, zoo or {}, trust_pickle)
     _check_finite(network, path)
-    if not isinstance(network, torch.fx.GraphModule):
-        network.eval()
+    set_to_inference(network)
     return LoadedModel(network, kind, hashlib.sha256(data).hexdigest())
 
 
@@ -174,7 +173,7 @@ def _from_content(
         raise ModelError(
             f"{path}: looks like a {kind}; name the network that it belongs to with --model module:factory"
         )
-    network = _make(make, arguments, factory or "the named network")
+    network = make_module(make, factory or "the named network", **arguments)
     _load_weights(path, network, weights)
     return network, kind
 
@@ -215,13 +214,18 @@ def _named_architecture(
     return zoo[name], architecture.get("arguments", {}) if isinstance(architecture, dict) else {}
 
 
-def _make(factory: Factory, arguments: Mapping[str, Any], name: str) -> nn.Module:
+def make_module(factory: Callable[..., Any], name: str, *arguments: Any, **keywords: Any) -> nn.Module:
+    """Call a user's factory or adapter.
+
+    Raises:
+        ModelError: it fails, or gives no module.
+    """
     try:
-        network = factory(**arguments)
+        network = factory(*arguments, **keywords)
     except Exception as error:
+        given = f" with {keywords}" if keywords else ""
         raise ModelError(
-            f"{name} cannot make a network with {dict(arguments)} "
-            f"({type(error).__name__}: {first_line(error)})"
+            f"{name} cannot make a network{given} ({type(error).__name__}: {first_line(error)})"
         ) from error
     if not isinstance(network, nn.Module):
         raise ModelError(f"{name} gives a {type(network).__name__}, not a torch.nn.Module")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -73,8 +73,7 @@ def capture(network: nn.Module, height: int, width: int, frames: int | None = No
         CaptureError: the network does not run on such an input, cannot be captured, has no embedding as its
             output, gives values that are not finite, or computes something else than its graph.
     """
-    if not isinstance(network, fx.GraphModule):  # exported modules refuse eval(); they are in it
-        network = network.eval()
+    set_to_inference(network)
     example = random_silhouettes(EXAMPLE_BATCH, frames or EXAMPLE_FRAMES, height, width)
     _check_embedding(_run_network(network, example), example)
     fixed_batch, fixed_frames = None, frames
@@ -95,6 +94,12 @@ def capture(network: nn.Module, height: int, width: int, frames: int | None = No
         fixed_frames = example.shape[FRAME_AXIS] if pin_frames else fixed_frames
         fixed_batch = EXAMPLE_BATCH if pin_batch and not pin_frames else fixed_batch
     raise CaptureError("the graph differs from the network even where batch size and frame count are fixed")
+
+
+def set_to_inference(network: nn.Module) -> None:
+    """Put a network in eval mode; modules of exported programs refuse that, because they always are."""
+    with suppress(NotImplementedError):
+        network.eval()
 
 
 @contextmanager

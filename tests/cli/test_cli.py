@@ -166,6 +166,7 @@ def test_version():
         ("quantize nan.pt SMALL", "NaN"),
         ("quantize weights.pt --model-argument channels SMALL", "NAME=VALUE"),
         ("quantize weights.pt --adapter nonsense SMALL", "module:name"),
+        ("quantize weights.pt --adapter json:loads SMALL", "the adapter json:loads cannot make"),
         ("quantize --recipe nothing.yaml", "the recipe cannot be read"),
         ("evaluate text.onnx", "cannot load it"),
         ("walkers text.pt/w --identities 1", "cannot be written"),
