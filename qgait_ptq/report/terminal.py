@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
@@ -23,12 +31,13 @@ class TerminalProgress:
 
     @contextmanager
     def stage(self, name: str, steps: int | None = None) -> Iterator[Callable[[], None]]:
-        """Show a bar while the stage runs."""
+        """Show a bar with the time left while the stage runs, or the time passed where steps are unknown."""
+        columns: tuple[ProgressColumn, ...] = (SpinnerColumn(), TimeElapsedColumn())
+        if steps is not None:
+            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         bar = RichProgress(
             TextColumn("{task.description:<13}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            *columns,
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
@@ -48,7 +57,7 @@ def accuracy_table(report: Mapping[str, Any]) -> Table:
     Args:
         report: as in ``report.json``.
     """
-    table = Table(title=_title(report))
+    table = Table()
     table.add_column("")
     for column in COLUMNS.values():
         table.add_column(column, justify="right")
@@ -71,10 +80,6 @@ def _accuracy_rows(accuracy: Mapping[str, Any]) -> Iterator[tuple[str, list[str]
         yield f"rank-1 {condition}, %", [f"{accuracy[name]['rank1'][condition]:.2f}" for name in COLUMNS]
     for metric in ("mAP", "mINP"):
         yield f"{metric}, %", [f"{accuracy[name][metric]:.2f}" for name in COLUMNS]
-
-
-def _title(report: Mapping[str, Any]) -> str:
-    return str(report["data"]["description"])
 
 
 def evaluation_table(accuracy: Mapping[str, Any], title: str) -> Table:
@@ -100,6 +105,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
     """What a person must know besides the table."""
     agreement, parity = report["agreement"], report["parity"]
     return [
+        str(report["data"]["description"]),
         f"embeddings against float: cosine {agreement['cosine_mean']:.4f} mean, "
         f"{agreement['cosine_min']:.4f} worst, SQNR {agreement['sqnr_db']:.1f} dB",
         f"file against simulation: cosine {parity['cosine_min']:.6f} on the worst of "
