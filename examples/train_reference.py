@@ -228,7 +228,10 @@ def main(root: Path, out: Path, device: str, save_every: int, **settings: int | 
     click.echo(json.dumps({"settings": asdict(recipe), "held_out": accuracy.to_report()}))
     out.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: value.cpu() for name, value in trainer.network.state_dict().items()}
-    torch.save({"architecture": {"name": recipe.network}, "model": weights}, out)
+    beside = out.with_suffix(".part")
+    torch.save({"architecture": {"name": recipe.network}, "model": weights}, beside)
+    os.replace(beside, out)
+    state.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
