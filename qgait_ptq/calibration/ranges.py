@@ -14,7 +14,7 @@ from qgait_ptq.graph.specs import annotation_of
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize, set_observing
 from qgait_ptq.quantizer.grid import INT32_MAX
 
-BIAS_HEADROOM = 2.0  # a bias takes at most this fraction's inverse of the int32 range; sums need the rest
+BIAS_HEADROOM = 2.0  # a bias takes at most half of the int32 range; the sums need the rest
 
 
 def calibrate_ranges(graph_module: fx.GraphModule, batches: Iterable[Tensor]) -> fx.GraphModule:

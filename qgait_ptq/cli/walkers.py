@@ -26,7 +26,7 @@ from qgait_ptq.gait.walkers.population import LARGEST_SPLIT, VIEWS, Split
     type=click.Choice(["pkl", "npz"]),
     default="pkl",
     show_default=True,
-    help="pkl as OpenGait reads it, npz 20 times smaller.",
+    help="pkl as OpenGait reads it, npz compressed.",
 )
 @click.option(
     "--sheet", type=click.Path(path_type=Path, dir_okay=False), help="Also draw a contact sheet, png."

@@ -251,6 +251,9 @@ def test_our_own_faults_exit_with_one_and_point_to_debug(checkpoint, tmp_path):
     (tmp_path / "broken.py").write_text(
         "import torch\n"
         "class Broken(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.register_buffer('a', torch.zeros(1))\n"
         "    def named_parameters(self, *a, **k):\n"
         "        raise RuntimeError('boom')\n"
         "def make():\n"
@@ -258,5 +261,7 @@ def test_our_own_faults_exit_with_one_and_point_to_debug(checkpoint, tmp_path):
     )
     torch.save({"a": torch.zeros(1)}, tmp_path / "w.pt")
     done = run("inspect", "w.pt", "--model", "broken:make", cwd=tmp_path)
-    assert done.returncode in (1, 2)
+    assert done.returncode == 1
+    assert "RuntimeError: boom" in done.stderr
+    assert "--debug" in done.stderr
     assert "Traceback" not in done.stderr
