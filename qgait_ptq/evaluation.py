@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
@@ -42,17 +40,20 @@ def evaluate_network(
     return _evaluate(lambda batch: network(batch.to(place)), data, frames, progress or Silent())
 
 
-def evaluate_file(path: Path, data: GaitData, progress: Progress | None = None) -> Accuracy:
+def evaluate_file(embedder: Embedder, data: GaitData, progress: Progress | None = None) -> Accuracy:
     """Accuracy of an ONNX file of this toolkit in the runtime.
 
+    Args:
+        embedder: the loaded file.
+        data: with a test set.
+        progress: told what runs.
+
     Raises:
-        ModelError: see `Embedder`.
         DataError: the data have no gallery and probes, or silhouettes of another size.
     """
-    embedder = Embedder(path)
     if data.size != embedder.size:
         raise DataError(
-            f"{path} takes silhouettes of {embedder.size[0]}×{embedder.size[1]}, "
+            f"{embedder.path} takes silhouettes of {embedder.size[0]}×{embedder.size[1]}, "
             f"the data have {data.size[0]}×{data.size[1]}"
         )
 

@@ -42,15 +42,17 @@ def command(model: Path | None, recipe_file: Path | None, device: str, as_json: 
     from qgait_ptq.cli.inputs import load_data, load_network
     from qgait_ptq.evaluation import evaluate_file, evaluate_network
     from qgait_ptq.report.terminal import TerminalProgress, evaluation_table
+    from qgait_ptq.runtime.embedder import Embedder
 
     console = Console(stderr=as_json)
     progress = TerminalProgress(console)
-    is_file = recipe.model.path.suffix == ".onnx"
-    network = None if is_file else load_network(recipe.model)[0]
-    data = load_data(recipe.data, progress)
-    if network is None:
-        accuracy = evaluate_file(recipe.model.path, data, progress)
+    if recipe.model.path.suffix == ".onnx":
+        embedder = Embedder(recipe.model.path)
+        data = load_data(recipe.data, progress)
+        accuracy = evaluate_file(embedder, data, progress)
     else:
+        network, _ = load_network(recipe.model)
+        data = load_data(recipe.data, progress)
         accuracy = evaluate_network(network, data, device, recipe.model.frames, progress)
     if as_json:
         click.echo(json.dumps(accuracy.to_report()))
