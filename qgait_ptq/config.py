@@ -12,7 +12,13 @@ from qgait_ptq.errors import ConfigError
 
 Bits = Annotated[int, Field(ge=2, le=8)]
 ActivationObserver = Literal["minmax", "moving-average", "percentile", "mse", "histogram"]
-WeightObserver = Literal["minmax", "mse"]
+WeightObserver = Literal["minmax", "percentile", "mse"]
+EqualizationName = Literal["none", "weights", "activations"]
+RoundingName = Literal["nearest", "gptq", "qronos"]
+Positive = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class _Model(BaseModel):
@@ -31,6 +37,83 @@ class LayerBits(_Model):
     activation_bits: Bits | None = None
 
 
+class IdcConfig(_Model):
+    """Stage 1, inter-class distance-guided calibration.
+
+    Attributes:
+        enabled: None runs it where the calibration set has at least 8 identities with 2 sequences.
+        neg_weight: of distances between different people.
+        pos_weight: of distances between sequences of one person.
+        anchor_weight: of the embeddings themselves.
+        neighbour_weight: of the distribution over nearest neighbours.
+        steps: at most.
+        learning_rate: of scales and zero_points.
+        bias_learning_rate: of biases.
+        identities: P of the P×K batches.
+        sequences: K.
+        frames: of each sequence, consecutive.
+        held_out: share of the identities that no gradient sees, for choosing the step.
+        evaluate_every: steps between two looks at them.
+        patience: so many looks in a row without improvement end it; each goes back to the best step and
+            halves the learning rates.
+        temperature: of the soft quantizer; 0 is straight through.
+        memory_mb: of activations held for the backward pass, roughly.
+    """
+
+    enabled: bool | None = None
+    neg_weight: Weight = 1.0
+    pos_weight: Weight = 0.25
+    anchor_weight: Weight = 1.0
+    neighbour_weight: Weight = 0.0
+    steps: Positive = 60
+    learning_rate: Rate = 2e-3
+    bias_learning_rate: Rate = 2e-3
+    identities: Annotated[int, Field(ge=2)] = 8
+    sequences: Annotated[int, Field(ge=2)] = 4
+    frames: Positive = 8
+    held_out: Share = 0.25
+    evaluate_every: Positive = 6
+    patience: Positive = 5
+    temperature: Weight = 0.0
+    memory_mb: Positive = 2000
+
+
+class FinetuneConfig(_Model):
+    """Stage 2, reconstruction and fine-tuning with the soft quantizer.
+
+    Attributes:
+        enabled: whether it runs.
+        block_steps: for each block; 0 leaves the block-by-block part out.
+        granularity: blocks, or single layers.
+        block_weights: ``rounding`` learns whether weights round up or down, ``latent`` moves them.
+        block_learning_rate: of weights in the block-by-block part, in rounding steps.
+        drop_probability: of quantization, in the block-by-block part.
+        learn_ranges: whether scales of activations learn in the block-by-block part.
+        steps: of the end-to-end part, at most; 0 leaves it out.
+        weight_learning_rate: of weights end to end, in rounding steps.
+        learning_rate: of scales, zero_points and biases end to end.
+        temperature_start: of the soft quantizer end to end.
+        temperature_end: at the last step.
+        patience: as of stage 1.
+        memory_mb: of block activations held in memory; more go to disk.
+    """
+
+    enabled: bool = False
+    block_steps: Annotated[int, Field(ge=0)] = 100
+    granularity: Literal["layer", "block"] = "block"
+    block_weights: Literal["rounding", "latent"] = "latent"
+    block_learning_rate: Rate = 4e-3
+    drop_probability: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    learn_ranges: bool = True
+    steps: Annotated[int, Field(ge=0)] = 60
+    weight_learning_rate: Rate = 4e-3
+    learning_rate: Rate = 5e-4
+    temperature_start: Weight = 1.0
+    temperature_end: Weight = 3.0
+    patience: Positive = 5
+    memory_mb: Positive = 2000
+
+
 class QuantConfig(_Model):
     """How a network is quantized.
 
@@ -46,6 +129,12 @@ class QuantConfig(_Model):
             addition.
         observer: how ranges of activations are found.
         weight_observer: how ranges of weights are found.
+        equalization: scales channels between layers before anything else, following the size of weights or of
+            activations.
+        rounding: of weights: to nearest, or with compensated errors (GPTQ, Qronos).
+        bias_correction: whether biases take up mean errors.
+        idc: stage 1.
+        finetune: stage 2.
         layers: module path (shell patterns) → widths of layers that differ.
         target: runtime profile.
         calibration_sequences: how many sequences are observed.
@@ -54,7 +143,7 @@ class QuantConfig(_Model):
             refused: such a network no longer ranks.
         minimum_parity: cosine between the file in the runtime and the simulation below which the file is
             refused.
-        seed: of the choice of calibration sequences.
+        seed: of the choice of calibration sequences, of batches and of the held-out identities.
     """
 
     weight_bits: Bits = 8
@@ -62,11 +151,16 @@ class QuantConfig(_Model):
     edge_bits: Bits = 8
     elementwise_bits: Bits = 8
     observer: ActivationObserver = "mse"
-    weight_observer: WeightObserver = "minmax"
+    weight_observer: WeightObserver = "mse"
+    equalization: EqualizationName = "activations"
+    rounding: RoundingName = "qronos"
+    bias_correction: bool = True
+    idc: IdcConfig = IdcConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     layers: dict[str, LayerBits] = Field(default_factory=dict)
     target: str = "onnxruntime"
-    calibration_sequences: Annotated[int, Field(ge=1)] = 128
-    calibration_frames: Annotated[int, Field(ge=1)] = 60
+    calibration_sequences: Positive = 128
+    calibration_frames: Positive = 60
     minimum_agreement: Annotated[float, Field(ge=-1, le=1)] = 0.5
     minimum_parity: Annotated[float, Field(ge=-1, le=1)] = 0.999
     seed: int = 0

@@ -15,7 +15,6 @@ import torch
 from onnxruntime import InferenceSession
 from torch import Tensor, fx, nn
 
-from qgait_ptq.calibration.ranges import calibrate_ranges
 from qgait_ptq.config import QuantConfig, Recipe
 from qgait_ptq.device import choose_device
 from qgait_ptq.evaluation import accuracy_of, agreement_of
@@ -25,7 +24,6 @@ from qgait_ptq.export.targets import get_target
 from qgait_ptq.gait.dataset import GaitDataset
 from qgait_ptq.gait.embedding import embed_dataset, network_batch
 from qgait_ptq.gait.sources import GaitData, as_gait_data, load_walkers
-from qgait_ptq.graph.insert import insert_quantizers
 from qgait_ptq.graph.layers import LayerPlan, layer_scales, layer_sqnr, list_layers
 from qgait_ptq.graph.placement import place
 from qgait_ptq.graph.shapes import record_shapes
@@ -36,6 +34,7 @@ from qgait_ptq.progress import Progress, Silent
 from qgait_ptq.report.record import Report, build_report
 from qgait_ptq.report.writing import write_result
 from qgait_ptq.runtime.embedder import open_session, run_session
+from qgait_ptq.stages import CalibrationRun
 
 PARITY_SEQUENCES, SQNR_SEQUENCES = 50, 8
 REPORTED_FRAMES = 30  # multiply-accumulates are stated for a sequence of so many frames
@@ -76,6 +75,8 @@ def quantize(
     source: dict[str, Any] | None = None,
     recipe: Recipe | None = None,
     progress: Progress | None = None,
+    work_folder: Path | None = None,
+    resume: bool = False,
 ) -> QuantizationResult:
     """Quantize a trained gait network.
 
@@ -90,11 +91,14 @@ def quantize(
         source: what the report says of the model, such as its path and hash.
         recipe: stored with the result.
         progress: told what runs.
+        work_folder: where fine-tuning keeps its states, so that a killed run can go on; None keeps none. It
+            is removed at the end.
+        resume: go on from the states in `work_folder`.
 
     Raises:
         QgaitError: a subclass that says what in the input is wrong.
     """
-    run = _Run(config or QuantConfig(), choose_device(device), progress or Silent())
+    run = _Run(config or QuantConfig(), choose_device(device), progress or Silent(), work_folder, resume)
     gait_data = run.prepare(data)
     captured, network = run.capture(model, gait_data, frames)
     quantized = run.calibrate(captured, network, gait_data)
@@ -115,6 +119,7 @@ def quantize(
         layers=layers,
         scales=layer_scales(quantized),
         sqnr=run.sqnr,
+        calibration=run.calibration,
         seconds=run.seconds,
     )
     write_metadata(onnx_model, report.metadata())
@@ -143,7 +148,7 @@ def plan(
     with quiet_torch():
         network = copy.deepcopy(model).cpu()  # the user's stays where it is, in the mode it is in
     captured = capture(network, height, width, frames=frames)
-    graph_module = simplify(captured.graph_module, captured.example())
+    graph_module = simplify(captured.graph_module, captured.example()).requires_grad_(False)
     place(graph_module, get_target(config.target).rules, _widths(config))
     record_shapes(graph_module, captured.example(sequences=1, length=REPORTED_FRAMES))
     return captured, graph_module, list_layers(graph_module)
@@ -156,8 +161,11 @@ class _Run:
     config: QuantConfig
     device: torch.device
     progress: Progress
+    work_folder: Path | None = None
+    resume: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     sqnr: dict[str, float] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.target = get_target(self.config.target)
@@ -169,6 +177,10 @@ class _Run:
         with self.progress.stage(name, steps) as advance:
             yield advance
         self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - started, 3)
+
+    def note(self, text: str) -> None:
+        """Say one line that the user should know."""
+        self.progress.note(text)
 
     def prepare(self, data: Any) -> GaitData:
         with self.stage("data"):
@@ -187,14 +199,15 @@ class _Run:
         return captured, network
 
     def calibrate(self, captured: Capture, network: fx.GraphModule, data: GaitData) -> fx.GraphModule:
-        """The quantized graph, its ranges set."""
-        chosen = data.calibration.choose(self.config.calibration_sequences, self.config.seed)
-        quantized = insert_quantizers(network).to(self.device)
-        with self.stage("ranges", len(chosen)) as advance:
-            calibrate_ranges(quantized, self._batches(captured, chosen, advance))
+        """The quantized graph, calibrated."""
+        stages = CalibrationRun(
+            self.config, captured, network.to(self.device), self.device, self, self.work_folder, self.resume
+        )
+        quantized = stages.run(data.calibration)
+        self.calibration = stages.record
         with self.stage("layer errors"):
-            few = chosen.choose(SQNR_SEQUENCES, self.config.seed)
-            self.sqnr = layer_sqnr(network.to(self.device), quantized, self._batches(captured, few))
+            few = data.calibration.choose(SQNR_SEQUENCES, self.config.seed)
+            self.sqnr = layer_sqnr(network, quantized, self._batches(captured, few))
         return quantized
 
     def export(

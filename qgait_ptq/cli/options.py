@@ -70,6 +70,8 @@ def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str
         if values["model"].get("path") != str(model):
             values["model"].pop("sha256", None)
         values["model"]["path"] = str(model)
+    _switch(values["quantization"], "idc", options.pop("idc", None))
+    _switch(values["quantization"], "finetune", options.pop("finetune", None))
     bits = options.pop("bits", None)
     for name in ("weight_bits", "activation_bits"):
         options[name] = options.get(name) if options.get(name) is not None else bits
@@ -78,6 +80,12 @@ def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str
             values[_section(name)][name] = value
     values["model"]["arguments"] = _arguments(values["model"].get("arguments") or {})
     return parse(Recipe, values, str(recipe_file or "options"))
+
+
+def _switch(quantization: dict[str, Any], stage: str, enabled: bool | None) -> None:
+    """Turn a stage on or off; its other settings stay as the recipe has them."""
+    if enabled is not None:
+        quantization[stage] = {**(quantization.get(stage) or {}), "enabled": enabled}
 
 
 def _section(option: str) -> str:

@@ -23,7 +23,16 @@ from qgait_ptq.cli.options import (
 @apply_options(
     *WIDTH_OPTIONS,
     click.option("--observer", help="minmax, moving-average, percentile, mse or histogram.  [default: mse]"),
-    click.option("--weight-observer", help="minmax or mse.  [default: minmax]"),
+    click.option("--weight-observer", help="minmax, percentile or mse.  [default: minmax]"),
+    click.option(
+        "--idc/--no-idc",
+        default=None,
+        help="Stage 1, calibration of distances.  [default: where there are 8 identities with 2 sequences]",
+    ),
+    click.option(
+        "--finetune/--no-finetune", default=None, help="Stage 2, reconstruction of weights.  [default: no]"
+    ),
+    click.option("--resume", is_flag=True, help="Go on with a fine-tuning that was killed."),
     *DATA_OPTIONS,
     click.option("--calibration-sequences", type=int, help="How many are observed.  [default: 128]"),
     *MODEL_OPTIONS,
@@ -38,7 +47,14 @@ from qgait_ptq.cli.options import (
         help="Result folder.",
     ),
 )
-def command(model: Path | None, recipe_file: Path | None, device: str, out: Path, **options: Any) -> None:
+def command(
+    model: Path | None,
+    recipe_file: Path | None,
+    device: str,
+    resume: bool,
+    out: Path,
+    **options: Any,
+) -> None:
     """Quantize MODEL and write OUT/model.onnx, report.json and recipe.yaml.
 
     MODEL is an exported program (torch.export.save), weights (a state_dict or a training checkpoint, with
@@ -86,6 +102,8 @@ def command(model: Path | None, recipe_file: Path | None, device: str, out: Path
         source=source,
         recipe=repeatable,
         progress=progress,
+        work_folder=out.with_name(f"{out.name}.finetuning"),
+        resume=resume,
     )
     result.save(out)
     report = result.report.to_json()

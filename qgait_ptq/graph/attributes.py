@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, fx, nn
 
 
@@ -35,6 +36,29 @@ def add_parameter(graph_module: fx.GraphModule, before: fx.Node, path: str, valu
     owner.register_parameter(unique, nn.Parameter(value.detach().contiguous(), requires_grad=False))
     with graph_module.graph.inserting_before(before):
         return graph_module.graph.get_attr(f"{owner_path}.{unique}" if owner_path else unique)
+
+
+def set_parameter(graph_module: fx.GraphModule, node: object, value: Tensor) -> None:
+    """Overwrite the parameter that a ``get_attr`` node names."""
+    target = tensor_of(graph_module, node)
+    if target is None:
+        raise TypeError(f"{node} names no parameter")
+    with torch.no_grad():
+        target.copy_(value)
+
+
+def shared_parameters(graph_module: fx.GraphModule) -> frozenset[str]:
+    """Paths of parameters that more than one place reads; a method that rewrites a weight leaves them be."""
+    readers: dict[str, int] = {}
+    storages: dict[int, set[str]] = {}
+    for node in graph_module.graph.nodes:
+        value = tensor_of(graph_module, node)
+        if value is not None:
+            path = str(node.target)
+            readers[path] = readers.get(path, 0) + len(node.users)
+            storages.setdefault(value.data_ptr(), set()).add(path)
+    tied = {path for paths in storages.values() if len(paths) > 1 for path in paths}
+    return frozenset(path for path, count in readers.items() if count > 1) | tied
 
 
 def remove_unused(graph_module: fx.GraphModule) -> None:

@@ -46,6 +46,7 @@ def simplify(graph_module: fx.GraphModule, example: Tensor) -> fx.GraphModule:
     record_shapes(graph_module, example)
     fold_batch_norms(graph_module)
     remove_unused(graph_module)
+    add_missing_biases(graph_module)
     with torch.inference_mode():
         difference = (graph_module(example) - expected).abs().max()
     if not difference <= RELATIVE_TOLERANCE * expected.abs().max():
@@ -107,6 +108,20 @@ def fold_batch_norms(graph_module: fx.GraphModule) -> None:
         if mapping is not None:
             _fold(graph_module, layer, node, mapping)
     remove_unused(graph_module)
+
+
+def add_missing_biases(graph_module: fx.GraphModule) -> None:
+    """Give every layer without a bias one of zeros: calibration moves biases, and adding them is free."""
+    for node in list(graph_module.graph.nodes):
+        weight = tensor_of(graph_module, node.args[1]) if is_operator(node, WEIGHTED) else None
+        if weight is None or (len(node.args) > 2 and node.args[2] is not None):
+            continue
+        assert isinstance(node.args[1], fx.Node)  # noqa: S101 - it names the weight
+        owner = str(node.args[1].target).rpartition(".")[0]
+        path = f"{owner}.bias" if owner else "bias"
+        bias = add_parameter(graph_module, node, path, weight.new_zeros(weight.shape[0]))
+        node.args = (*node.args[:2], bias, *node.args[3:])
+    graph_module.recompile()
 
 
 def _layer_before(batch_norm: fx.Node) -> tuple[fx.Node | None, list[fx.Node]]:

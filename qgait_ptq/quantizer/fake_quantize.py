@@ -89,3 +89,13 @@ def set_observing(module: nn.Module, observing: bool) -> None:
             child.enable_fake_quant(not observing)
         elif isinstance(child, BiasFakeQuantize):
             child.enabled = not observing
+
+
+def set_quantizing(module: nn.Module, quantizing: bool) -> None:
+    """Switch all quantizers in a module on, or off so that it computes in float."""
+    for child in module.modules():
+        if isinstance(child, FakeQuantize):
+            child.enable_observer(False)
+            child.enable_fake_quant(quantizing)
+        elif isinstance(child, BiasFakeQuantize):
+            child.enabled = quantizing

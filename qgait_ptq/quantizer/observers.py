@@ -18,7 +18,7 @@ from qgait_ptq.quantizer.grid import IntegerGrid, fake_quantize
 from qgait_ptq.quantizer.histogram import StreamingHistogram
 
 SEARCHED_SHARES = torch.linspace(0.1, 1.0, 91)  # of the observed range, tried by the MSE searches
-DEFAULT_PERCENTILE = 99.99
+DEFAULT_PERCENTILE, DEFAULT_WEIGHT_PERCENTILE = 99.99, 99.5
 
 
 class Observer(Protocol):
@@ -143,6 +143,27 @@ class WeightMinMaxObserver(ao.PerChannelMinMaxObserver):
         return self.min_val, self.max_val
 
 
+class WeightPercentileObserver(WeightMinMaxObserver):
+    """For each channel the magnitude that a percentage of its weights does not exceed."""
+
+    def __init__(
+        self, grid: IntegerGrid, channel_axis: int, percentile: float = DEFAULT_WEIGHT_PERCENTILE
+    ) -> None:
+        super().__init__(grid, channel_axis)
+        self.channel_axis, self.share = channel_axis, percentile / 100
+        self.bound = torch.empty(0)
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """See the weight."""
+        magnitudes = tensor.detach().abs().transpose(0, self.channel_axis).flatten(1)
+        self.bound = magnitudes.float().quantile(self.share, dim=1)
+        return tensor
+
+    def value_range(self) -> tuple[Tensor, Tensor]:
+        """Ends of each channel, ``[c]``."""
+        return -self.bound, self.bound
+
+
 class WeightMSEObserver(WeightMinMaxObserver):
     """For each channel the share of its range with the least squared quantization error."""
 
@@ -182,5 +203,6 @@ ACTIVATION_OBSERVERS: dict[str, Callable[[IntegerGrid], Observer]] = {
 
 WEIGHT_OBSERVERS: dict[str, Callable[[IntegerGrid, int], Observer]] = {
     "minmax": WeightMinMaxObserver,
+    "percentile": WeightPercentileObserver,
     "mse": WeightMSEObserver,
 }

@@ -31,6 +31,7 @@ class Report:
         parity: the file in the runtime against the simulation.
         slow_layers: quantized layers that the runtime does not run on integers.
         layers: for each weighted layer what was decided and how well it fares.
+        calibration: what IDC and fine-tuning did: losses on the held-out identities, and what was kept.
         seconds: stage → time.
     """
 
@@ -44,6 +45,7 @@ class Report:
     parity: dict[str, Any]
     slow_layers: list[str]
     layers: list[dict[str, Any]]
+    calibration: dict[str, Any]
     seconds: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
@@ -72,6 +74,7 @@ def build_report(
     layers: list[LayerPlan],
     scales: Mapping[str, dict[str, Any]],
     sqnr: Mapping[str, float],
+    calibration: dict[str, Any],
     seconds: dict[str, float],
 ) -> Report:
     """Gather what the stages gave."""
@@ -106,5 +109,6 @@ def build_report(
             }
             for layer in layers
         ],
+        calibration=calibration,
         seconds=seconds,
     )

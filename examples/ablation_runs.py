@@ -1,0 +1,294 @@
+"""One run of the ablation: calibrate with a variant, and rank the test walkers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ablation_variants import WIDTHS, Job
+from torch import Tensor, fx
+
+from qgait_ptq.calibration.clips import Clips
+from qgait_ptq.calibration.training import TrainingData
+from qgait_ptq.config import QuantConfig, parse
+from qgait_ptq.errors import CalibrationError
+from qgait_ptq.gait.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
+from qgait_ptq.gait.embedding import embed_dataset
+from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr, part_distances, rank_gallery
+from qgait_ptq.gait.sampling import PKSampler
+from qgait_ptq.gait.sequences import cut_width
+from qgait_ptq.gait.walkers.population import FIRST_IDENTITY, TRIALS, Split
+from qgait_ptq.gait.walkers.rendering import condition_name, render_identities, subject_name, view_name
+from qgait_ptq.gait.zoo import NETWORKS
+from qgait_ptq.pipeline import plan
+from qgait_ptq.stages import CalibrationRun
+
+CALIBRATION_IDENTITIES, FIRST_CALIBRATION = 16, 1000
+TEST_IDENTITIES, FIRST_TEST, TEST_VIEWS = 30, 1000, 2
+DISTRACTORS = 150
+SIZE = (64, 44)
+CONDITIONS = ("nm", "bg", "cl")
+GALLERY = ("nm-01", "nm-02", "nm-03", "nm-04")
+# Fewer frames and steps than the toolkit's defaults, the same for all variants: the experiment is long.
+COMMON: dict[str, Any] = {
+    "calibration_frames": 16,
+    "minimum_agreement": -1.0,
+    "idc": {"steps": 36, "sequences": 2},
+    "finetune": {"block_steps": 40, "steps": 36},
+}
+
+
+def render_walkers(folder: Path, seeds: int) -> None:
+    """Render all walkers once; runs read them from files."""
+    for name in ("test", *(f"calibration-{seed}" for seed in range(seeds))):
+        if not (folder / f"{name}.npz").exists():
+            _render(folder / f"{name}.npz", name)
+
+
+def _render(path: Path, name: str) -> None:
+    def numbers(split: Split, first: int, count: int) -> list[int]:
+        return list(range(FIRST_IDENTITY[split] + first, FIRST_IDENTITY[split] + first + count))
+
+    if name == "test":
+        parts: list[tuple[list[int], int, Any]] = [
+            (numbers(Split.TEST, FIRST_TEST, TEST_IDENTITIES), TEST_VIEWS, TRIALS),
+            (numbers(Split.DISTRACTOR, 0, DISTRACTORS), 1, TRIALS[:1]),
+        ]
+    else:
+        first = FIRST_CALIBRATION + CALIBRATION_IDENTITIES * int(name.rpartition("-")[2])
+        parts = [(numbers(Split.CALIBRATION, first, CALIBRATION_IDENTITIES), 1, TRIALS)]
+    arrays = {}
+    for identities, views, trials in parts:
+        for walks in render_identities(identities, trials=trials, views_per_trial=views):
+            for label, silhouettes in walks:
+                key = f"{subject_name(label.identity)}/{condition_name(label)}/{view_name(label)}"
+                arrays[key] = np.packbits(cut_width(silhouettes) > 0, axis=-1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part.npz")
+    np.savez(beside, **arrays)
+    os.replace(beside, path)
+
+
+@cache
+def read_walkers(path: Path) -> GaitDataset:
+    """Read what `_render` wrote."""
+    records = []
+    with np.load(path) as arrays:
+        for key in arrays.files:
+            subject, condition, view = key.split("/")
+            packed = PackedSilhouettes(np.zeros((1, 1, SIZE[1]), np.uint8))
+            packed.bits = arrays[key]
+            records.append(SequenceRecord(subject, condition, view, packed))
+    return GaitDataset(records)
+
+
+class Ablation(CalibrationRun):
+    """The calibrating stages, with states of shared stages kept in files and labels that can lie."""
+
+    labels = "true"
+
+    def training_data(self, clips: Any) -> TrainingData | None:
+        """Labels shuffled or taken away, for the controls."""
+        data = super().training_data(clips)
+        if data is None or self.labels == "true":
+            return data
+        rng = np.random.default_rng(self.config.seed)
+
+        def changed(part: Clips) -> Clips:
+            labels = torch.arange(len(part))
+            if self.labels == "shuffled":
+                labels = part.labels[torch.from_numpy(rng.permutation(len(part)))]
+            return Clips(part.silhouettes, labels)
+
+        learned = changed(data.clips)
+        # Without labels, batches are drawn as before, so that the steps see the same clips.
+        names = [str(int(label)) for label in (learned if self.labels == "shuffled" else data.clips).labels]
+        config = self.config.idc
+        sampler = PKSampler(names, min(config.identities, len(set(names))), config.sequences)
+        return TrainingData(
+            learned, data.embeddings, sampler, changed(data.held_out), data.held_out_embeddings
+        )
+
+
+class Timer:
+    """Listens to stages and adds up their process time."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, steps: int | None = None) -> Iterator[Callable[[], None]]:
+        """Time a stage."""
+        started = time.process_time()
+        yield lambda: None
+        self.seconds[name] = self.seconds.get(name, 0) + time.process_time() - started
+
+    def note(self, text: str) -> None:
+        """Notes are in the record, too."""
+
+
+def execute(job: Job, work: Path, threads: int) -> dict[str, Any]:
+    """Run one job.
+
+    Args:
+        job: what.
+        work: folder of the walkers and of states that runs share.
+        threads: of torch.
+    """
+    torch.set_num_threads(threads)
+    _reset_peak()
+    weight_bits, activation_bits = WIDTHS[job.bits]
+    settings: dict[str, Any] = {
+        "weight_bits": weight_bits,
+        "activation_bits": activation_bits,
+        "seed": job.seed,
+        **COMMON,
+        **job.variant.settings,
+    }
+    for stage in ("idc", "finetune"):
+        settings[stage] = {**COMMON[stage], **job.variant.settings.get(stage, {})}
+    config = parse(QuantConfig, settings, job.variant.name)
+    captured, network, _ = plan(_load(job), *SIZE, config)
+    timer = Timer()
+    run = Ablation(config, captured, network, torch.device("cpu"), timer)
+    run.labels = job.variant.labels
+    data = read_walkers(work / "walkers" / f"calibration-{job.seed}.npz")
+    result: dict[str, Any] = {"key": job.key, "job": {**asdict(job), "checkpoint": Path(job.checkpoint).name}}
+    try:
+        quantized = _calibrate(run, data, job, timer, work / "states")
+        result |= judge(job, quantized, network, work)
+    except CalibrationError as error:
+        result["failure"] = str(error)
+    return result | {
+        "record": run.record,
+        "seconds": {name: round(value, 2) for name, value in timer.seconds.items()},
+        "peak_mb": round(_peak()),
+    }
+
+
+def _calibrate(run: Ablation, data: GaitDataset, job: Job, timer: Timer, states: Path) -> fx.GraphModule:
+    """The stages of a variant; what several variants share is computed once."""
+    config, stages = run.config, job.variant.stages
+    chosen = data.choose(config.calibration_sequences, config.seed)
+    clips = run.cut(chosen)
+    training = run.training_data(clips)
+    unlabelled = run.unlabelled_clips(clips, training)
+    run.equalize(unlabelled)
+    early = config.model_dump(exclude={"idc": True, "finetune": True})
+    name = _digest([job.network, early, config.idc.frames])
+    state = _read_state(states / name)
+    quantized = run.set_ranges(chosen if state is None else chosen.choose(1))
+    reference = run.float_reference(quantized)
+    if state is None:
+        run.correct(quantized, reference, unlabelled)
+        _write_state(states / name, quantized, timer)
+    else:
+        quantized.load_state_dict(state["graph"])
+        timer.seconds = dict(state["seconds"])
+    if training is None or stages == "ranges":
+        return quantized
+    if stages in ("idc", "finetune"):
+        name = _digest([name, config.idc.model_dump(), job.variant.labels])
+        state = _read_state(states / name)
+        if state is None:
+            run.calibrate_distances(quantized, reference, training)
+            _write_state(states / name, quantized, timer)
+        else:
+            quantized.load_state_dict(state["graph"])
+            timer.seconds = dict(state["seconds"])
+    if stages.startswith("finetune"):
+        run.finetune(quantized, reference, unlabelled, training)
+    return quantized
+
+
+def _read_state(path: Path) -> dict[str, Any] | None:
+    return torch.load(path, weights_only=True) if path.exists() else None
+
+
+def _write_state(path: Path, quantized: fx.GraphModule, timer: Timer) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(f".{os.getpid()}")
+    torch.save({"graph": quantized.state_dict(), "seconds": timer.seconds}, beside)
+    os.replace(beside, path)
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:24]
+
+
+def _load(job: Job) -> torch.nn.Module:
+    network = NETWORKS[job.network]()
+    network.load_state_dict(torch.load(job.checkpoint, weights_only=True)["model"])
+    return network.eval()
+
+
+def judge(job: Job, quantized: fx.GraphModule, network: fx.GraphModule, work: Path) -> dict[str, Any]:
+    """Rank the test walkers with the quantized network."""
+    data = read_walkers(work / "walkers" / "test.npz")
+    reference = float_embeddings(job, network, data, work)
+    (embeddings,) = embed_dataset(data, [quantized], SIZE)
+    return {
+        "sqnr_db": embedding_sqnr(reference, embeddings),
+        "cosine": float(embedding_cosine(reference, embeddings).mean()),
+        "quantized": rank(embeddings, data),
+        "float": rank(reference, data),
+    }
+
+
+def float_embeddings(job: Job, network: fx.GraphModule, data: GaitDataset, work: Path) -> Tensor:
+    """Embeddings of the float network, computed once."""
+    path = work / "states" / f"{job.network}-test.pt"
+    if not path.exists():
+        (embeddings,) = embed_dataset(data, [network], SIZE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(f".{os.getpid()}")
+        torch.save(embeddings, beside)
+        os.replace(beside, path)
+    return torch.load(path, weights_only=True)
+
+
+def rank(embeddings: Tensor, data: GaitDataset) -> dict[str, list[list[float]]]:
+    """Rank-1 and average precision in percent, for each test identity and condition ``[i][c]``."""
+    records = data.records
+    distractor = str(FIRST_IDENTITY[Split.DISTRACTOR])
+    probes = [i for i, r in enumerate(records) if r.condition not in GALLERY and r.subject < distractor]
+    gallery = [i for i, r in enumerate(records) if r.condition in GALLERY]
+    distances = part_distances(embeddings[probes], embeddings[gallery])
+    matches = torch.tensor([[records[p].subject == records[g].subject for g in gallery] for p in probes])
+    ranking = rank_gallery(distances, matches)
+    identity = np.array([records[p].subject for p in probes])
+    condition = np.array([records[p].condition[:2] for p in probes])
+
+    def means(values: Tensor) -> list[list[float]]:
+        percent = 100 * values.double().numpy()
+        return [
+            [round(float(percent[(identity == i) & (condition == c)].mean()), 3) for c in CONDITIONS]
+            for i in sorted(set(identity))
+        ]
+
+    return {"rank1": means(ranking.match_rank < 1), "ap": means(ranking.average_precision)}
+
+
+def _reset_peak() -> None:
+    if Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> float:
+    """Peak memory of this run in MB."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,156 @@
+"""The rows of the ablation: the method, its alternatives and its controls."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A3": (3, 3), "W2A4": (2, 4)}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of quantizing.
+
+    Attributes:
+        name: of the row.
+        against: the row that it is compared with.
+        settings: of `QuantConfig`; those of stages that do not run play no role.
+        stages: ``ranges`` (with rounding and bias correction), ``idc``, ``finetune``: the last one that runs.
+        labels: ``true``, ``shuffled``, or ``none``: each clip is its own identity, so that all pairs count.
+    """
+
+    name: str
+    against: str | None
+    settings: dict[str, Any] = field(default_factory=dict)
+    stages: str = "ranges"
+    labels: str = "true"
+
+
+NEAREST = {
+    "rounding": "nearest",
+    "bias_correction": False,
+    "equalization": "none",
+    "weight_observer": "minmax",
+}
+
+
+def _idc(**settings: Any) -> dict[str, Any]:
+    return {"idc": settings}
+
+
+def _finetune(**settings: Any) -> dict[str, Any]:
+    return {"finetune": settings}
+
+
+MAIN = (
+    Variant("ranges MSE", None, NEAREST),
+    Variant("ranges MSE + IDC", "ranges MSE", NEAREST, stages="idc"),
+    Variant("default rounding", "ranges MSE"),
+    Variant("default rounding + IDC", "default rounding", stages="idc"),
+    Variant("default rounding + IDC + fine-tuning", "default rounding + IDC", stages="finetune"),
+)
+ALTERNATIVES = (
+    Variant("ranges min-max", "ranges MSE", {**NEAREST, "observer": "minmax"}),
+    Variant("ranges percentile", "ranges MSE", {**NEAREST, "observer": "percentile"}),
+    Variant("ranges MSE, weights MSE", "ranges MSE", {**NEAREST, "weight_observer": "mse"}),
+    Variant("ranges MSE, weights percentile", "ranges MSE", {**NEAREST, "weight_observer": "percentile"}),
+    Variant("ranges MSE + equalized weights", "ranges MSE", {**NEAREST, "equalization": "weights"}),
+    Variant("ranges MSE + equalized activations", "ranges MSE", {**NEAREST, "equalization": "activations"}),
+    Variant("ranges MSE + bias correction", "ranges MSE", {**NEAREST, "bias_correction": True}),
+    Variant("GPTQ", "ranges MSE", {**NEAREST, "rounding": "gptq"}),
+    Variant("GPTQ + bias correction", "GPTQ", {**NEAREST, "rounding": "gptq", "bias_correction": True}),
+    Variant("Qronos", "GPTQ", {**NEAREST, "rounding": "qronos"}),
+    Variant(
+        "Qronos + bias correction",
+        "GPTQ + bias correction",
+        {**NEAREST, "rounding": "qronos", "bias_correction": True},
+    ),
+    Variant("default rounding, no equalization", "default rounding", {"equalization": "none"}),
+    Variant("default rounding, equalized weights", "default rounding", {"equalization": "weights"}),
+    Variant("default rounding, weights min-max", "default rounding", {"weight_observer": "minmax"}),
+    *(
+        Variant(f"IDC, {name}", "ranges MSE + IDC", {**NEAREST, **_idc(**settings)}, stages="idc")
+        for name, settings in (
+            ("anchor only", {"neg_weight": 0, "pos_weight": 0}),
+            ("L_neg only", {"pos_weight": 0, "anchor_weight": 0}),
+            ("no anchor", {"anchor_weight": 0}),
+            ("with neighbour term", {"neighbour_weight": 0.1}),
+            ("soft from the start, a = 2", {"temperature": 2.0}),
+        )
+    ),
+    Variant("IDC, labels shuffled", "ranges MSE + IDC", NEAREST, stages="idc", labels="shuffled"),
+    Variant("IDC, all pairs without labels", "ranges MSE + IDC", NEAREST, stages="idc", labels="none"),
+    Variant(
+        "AdaRound",
+        "ranges MSE",
+        {
+            **NEAREST,
+            **_finetune(granularity="layer", drop_probability=0, learn_ranges=False, steps=0),
+        },
+        stages="finetune-only",
+    ),
+    Variant("QDrop", "ranges MSE", {**NEAREST, **_finetune(steps=0)}, stages="finetune-only"),
+    Variant("+ blocks only", "default rounding + IDC", _finetune(steps=0), stages="finetune"),
+    Variant(
+        "+ end to end only, a = 0",
+        "default rounding + IDC",
+        _finetune(block_steps=0, temperature_start=0, temperature_end=0),
+        stages="finetune",
+    ),
+    Variant("+ end to end only, a: 1 → 3", "+ end to end only, a = 0", _finetune(block_steps=0), "finetune"),
+    *(
+        Variant(
+            f"+ end to end only, a = {a}",
+            "+ end to end only, a = 0",
+            _finetune(block_steps=0, temperature_start=a, temperature_end=a),
+            stages="finetune",
+        )
+        for a in (2, 3, 4, 6)
+    ),
+)
+CURVE = tuple(
+    Variant(f"+ IDC, {count} sequences", None, {"calibration_sequences": count}, stages="idc")
+    for count in (8, 16, 32, 64)
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run."""
+
+    network: str
+    checkpoint: str
+    bits: str
+    variant: Variant
+    seed: int
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.network} {self.bits} {self.variant.name} seed {self.seed}"
+
+    @property
+    def key(self) -> str:
+        """Of everything that decides the result, but for the code."""
+        return json.dumps({**asdict(self), "checkpoint": ""}, sort_keys=True)
+
+
+def plan_jobs(checkpoints: dict[str, str], seeds: int) -> list[Job]:
+    """All runs, the most telling first, one seed after the other."""
+    first = "gaitbase-small"
+    parts: list[tuple[str, str, tuple[Variant, ...]]] = [(first, "W4A4", MAIN), (first, "W3A3", MAIN)]
+    parts += [(first, bits, ALTERNATIVES) for bits in ("W4A4", "W3A3")]
+    parts += [(first, bits, MAIN) for bits in ("W8A8", "W4A8", "W2A4")]
+    parts += [("gaitset-small", bits, MAIN) for bits in WIDTHS]
+    parts += [(first, "W4A4", CURVE)]
+    jobs = [
+        Job(network, checkpoints[network], bits, variant, seed)
+        for network, bits, variants in parts
+        if network in checkpoints
+        for seed in range(seeds)
+        for variant in variants
+    ]
+    # Fine-tuning is slow, and goes on from what the others leave behind.
+    return sorted(jobs, key=lambda job: job.variant.stages.startswith("finetune"))

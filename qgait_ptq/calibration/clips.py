@@ -1,0 +1,48 @@
+"""The labelled sequences that gradients are taken on, cut to one length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class BatchSampler(Protocol):
+    """Draws the indices of a training batch, such as P identities with K sequences each."""
+
+    def draw(self, rng: np.random.Generator) -> list[int]:
+        """Draw one batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Sequences of equal length.
+
+    Attributes:
+        silhouettes: ``[n, s, h, w]`` uint8 in 0..255.
+        labels: identity of each, ``[n]`` int64.
+    """
+
+    silhouettes: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor | list[int]) -> Clips:
+        """Some of the clips."""
+        return Clips(self.silhouettes[indices], self.labels[indices])
+
+    def batch(self, indices: Tensor | list[int], device: torch.device) -> Tensor:
+        """Network input ``[k, s, h, w]`` in [0, 1]."""
+        return self.silhouettes[indices].to(device).float() / 255
+
+    def batches(self, size: int, device: torch.device) -> Iterator[Tensor]:
+        """All clips in order, `size` at a time."""
+        for indices in torch.arange(len(self)).split(size):
+            yield self.batch(indices, device)

@@ -1,0 +1,167 @@
+"""Error-compensating weight rounding: the mathematics of one layer.
+
+GPTQ (Frantar et al., ICLR 2023) rounds the columns of a weight one after the other and lets the columns
+still to come make up for the error, for the inputs that the layer sees. Its successors (GPFQ; Qronos, Zhang
+et al. 2025) also look at what the layer *should* have seen: with float inputs X and quantized inputs X̃ they
+minimise ``‖W X − Q X̃‖²``. That equals ``‖(W* − Q) X̃‖²`` up to a constant, where ``W*`` is the least-squares
+solution of ``W* X̃ ≈ W X``, so `corrected_weight` followed by `round_columns` does the same.
+
+All functions take groups: weights ``[g, o, k]`` and second moments ``[g, k, k]``, for grouped convolutions
+such as per-part fully connected layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qgait_ptq.quantizer.grid import IntegerGrid
+
+FEW_COLUMNS = 10.0  # added damping, in shares of the diagonal, times size over columns
+
+
+@dataclass
+class InputMoments:
+    """Moments of a layer's inputs, with quantization before the layer (X̃) and without (X).
+
+    Attributes:
+        count: columns seen.
+        mean_quantized: of X̃, ``[g, k]`` float64.
+        mean_float: of X.
+        second: ``E[X̃ X̃ᵀ]``, ``[g, k, k]``.
+        cross: ``E[X X̃ᵀ]``, ``[g, k, k]``.
+    """
+
+    count: int
+    mean_quantized: Tensor
+    mean_float: Tensor
+    second: Tensor
+    cross: Tensor
+
+    @classmethod
+    def of(cls, quantized: Tensor, reference: Tensor) -> InputMoments:
+        """Moments of columns ``[g, k, n]`` of X̃ and X."""
+        count = quantized.shape[-1]
+        return cls(
+            count,
+            quantized.double().mean(-1),
+            reference.double().mean(-1),
+            (quantized @ quantized.mT).double() / count,
+            (reference @ quantized.mT).double() / count,
+        )
+
+    def merge(self, other: InputMoments) -> InputMoments:
+        """Moments of both sets of columns together."""
+        count = self.count + other.count
+        a, b = self.count / count, other.count / count
+        return InputMoments(
+            count,
+            a * self.mean_quantized + b * other.mean_quantized,
+            a * self.mean_float + b * other.mean_float,
+            a * self.second + b * other.second,
+            a * self.cross + b * other.cross,
+        )
+
+    def centred(self) -> tuple[Tensor, Tensor]:
+        """Second and cross moments about the means: what counts where a bias takes up the means."""
+        outer = self.mean_quantized[..., :, None] * self.mean_quantized[..., None, :]
+        cross = self.mean_float[..., :, None] * self.mean_quantized[..., None, :]
+        return self.second - outer, self.cross - cross
+
+
+def damped(second: Tensor, count: int, damping: float) -> Tensor:
+    """Add to the diagonal: more where there are few columns for the size of the matrix.
+
+    Args:
+        second: ``[g, k, k]``.
+        count: columns that it was estimated from.
+        damping: share of the mean of the diagonal, at ``count ≫ k``.
+    """
+    size = second.shape[-1]
+    diagonal = second.diagonal(dim1=-2, dim2=-1)
+    share = damping + FEW_COLUMNS * size / max(count, 1)
+    amount = (share * diagonal.mean(-1, keepdim=True)).clamp_min(torch.finfo(torch.float32).tiny)
+    return second + torch.diag_embed(amount.expand_as(diagonal))
+
+
+def corrected_weight(weight: Tensor, second: Tensor, cross: Tensor, count: int, damping: float) -> Tensor:
+    """W*, the float weight that makes of X̃ what the given one makes of X, as far as possible.
+
+    ``W* = W + W (C − H) (H + λI)⁻¹`` with H = second, C = cross: the ridge regression that stays at W.
+
+    Args:
+        weight: ``[g, o, k]``.
+        second: ``[g, k, k]``.
+        cross: ``[g, k, k]``.
+        count: columns that they were estimated from.
+        damping: see `damped`.
+    """
+    right = weight.double() @ (cross - second)
+    solution: Tensor = torch.linalg.solve(damped(second, count, damping), right, left=False)
+    return weight.double() + solution
+
+
+def round_columns(
+    weight: Tensor, scale: Tensor, grid: IntegerGrid, second: Tensor, count: int, damping: float
+) -> Tensor:
+    """GPTQ: integers ``[g, o, k]`` that change the layer's output least, column after column.
+
+    Columns go in the order of falling input energy, so that the strong ones are rounded while many others
+    can still make up for them.
+
+    Args:
+        weight: ``[g, o, k]``.
+        scale: ``[g, o]``.
+        grid: the integers.
+        second: ``[g, k, k]``.
+        count: columns that it was estimated from.
+        damping: see `damped`.
+    """
+    hessian = damped(second, count, damping)
+    order = hessian.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True)
+    groups, outputs, size = weight.shape
+    hessian = hessian.gather(1, order[:, :, None].expand_as(hessian))
+    hessian = hessian.gather(2, order[:, None, :].expand_as(hessian))
+    spread = order[:, None, :].expand(groups, outputs, size)
+    remaining = weight.double().gather(2, spread)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    factor = torch.linalg.cholesky(inverse, upper=True)
+    step = scale.double()
+    integers = torch.empty_like(remaining)
+    for start in range(0, size, 64):  # errors reach the columns of a later chunk in one product
+        stop = min(start + 64, size)
+        errors = torch.empty_like(remaining[:, :, start:stop])
+        for column in range(start, stop):
+            values = remaining[:, :, column]
+            rounded = (values / step).round().clamp(grid.quant_min, grid.quant_max)
+            integers[:, :, column] = rounded
+            error = (values - rounded * step) / factor[:, None, column, column]
+            errors[:, :, column - start] = error
+            remaining[:, :, column:stop] -= error[:, :, None] * factor[:, None, column, column:stop]
+        remaining[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
+    return torch.empty_like(integers).scatter_(2, spread, integers)
+
+
+def refitted_scale(
+    integers: Tensor, scale: Tensor, weight: Tensor, second: Tensor, cross: Tensor, floor: float = 0.5
+) -> Tensor:
+    """The scale of each output channel with which chosen integers come closest to the float output.
+
+    ``s = (w C qᵀ) / (q H qᵀ)``, the least-squares solution of ``s · q X̃ ≈ w X``.
+
+    Args:
+        integers: ``[g, o, k]``.
+        scale: with which they were chosen, ``[g, o]``; kept where the solution is off by more than a factor
+            of `floor` or its inverse, as it is for channels that are zero.
+        weight: ``[g, o, k]`` float.
+        second: ``[g, k, k]``.
+        cross: ``[g, k, k]``.
+        floor: see `scale`.
+    """
+    wanted = ((weight.double() @ cross) * integers).sum(-1)
+    energy = ((integers @ second) * integers).sum(-1)
+    solution = wanted / energy.clamp_min(torch.finfo(torch.float64).tiny)
+    share = solution / scale.double()
+    return torch.where((share > floor) & (share < 1 / floor), solution, scale.double()).to(scale.dtype)

@@ -1,0 +1,110 @@
+"""The IDC loss: distances between people are to stay what the float network made them.
+
+Inter-class distance-guided calibration is an idea of the QGait paper (arXiv 2405.13859), of which only the
+abstract was available to us; the formulas are ours. With embeddings of n clips by part, ``d_pij =
+sqrt(relu(‖e_i − e_j‖²) + 1e−12)``, T the float and S the quantized network, N the pairs with different and P
+those with the same label, and μ the mean of d^T over all parts and N:
+
+    L_neg    = mean over parts and N of Huber((d^S − d^T) / μ)
+    L_pos    = the same over P
+    L_anchor = Σ ‖s − t‖² / Σ ‖t − mean t‖²
+    L        = L_neg + λ_pos · L_pos + λ_anchor · L_anchor
+
+One μ for all parts: a factor of each part's own would change the ranking by mean distance unseen. Distances
+alone are blind to shift and rotation, which matter where the gallery was embedded by the float network: hence
+the anchor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMALLEST_SQUARE = 1e-12
+
+
+def by_part(embedding: Tensor) -> Tensor:
+    """Embeddings ``[n, c, p]`` or ``[n, c]`` to ``[p, n, c]`` float32."""
+    parts = embedding[..., None] if embedding.ndim == 2 else embedding
+    return parts.permute(2, 0, 1).float()
+
+
+def pairwise_distances(parts: Tensor) -> Tensor:
+    """Euclidean distances within each part, with a finite gradient at zero.
+
+    Args:
+        parts: ``[p, n, c]``.
+
+    Returns:
+        ``[p, n, n]``.
+    """
+    # Differences from the mean: the subtraction of large squares would lose the digits of small distances.
+    centred = parts - parts.mean(1, keepdim=True).detach()
+    squared = centred.square().sum(-1)
+    product = centred @ centred.mT
+    between = squared[:, :, None] + squared[:, None, :] - 2 * product
+    return (between.relu() + SMALLEST_SQUARE).sqrt()
+
+
+@dataclass(frozen=True)
+class IdcLoss:
+    """The loss; call it with embeddings of both networks.
+
+    Attributes:
+        neg_weight: of L_neg.
+        pos_weight: λ_pos.
+        anchor_weight: λ_anchor.
+        neighbour_weight: of a term for ranks: the Kullback-Leibler divergence between the two networks'
+            distributions over the other clips, softmax of −D/(0.1 μ) with D the mean over parts.
+    """
+
+    neg_weight: float = 1.0
+    pos_weight: float = 0.25
+    anchor_weight: float = 1.0
+    neighbour_weight: float = 0.0
+
+    def __call__(self, quantized: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            quantized: embeddings S, ``[n, c, p]`` or ``[n, c]``.
+            reference: embeddings T, the same shape.
+            labels: identities, ``[n]``.
+        """
+        student, teacher = by_part(quantized), by_part(reference.detach())
+        terms = self.terms(student, teacher, labels)
+        weights = (self.neg_weight, self.pos_weight, self.anchor_weight, self.neighbour_weight)
+        total = student.new_zeros(())
+        for weight, term in zip(weights, terms, strict=True):
+            if weight > 0:
+                total = total + weight * term
+        return total
+
+    def terms(self, student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """L_neg, L_pos, L_anchor and the neighbour term, unweighted, of ``[p, n, c]`` twice."""
+        same = labels[:, None] == labels[None]
+        others = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        given, wanted = pairwise_distances(student), pairwise_distances(teacher)
+        unlike = ~same
+        # Without labels that differ, all pairs set the unit.
+        unit = wanted[:, unlike if bool(unlike.any()) else others].mean().clamp_min(SMALLEST_SQUARE)
+        error = F.huber_loss(given / unit, wanted / unit, reduction="none")
+        spread = (teacher - teacher.mean(1, keepdim=True)).square().sum().clamp_min(SMALLEST_SQUARE)
+        anchor = (student - teacher).square().sum() / spread
+        neighbour = _neighbour_divergence(given.mean(0) / unit, wanted.mean(0) / unit, others)
+        return _mean(error, unlike), _mean(error, same & others), anchor, neighbour
+
+
+def _mean(error: Tensor, pairs: Tensor) -> Tensor:
+    """Mean over parts and some pairs; 0 where there are none."""
+    return error[:, pairs].mean() if bool(pairs.any()) else error.new_zeros(())
+
+
+def _neighbour_divergence(given: Tensor, wanted: Tensor, others: Tensor) -> Tensor:
+    sharpness, far = 10.0, 1e4
+    logits = (-sharpness * given).masked_fill(~others, -far)
+    target = (-sharpness * wanted).masked_fill(~others, -far)
+    return F.kl_div(logits.log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True)

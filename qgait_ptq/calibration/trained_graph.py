@@ -1,0 +1,220 @@
+"""A quantized graph whose quantizers learn for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qgait_ptq.graph.attributes import shared_parameters, tensor_of
+from qgait_ptq.graph.quantized import QuantizedLayer, activation_quantizers, quantized_layers, weight_of
+from qgait_ptq.quantizer.fake_quantize import FakeQuantize
+from qgait_ptq.quantizer.trainable import ActivationTrainer, BiasTrainer, WeightMode, WeightTrainer
+
+SMALLEST_MAGNITUDE = 0.05  # of the layer's mean magnitude: the unit of a bias whose channel is nearly silent
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Step sizes of Adam, each in its parameter's unit.
+
+    Attributes:
+        scale: of logarithms of scales, and of zero_points as shares of the grid.
+        weight: of latent weights and rounding variables, in rounding steps.
+        bias: in magnitudes of the layer's output.
+    """
+
+    scale: float
+    weight: float
+    bias: float
+
+
+class _Magnitudes(fx.Interpreter):
+    """Records the root mean square of each layer's output by channel."""
+
+    def __init__(self, graph_module: fx.GraphModule, layers: set[str]) -> None:
+        super().__init__(graph_module)
+        self.layers, self.found = layers, dict[str, Tensor]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self.layers:
+            axis = result.ndim - 1 if n.target is torch.ops.aten.linear.default else 1
+            square = result.square().transpose(0, axis).flatten(1).mean(1)
+            self.found[n.name] = square.clamp_min(SMALLEST_MAGNITUDE**2 * square.mean()).sqrt()
+        return result
+
+
+def output_magnitudes(graph_module: fx.GraphModule, batch: Tensor) -> dict[str, Tensor]:
+    """Root mean square of each layer's output by channel, ``[c]``, by node name.
+
+    Args:
+        graph_module: with quantizers.
+        batch: silhouettes ``[n, s, h, w]`` in [0, 1].
+    """
+    recorder = _Magnitudes(graph_module, {layer.node.name for layer in quantized_layers(graph_module)})
+    with torch.no_grad():
+        recorder.run(batch)
+    return recorder.found
+
+
+class TrainedGraph:
+    """Puts trainers in the place of quantizers; `settle` writes back what they learned.
+
+    The graph itself is not changed, only the modules under the names that it calls.
+    """
+
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        reference: fx.GraphModule,
+        magnitudes: dict[str, Tensor],
+        weights: WeightMode,
+        nodes: Sequence[fx.Node] | None = None,
+        *,
+        activations: bool = True,
+        biases: bool = True,
+    ) -> None:
+        """Put trainers in place.
+
+        Args:
+            graph_module: calibrated.
+            reference: the same graph with float weights.
+            magnitudes: see `output_magnitudes`.
+            weights: what of the weights learns.
+            nodes: train what these call only; None trains all.
+            activations: whether scales and zero_points of activations learn.
+            biases: whether biases learn.
+        """
+        self.graph_module = graph_module
+        within = None if nodes is None else {node.name for node in nodes}
+        shared = shared_parameters(graph_module)
+        self._settled: dict[str, nn.Module] = {}
+        self._float_biases: dict[str, tuple[nn.Parameter, float]] = {}  # with their magnitude
+        self._layers: list[QuantizedLayer] = []
+        reference_layers = {layer.node.name: layer for layer in quantized_layers(reference)}
+        for layer in quantized_layers(graph_module):
+            if within is not None and layer.node.name not in within:
+                continue
+            if layer.weight_path in shared or (layer.bias_path or "") in shared:
+                continue
+            self._layers.append(layer)
+            if weights is not WeightMode.FROZEN:
+                original = weight_of(reference, reference_layers[layer.node.name])
+                trainer = WeightTrainer(
+                    layer.weight_quantizer, weight_of(graph_module, layer), original, weights
+                )
+                self._replace(str(layer.weight_call.target), trainer)
+            if biases and layer.bias_call is not None and layer.bias_quantizer is not None:
+                bias = tensor_of(graph_module, layer.bias_parameter)
+                assert bias is not None  # noqa: S101 - a quantizer stands behind it
+                bias_trainer = BiasTrainer(layer.bias_quantizer, bias, magnitudes[layer.node.name])
+                self._replace(str(layer.bias_call.target), bias_trainer)
+            elif biases and layer.bias_parameter is not None:
+                # Of the layer that gives the embedding: it stays in float, so it learns where it stands.
+                parameter = tensor_of(graph_module, layer.bias_parameter)
+                assert isinstance(parameter, nn.Parameter)  # noqa: S101 - a captured or folded bias
+                magnitude = float(magnitudes[layer.node.name].mean())
+                self._float_biases[str(layer.bias_parameter.target)] = (parameter, magnitude)
+                parameter.requires_grad_(True)
+        called = None if nodes is None else {str(node.target) for node in nodes}
+        if activations:
+            for name, quantizer in activation_quantizers(graph_module, inputs=False).items():
+                if called is None or name in called:
+                    self._replace(name, ActivationTrainer(quantizer))
+        self._start = self.snapshot()
+
+    def _replace(self, name: str, trainer: nn.Module) -> None:
+        self._settled[name] = self.graph_module.get_submodule(name)
+        setattr(self.graph_module, name, trainer)
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Embeddings of a batch, with gradients to everything that learns."""
+        embedding: Tensor = self.graph_module(batch)
+        return embedding
+
+    def trainers(self) -> Iterator[tuple[str, nn.Module]]:
+        """Name and trainer."""
+        for name in self._settled:
+            yield name, self.graph_module.get_submodule(name)
+
+    def groups(self, rates: LearningRates) -> list[dict[str, Any]]:
+        """Parameter groups for an optimizer."""
+        kinds: dict[str, list[nn.Parameter]] = {"scale": [], "weight": [], "bias": []}
+        for _, trainer in self.trainers():
+            for name, parameter in trainer.named_parameters():
+                if parameter.requires_grad:
+                    kind = {"log_scale": "scale", "zero_share": "scale", "shift": "bias"}.get(name, "weight")
+                    kinds[kind].append(parameter)
+        groups = [
+            {"params": parameters, "lr": getattr(rates, kind), "full_rate": getattr(rates, kind)}
+            for kind, parameters in kinds.items()
+            if parameters
+        ]
+        for parameter, magnitude in self._float_biases.values():
+            rate = rates.bias * magnitude
+            groups.append({"params": [parameter], "lr": rate, "full_rate": rate})
+        return groups
+
+    def set_temperature(self, temperature: float) -> None:
+        """Set a of all soft gradients."""
+        for _, trainer in self.trainers():
+            if isinstance(trainer, ActivationTrainer | WeightTrainer):
+                trainer.temperature = temperature
+
+    def set_drop_probability(self, probability: float) -> None:
+        """Let a share of activation values pass unquantized."""
+        for _, trainer in self.trainers():
+            if isinstance(trainer, ActivationTrainer):
+                trainer.drop_probability = probability
+
+    def snapshot(self) -> dict[str, dict[str, Tensor]]:
+        """What has been learned so far."""
+        kept = {
+            name: {key: value.detach().clone() for key, value in trainer.named_parameters()}
+            for name, trainer in self.trainers()
+        }
+        for path, (parameter, _) in self._float_biases.items():
+            kept[path] = {"": parameter.detach().clone()}
+        return kept
+
+    def restore(self, snapshot: dict[str, dict[str, Tensor]]) -> None:
+        """Go back to a snapshot."""
+        with torch.no_grad():
+            for name, trainer in self.trainers():
+                for key, parameter in trainer.named_parameters():
+                    parameter.copy_(snapshot[name][key])
+            for path, (bias, _) in self._float_biases.items():
+                bias.copy_(snapshot[path][""])
+
+    def settle(self) -> None:
+        """Write back what was learned, and put the quantizers back in place."""
+        for layer in self._layers:
+            weight_trainer = self.graph_module.get_submodule(str(layer.weight_call.target))
+            if isinstance(weight_trainer, WeightTrainer):
+                weight_trainer.settle(layer.weight_quantizer, weight_of(self.graph_module, layer))
+            if layer.bias_call is not None:
+                bias_trainer = self.graph_module.get_submodule(str(layer.bias_call.target))
+                bias = tensor_of(self.graph_module, layer.bias_parameter)
+                if isinstance(bias_trainer, BiasTrainer) and bias is not None:
+                    bias_trainer.settle(bias)
+        for name, trainer in self.trainers():
+            settled = self._settled[name]
+            if isinstance(trainer, ActivationTrainer) and isinstance(settled, FakeQuantize):
+                trainer.settle(settled)
+        self._put_back()
+
+    def discard(self) -> None:
+        """Put the quantizers back as they were when training began."""
+        self.restore(self._start)
+        self._put_back()
+
+    def _put_back(self) -> None:
+        for name, settled in self._settled.items():
+            setattr(self.graph_module, name, settled)
+        for parameter, _ in self._float_biases.values():
+            parameter.requires_grad_(False)
+        self._settled, self._float_biases = {}, {}

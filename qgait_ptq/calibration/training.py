@@ -1,0 +1,241 @@
+"""End-to-end training of quantizers on embeddings: the loop that IDC and fine-tuning share.
+
+Batches are P×K (identities × sequences). The float network's embeddings are computed once. What is kept is
+the state with the least loss on identities that no gradient has seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qgait_ptq.calibration.clips import BatchSampler, Clips
+from qgait_ptq.calibration.distances import IdcLoss
+from qgait_ptq.calibration.trained_graph import LearningRates, TrainedGraph
+from qgait_ptq.errors import CalibrationError
+from qgait_ptq.quantizer.soft import HARD, TemperatureSchedule
+
+WARM_UP = 0.1  # share of the steps in which the learning rates rise
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How long and how fast.
+
+    Attributes:
+        steps: at most.
+        rates: learning rates at the start. Where a look at the held-out identities finds no improvement,
+            training goes back to the best step with half of them.
+        temperature: of the soft gradients.
+        evaluate_every: steps between two looks at the held-out identities.
+        patience: halvings in a row after which training stops.
+        micro_batch: clips whose activations are held for the backward pass at once; results do not depend
+            on it.
+        seed: of the batches.
+    """
+
+    steps: int
+    rates: LearningRates
+    temperature: TemperatureSchedule = HARD
+    evaluate_every: int = 10
+    patience: int = 5
+    micro_batch: int = 16
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Clips to learn from and clips to choose by, of different people.
+
+    Attributes:
+        clips: for gradients.
+        embeddings: of the float network, ``[n, c, p]`` or ``[n, c]``.
+        sampler: draws batches of indices.
+        held_out: for choosing the step.
+        held_out_embeddings: of the float network.
+    """
+
+    clips: Clips
+    embeddings: Tensor
+    sampler: BatchSampler
+    held_out: Clips
+    held_out_embeddings: Tensor
+
+
+@dataclass
+class TrainingOutcome:
+    """What training did.
+
+    Attributes:
+        start: held-out loss before it.
+        best: least held-out loss.
+        best_step: where; 0 is before training.
+        steps: how many were taken.
+        curve: (step, held-out loss) at each look.
+        diverged: the loss was no number any more, and training stopped there.
+    """
+
+    start: float
+    best: float
+    best_step: int = 0
+    steps: int = 0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    diverged: bool = False
+
+    @property
+    def improved(self) -> bool:
+        """Whether the held-out identities are better off than before."""
+        return self.best < self.start
+
+
+def embed_clips(network: nn.Module, clips: Clips, size: int, device: torch.device) -> Tensor:
+    """Embeddings of all clips without gradients, on the device."""
+    with torch.no_grad():
+        return torch.cat([network(batch) for batch in clips.batches(size, device)])
+
+
+class EmbeddingTraining:
+    """State of one run: it can be saved after any step and gone on with."""
+
+    def __init__(
+        self,
+        trained: TrainedGraph,
+        data: TrainingData,
+        loss: IdcLoss,
+        settings: TrainingSettings,
+        device: torch.device,
+    ) -> None:
+        """Look at the held-out identities once, before the first step.
+
+        Raises:
+            CalibrationError: the loss is no number already.
+        """
+        self.trained, self.data, self.loss = trained, data, loss
+        self.settings, self.device = settings, device
+        self.optimizer = torch.optim.Adam(trained.groups(settings.rates), betas=(0.9, 0.99))
+        self.step, self.failures, self.rate_share = 0, 0, 1.0
+        start = self.held_out_loss()
+        if not math.isfinite(start):
+            raise CalibrationError("the loss on the held-out identities is no number before any step")
+        self.outcome = TrainingOutcome(start, start, curve=[(0, start)])
+        self.best = trained.snapshot()
+
+    def run(
+        self, advance: Callable[[], None] = lambda: None, after_look: Callable[[], None] = lambda: None
+    ) -> None:
+        """Train to the end, or until the held-out identities gain no more; then go back to the best step.
+
+        Args:
+            advance: called after each step.
+            after_look: called after each look at the held-out identities.
+        """
+        while self.step < self.settings.steps and self.failures < self.settings.patience:
+            if not self._train_step():
+                self.outcome.diverged = True
+                break
+            advance()
+            if self.step % self.settings.evaluate_every == 0 or self.step == self.settings.steps:
+                self._look()
+                after_look()
+        self.outcome.steps = self.step
+        self.trained.restore(self.best)
+
+    def held_out_loss(self) -> float:
+        """Loss over all pairs of the held-out clips."""
+        data = self.data
+        given = embed_clips(self.trained.graph_module, data.held_out, self.settings.micro_batch, self.device)
+        labels = data.held_out.labels.to(self.device)
+        with torch.no_grad():
+            return float(self.loss(given, data.held_out_embeddings, labels))
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on."""
+        outcome = self.outcome
+        return {
+            "step": self.step,
+            "failures": self.failures,
+            "rate_share": self.rate_share,
+            "current": self.trained.snapshot(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "outcome": [outcome.start, outcome.best, outcome.best_step, outcome.curve],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.step, self.best = state["step"], state["best"]
+        self.failures, self.rate_share = state["failures"], state["rate_share"]
+        self.trained.restore(state["current"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        start, best, best_step, curve = state["outcome"]
+        self.outcome = TrainingOutcome(start, best, best_step, curve=[tuple(point) for point in curve])
+
+    def _train_step(self) -> bool:
+        """One optimizer step; False where the loss is no number."""
+        rng = np.random.default_rng([self.settings.seed, self.step])
+        indices = self.data.sampler.draw(rng)
+        torch.manual_seed(int(rng.integers(2**31)))
+        self.trained.set_temperature(self.settings.temperature.at(self.step, self.settings.steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["full_rate"] * self.rate_share
+        self.optimizer.zero_grad()
+        if not self._backward(indices):
+            return False
+        self.optimizer.step()
+        self.step += 1
+        return True
+
+    def _backward(self, indices: list[int]) -> bool:
+        """Gradients of a batch, its activations held for `micro_batch` clips at a time."""
+        clips, size = self.data.clips, self.settings.micro_batch
+        wanted = self.data.embeddings[indices]
+        labels = clips.labels[indices].to(self.device)
+        if len(indices) <= size:
+            loss = self.loss(self._embed(clips, indices), wanted, labels)
+            if not bool(torch.isfinite(loss)):
+                return False
+            loss.backward()
+            return True
+        # The loss needs all embeddings, their graphs need not exist together: embed, differentiate the loss
+        # by the embeddings, then embed again piece by piece with that gradient.
+        pieces = [indices[start : start + size] for start in range(0, len(indices), size)]
+        with torch.no_grad():
+            embeddings = torch.cat([self._embed(clips, piece) for piece in pieces])
+        embeddings.requires_grad_(True)
+        loss = self.loss(embeddings, wanted, labels)
+        if not bool(torch.isfinite(loss)):
+            return False
+        (gradient,) = torch.autograd.grad(loss, embeddings)
+        for piece, part in zip(pieces, gradient.split(size), strict=True):
+            self._embed(clips, piece).backward(part)
+        return True
+
+    def _embed(self, clips: Clips, indices: list[int]) -> Tensor:
+        return self.trained(clips.batch(indices, self.device))
+
+    def _look(self) -> None:
+        loss = self.held_out_loss()
+        self.outcome.curve.append((self.step, loss))
+        if loss < self.outcome.best:
+            self.outcome.best, self.outcome.best_step = loss, self.step
+            self.best = self.trained.snapshot()
+            self.failures = 0
+        else:
+            self.trained.restore(self.best)
+            self.optimizer.state.clear()  # its averages are of where training went astray
+            self.rate_share /= 2
+            self.failures += 1
+
+
+def rate_share(step: int, steps: int) -> float:
+    """Share of the full learning rate: a rise over a tenth of the steps, then a cosine to zero."""
+    warm_up = max(1, round(WARM_UP * steps))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))

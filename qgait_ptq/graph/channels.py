@@ -1,0 +1,138 @@
+"""Channel groups: channels of several tensors that are one and the same, through additions and pooling.
+
+What writes a channel can be divided by a positive factor and what reads it multiplied by the same: between
+the two, ReLU, leaky ReLU, maxima and sums of scaled terms commute with it. In a residual network all layers
+that write to a stream, and all that read it, must change together: they form one group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from qgait_ptq.graph.attributes import shared_parameters, tensor_of
+from qgait_ptq.graph.operators import (
+    ADDITIONS,
+    CONVOLUTIONS,
+    LEAKY_RECTIFIERS,
+    MAX_POOLS,
+    MAXIMA,
+    RECTIFIERS,
+    RESHAPES,
+    is_operator,
+)
+from qgait_ptq.graph.shapes import observed_integer, observed_shape
+
+KEEPING = RECTIFIERS | LEAKY_RECTIFIERS | MAX_POOLS
+
+
+@dataclass
+class ChannelGroup:
+    """Tensors with the same channels.
+
+    Attributes:
+        writers: convolutions whose output channels they are.
+        readers: convolutions whose input channels they are.
+        tensors: all nodes that give such a tensor → its channel axis.
+        fixed: something else reads or writes them, which does not commute with a factor.
+    """
+
+    writers: list[fx.Node] = field(default_factory=list)
+    readers: list[fx.Node] = field(default_factory=list)
+    tensors: dict[fx.Node, int] = field(default_factory=dict)
+    fixed: bool = False
+
+
+def find_channel_groups(graph_module: fx.GraphModule) -> list[ChannelGroup]:
+    """The groups of a simplified float graph whose channels may be scaled.
+
+    Args:
+        graph_module: its shapes are recorded.
+    """
+    finder = _Finder(graph_module)
+    for node in graph_module.graph.nodes:
+        finder.visit(node)
+    unique = {id(group): group for group in finder.groups.values()}
+    return [group for group in unique.values() if not group.fixed and group.writers and group.readers]
+
+
+class _Finder:
+    """Walks a graph and joins groups."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        self.graph_module = graph_module
+        self.shared = shared_parameters(graph_module)
+        self.groups: dict[fx.Node, ChannelGroup] = {}
+
+    def visit(self, node: fx.Node) -> None:
+        """Put a node's tensor into a group."""
+        if self._is_scalable(node):
+            self._read(node.args[0], node)
+            self.groups[node] = ChannelGroup(writers=[node], tensors={node: 1})
+            return
+        axis = self._kept_axis(node)
+        if axis is not None:
+            self._join(node, [node.args[0]], axis)
+        elif is_operator(node, ADDITIONS) and self._same_shapes(node):
+            first = node.args[0]
+            assert isinstance(first, fx.Node)  # noqa: S101 - checked by _same_shapes
+            self._join(node, list(node.args[:2]), self._axis(first))
+        else:
+            for source in node.all_input_nodes:
+                if source in self.groups:
+                    self.groups[source].fixed = True
+
+    def _read(self, source: object, reader: fx.Node) -> None:
+        if isinstance(source, fx.Node) and source in self.groups:
+            self.groups[source].readers.append(reader)
+            self.groups[source].fixed |= self._axis(source) != 1
+
+    def _join(self, node: fx.Node, sources: list[object], axis: int | None) -> None:
+        """One group of all sources and the node itself."""
+        known = [self.groups[s] for s in sources if isinstance(s, fx.Node) and s in self.groups]
+        whole = ChannelGroup(fixed=axis is None or len(known) < len(sources))
+        for group in {id(group): group for group in known}.values():
+            whole.writers += group.writers
+            whole.readers += group.readers
+            whole.tensors |= group.tensors
+            whole.fixed |= group.fixed
+        whole.tensors[node] = 1 if axis is None else axis
+        for member in whole.tensors:
+            self.groups[member] = whole
+
+    def _axis(self, node: fx.Node) -> int | None:
+        return self.groups[node].tensors[node] if node in self.groups else None
+
+    def _is_scalable(self, node: fx.Node) -> bool:
+        """Whether a node is an ungrouped convolution with a weight of its own."""
+        if not is_operator(node, CONVOLUTIONS) or observed_shape(node) is None:
+            return False
+        parameters = [a for a in node.args[1:3] if isinstance(a, fx.Node)]
+        groups = observed_integer(node.args[6]) if len(node.args) > 6 else 1
+        stored = all(tensor_of(self.graph_module, p) is not None for p in parameters)
+        return groups == 1 and stored and not any(str(p.target) in self.shared for p in parameters)
+
+    def _kept_axis(self, node: fx.Node) -> int | None:
+        """Channel axis behind an operator that keeps channels apart and commutes with factors."""
+        source = node.args[0] if node.args else None
+        axis = self._axis(source) if isinstance(source, fx.Node) else None
+        before, after = observed_shape(source), observed_shape(node)
+        if axis is None or before is None or after is None:
+            return None
+        if is_operator(node, KEEPING):
+            return axis
+        if is_operator(node, MAXIMA):
+            dims = [observed_integer(d) % len(before) for d in node.args[1]]  # type: ignore[union-attr]
+            keeps = len(after) == len(before)
+            return None if axis in dims else axis - (0 if keeps else sum(d < axis for d in dims))
+        if is_operator(node, RESHAPES):
+            if before[axis:] == after[len(after) - len(before) + axis :]:
+                return len(after) - len(before) + axis
+            if before[: axis + 1] == after[: axis + 1]:
+                return axis
+        return None
+
+    def _same_shapes(self, node: fx.Node) -> bool:
+        shapes = [observed_shape(a) for a in node.args[:2]]
+        return None not in shapes and shapes[0] == shapes[1]

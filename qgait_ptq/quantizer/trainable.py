@@ -1,0 +1,193 @@
+"""Quantizers whose parameters learn: they stand in the graph while a stage trains, and settle afterwards.
+
+Each replaces one module of the graph under its own name and holds what a stage moves: `ActivationTrainer` a
+scale and a zero_point, `WeightTrainer` the scales or the integers of a weight, `BiasTrainer` a bias. All
+parameters are in units in which a step of one learning rate means the same for every layer: logarithms of
+scales, shares of a grid, weights in rounding steps, biases in the size of their layer's output.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+
+from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
+from qgait_ptq.quantizer.grid import along_channels, quantize
+from qgait_ptq.quantizer.soft import STRAIGHT_THROUGH, round_straight, soft_quantize
+
+KEPT_ROUNDING = 0.4  # a latent weight starts inside the step of its integer
+STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1  # of the rectified sigmoid (Louizos et al. 2018), as in AdaRound
+
+
+class WeightMode(StrEnum):
+    """What of a weight learns."""
+
+    FROZEN = "frozen"
+    SCALES = "scales"  # the integers stay, the grid stretches
+    ROUNDING = "rounding"  # up or down, as in AdaRound
+    LATENT = "latent"  # the weight itself, through the soft quantizer
+
+
+class ActivationTrainer(nn.Module):
+    """A fake-quantize module of activations whose scale and zero_point learn.
+
+    Attributes:
+        temperature: a of the soft gradient.
+        drop_probability: share of values that pass unquantized, drawn anew at every call (QDrop, Wei et al.
+            2022).
+    """
+
+    levels: Tensor
+
+    def __init__(self, settled: FakeQuantize) -> None:
+        super().__init__()
+        self.grid = settled.grid
+        self.temperature, self.drop_probability = STRAIGHT_THROUGH, 0.0
+        self.log_scale = nn.Parameter(settled.scale.detach().log())
+        levels = self.grid.quant_max - self.grid.quant_min
+        self.register_buffer("levels", torch.tensor(float(levels), device=settled.scale.device))
+        self.zero_share = nn.Parameter(
+            settled.zero_point.float() / levels, requires_grad=not self.grid.symmetric
+        )
+
+    @property
+    def scale(self) -> Tensor:
+        """Scale, with its gradient."""
+        return self.log_scale.exp()
+
+    @property
+    def zero_point(self) -> Tensor:
+        """Whole zero_point, with a straight-through gradient."""
+        rounded = round_straight(self.zero_share * self.levels)
+        return rounded.clamp(self.grid.quant_min, self.grid.quant_max)
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """``[...]`` to the same shape."""
+        result = soft_quantize(tensor, self.scale, self.zero_point, self.grid, temperature=self.temperature)
+        if self.drop_probability > 0:
+            dropped = torch.rand_like(tensor) < self.drop_probability
+            result = torch.where(dropped, tensor, result)
+        return result
+
+    def settle(self, into: FakeQuantize) -> None:
+        """Write what was learned into a fake-quantize module."""
+        into.scale = self.scale.detach().clone()
+        into.zero_point = self.zero_point.detach().to(torch.int32)
+
+
+class WeightTrainer(nn.Module):
+    """A fake-quantize module of a weight, of which one thing learns.
+
+    Attributes:
+        mode: what learns.
+        temperature: a of the soft gradient of a latent weight.
+    """
+
+    integers: Tensor
+    lower: Tensor
+    no_zero_point: Tensor
+
+    def __init__(self, settled: FakeQuantize, weight: Tensor, reference: Tensor, mode: WeightMode) -> None:
+        """Start at a settled weight.
+
+        Args:
+            settled: the quantizer.
+            weight: that it rounds, ``[o, ...]``.
+            reference: the float weight; where inside its step a latent weight starts.
+            mode: what learns.
+        """
+        super().__init__()
+        self.grid, self.axis, self.mode = settled.grid, settled.channel_axis, mode
+        self.temperature = STRAIGHT_THROUGH
+        self.hard = False
+        self.log_scale = nn.Parameter(
+            settled.scale.detach().log(), requires_grad=mode in (WeightMode.SCALES, WeightMode.LATENT)
+        )
+        integers = quantize(weight.detach(), settled.scale, settled.zero_point, self.grid, self.axis)
+        self.register_buffer("integers", integers)
+        self.register_buffer("no_zero_point", torch.zeros((), device=weight.device))
+        if mode in (WeightMode.ROUNDING, WeightMode.LATENT):
+            steps = reference.detach() / along_channels(settled.scale, self.axis, weight.ndim)
+            latent = torch.clamp(steps, integers - KEPT_ROUNDING, integers + KEPT_ROUNDING)
+            if mode is WeightMode.LATENT:
+                self.latent = nn.Parameter(latent)
+            else:
+                self.register_buffer("lower", latent.floor())
+                share = (latent - latent.floor() - STRETCH_LOW) / (STRETCH_HIGH - STRETCH_LOW)
+                self.rounding = nn.Parameter(torch.logit(share))
+
+    @property
+    def scale(self) -> Tensor:
+        """Scale of each channel, with its gradient."""
+        return self.log_scale.exp()
+
+    @property
+    def up(self) -> Tensor:
+        """How far each weight is rounded up, in [0, 1]."""
+        stretched = torch.sigmoid(self.rounding) * (STRETCH_HIGH - STRETCH_LOW) + STRETCH_LOW
+        return stretched.clamp(0, 1)
+
+    def undecided(self, sharpness: float) -> Tensor:
+        """AdaRound's regularizer ``Σ 1 − |2h − 1|^β``: 0 where every weight is decided."""
+        return (1 - (2 * self.up - 1).abs().pow(sharpness)).sum()
+
+    def steps(self) -> Tensor:
+        """The weight in units of its scale."""
+        if self.mode is WeightMode.LATENT:
+            one = torch.ones((), device=self.latent.device)
+            return soft_quantize(
+                self.latent, one, self.no_zero_point, self.grid, temperature=self.temperature
+            )
+        if self.mode is WeightMode.ROUNDING:
+            up = (self.rounding > 0).to(self.lower.dtype) if self.hard else self.up
+            return (self.lower + up).clamp(self.grid.quant_min, self.grid.quant_max)
+        return self.integers
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The quantized weight; the parameter in the graph is only its shape."""
+        return self.steps() * along_channels(self.scale, self.axis, weight.ndim)
+
+    def settle(self, into: FakeQuantize, weight: Tensor) -> None:
+        """Write scale and weight; the weight lies on its grid afterwards."""
+        self.hard = True
+        with torch.no_grad():
+            weight.copy_(self(weight))
+            into.scale = self.scale.detach().clone()
+
+
+class BiasTrainer(nn.Module):
+    """A bias that learns, rounded to int32 as in the runtimes.
+
+    Args:
+        settled: the module it replaces.
+        magnitude: size of the layer's output by channel, ``[c]``: the unit.
+    """
+
+    start: Tensor
+    magnitude: Tensor
+
+    def __init__(self, settled: BiasFakeQuantize, bias: Tensor, magnitude: Tensor) -> None:
+        super().__init__()
+        self.settled = settled
+        self.register_buffer("start", bias.detach().clone())
+        self.register_buffer("magnitude", magnitude)
+        self.shift = nn.Parameter(torch.zeros_like(bias))
+
+    @property
+    def bias(self) -> Tensor:
+        """The bias before rounding."""
+        return self.start + self.shift * self.magnitude
+
+    def forward(self, bias: Tensor, *scales: Tensor) -> Tensor:
+        """``[c]``, and the scales that its accumulator has, to ``[c]``."""
+        moved = self.bias
+        with torch.no_grad():
+            error = self.settled(moved, *scales) - moved
+        return moved + error
+
+    def settle(self, bias: Tensor) -> None:
+        """Write what was learned into the graph's parameter."""
+        with torch.no_grad():
+            bias.copy_(self.bias)

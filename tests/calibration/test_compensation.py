@@ -1,0 +1,120 @@
+"""Rounding with compensation, against the optimum that brute force finds and against plain rounding."""
+
+import itertools
+
+import pytest
+import torch
+
+from qgait_ptq.calibration.compensation import (
+    InputMoments,
+    corrected_weight,
+    refitted_scale,
+    round_columns,
+)
+from qgait_ptq.quantizer.grid import IntegerGrid
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(2, 12, 4, generator=generator)
+    reference = (mixing @ torch.randn(2, 4, 4000, generator=generator)).relu()
+    reference += 0.1 * torch.rand(2, 12, 4000, generator=generator)
+    return (reference / 0.7).round() * 0.7, reference
+
+
+@pytest.fixture
+def weight():
+    return 0.1 * torch.randn(2, 8, 12, generator=torch.Generator().manual_seed(1))
+
+
+def output_error(quantized_weight, weight, quantized, reference):
+    wanted = weight.double() @ reference.double()
+    return float((quantized_weight.double() @ quantized.double() - wanted).square().sum())
+
+
+def test_moments_of_parts_merge_to_those_of_the_whole(inputs):
+    whole = InputMoments.of(*inputs)
+    parts = [InputMoments.of(inputs[0][..., s], inputs[1][..., s]) for s in (slice(0, 900), slice(900, None))]
+    merged = parts[0].merge(parts[1])
+    assert merged.count == whole.count == 4000
+    for name in ("mean_quantized", "mean_float", "second", "cross"):
+        torch.testing.assert_close(getattr(merged, name), getattr(whole, name), rtol=1e-5, atol=1e-6)
+    second, cross = whole.centred()
+    quantized, reference = (x.double() - x.double().mean(-1, keepdim=True) for x in inputs)
+    torch.testing.assert_close(second, quantized @ quantized.mT / 4000, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cross, reference @ quantized.mT / 4000, rtol=1e-4, atol=1e-5)
+
+
+def test_each_step_brings_the_output_closer(inputs, weight):
+    quantized, reference = inputs
+    moments = InputMoments.of(quantized, reference)
+    grid = IntegerGrid(4, True, True)
+    scale = weight.abs().amax(-1) / 7
+    step = scale.double()[..., None]
+    nearest = (weight / scale[..., None]).round().double()
+    gptq = round_columns(weight, scale, grid, moments.second, 4000, 0.01)
+    target = corrected_weight(weight, moments.second, moments.cross, 4000, 0.01)
+    qronos = round_columns(target, scale, grid, moments.second, 4000, 0.01)
+    refitted = refitted_scale(qronos, scale, weight, moments.second, moments.cross)
+    errors = [
+        output_error(candidate, weight, quantized, reference)
+        for candidate in (nearest * step, gptq * step, qronos * step, qronos * refitted.double()[..., None])
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[2] < 0.75 * errors[0]
+    assert ((qronos >= -7) & (qronos <= 7) & (qronos == qronos.round())).all()
+
+
+def test_the_corrected_weight_is_the_least_squares_solution(inputs, weight):
+    quantized, reference = (x.double() for x in inputs)
+    moments = InputMoments.of(*inputs)
+    found = corrected_weight(weight, moments.second, moments.cross, 10**9, 1e-9)
+    best = torch.linalg.lstsq(quantized.mT, (weight.double() @ reference).mT).solution.mT
+    assert output_error(found, weight, quantized, reference) == pytest.approx(
+        output_error(best, weight, quantized, reference), rel=1e-3
+    )
+
+
+def test_without_errors_before_the_layer_the_weight_needs_no_correction(inputs, weight):
+    moments = InputMoments.of(inputs[1], inputs[1])
+    found = corrected_weight(weight, moments.second, moments.cross, 4000, 0.01)
+    torch.testing.assert_close(found, weight.double(), atol=1e-5, rtol=1e-5)
+
+
+def test_two_columns_are_rounded_nearly_as_well_as_all_choices_allow():
+    generator = torch.Generator().manual_seed(3)
+    columns = torch.randn(1, 2, 500, generator=generator)
+    columns[:, 1] = 0.9 * columns[:, 0] + 0.1 * columns[:, 1]
+    grid, scale = IntegerGrid(3, True, True), torch.full((1, 40), 0.2)
+    weight = 0.2 * torch.randn(1, 40, 2, generator=generator)
+    second = InputMoments.of(columns, columns).second
+    chosen = round_columns(weight, scale, grid, second, 10**9, 1e-6)
+    nearest = (weight / 0.2).round().clamp(-3, 3).double()
+
+    def errors(integers):
+        difference = weight.double() - integers * 0.2
+        return ((difference @ second) * difference).sum(-1)
+
+    everything = torch.stack(
+        [
+            errors(torch.tensor(pair, dtype=torch.float64).expand(1, 40, 2))
+            for pair in itertools.product(range(-3, 4), repeat=2)
+        ]
+    )
+    assert errors(chosen).sum() < 0.5 * errors(nearest).sum()
+    assert errors(chosen).sum() < 2 * everything.amin(0).sum()
+
+
+def test_dead_inputs_and_zero_channels_stay_finite():
+    columns = torch.zeros(1, 4, 100)
+    columns[:, 0] = torch.randn(100)
+    weight = torch.randn(1, 3, 4)
+    weight[:, 1] = 0
+    moments = InputMoments.of(columns, columns)
+    scale = weight.abs().amax(-1).clamp_min(1e-12) / 7
+    target = corrected_weight(weight, moments.second, moments.cross, 100, 0.01)
+    integers = round_columns(target, scale, IntegerGrid(4, True, True), moments.second, 100, 0.01)
+    assert torch.isfinite(integers).all()
+    assert (integers[:, 1] == 0).all()
+    assert torch.isfinite(refitted_scale(integers, scale, weight, moments.second, moments.cross)).all()

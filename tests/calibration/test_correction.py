@@ -1,0 +1,132 @@
+"""Correction layer by layer, on real convolutions and a real network."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from qgait_ptq.calibration.correction import CorrectionSettings, Rounding, _columns, correct_layers
+from qgait_ptq.errors import CalibrationError
+from qgait_ptq.gait.metrics import embedding_sqnr
+from qgait_ptq.graph.quantized import quantized_layers, weight_of
+from qgait_ptq.quantizer.fake_quantize import set_quantizing
+from qgait_ptq.quantizer.grid import quantize
+from tests.conftest import make_gaitbase
+from tests.networks import quantize_network
+
+W4A4 = {"weight_bits": 4, "activation_bits": 4, "weight_observer": "minmax"}
+
+
+def layer_node(target, *arguments):
+    """The one node of a traced layer."""
+    graph = torch.fx.Graph()
+    return graph.call_function(target, (graph.placeholder("x"), None, None, *arguments))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False), (3, 4, 11, 9)),
+        (nn.Conv2d(4, 6, (3, 1), padding=(2, 0), dilation=(2, 1), groups=2, bias=False), (3, 4, 8, 5)),
+        (nn.Conv1d(4, 6, 3, padding=1, bias=False), (3, 4, 11)),
+        (nn.Conv3d(2, 4, (3, 1, 3), stride=(1, 2, 1), padding=(1, 0, 1), bias=False), (2, 2, 5, 4, 6)),
+    ],
+)
+def test_a_convolution_is_its_weight_times_its_columns(layer, shape):
+    operator = {1: torch.ops.aten.conv1d, 2: torch.ops.aten.conv2d, 3: torch.ops.aten.conv3d}[len(shape) - 2]
+    settings = [list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups]
+    tensor = torch.randn(shape)
+    columns = _columns(layer_node(operator.default, *settings), layer.weight.shape, tensor)
+    product = layer.weight.flatten(1).unflatten(0, (layer.groups, -1)) @ columns
+    expected = layer(tensor).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(product.flatten(0, 1), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_linear_layer_is_its_weight_times_its_columns():
+    layer, tensor = nn.Linear(5, 3, bias=False), torch.randn(2, 7, 5)
+    columns = _columns(layer_node(torch.ops.aten.linear.default), layer.weight.shape, tensor)
+    torch.testing.assert_close((layer.weight @ columns[0]).T, layer(tensor).flatten(0, 1))
+
+
+@pytest.fixture(scope="module")
+def calibrated(batches):
+    return quantize_network(make_gaitbase(), batches, **W4A4)
+
+
+def corrected(calibrated, batches, **settings):
+    graph, reference = copy.deepcopy(calibrated.graph), copy.deepcopy(calibrated.graph)
+    set_quantizing(reference, False)
+    correct_layers(reference, graph, clips(batches), CorrectionSettings(**settings))
+    return graph
+
+
+def clips(batches):
+    return [torch.cat([batch[:, :12] for batch in batches[start : start + 3]]) for start in (0, 3, 6)]
+
+
+def sqnr(graph, calibrated, batches):
+    with torch.inference_mode():
+        pairs = [(calibrated.float_graph(b), graph(b)) for b in batches]
+    return embedding_sqnr(torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs]))
+
+
+def test_each_kind_of_correction_brings_the_embedding_closer(calibrated, batches):
+    plain = sqnr(calibrated.graph, calibrated, batches)
+    bias_only = sqnr(corrected(calibrated, batches, rounding=Rounding.NEAREST), calibrated, batches)
+    qronos = sqnr(corrected(calibrated, batches), calibrated, batches)
+    gptq = sqnr(corrected(calibrated, batches, rounding=Rounding.GPTQ), calibrated, batches)
+    assert plain + 1 < bias_only < qronos
+    assert plain + 1 < gptq
+
+
+def test_rounded_weights_lie_on_their_grids_and_rounding_again_changes_nothing(calibrated, batches):
+    graph = corrected(calibrated, batches)
+    for layer in quantized_layers(graph):
+        quantizer, weight = layer.weight_quantizer, weight_of(graph, layer)
+        torch.testing.assert_close(quantizer(weight), weight, rtol=1e-6, atol=0)
+        integers = quantize(weight, quantizer.scale, quantizer.zero_point, quantizer.grid, 0)
+        assert integers.abs().max() <= quantizer.grid.quant_max
+    again = copy.deepcopy(graph)
+    reference = copy.deepcopy(calibrated.graph)
+    set_quantizing(reference, False)
+    settings = CorrectionSettings(Rounding.KEPT, refit=False, bias=False)
+    correct_layers(reference, again, clips(batches), settings)
+    with torch.inference_mode():
+        torch.testing.assert_close(again(batches[0]), graph(batches[0]), rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_weights_and_disk_makes_no_difference(calibrated, batches):
+    first, second = corrected(calibrated, batches), corrected(calibrated, batches, memory=0)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.shared = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
+        self.last = nn.Linear(4, 5)
+
+    def forward(self, silhouettes):
+        frames = self.first(silhouettes.flatten(0, 1).unsqueeze(1)).relu()
+        frames = self.shared(self.shared(frames).relu()).amax((2, 3))
+        return self.last(frames.unflatten(0, silhouettes.shape[:2]).amax(1))
+
+
+def test_shared_weights_are_left_alone_and_named(batches):
+    torch.manual_seed(0)
+    calibrated = quantize_network(Shared().eval(), batches, **W4A4)
+    graph, reference = copy.deepcopy(calibrated.graph), copy.deepcopy(calibrated.graph)
+    set_quantizing(reference, False)
+    left_alone = correct_layers(reference, graph, clips(batches), CorrectionSettings())
+    assert left_alone == ["shared", "shared"]
+    torch.testing.assert_close(graph.shared.weight, calibrated.graph.shared.weight)
+
+
+def test_values_that_are_not_finite_are_refused_with_a_layer(calibrated, batches):
+    broken = [batch.clone() for batch in clips(batches)]
+    broken[1][0, 0, 0, 0] = float("nan")
+    graph = copy.deepcopy(calibrated.graph)
+    with pytest.raises(CalibrationError, match=r"layer \S+: its inputs hold NaN"):
+        correct_layers(copy.deepcopy(graph), graph, broken, CorrectionSettings())
