@@ -45,7 +45,7 @@ COMMON: dict[str, Any] = {
     "calibration_frames": 16,
     "minimum_agreement": -1.0,
     "idc": {"steps": 36, "sequences": 2},
-    "finetune": {"block_steps": 40, "steps": 36},
+    "finetune": {"block_steps": 200, "steps": 36},
 }
 
 

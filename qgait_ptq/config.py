@@ -99,7 +99,7 @@ class FinetuneConfig(_Model):
     """
 
     enabled: bool = False
-    block_steps: Annotated[int, Field(ge=0)] = 100
+    block_steps: Annotated[int, Field(ge=0)] = 200
     granularity: Literal["layer", "block"] = "block"
     block_weights: Literal["rounding", "latent"] = "latent"
     block_learning_rate: Rate = 4e-3

@@ -31,6 +31,7 @@ from qgait_ptq.graph.simplify import simplify
 from qgait_ptq.graph.specs import BitWidths
 from qgait_ptq.graph.trace import Capture, capture, quiet_torch
 from qgait_ptq.progress import Progress, Silent
+from qgait_ptq.reconstruction.resuming import SavedStates
 from qgait_ptq.report.record import Report, build_report
 from qgait_ptq.report.writing import write_result
 from qgait_ptq.runtime.embedder import open_session, run_session
@@ -123,6 +124,8 @@ def quantize(
         seconds=run.seconds,
     )
     write_metadata(onnx_model, report.metadata())
+    if work_folder is not None and run.config.finetune.enabled:
+        SavedStates.remove(work_folder)
     return QuantizationResult(quantized.cpu(), report, onnx_model, recipe)
 
 

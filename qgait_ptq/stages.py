@@ -124,7 +124,7 @@ class CalibrationRun:
         """Scale channels of the float network; it computes what it did."""
         few = self._unlabelled_batches(silhouettes)[:EQUALIZATION_BATCHES]
         with self.listener.stage("equalization"):
-            groups = equalize(self.network, few, Equalization(self.config.equalization), 0.5)
+            groups = equalize(self.network, few, Equalization(self.config.equalization))
         self.record["equalized_groups"] = groups
 
     def set_ranges(self, chosen: GaitDataset) -> fx.GraphModule:
@@ -198,6 +198,9 @@ class CalibrationRun:
             self.listener.note(f"{text}: that stage is left out")
             self.record["idc"] = {"left_out": text}
             return None
+        alone = len(set(clips.subjects)) - usable
+        if alone:
+            self.listener.note(f"{alone} identities have one sequence only; they play no part in IDC")
         learned, held_out = split_identities_off(clips.subjects, config.held_out, self.config.seed)
         everything = Clips(clips.silhouettes, clips.labels)
         embeddings = embed_clips(self.network, everything, self._batch_size(CLIPS_PER_BATCH), self.device)
@@ -264,6 +267,8 @@ class CalibrationRun:
             seed=self.config.seed + 1,  # other batches than those of stage 1
         )
         batches = self._unlabelled_batches(silhouettes)
+        if self.resume and not (self.work_folder and self.work_folder.is_dir()):
+            self.listener.note("nothing to resume: fine-tuning begins anew")
         saved = SavedStates(self.work_folder, self._fingerprint(quantized, silhouettes), self.resume)
         steps = count_blocks(quantized, blocks.granularity) * blocks.steps + end_to_end.steps
         with self.listener.stage("fine-tuning", steps) as advance:

@@ -23,6 +23,7 @@ from qgait_ptq.graph.channels import ChannelGroup, find_channel_groups
 LARGEST_FACTOR = 16.0
 DEAD = 1e-3  # of the mean: channels below it stay as they are
 TOLERANCE = 1e-3  # of the largest value of an embedding
+ACTIVATION_STRENGTH = 0.5
 ROUNDS = 3  # a layer reads one group and writes another, so the factors settle over some rounds
 
 
@@ -35,7 +36,7 @@ class Equalization(StrEnum):
 
 
 def equalize(
-    graph_module: fx.GraphModule, batches: Sequence[Tensor], kind: Equalization, strength: float = 1.0
+    graph_module: fx.GraphModule, batches: Sequence[Tensor], kind: Equalization, strength: float | None = None
 ) -> int:
     """Equalize the channel groups of a simplified float graph in place.
 
@@ -43,7 +44,8 @@ def equalize(
         graph_module: its shapes are recorded.
         batches: silhouettes ``[n, s, h, w]`` in [0, 1].
         kind: what the factors follow.
-        strength: exponent of the factors; 1 makes all channels equal.
+        strength: exponent of the factors; 1 makes all channels equal. None takes 1 for weights, and ½ for
+            activations, whose factors the weights have to bear.
 
     Returns:
         The number of groups.
@@ -54,6 +56,8 @@ def equalize(
     groups = find_channel_groups(graph_module) if kind is not Equalization.NONE else []
     if not groups:
         return 0
+    if strength is None:
+        strength = ACTIVATION_STRENGTH if kind is Equalization.ACTIVATIONS else 1.0
     with torch.no_grad():
         expected = graph_module(batches[0])
         if kind is Equalization.ACTIVATIONS:

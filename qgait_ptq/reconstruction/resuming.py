@@ -29,7 +29,7 @@ class SavedStates:
         """
         self.folder, self.fingerprint = folder, fingerprint
         if folder is not None and not resume:
-            self.clear()
+            self.remove(folder)
 
     def load(self, part: str) -> Any | None:
         """The state of a part; None where there is none.
@@ -60,10 +60,11 @@ class SavedStates:
         torch.save({"fingerprint": self.fingerprint, "state": state}, beside)
         os.replace(beside, path)
 
-    def clear(self) -> None:
+    @staticmethod
+    def remove(folder: Path) -> None:
         """Remove all states; called when the run has its result."""
-        if self.folder is not None and self.folder.is_dir():
-            shutil.rmtree(self.folder)
+        if folder.is_dir():
+            shutil.rmtree(folder)
 
     def _path(self, part: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{part}.pt"

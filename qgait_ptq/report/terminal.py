@@ -106,11 +106,28 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
     agreement, parity = report["agreement"], report["parity"]
     return [
         str(report["data"]["description"]),
+        *_stage_lines(report["calibration"]),
         f"embeddings against float: cosine {agreement['cosine_mean']:.4f} mean, "
         f"{agreement['cosine_min']:.4f} worst, SQNR {agreement['sqnr_db']:.1f} dB",
         f"file against simulation: cosine {parity['cosine_min']:.6f} on the worst of "
         f"{parity['sequences']} sequences",
     ]
+
+
+def _stage_lines(calibration: Mapping[str, Any]) -> Iterator[str]:
+    """What IDC and fine-tuning gained on the people who chose their steps."""
+    idc, finetune = calibration.get("idc", {}), calibration.get("finetune")
+    if idc.get("kept"):
+        yield f"IDC: {_gain(idc['held_out_loss'])} on held-out identities, step {idc['best_step']}"
+    if finetune and finetune["kept"] != "start" and finetune["held_out_loss"]["start"] is not None:
+        end_to_end = finetune["end_to_end"]
+        best = end_to_end["held_out_loss"]["best"] if end_to_end else finetune["held_out_loss"]["blocks"]
+        losses = {"start": finetune["held_out_loss"]["start"], "best": best}
+        yield f"fine-tuning: {_gain(losses)} on held-out identities"
+
+
+def _gain(losses: Mapping[str, float]) -> str:
+    return f"loss {losses['start']:.4f} → {losses['best']:.4f}"
 
 
 def layer_table(layers: list[Mapping[str, Any]], title: str) -> Table:

@@ -1,0 +1,115 @@
+"""Fine-tuning from the command line, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from qgait_ptq.gait.walkers.population import Split, split_identities
+from qgait_ptq.gait.walkers.rendering import write_walkers
+from tests.cli.test_cli import COMMAND, SMALL, assert_refused, run
+from tests.conftest import make_gaitbase
+
+RECIPE = {
+    "quantization": {
+        "weight_bits": 3,
+        "calibration_sequences": 24,
+        "minimum_agreement": -1,
+        "idc": {"steps": 4, "evaluate_every": 2, "frames": 6, "identities": 4},
+        "finetune": {"block_steps": 20, "steps": 12},
+    }
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Ten walkers to calibrate with, two to test."""
+    folder = tmp_path_factory.mktemp("people")
+    write_walkers(
+        folder, Split.TRAIN, split_identities(Split.TRAIN, 10), views_per_trial=1, array_format="npz"
+    )
+    write_walkers(folder, Split.TEST, split_identities(Split.TEST, 2), views_per_trial=2, array_format="npz")
+    torch.save(make_gaitbase().state_dict(), folder / "weights.pt")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    return folder
+
+
+def arguments(root: Path, out: Path) -> list[str]:
+    words = ["quantize", root / "weights.pt", *SMALL, "--recipe", root / "recipe.yaml"]
+    return [str(word) for word in (*words, "--data", root, "--finetune", "--out", out)]
+
+
+@pytest.mark.slow
+def test_a_killed_fine_tuning_is_resumed_to_the_same_file(root, tmp_path):
+    whole = run(*arguments(root, tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    assert not (tmp_path / "whole.finetuning").exists()
+    assert "held-out identities" in whole.stdout
+    killed = subprocess.Popen(
+        [COMMAND, *arguments(root, tmp_path / "out")],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
+    states = tmp_path / "out.finetuning"
+    deadline = time.monotonic() + 300
+    while not list(states.glob("*.pt")) and time.monotonic() < deadline and killed.poll() is None:
+        time.sleep(0.05)
+    time.sleep(1)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert list(states.glob("*.pt")), "it was over before it could be killed"
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+    resumed = run(*arguments(root, tmp_path / "out"), "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    files = [tmp_path / name / "model.onnx" for name in ("whole", "out")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert not states.exists()
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["config"]["finetune"]["enabled"] is True
+
+
+def test_states_of_other_settings_are_refused(root, tmp_path):
+    folder = tmp_path / "out.finetuning"
+    folder.mkdir()
+    torch.save({"fingerprint": "of another run", "state": {}}, folder / "blocks.pt")
+    assert_refused(run(*arguments(root, tmp_path / "out"), "--resume"), "run without --resume")
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"idc": {"steps": 0}}, "idc.steps"),
+        ({"idc": {"held_out": 1.5}}, "idc.held_out"),
+        ({"idc": {"lambda": 1}}, "idc.lambda"),
+        ({"finetune": {"granularity": "network"}}, "finetune.granularity"),
+        ({"finetune": {"temperature_start": -1}}, "finetune.temperature_start"),
+        ({"rounding": "stochastic"}, "rounding"),
+        ({"equalization": True}, "equalization"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_with_their_name(root, tmp_path, section, message):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(yaml.safe_dump({"quantization": section}))
+    done = run("quantize", root / "weights.pt", *SMALL, "--recipe", recipe, "--out", tmp_path / "o")
+    assert_refused(done, message)
+
+
+def test_idc_that_is_asked_for_and_cannot_be_is_refused(root, tmp_path):
+    (tmp_path / "few.json").write_text(
+        json.dumps(
+            {
+                "TRAIN_SET": sorted(p.name for p in root.iterdir() if p.is_dir())[:3],
+                "TEST_SET": sorted(p.name for p in root.iterdir() if p.is_dir())[-2:],
+            }
+        )
+    )
+    words = ["quantize", root / "weights.pt", *SMALL, "--data", root, "--partition", tmp_path / "few.json"]
+    assert_refused(run(*words, "--idc", "--out", tmp_path / "o"), "3 identities with two sequences or more")
