@@ -181,9 +181,8 @@ def _calibrate(run: Ablation, data: GaitDataset, job: Job, timer: Timer, states:
     """The stages of a variant; what several variants share is computed once."""
     config, stages = run.config, job.variant.stages
     chosen = data.choose(config.calibration_sequences, config.seed)
-    clips = run.cut(chosen)
-    training = run.training_data(clips)
-    unlabelled = run.unlabelled_clips(clips, training)
+    training = run.training_data(run.cut(chosen, config.idc.frames))
+    unlabelled = run.unlabelled_clips(chosen, training)
     run.equalize(unlabelled)
     early = config.model_dump(exclude={"idc": True, "finetune": True})
     name = _digest([job.network, early, config.idc.frames])

@@ -133,6 +133,8 @@ class QuantConfig(_Model):
             activations.
         rounding: of weights: to nearest, or with compensated errors (GPTQ, Qronos).
         bias_correction: whether biases take up mean errors.
+        correction_frames: consecutive frames of each sequence that equalization, rounding, bias correction
+            and blocks see.
         idc: stage 1.
         finetune: stage 2.
         layers: module path (shell patterns) → widths of layers that differ.
@@ -155,6 +157,7 @@ class QuantConfig(_Model):
     equalization: EqualizationName = "activations"
     rounding: RoundingName = "qronos"
     bias_correction: bool = True
+    correction_frames: Positive = 30
     idc: IdcConfig = IdcConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     layers: dict[str, LayerBits] = Field(default_factory=dict)

@@ -99,9 +99,8 @@ class CalibrationRun:
             DataError: sequences of different sizes, or a stage that was asked for lacks identities.
         """
         chosen = data.choose(self.config.calibration_sequences, self.config.seed)
-        clips = self.cut(chosen)
-        training = self.training_data(clips)
-        unlabelled = self.unlabelled_clips(clips, training)
+        training = self.training_data(self.cut(chosen, self.config.idc.frames))
+        unlabelled = self.unlabelled_clips(chosen, training)
         self.equalize(unlabelled)
         quantized = self.set_ranges(chosen)
         reference = self.float_reference(quantized)
@@ -112,13 +111,9 @@ class CalibrationRun:
             self.finetune(quantized, reference, unlabelled, training)
         return quantized
 
-    def cut(self, chosen: GaitDataset) -> LabelledClips:
-        """The clips that everything after the ranges is done on."""
-        frames = self.captured.frames or self.config.idc.frames
-        clips = cut_clips(chosen, frames, self.captured.size, self.config.seed)
-        if clips.copies:
-            self.listener.note(f"{clips.copies} calibration sequences repeat others and are left out")
-        return clips
+    def cut(self, chosen: GaitDataset, frames: int) -> LabelledClips:
+        """Clips of a length, or of the one that the network takes."""
+        return cut_clips(chosen, self.captured.frames or frames, self.captured.size, self.config.seed)
 
     def equalize(self, silhouettes: Tensor) -> None:
         """Scale channels of the float network; it computes what it did."""
@@ -146,13 +141,18 @@ class CalibrationRun:
             calibrate_ranges(quantized, batches())
         return quantized
 
-    def unlabelled_clips(self, clips: LabelledClips, training: TrainingData | None) -> Tensor:
+    def unlabelled_clips(self, chosen: GaitDataset, training: TrainingData | None) -> Tensor:
         """Silhouettes ``[n, s, h, w]`` for what needs no labels: none of those that choose later.
 
         A rounding that has seen the held-out identities would look better on them than it is, and no step of
         a later stage could beat it there.
         """
-        return clips.silhouettes if training is None else training.clips.silhouettes
+        clips = self.cut(chosen, self.config.correction_frames)
+        if clips.copies:
+            self.listener.note(f"{clips.copies} calibration sequences repeat others and are left out")
+        if training is None:
+            return clips.silhouettes
+        return clips.silhouettes[~torch.isin(clips.labels, training.held_out.labels)]
 
     def float_reference(self, quantized: fx.GraphModule) -> fx.GraphModule:
         """A copy of the graph with its quantizers switched off: same nodes, float values."""

@@ -1,0 +1,119 @@
+"""The ablation: its rows are valid, its runs are real, its table says what the runs say."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import ablation_runs  # noqa: E402
+import ablation_tables  # noqa: E402
+import ablation_variants  # noqa: E402
+
+from qgait_ptq.config import QuantConfig, parse  # noqa: E402
+
+CHECKPOINTS = {"gaitbase-small": str(EXAMPLES / "models" / "gaitbase-small.pt")}
+VARIANTS = (*ablation_variants.MAIN, *ablation_variants.ALTERNATIVES, *ablation_variants.CURVE)
+
+
+def test_rows_have_names_of_their_own_valid_settings_and_a_row_to_compare_with():
+    names = [variant.name for variant in VARIANTS]
+    assert len(set(names)) == len(names)
+    for variant in VARIANTS:
+        parse(QuantConfig, {"weight_bits": 4, **variant.settings}, variant.name)
+        assert variant.against is None or variant.against in names
+    assert {v.labels for v in VARIANTS} == {"true", "shuffled", "none"}
+
+
+def test_all_networks_and_widths_are_planned_with_keys_of_their_own():
+    checkpoints = CHECKPOINTS | {"gaitset-small": "x"}
+    jobs = ablation_variants.plan_jobs(checkpoints, seeds=3)
+    assert len({job.key for job in jobs}) == len(jobs)
+    main = {(job.network, job.bits) for job in jobs if job.variant in ablation_variants.MAIN}
+    assert len(main) == 2 * len(ablation_variants.WIDTHS)
+    assert {job.seed for job in jobs} == {0, 1, 2}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(ablation_runs, "TEST_IDENTITIES", 2)
+    monkeypatch.setattr(ablation_runs, "TEST_VIEWS", 1)
+    monkeypatch.setattr(ablation_runs, "DISTRACTORS", 3)
+    monkeypatch.setattr(ablation_runs, "CALIBRATION_IDENTITIES", 9)
+    ablation_runs.read_walkers.cache_clear()
+    few = {"calibration_frames": 6, "correction_frames": 6, "calibration_sequences": 18}
+    idc = {"steps": 2, "evaluate_every": 1, "identities": 2, "sequences": 2}
+    finetune = {"block_steps": 1, "steps": 1}
+    changed = {**ablation_runs.COMMON, **few, "idc": idc, "finetune": finetune}
+    monkeypatch.setattr(ablation_runs, "COMMON", changed)
+
+
+@pytest.mark.slow
+def test_a_run_is_real_and_what_is_shared_changes_nothing(small, tmp_path):
+    ablation_runs.render_walkers(tmp_path / "walkers", seeds=1)
+    jobs = [j for j in ablation_variants.plan_jobs(CHECKPOINTS, seeds=1) if j.bits == "W4A4"]
+    wanted = ("ranges MSE", "ranges MSE + IDC", "IDC, labels shuffled", "IDC, all pairs without labels")
+    results = {}
+    for job in jobs:
+        if job.variant.name in wanted:
+            results[job.variant.name] = ablation_runs.execute(job, tmp_path, threads=2)
+    for result in results.values():
+        assert "failure" not in result
+        assert np.array(result["quantized"]["rank1"]).shape == (2, 3)
+        assert result["peak_mb"] > 100
+    sqnr = {name: result["sqnr_db"] for name, result in results.items()}
+    assert sqnr["ranges MSE"] < sqnr["ranges MSE + IDC"]
+    curves = [results[name]["record"]["idc"]["curve"][0][1] for name in wanted[1:4]]
+    assert curves[0] != curves[2]  # without labels other pairs count
+    again = next(job for job in jobs if job.variant.name == "ranges MSE + IDC")
+    assert ablation_runs.execute(again, tmp_path, threads=2)["sqnr_db"] == sqnr["ranges MSE + IDC"]
+    for state in (tmp_path / "states").glob("*"):
+        if state.suffix != ".pt":
+            state.unlink()
+    assert ablation_runs.execute(again, tmp_path, threads=2)["sqnr_db"] == sqnr["ranges MSE + IDC"]
+
+
+def run_of(job, rank1, sqnr):
+    figures = {"rank1": rank1, "ap": rank1}
+    return {
+        "key": job.key,
+        "job": {"seed": job.seed},
+        "sqnr_db": sqnr,
+        "cosine": 0.9,
+        "quantized": figures,
+        "float": {"rank1": [[90, 90, 90]] * 3, "ap": [[80, 80, 80]] * 3},
+        "seconds": {"ranges": 2.0, "IDC": 3.0},
+        "peak_mb": 500,
+    }
+
+
+def test_the_table_says_what_the_runs_say(tmp_path):
+    jobs = [j for j in ablation_variants.plan_jobs(CHECKPOINTS, seeds=2) if j.bits == "W4A4"]
+    plain = [j for j in jobs if j.variant.name == "ranges MSE"]
+    better = [j for j in jobs if j.variant.name == "ranges MSE + IDC"]
+    lines = [run_of(j, [[50, 60, 70], [40, 40, 40], [10, 20, 30]], 6.0) for j in plain]
+    lines += [run_of(j, [[52, 62, 72], [44, 44, 44], [13, 23, 33]], 7.0 + j.seed) for j in better]
+    refused = {"key": jobs[2].key, "job": {"seed": 0}, "failure": "refused"}
+    text = "\n".join(json.dumps(line) for line in lines) + '\n{"key": "half a li'
+    (tmp_path / "runs.jsonl").write_text(text)
+    runs = ablation_tables.read_runs(tmp_path / "runs.jsonl")
+    assert len(runs) == 4
+    rows = {row["method"]: row for row in ablation_tables.summarise(jobs, runs | {jobs[2].key: refused})}
+    row = rows["ranges MSE + IDC"]
+    assert row["seeds"] == 2
+    assert row["rank1"] == pytest.approx(43)
+    assert row["rank1_nm"] == pytest.approx((52 + 44 + 13) / 3)
+    assert row["rank1_gain"] == pytest.approx(3)  # 2, 4 and 3 points for the three identities
+    low, high = row["rank1_interval"]
+    assert 2 <= low < 3 < high <= 4
+    assert row["sqnr_gain"] == pytest.approx(1.5)
+    assert (row["cpu_seconds"], row["peak_mb"], row["float_rank1"]) == (5, 500, 90)
+    assert rows[jobs[2].variant.name]["failed"] == 1
+    ablation_tables.write_tables(jobs, runs, tmp_path)
+    table = (tmp_path / "ablation.md").read_text()
+    assert "| ranges MSE + IDC | 2 | 36.3 | 43.0 | 49.7 | 43.00 |" in table
+    assert "+3.00 [" in table
