@@ -44,7 +44,7 @@ GALLERY = ("nm-01", "nm-02", "nm-03", "nm-04")
 COMMON: dict[str, Any] = {
     "calibration_frames": 16,
     "minimum_agreement": -1.0,
-    "idc": {"steps": 36, "sequences": 2},
+    "idc": {"steps": 36},
     "finetune": {"block_steps": 200, "steps": 36},
 }
 

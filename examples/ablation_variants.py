@@ -152,5 +152,6 @@ def plan_jobs(checkpoints: dict[str, str], seeds: int) -> list[Job]:
         for seed in range(seeds)
         for variant in variants
     ]
-    # Fine-tuning is slow, and goes on from what the others leave behind.
-    return sorted(jobs, key=lambda job: job.variant.stages.startswith("finetune"))
+    # The slow stages go on from what the fast ones leave behind.
+    order = {"ranges": 0, "idc": 1, "finetune-only": 2, "finetune": 3}
+    return sorted(jobs, key=lambda job: order[job.variant.stages])

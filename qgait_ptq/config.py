@@ -69,8 +69,8 @@ class IdcConfig(_Model):
     learning_rate: Rate = 2e-3
     bias_learning_rate: Rate = 2e-3
     identities: Annotated[int, Field(ge=2)] = 8
-    sequences: Annotated[int, Field(ge=2)] = 4
-    frames: Positive = 8
+    sequences: Annotated[int, Field(ge=2)] = 2
+    frames: Positive = 24
     held_out: Share = 0.25
     evaluate_every: Positive = 6
     patience: Positive = 5
@@ -88,7 +88,7 @@ class FinetuneConfig(_Model):
         block_weights: ``rounding`` learns whether weights round up or down, ``latent`` moves them.
         block_learning_rate: of weights in the block-by-block part, in rounding steps.
         drop_probability: of quantization, in the block-by-block part.
-        learn_ranges: whether scales of activations learn in the block-by-block part.
+        learn_ranges: whether scales of activations, and biases, learn in the block-by-block part.
         steps: of the end-to-end part, at most; 0 leaves it out.
         weight_learning_rate: of weights end to end, in rounding steps.
         learning_rate: of scales, zero_points and biases end to end.

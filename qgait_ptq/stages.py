@@ -253,7 +253,7 @@ class CalibrationRun:
             weights=WeightMode(config.block_weights),
             rates=LearningRates(config.learning_rate, config.block_learning_rate, config.learning_rate),
             drop_probability=config.drop_probability,
-            activations=config.learn_ranges,
+            ranges=config.learn_ranges,
             seed=self.config.seed,
             memory=config.memory_mb * MEGABYTE,
         )

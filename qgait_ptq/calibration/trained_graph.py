@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qgait_ptq.graph.attributes import shared_parameters, tensor_of
-from qgait_ptq.graph.quantized import QuantizedLayer, activation_quantizers, quantized_layers, weight_of
+from qgait_ptq.graph.quantized import activation_quantizers, quantized_layers, weight_of
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.quantizer.trainable import ActivationTrainer, BiasTrainer, WeightMode, WeightTrainer
 
@@ -75,8 +75,7 @@ class TrainedGraph:
         weights: WeightMode,
         nodes: Sequence[fx.Node] | None = None,
         *,
-        activations: bool = True,
-        biases: bool = True,
+        ranges: bool = True,
     ) -> None:
         """Put trainers in place.
 
@@ -86,46 +85,49 @@ class TrainedGraph:
             magnitudes: see `output_magnitudes`.
             weights: what of the weights learns.
             nodes: train what these call only; None trains all.
-            activations: whether scales and zero_points of activations learn.
-            biases: whether biases learn.
+            ranges: whether scales and zero_points of activations, and biases, learn along.
         """
         self.graph_module = graph_module
-        within = None if nodes is None else {node.name for node in nodes}
-        shared = shared_parameters(graph_module)
         self._settled: dict[str, nn.Module] = {}
         self._float_biases: dict[str, tuple[nn.Parameter, float]] = {}  # with their magnitude
-        self._layers: list[QuantizedLayer] = []
-        reference_layers = {layer.node.name: layer for layer in quantized_layers(reference)}
-        for layer in quantized_layers(graph_module):
-            if within is not None and layer.node.name not in within:
-                continue
-            if layer.weight_path in shared or (layer.bias_path or "") in shared:
-                continue
-            self._layers.append(layer)
-            if weights is not WeightMode.FROZEN:
-                original = weight_of(reference, reference_layers[layer.node.name])
-                trainer = WeightTrainer(
-                    layer.weight_quantizer, weight_of(graph_module, layer), original, weights
-                )
-                self._replace(str(layer.weight_call.target), trainer)
-            if biases and layer.bias_call is not None and layer.bias_quantizer is not None:
-                bias = tensor_of(graph_module, layer.bias_parameter)
-                assert bias is not None  # noqa: S101 - a quantizer stands behind it
-                bias_trainer = BiasTrainer(layer.bias_quantizer, bias, magnitudes[layer.node.name])
-                self._replace(str(layer.bias_call.target), bias_trainer)
-            elif biases and layer.bias_parameter is not None:
-                # Of the layer that gives the embedding: it stays in float, so it learns where it stands.
-                parameter = tensor_of(graph_module, layer.bias_parameter)
-                assert isinstance(parameter, nn.Parameter)  # noqa: S101 - a captured or folded bias
-                magnitude = float(magnitudes[layer.node.name].mean())
-                self._float_biases[str(layer.bias_parameter.target)] = (parameter, magnitude)
-                parameter.requires_grad_(True)
-        called = None if nodes is None else {str(node.target) for node in nodes}
-        if activations:
+        shared = shared_parameters(graph_module)
+        within = None if nodes is None else {node.name for node in nodes}
+        self._layers = [
+            layer
+            for layer in quantized_layers(graph_module)
+            if (within is None or layer.node.name in within)
+            and layer.weight_path not in shared
+            and (layer.bias_path or "") not in shared
+        ]
+        self._train_weights(reference, weights)
+        if ranges:
+            self._train_biases(magnitudes)
+            called = None if nodes is None else {str(node.target) for node in nodes}
             for name, quantizer in activation_quantizers(graph_module, inputs=False).items():
                 if called is None or name in called:
                     self._replace(name, ActivationTrainer(quantizer))
         self._start = self.snapshot()
+
+    def _train_weights(self, reference: fx.GraphModule, mode: WeightMode) -> None:
+        originals = {layer.node.name: weight_of(reference, layer) for layer in quantized_layers(reference)}
+        for layer in self._layers:
+            present, original = weight_of(self.graph_module, layer), originals[layer.node.name]
+            trainer = WeightTrainer(layer.weight_quantizer, present, original, mode)
+            self._replace(str(layer.weight_call.target), trainer)
+
+    def _train_biases(self, magnitudes: dict[str, Tensor]) -> None:
+        for layer in self._layers:
+            bias, magnitude = tensor_of(self.graph_module, layer.bias_parameter), magnitudes[layer.node.name]
+            if bias is None:
+                continue
+            if layer.bias_call is not None and layer.bias_quantizer is not None:
+                trainer = BiasTrainer(layer.bias_quantizer, bias, magnitude)
+                self._replace(str(layer.bias_call.target), trainer)
+                continue
+            # Of the layer that gives the embedding: it stays in float, so it learns where it stands.
+            assert isinstance(bias, nn.Parameter)  # noqa: S101 - captured, folded or added as one
+            self._float_biases[layer.bias_path or ""] = (bias, float(magnitude.mean()))
+            bias.requires_grad_(True)
 
     def _replace(self, name: str, trainer: nn.Module) -> None:
         self._settled[name] = self.graph_module.get_submodule(name)

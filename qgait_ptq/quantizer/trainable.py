@@ -24,7 +24,6 @@ STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1  # of the rectified sigmoid (Louizos et al
 class WeightMode(StrEnum):
     """What of a weight learns."""
 
-    FROZEN = "frozen"
     SCALES = "scales"  # the integers stay, the grid stretches
     ROUNDING = "rounding"  # up or down, as in AdaRound
     LATENT = "latent"  # the weight itself, through the soft quantizer

@@ -41,7 +41,7 @@ class BlockSettings:
         temperature: of soft gradients.
         drop_probability: share of values that come from the float network, and of activations that pass
             unquantized.
-        activations: whether scales of activations learn.
+        ranges: whether scales of activations, and biases, learn along.
         regularizer: weight of the term that decides every weight's rounding.
         seed: of batches and dropped values.
         memory: bytes of activations held by each of the two networks; more go to disk.
@@ -53,7 +53,7 @@ class BlockSettings:
     weights: WeightMode = WeightMode.ROUNDING
     temperature: TemperatureSchedule = HARD
     drop_probability: float = 0.5
-    activations: bool = True
+    ranges: bool = True
     regularizer: float = 0.01
     seed: int = 0
     memory: int = DEFAULT_MEMORY
@@ -126,7 +126,7 @@ class _Reconstruction:
             magnitudes,
             settings.weights,
             block.nodes,
-            activations=settings.activations,
+            ranges=settings.ranges,
         )
         self.trained.set_drop_probability(settings.drop_probability)
         self.weights = [t for _, t in self.trained.trainers() if isinstance(t, WeightTrainer)]
