@@ -193,8 +193,7 @@ def _calibrate(run: Ablation, data: GaitDataset, job: Job, timer: Timer, states:
         run.correct(quantized, reference, unlabelled)
         _write_state(states / name, quantized, timer)
     else:
-        quantized.load_state_dict(state["graph"])
-        timer.seconds = dict(state["seconds"])
+        _take_state(state, quantized, timer)
     if training is None or stages == "ranges":
         return quantized
     if stages in ("idc", "finetune"):
@@ -204,8 +203,7 @@ def _calibrate(run: Ablation, data: GaitDataset, job: Job, timer: Timer, states:
             run.calibrate_distances(quantized, reference, training)
             _write_state(states / name, quantized, timer)
         else:
-            quantized.load_state_dict(state["graph"])
-            timer.seconds = dict(state["seconds"])
+            _take_state(state, quantized, timer)
     if stages.startswith("finetune"):
         run.finetune(quantized, reference, unlabelled, training)
     return quantized
@@ -213,6 +211,11 @@ def _calibrate(run: Ablation, data: GaitDataset, job: Job, timer: Timer, states:
 
 def _read_state(path: Path) -> dict[str, Any] | None:
     return torch.load(path, weights_only=True) if path.exists() else None
+
+
+def _take_state(state: dict[str, Any], quantized: fx.GraphModule, timer: Timer) -> None:
+    quantized.load_state_dict(state["graph"])
+    timer.seconds = dict(state["seconds"])
 
 
 def _write_state(path: Path, quantized: fx.GraphModule, timer: Timer) -> None:

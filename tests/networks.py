@@ -7,8 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from qgait_ptq.calibration.clips import Clips
 from qgait_ptq.calibration.ranges import calibrate_ranges
+from qgait_ptq.calibration.training import TrainingData, embed_clips
 from qgait_ptq.config import QuantConfig
+from qgait_ptq.gait.clips import cut_clips, split_identities_off
+from qgait_ptq.gait.dataset import GaitDataset
+from qgait_ptq.gait.sampling import PKSampler
 from qgait_ptq.graph.insert import insert_quantizers
 from qgait_ptq.graph.trace import Capture
 from qgait_ptq.pipeline import plan
@@ -25,3 +30,14 @@ def quantize_network(network: nn.Module, batches: list[torch.Tensor], **config: 
     captured, float_graph, _ = plan(network, 64, 44, QuantConfig(**config))
     graph = calibrate_ranges(insert_quantizers(float_graph), batches)
     return Quantized(captured, float_graph, graph)
+
+
+def training_data(people: GaitDataset, float_graph: fx.GraphModule) -> TrainingData:
+    """Clips of six frames: a quarter of the people held out, batches of 4 × 2 of the others."""
+    clips = cut_clips(people, 6, (64, 44), seed=0)
+    everything = Clips(clips.silhouettes, clips.labels)
+    embeddings = embed_clips(float_graph, everything, 8, torch.device("cpu"))
+    learned, held_out = split_identities_off(clips.subjects, 0.25, seed=0)
+    sampler = PKSampler([clips.subjects[i] for i in learned], 4, 2)
+    seen, unseen = everything.take(learned), everything.take(held_out)
+    return TrainingData(seen, embeddings[learned], sampler, unseen, embeddings[held_out])

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from qgait_ptq.calibration.clips import Clips
 from qgait_ptq.calibration.distances import IdcLoss
 from qgait_ptq.calibration.idc import calibrate_distances
 from qgait_ptq.calibration.trained_graph import LearningRates, TrainedGraph, output_magnitudes
@@ -17,14 +16,12 @@ from qgait_ptq.calibration.training import (
     embed_clips,
 )
 from qgait_ptq.errors import CalibrationError
-from qgait_ptq.gait.clips import cut_clips, split_identities_off
-from qgait_ptq.gait.sampling import PKSampler
 from qgait_ptq.graph.quantized import quantized_layers, weight_of
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
 from qgait_ptq.quantizer.grid import quantize
 from qgait_ptq.quantizer.trainable import WeightMode
 from tests.conftest import make_gaitbase
-from tests.networks import quantize_network
+from tests.networks import quantize_network, training_data
 
 CPU = torch.device("cpu")
 RATES = LearningRates(scale=2e-3, weight=5e-3, bias=2e-3)
@@ -38,18 +35,7 @@ def calibrated(batches):
 
 @pytest.fixture(scope="module")
 def data(people, calibrated):
-    clips = cut_clips(people, 6, (64, 44), seed=0)
-    everything = Clips(clips.silhouettes, clips.labels)
-    embeddings = embed_clips(calibrated.float_graph, everything, 8, CPU)
-    learned, held_out = split_identities_off(clips.subjects, 0.25, seed=0)
-    sampler = PKSampler([clips.subjects[i] for i in learned], 4, 2)
-    return TrainingData(
-        everything.take(learned),
-        embeddings[learned],
-        sampler,
-        everything.take(held_out),
-        embeddings[held_out],
-    )
+    return training_data(people, calibrated.float_graph)
 
 
 def graphs(calibrated):
