@@ -19,6 +19,7 @@ from torch import Tensor
 
 from qgait_ptq.quantizer.grid import IntegerGrid
 
+SMALLEST_DAMPING = 1e-10  # where all inputs are zero
 FEW_COLUMNS = 10.0  # added damping, in shares of the diagonal, times size over columns
 
 
@@ -82,7 +83,7 @@ def damped(second: Tensor, count: int, damping: float) -> Tensor:
     size = second.shape[-1]
     diagonal = second.diagonal(dim1=-2, dim2=-1)
     share = damping + FEW_COLUMNS * size / max(count, 1)
-    amount = (share * diagonal.mean(-1, keepdim=True)).clamp_min(torch.finfo(torch.float32).tiny)
+    amount = (share * diagonal.mean(-1, keepdim=True)).clamp_min(SMALLEST_DAMPING)
     return second + torch.diag_embed(amount.expand_as(diagonal))
 
 

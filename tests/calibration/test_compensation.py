@@ -106,6 +106,15 @@ def test_two_columns_are_rounded_nearly_as_well_as_all_choices_allow():
     assert errors(chosen).sum() < 2 * everything.amin(0).sum()
 
 
+def test_inputs_that_are_all_zero_leave_the_weight_alone():
+    moments, weight = InputMoments.of(torch.zeros(1, 4, 9), torch.zeros(1, 4, 9)), torch.randn(1, 3, 4)
+    found = corrected_weight(weight, moments.second, moments.cross, 9, 0.01)
+    torch.testing.assert_close(found, weight.double())
+    scale = weight.abs().amax(-1) / 7
+    integers = round_columns(weight, scale, IntegerGrid(4, True, True), moments.second, 9, 0.01)
+    assert torch.equal(integers, (weight.double() / scale.double()[..., None]).round())
+
+
 def test_dead_inputs_and_zero_channels_stay_finite():
     columns = torch.zeros(1, 4, 100)
     columns[:, 0] = torch.randn(100)
