@@ -102,7 +102,7 @@ def test_the_opengait_convention_needs_only_the_adapter(walkers):
 
 
 def test_a_collapsed_result_is_refused_loudly(walkers):
-    config = qg.QuantConfig(weight_bits=2, activation_bits=2, edge_bits=2, minimum_agreement=0.99)
+    config = qg.QuantConfig(weight_bits=2, activation_bits=2, edge_bits=2, minimum_agreement=0.9999)
     with pytest.raises(CalibrationError, match="no longer rank"):
         qg.quantize(make_gaitbase(), pairs(walkers), config)
 

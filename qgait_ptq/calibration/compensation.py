@@ -87,6 +87,18 @@ def damped(second: Tensor, count: int, damping: float) -> Tensor:
     return second + torch.diag_embed(amount.expand_as(diagonal))
 
 
+def _positive_definite(matrix: Tensor) -> Tensor:
+    """Add to the diagonal until a Cholesky factor exists.
+
+    Inputs that hardly vary around a large mean leave rounding errors where their variance should be.
+    """
+    amount = matrix.diagonal(dim1=-2, dim2=-1).abs().mean().clamp_min(SMALLEST_DAMPING)
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    while bool((torch.linalg.cholesky_ex(matrix).info > 0).any()):
+        matrix, amount = matrix + amount * identity, 10 * amount
+    return matrix
+
+
 def corrected_weight(weight: Tensor, second: Tensor, cross: Tensor, count: int, damping: float) -> Tensor:
     """W*, the float weight that makes of X̃ what the given one makes of X, as far as possible.
 
@@ -120,7 +132,7 @@ def round_columns(
         count: columns that it was estimated from.
         damping: see `damped`.
     """
-    hessian = damped(second, count, damping)
+    hessian = _positive_definite(damped(second, count, damping))
     order = hessian.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True)
     groups, outputs, size = weight.shape
     hessian = hessian.gather(1, order[:, :, None].expand_as(hessian))

@@ -115,6 +115,16 @@ def test_inputs_that_are_all_zero_leave_the_weight_alone():
     assert torch.equal(integers, (weight.double() / scale.double()[..., None]).round())
 
 
+def test_inputs_that_hardly_vary_around_a_large_mean_are_survived():
+    columns = 1000 + 1e-4 * torch.randn(1, 16, 40, generator=torch.Generator().manual_seed(0))
+    second, cross = InputMoments.of(columns, columns).centred()
+    weight = torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(1))
+    scale = weight.abs().amax(-1) / 7
+    integers = round_columns(weight, scale, IntegerGrid(4, True, True), second, 40, 0.01)
+    assert torch.isfinite(integers).all()
+    assert torch.isfinite(corrected_weight(weight, second, cross, 40, 0.01)).all()
+
+
 def test_dead_inputs_and_zero_channels_stay_finite():
     columns = torch.zeros(1, 4, 100)
     columns[:, 0] = torch.randn(100)
