@@ -288,9 +288,8 @@ class CalibrationRun:
         return IdcLoss(idc.neg_weight, idc.pos_weight, idc.anchor_weight, idc.neighbour_weight)
 
     def _unlabelled_batches(self, silhouettes: Tensor) -> list[Tensor]:
-        size = self._batch_size(CLIPS_PER_BATCH)
-        whole = silhouettes[: max(1, len(silhouettes) // size) * size]
-        return [part.to(self.device).float() / 255 for part in whole.split(size)]
+        parts = silhouettes.split(self._batch_size(CLIPS_PER_BATCH))
+        return [part.to(self.device).float() / 255 for part in parts]
 
     def _batch_size(self, wanted: int) -> int:
         return self.captured.batch or wanted

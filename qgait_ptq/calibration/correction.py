@@ -49,7 +49,6 @@ class CorrectionSettings:
     Attributes:
         rounding: of weights.
         bias: whether biases take up mean errors.
-        refit: whether scales of weights follow the chosen integers.
         damping: see `compensation.damped`.
         seed: of the drawn columns.
         memory: bytes of activations held; more go to disk.
@@ -57,7 +56,6 @@ class CorrectionSettings:
 
     rounding: Rounding = Rounding.QRONOS
     bias: bool = True
-    refit: bool = True
     damping: float = 0.01
     seed: int = 0
     memory: int = DEFAULT_MEMORY
@@ -123,9 +121,8 @@ def _correct(
     rounded = wanted if settings.rounding is not Rounding.KEPT else present
     integers = _round(rounded, scale, layer, second, cross, moments.count, settings)
     if settings.rounding is not Rounding.NEAREST:
-        if settings.refit:
-            scale = refitted_scale(integers, scale, wanted, second, cross)
-            quantizer.scale = scale.flatten().clone()
+        scale = refitted_scale(integers, scale, wanted, second, cross)
+        quantizer.scale = scale.flatten().clone()
         on_grid = integers * scale.double()[..., None]
         set_parameter(graph_module, layer.weight_parameter, on_grid.reshape(weight.shape).to(weight.dtype))
     if corrects_bias and float_bias is not None:

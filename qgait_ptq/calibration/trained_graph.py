@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qgait_ptq.graph.attributes import shared_parameters, tensor_of
+from qgait_ptq.graph.operators import CONVOLUTIONS, is_operator
 from qgait_ptq.graph.quantized import activation_quantizers, quantized_layers, weight_of
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.quantizer.trainable import ActivationTrainer, BiasTrainer, WeightMode, WeightTrainer
@@ -42,7 +43,7 @@ class _Magnitudes(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if n.name in self.layers:
-            axis = result.ndim - 1 if n.target is torch.ops.aten.linear.default else 1
+            axis = 1 if is_operator(n, CONVOLUTIONS) else result.ndim - 1
             square = result.square().transpose(0, axis).flatten(1).mean(1)
             self.found[n.name] = square.clamp_min(SMALLEST_MAGNITUDE**2 * square.mean()).sqrt()
         return result

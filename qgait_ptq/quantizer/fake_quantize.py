@@ -81,21 +81,18 @@ class BiasFakeQuantize(nn.Module):
         return (quantize_bias(bias, scale) * scale.double()).to(bias.dtype)
 
 
-def set_observing(module: nn.Module, observing: bool) -> None:
-    """Switch all quantizers in a module between observing in float and quantizing."""
-    for child in module.modules():
-        if isinstance(child, FakeQuantize):
-            child.enable_observer(observing)
-            child.enable_fake_quant(not observing)
-        elif isinstance(child, BiasFakeQuantize):
-            child.enabled = not observing
-
-
 def set_quantizing(module: nn.Module, quantizing: bool) -> None:
     """Switch all quantizers in a module on, or off so that it computes in float."""
     for child in module.modules():
         if isinstance(child, FakeQuantize):
-            child.enable_observer(False)
             child.enable_fake_quant(quantizing)
         elif isinstance(child, BiasFakeQuantize):
             child.enabled = quantizing
+
+
+def set_observing(module: nn.Module, observing: bool) -> None:
+    """Switch all quantizers in a module between observing in float and quantizing."""
+    set_quantizing(module, not observing)
+    for child in module.modules():
+        if isinstance(child, FakeQuantize):
+            child.enable_observer(observing)
