@@ -35,7 +35,7 @@ from qgait_ptq.pipeline import plan
 from qgait_ptq.stages import CalibrationRun
 
 CALIBRATION_IDENTITIES, FIRST_CALIBRATION = 16, 1000
-TEST_IDENTITIES, FIRST_TEST, TEST_VIEWS = 30, 1000, 2
+TEST_IDENTITIES, FIRST_TEST, TEST_VIEWS = 30, 1000, 1
 DISTRACTORS = 150
 SIZE = (64, 44)
 CONDITIONS = ("nm", "bg", "cl")
@@ -43,10 +43,13 @@ GALLERY = ("nm-01", "nm-02", "nm-03", "nm-04")
 # Fewer frames and steps than the toolkit's defaults, the same for all variants: the experiment is long.
 COMMON: dict[str, Any] = {
     "calibration_frames": 16,
+    "correction_frames": 24,
     "minimum_agreement": -1.0,
-    "idc": {"steps": 36},
-    "finetune": {"block_steps": 200, "steps": 36},
+    "idc": {"steps": 48, "frames": 16, "identities": 4},
+    "finetune": {"block_steps": 100, "steps": 60},
 }
+# What makes figures comparable; runs under other terms are not mixed with these.
+TERMS = json.loads(json.dumps([COMMON, CALIBRATION_IDENTITIES, TEST_IDENTITIES, TEST_VIEWS, DISTRACTORS]))
 
 
 def render_walkers(folder: Path, seeds: int) -> None:
@@ -165,6 +168,7 @@ def execute(job: Job, work: Path, threads: int) -> dict[str, Any]:
     run.labels = job.variant.labels
     data = read_walkers(work / "walkers" / f"calibration-{job.seed}.npz")
     result: dict[str, Any] = {"key": job.key, "job": {**asdict(job), "checkpoint": Path(job.checkpoint).name}}
+    result["terms"] = TERMS
     try:
         quantized = _calibrate(run, data, job, timer, work / "states")
         result |= judge(job, quantized, network, work)
@@ -184,11 +188,17 @@ def _calibrate(run: Ablation, data: GaitDataset, job: Job, timer: Timer, states:
     training = run.training_data(run.cut(chosen, config.idc.frames))
     unlabelled = run.unlabelled_clips(chosen, training)
     run.equalize(unlabelled)
-    early = config.model_dump(exclude={"idc": True, "finetune": True})
-    name = _digest([job.network, early, config.idc.frames])
-    state = _read_state(states / name)
+    ranges = config.model_dump(exclude={"idc", "finetune", "rounding", "bias_correction"})
+    ranges_name = _digest([job.network, ranges])
+    state = _read_state(states / ranges_name)
     quantized = run.set_ranges(chosen if state is None else chosen.choose(1))
+    if state is None:
+        _write_state(states / ranges_name, quantized, timer)
+    else:
+        _take_state(state, quantized, timer)
     reference = run.float_reference(quantized)
+    name = _digest([ranges_name, config.rounding, config.bias_correction, config.idc.held_out])
+    state = _read_state(states / name)
     if state is None:
         run.correct(quantized, reference, unlabelled)
         _write_state(states / name, quantized, timer)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablation_runs import CONDITIONS, DISTRACTORS, TEST_IDENTITIES
+from ablation_runs import CONDITIONS, DISTRACTORS, TERMS, TEST_IDENTITIES
 from ablation_variants import Job
 from numpy.typing import NDArray
 
@@ -20,7 +20,7 @@ Run = dict[str, Any]
 
 
 def read_runs(path: Path) -> dict[str, Run]:
-    """Results by key; a half-written last line, left by a kill, is passed over."""
+    """Results by key. Passed over: runs under other terms, and a half-written last line left by a kill."""
     runs: dict[str, Run] = {}
     if path.exists():
         for line in path.read_text().splitlines():
@@ -28,7 +28,8 @@ def read_runs(path: Path) -> dict[str, Run]:
                 run = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            runs[run["key"]] = run
+            if run["terms"] == TERMS:
+                runs[run["key"]] = run
     return runs
 
 

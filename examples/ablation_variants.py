@@ -17,7 +17,8 @@ class Variant:
         name: of the row.
         against: the row that it is compared with.
         settings: of `QuantConfig`; those of stages that do not run play no role.
-        stages: ``ranges`` (with rounding and bias correction), ``idc``, ``finetune``: the last one that runs.
+        stages: which run, of `STAGES`: ``ranges`` (with rounding and bias correction) only, then IDC, then
+            fine-tuning; ``finetune-only`` leaves IDC out.
         labels: ``true``, ``shuffled``, or ``none``: each clip is its own identity, so that all pairs count.
     """
 
@@ -28,6 +29,7 @@ class Variant:
     labels: str = "true"
 
 
+STAGES = ("ranges", "idc", "finetune-only", "finetune")
 NEAREST = {
     "rounding": "nearest",
     "bias_correction": False,
@@ -140,18 +142,17 @@ class Job:
 def plan_jobs(checkpoints: dict[str, str], seeds: int) -> list[Job]:
     """All runs, the most telling first, one seed after the other."""
     first = "gaitbase-small"
-    parts: list[tuple[str, str, tuple[Variant, ...]]] = [(first, "W4A4", MAIN), (first, "W3A3", MAIN)]
-    parts += [(first, bits, ALTERNATIVES) for bits in ("W4A4", "W3A3")]
-    parts += [(first, bits, MAIN) for bits in ("W8A8", "W4A8", "W2A4")]
+    parts: list[tuple[str, str, tuple[Variant, ...]]] = []
+    for bits in ("W4A4", "W3A3"):
+        parts += [(first, bits, MAIN), (first, bits, ALTERNATIVES)]
+    parts += [(first, bits, MAIN) for bits in ("W8A8", "W4A8")]
+    parts += [(first, "W4A4", CURVE), (first, "W2A4", MAIN)]
     parts += [("gaitset-small", bits, MAIN) for bits in WIDTHS]
-    parts += [(first, "W4A4", CURVE)]
-    jobs = [
-        Job(network, checkpoints[network], bits, variant, seed)
-        for network, bits, variants in parts
-        if network in checkpoints
-        for seed in range(seeds)
-        for variant in variants
-    ]
-    # The slow stages go on from what the fast ones leave behind.
-    order = {"ranges": 0, "idc": 1, "finetune-only": 2, "finetune": 3}
-    return sorted(jobs, key=lambda job: order[job.variant.stages])
+    jobs = []
+    for network, bits, variants in parts:
+        if network not in checkpoints:
+            continue
+        # The slow stages go on from what the fast ones leave behind.
+        for variant in sorted(variants, key=lambda variant: STAGES.index(variant.stages)):
+            jobs += [Job(network, checkpoints[network], bits, variant, seed) for seed in range(seeds)]
+    return jobs

@@ -82,6 +82,7 @@ def run_of(job, rank1, sqnr):
     return {
         "key": job.key,
         "job": {"seed": job.seed},
+        "terms": ablation_runs.TERMS,
         "sqnr_db": sqnr,
         "cosine": 0.9,
         "quantized": figures,
@@ -99,7 +100,8 @@ def test_the_table_says_what_the_runs_say(tmp_path):
     lines += [run_of(j, [[52, 62, 72], [44, 44, 44], [13, 23, 33]], 7.0 + j.seed) for j in better]
     other = next(j for j in jobs if j.variant.name == "GPTQ")
     refused = {"key": other.key, "job": {"seed": 0}, "failure": "refused"}
-    text = "\n".join(json.dumps(line) for line in lines) + '\n{"key": "half a li'
+    elsewhere = {**run_of(other, [[1, 1, 1]] * 3, 1.0), "terms": ["another gallery"]}
+    text = "\n".join(json.dumps(line) for line in [*lines, elsewhere]) + '\n{"key": "half a li'
     (tmp_path / "runs.jsonl").write_text(text)
     runs = ablation_tables.read_runs(tmp_path / "runs.jsonl")
     assert len(runs) == 4

@@ -1,0 +1,131 @@
+"""Embedding SQNR of the stages without labels and gradients, against plain min-max, every layer quantized.
+
+    python examples/measure_sqnr.py
+
+Two networks, both without batch norm behind the embedding: the shipped small GaitBase before its neck
+(trained; nine 3×3 and 5×5 convolutions, three shortcuts, one fully connected layer per part), and nine plain
+convolutions with a per-part fully connected layer and random weights. 64 synthetic walkers' sequences
+calibrate, 64 of other people are measured. First and last layer have the width of all others here.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from qgait_ptq.config import IdcConfig, QuantConfig
+from qgait_ptq.gait.dataset import GaitDataset
+from qgait_ptq.gait.embedding import embed_dataset
+from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr
+from qgait_ptq.gait.sequences import cut_width
+from qgait_ptq.gait.walkers.clothing import Condition
+from qgait_ptq.gait.walkers.population import Split, split_identities
+from qgait_ptq.gait.walkers.rendering import render_identities, subject_name
+from qgait_ptq.gait.zoo import gaitbase_small
+from qgait_ptq.gait.zoo.layers import HorizontalPooling, PartLinear, max_over_frames
+from qgait_ptq.pipeline import plan
+from qgait_ptq.progress import Silent
+from qgait_ptq.stages import CalibrationRun
+
+SIZE, SEQUENCES = (64, 44), 64
+WIDTHS = ((8, 8), (4, 8), (4, 4), (3, 8))
+METHODS: dict[str, dict[str, Any]] = {
+    "min-max": {
+        "observer": "minmax",
+        "weight_observer": "minmax",
+        "equalization": "none",
+        "rounding": "nearest",
+        "bias_correction": False,
+    },
+    "defaults without IDC": {},
+}
+
+
+class NineConvolutions(nn.Module):
+    """Convolutions with batch norm, maximum over frames, strips, and a fully connected layer per part."""
+
+    def __init__(self, channels: tuple[int, ...] = (16, 16, 16, 32, 32, 64, 64, 128, 128)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = (1, *channels)
+        for index, (before, after) in enumerate(zip(inputs, channels, strict=False)):
+            stride = 2 if index in (0, 3) else 1
+            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.pooling = HorizontalPooling((16,))
+        self.part_linear = PartLinear(16, channels[-1], 128)
+
+    def forward(self, silhouettes: Tensor) -> Tensor:
+        """``[n, s, h, w]`` to ``[n, c, p]``."""
+        maps = self.layers(silhouettes.flatten(0, 1).unsqueeze(1))
+        embedding: Tensor = self.part_linear(self.pooling(max_over_frames(maps, silhouettes.shape[0])))
+        return embedding
+
+
+def load_networks(batch: Tensor) -> dict[str, nn.Module]:
+    """The two networks in eval mode; the random one with batch norm statistics of a real pass."""
+    trained = gaitbase_small()
+    trained.load_state_dict(torch.load("examples/models/gaitbase-small.pt", weights_only=True)["model"])
+    trained.neck = nn.Identity()
+    torch.manual_seed(0)
+    plain = NineConvolutions()
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        plain.train()(batch)
+    return {"GaitBase-small before the neck": trained.eval(), "nine convolutions, random": plain.eval()}
+
+
+def render(first: int) -> GaitDataset:
+    """Four sequences of each of 16 people."""
+    people = split_identities(Split.CALIBRATION, first + SEQUENCES // 4)[first:]
+    walks = render_identities(
+        people, trials=((Condition.NORMAL, 1), (Condition.CLOTHES, 1)), views_per_trial=2
+    )
+    return GaitDataset.from_pairs(
+        (cut_width(silhouettes), subject_name(label.identity))
+        for identity in walks
+        for label, silhouettes in identity
+    )
+
+
+def main() -> None:
+    """Print a table."""
+    calibration, test = render(2000), render(3000)
+    example = torch.stack([torch.from_numpy(s[:20]).float() / 255 for s, _ in calibration.choose(16, 0)])
+    table = Table(title=f"Synthetic walkers, {SEQUENCES} sequences, {torch.get_num_threads()} threads")
+    for heading in ("network", "widths", "method", "SQNR, dB", "worst cosine", "s"):
+        table.add_column(heading, justify="left" if heading in ("network", "method") else "right")
+    for name, network in load_networks(example).items():
+        for weight_bits, activation_bits in WIDTHS:
+            for method, settings in METHODS.items():
+                widths = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+                config = QuantConfig.model_validate(
+                    {**widths, "layers": {"*": widths}, "idc": IdcConfig(enabled=False), **settings}
+                )
+                captured, graph, _ = plan(network, *SIZE, config)
+                run = CalibrationRun(config, captured, graph, torch.device("cpu"), Silent())
+                started = time.perf_counter()
+                quantized = run.run(calibration)
+                seconds = time.perf_counter() - started
+                wanted, given = embed_dataset(test, [graph, quantized], SIZE)
+                cosine = float(embedding_cosine(wanted, given).min())
+                table.add_row(
+                    name,
+                    config.label,
+                    method,
+                    f"{embedding_sqnr(wanted, given):.1f}",
+                    f"{cosine:.4f}",
+                    f"{seconds:.0f}",
+                )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
