@@ -151,7 +151,8 @@ def plan(
     with quiet_torch():
         network = copy.deepcopy(model).cpu()  # the user's stays where it is, in the mode it is in
     captured = capture(network, height, width, frames=frames)
-    graph_module = simplify(captured.graph_module, captured.example()).requires_grad_(False)
+    others = [captured.example(*sizes) for sizes in captured.checked]
+    graph_module = simplify(captured.graph_module, captured.example(), *others).requires_grad_(False)
     place(graph_module, get_target(config.target).rules, _widths(config))
     record_shapes(graph_module, captured.example(sequences=1, length=REPORTED_FRAMES))
     return captured, graph_module, list_layers(graph_module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qgait_ptq.errors import ExportError
+from qgait_ptq.export.lowering import CALL_MARK
 
 INTEGER_KERNELS = frozenset(
     {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"}
@@ -80,7 +82,8 @@ def layers_without_integer_kernel(model: bytes, layers: Iterable[str]) -> list[s
 
     Args:
         model: serialized, its layers' nodes named by module path.
-        layers: names of the layers that should run on integers.
+        layers: names of the layers that should run on integers; a layer that is called several times is
+            named as often.
 
     Raises:
         ExportError: onnxruntime cannot load the model, or the temporary folder is full.
@@ -99,5 +102,6 @@ def layers_without_integer_kernel(model: bytes, layers: Iterable[str]) -> list[s
             detail = " ".join(str(error).split())[:200]
             raise ExportError(f"the file's kernels cannot be looked at in {folder} ({detail})") from error
     # onnxruntime appends "_token_…" to the name of a node that it rebuilds.
-    integer = {n.name.split("_token_")[0] for n in graph.node if n.op_type in INTEGER_KERNELS}
-    return [name for name in layers if name not in integer]
+    names = (n.name.split("_token_")[0] for n in graph.node if n.op_type in INTEGER_KERNELS)
+    integer = Counter(name.split(CALL_MARK)[0] for name in names)
+    return [name for name, calls in Counter(layers).items() if integer[name] < calls]

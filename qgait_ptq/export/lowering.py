@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from qgait_ptq.errors import ExportError
 from qgait_ptq.export.markers import DOMAIN, NAME, MarkedKind, Marker
 from qgait_ptq.quantizer.grid import IntegerGrid, quantize, quantize_bias
 
+CALL_MARK = "#"  # between a module path and the number of its call
 INT4_BITS = 4  # weights of up to this width are stored two to a byte
 
 
@@ -53,12 +55,19 @@ class _Lowering:
     def __post_init__(self) -> None:
         self.floats = {i.name: i for i in self.model.graph.initializer}
         self.layers: dict[str, str] = {}  # marked weight → module path
+        self.calls = Counter[str]()  # of each layer, so far
+        self.stored: dict[tuple[str, tuple[int, ...], bytes], str] = {}  # content → initializer
 
     def keep(self, node: onnx.NodeProto) -> None:
-        """Take a node over; a layer with a marked weight is named by its module path."""
+        """Take a node over; a layer with a marked weight is named by its module path.
+
+        Layers that share a weight have the same path: the second call is named ``path#1``.
+        """
         layer = next((self.layers[name] for name in node.input if name in self.layers), None)
         if layer is not None:
-            node.name = layer
+            calls = self.calls[layer]
+            self.calls[layer] += 1
+            node.name = f"{layer}{CALL_MARK}{calls}" if calls else layer
         self.nodes.append(node)
 
     def lower(self, node: onnx.NodeProto) -> None:
@@ -117,9 +126,12 @@ class _Lowering:
         self._node("DequantizeLinear", [stored, scale, zeros], output, axis=0)
 
     def _constant(self, name: str, value: NDArray[np.generic]) -> str:
-        if name not in self.initializers:
+        """Name of an initializer with this value; equal ones, as of layers that share a weight, are one."""
+        content = (str(value.dtype), value.shape, value.tobytes())
+        if content not in self.stored:
+            self.stored[content] = name
             self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
-        return name
+        return self.stored[content]
 
     def _node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> None:
         self.nodes.append(

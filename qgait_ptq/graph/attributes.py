@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
+ORIGIN_KEY = "qgait.origin"
+
 
 def attribute(module: nn.Module, path: str) -> Tensor:
     """The tensor at a dotted path."""
@@ -21,11 +23,16 @@ def tensor_of(graph_module: fx.GraphModule, node: object) -> Tensor | None:
     return None
 
 
+def origin(node: fx.Node) -> str:
+    """Path that the user's network has for a parameter, also where rewrites stored it anew."""
+    return str(node.meta.get(ORIGIN_KEY, node.target))
+
+
 def add_parameter(graph_module: fx.GraphModule, before: fx.Node, path: str, value: Tensor) -> fx.Node:
     """Register a new parameter and give a ``get_attr`` node for it, placed before a node.
 
     Where the path is taken, a number is appended: weights that several layers share stay as they are for
-    the others.
+    the others. `origin` of the node stays the path.
     """
     owner_path, _, name = path.rpartition(".")
     owner = _make_owner(graph_module, owner_path)
@@ -35,7 +42,9 @@ def add_parameter(graph_module: fx.GraphModule, before: fx.Node, path: str, valu
         unique = f"{name}_{count}"
     owner.register_parameter(unique, nn.Parameter(value.detach().contiguous(), requires_grad=False))
     with graph_module.graph.inserting_before(before):
-        return graph_module.graph.get_attr(f"{owner_path}.{unique}" if owner_path else unique)
+        node = graph_module.graph.get_attr(f"{owner_path}.{unique}" if owner_path else unique)
+    node.meta[ORIGIN_KEY] = path
+    return node
 
 
 def set_parameter(graph_module: fx.GraphModule, node: object, value: Tensor) -> None:
@@ -82,8 +91,7 @@ def layer_name(node: fx.Node) -> str:
         weight = weight.args[0]
     if not isinstance(weight, fx.Node):
         return node.name
-    path = str(weight.target)
-    owner, _, name = path.rpartition(".")
+    owner, _, name = origin(weight).rpartition(".")
     return owner or name
 
 

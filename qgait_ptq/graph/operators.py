@@ -19,7 +19,7 @@ LEAKY_RECTIFIERS = frozenset({aten.leaky_relu.default, aten.leaky_relu_.default}
 ADDITIONS = frozenset({aten.add.Tensor, aten.add_.Tensor})
 CONCATENATIONS = frozenset({aten.cat.default})
 
-# They move values and change none: input and output can share one quantizer.
+# They move values, or leave some out, and change none: input and output can share one quantizer.
 RESHAPES = frozenset(
     {
         aten.reshape.default,
@@ -35,6 +35,8 @@ RESHAPES = frozenset(
         aten.contiguous.default,
         aten.clone.default,
         aten.alias.default,
+        aten.slice.Tensor,
+        aten.select.int,
     }
 )
 MAX_POOLS = frozenset({aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default})
@@ -42,7 +44,7 @@ MAXIMA = frozenset({aten.amax.default})
 VALUE_PRESERVING = RESHAPES | MAX_POOLS | MAXIMA
 
 BATCH_NORMS = frozenset({aten.batch_norm.default})
-MATRIX_PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default})
+MATRIX_PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default, aten.mm.default})
 # Without effect in inference.
 IDENTITIES = frozenset({aten.dropout.default, aten.feature_dropout.default, aten.detach.default})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, fx
 
 from qgait_ptq.graph.operators import CONVOLUTIONS, WEIGHTED, is_operator
 
-SHAPE_KEY, INTEGER_KEY = "qgait.shape", "qgait.integer"
+SHAPE_KEY, INTEGER_KEY, FREE_KEY = "qgait.shape", "qgait.integer", "qgait.free_axes"
 
 
 class ShapeRecorder(fx.Interpreter):
@@ -37,6 +38,29 @@ def record_shapes(graph_module: fx.GraphModule, example: Tensor) -> None:
     """Record the shapes of all nodes on an example ``[n, s, h, w]``."""
     with torch.inference_mode():
         ShapeRecorder(graph_module).run(example)
+
+
+def record_free_axes(graph_module: fx.GraphModule, examples: Sequence[Tensor]) -> None:
+    """Record which axes of each node's tensor depend on the batch size or the frame count.
+
+    Args:
+        graph_module: any.
+        examples: silhouettes ``[n, s, h, w]`` of different batch sizes and frame counts; the shapes of the
+            first stay recorded.
+    """
+    shapes: dict[fx.Node, list[tuple[int, ...]]] = {}
+    for example in reversed(examples):
+        record_shapes(graph_module, example)
+        for node in graph_module.graph.nodes:
+            shapes.setdefault(node, []).append(observed_shape(node) or ())
+    for node, found in shapes.items():
+        sizes = zip(*found, strict=True) if len({len(shape) for shape in found}) == 1 else ()
+        node.meta[FREE_KEY] = frozenset(axis for axis, size in enumerate(sizes) if len(set(size)) > 1)
+
+
+def is_free(node: fx.Node, axis: int) -> bool:
+    """Whether an axis of a node's tensor depends on the batch size or the frame count."""
+    return axis % len(observed_shape(node) or (0,)) in node.meta.get(FREE_KEY, frozenset())
 
 
 def observed_shape(node: object) -> tuple[int, ...] | None:

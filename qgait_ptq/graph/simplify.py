@@ -7,12 +7,13 @@ channel; batch norm disappears into the layer before it, also through reshapes, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from qgait_ptq.errors import CaptureError
-from qgait_ptq.graph.attributes import add_parameter, remove_unused, tensor_of
+from qgait_ptq.graph.attributes import add_parameter, origin, remove_unused, tensor_of
 from qgait_ptq.graph.operators import (
     BATCH_NORMS,
     CONVOLUTIONS,
@@ -24,36 +25,42 @@ from qgait_ptq.graph.operators import (
     is_operator,
 )
 from qgait_ptq.graph.shapes import observed_integer, observed_shape, record_shapes
+from qgait_ptq.graph.spelling import unify_spelling
 
 RELATIVE_TOLERANCE = 1e-5  # of the embedding's largest value
 
 
-def simplify(graph_module: fx.GraphModule, example: Tensor) -> fx.GraphModule:
+def simplify(graph_module: fx.GraphModule, example: Tensor, *others: Tensor) -> fx.GraphModule:
     """Rewrite a captured graph in place and check it against itself before.
 
     Args:
         graph_module: a captured network.
-        example: silhouettes ``[n, s, h, w]`` for the check, n at least 2.
+        example: silhouettes ``[n, s, h, w]``, n at least 2: what sizes are read from.
+        others: of other batch sizes and frame counts, for the check: no rewrite may hold on the example only.
 
     Raises:
         CaptureError: the rewritten graph computes something else, by more than 1e-5 relative.
     """
+    examples = (example, *others)
     with torch.inference_mode():
-        expected = graph_module(example)
+        expected = [graph_module(silhouettes) for silhouettes in examples]
     drop_identities(graph_module)
+    unify_spelling(graph_module, examples)
     record_shapes(graph_module, example)
     part_linear_to_convolution(graph_module)
     record_shapes(graph_module, example)
     fold_batch_norms(graph_module)
     remove_unused(graph_module)
     add_missing_biases(graph_module)
-    with torch.inference_mode():
-        difference = (graph_module(example) - expected).abs().max()
-    if not difference <= RELATIVE_TOLERANCE * expected.abs().max():
-        raise CaptureError(
-            f"simplifying changed the network's output by {float(difference):.2e} "
-            f"(largest value {float(expected.abs().max()):.2e}); please report this network"
-        )
+    for silhouettes, wanted in zip(examples, expected, strict=True):
+        with torch.inference_mode():
+            difference = (graph_module(silhouettes) - wanted).abs().max()
+        if not difference <= RELATIVE_TOLERANCE * wanted.abs().max():
+            raise CaptureError(
+                f"simplifying changed the network's output by {float(difference):.2e} (largest value "
+                f"{float(wanted.abs().max()):.2e}) on silhouettes {list(silhouettes.shape)}; please report "
+                "this network"
+            )
     return graph_module
 
 
@@ -66,33 +73,49 @@ def drop_identities(graph_module: fx.GraphModule) -> None:
 
 
 def part_linear_to_convolution(graph_module: fx.GraphModule) -> None:
-    """Turn ``matmul([p, n, c], W[p, c, c'])`` into a grouped 1×1 convolution with p groups."""
+    """Turn per-part products into a grouped 1×1 convolution with p groups.
+
+    Two spellings: ``matmul([p, n, c], W[p, c, c'])`` and ``matmul([n, p, 1, c], W[1, p, c, c'])``.
+    """
     for node in list(graph_module.graph.nodes):
-        weight = tensor_of(graph_module, node.args[1]) if is_operator(node, MATRIX_PRODUCTS) else None
-        if weight is None or weight.ndim != 3:
+        if not is_operator(node, MATRIX_PRODUCTS):
             continue
-        features = observed_shape(node.args[0])
-        if features is None or len(features) != 3 or features[0] != weight.shape[0]:
+        weight, features = tensor_of(graph_module, node.args[1]), observed_shape(node.args[0])
+        if weight is None or features is None:
             continue
-        _replace_part_linear(graph_module, node, weight)
+        if weight.ndim == len(features) == 3 and features[0] == weight.shape[0]:
+            _replace_part_linear(graph_module, node, weight, sample_axis=1)
+        elif weight.ndim == len(features) == 4 and (weight.shape[0], *features[1:3]) == (
+            1,
+            weight.shape[1],
+            1,
+        ):
+            _replace_part_linear(graph_module, node, weight[0], sample_axis=0)
     remove_unused(graph_module)
 
 
-def _replace_part_linear(graph_module: fx.GraphModule, node: fx.Node, weight: Tensor) -> None:
+def _replace_part_linear(
+    graph_module: fx.GraphModule, node: fx.Node, weight: Tensor, sample_axis: int
+) -> None:
     parts, in_channels, out_channels = weight.shape
     graph, features, weight_node = graph_module.graph, node.args[0], node.args[1]
     assert isinstance(weight_node, fx.Node)  # noqa: S101 - a get_attr node, checked by the caller
     kernel = weight.transpose(1, 2).reshape(parts * out_channels, in_channels, 1, 1)
-    kernel_node = add_parameter(graph_module, node, str(weight_node.target), kernel)
+    kernel_node = add_parameter(graph_module, node, origin(weight_node), kernel)
+    parts_first = sample_axis == 1
     with graph.inserting_before(node):
-        count = graph.call_function(aten.sym_size.int, (features, 1))
-        by_sample = graph.call_function(aten.permute.default, (features, [1, 0, 2]))
+        count = graph.call_function(aten.sym_size.int, (features, sample_axis))
+        by_sample = (
+            graph.call_function(aten.permute.default, (features, [1, 0, 2])) if parts_first else features
+        )
         as_image = graph.call_function(aten.reshape.default, (by_sample, [count, parts * in_channels, 1, 1]))
         convolution = graph.call_function(
             aten.conv2d.default, (as_image, kernel_node, None, [1, 1], [0, 0], [1, 1], parts)
         )
-        by_part = graph.call_function(aten.reshape.default, (convolution, [count, parts, out_channels]))
-        result = graph.call_function(aten.permute.default, (by_part, [1, 0, 2]))
+        sizes: list[Any] = [count, parts, out_channels] if parts_first else [count, parts, 1, out_channels]
+        result = graph.call_function(aten.reshape.default, (convolution, sizes))
+        if parts_first:
+            result = graph.call_function(aten.permute.default, (result, [1, 0, 2]))
     node.replace_all_uses_with(result)
 
 
@@ -117,7 +140,7 @@ def add_missing_biases(graph_module: fx.GraphModule) -> None:
         if weight is None or (len(node.args) > 2 and node.args[2] is not None):
             continue
         assert isinstance(node.args[1], fx.Node)  # noqa: S101 - it names the weight
-        owner = str(node.args[1].target).rpartition(".")[0]
+        owner = origin(node.args[1]).rpartition(".")[0]
         path = f"{owner}.bias" if owner else "bias"
         bias = add_parameter(graph_module, node, path, weight.new_zeros(weight.shape[0]))
         node.args = (*node.args[:2], bias, *node.args[3:])
@@ -183,7 +206,7 @@ def _fold(graph_module: fx.GraphModule, layer: fx.Node, batch_norm: fx.Node, map
     factor, shift = factor[mapping.to(factor.device)], shift[mapping.to(factor.device)]
     folded = weight.double() * factor.reshape(-1, *[1] * (weight.ndim - 1))
     offset = shift if bias is None else bias.double() * factor + shift
-    path = str(weight_node.target)
+    path = origin(weight_node)
     owner = path.rpartition(".")[0]
     layer.args = (
         layer.args[0],
