@@ -1,17 +1,32 @@
-"""Reference gait networks, by name."""
+"""Reference gait networks, by name: one for each family that is structurally its own."""
 
 from collections.abc import Callable
 
 from torch import nn
 
+from qgait_ptq.gait.zoo.deepgait import DeepGaitV2P3D
 from qgait_ptq.gait.zoo.gaitbase import GaitBase, gaitbase_small
+from qgait_ptq.gait.zoo.gaitgl import GaitGL
+from qgait_ptq.gait.zoo.gaitpart import GaitPart
 from qgait_ptq.gait.zoo.gaitset import GaitSet, gaitset_small
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "deepgaitv2-p3d": DeepGaitV2P3D,
     "gaitbase": GaitBase,
     "gaitbase-small": gaitbase_small,
+    "gaitgl": GaitGL,
+    "gaitpart": GaitPart,
     "gaitset": GaitSet,
     "gaitset-small": gaitset_small,
 }
 
-__all__ = ["NETWORKS", "GaitBase", "GaitSet", "gaitbase_small", "gaitset_small"]
+__all__ = [
+    "NETWORKS",
+    "DeepGaitV2P3D",
+    "GaitBase",
+    "GaitGL",
+    "GaitPart",
+    "GaitSet",
+    "gaitbase_small",
+    "gaitset_small",
+]

@@ -1,0 +1,63 @@
+"""Each family is captured, quantized and exported, and the file computes what the simulation does.
+
+Weights are random and batch norm statistics made up: what is tested is structure, not recognition.
+"""
+
+import pytest
+import torch
+
+from qgait_ptq.export.checks import layers_without_integer_kernel
+from qgait_ptq.export.onnx_file import export_quantized
+from qgait_ptq.export.targets import get_target
+from qgait_ptq.gait.zoo import DeepGaitV2P3D, GaitBase, GaitGL, GaitPart, GaitSet
+from qgait_ptq.graph.layers import list_layers
+from qgait_ptq.runtime.embedder import open_session, run_session
+from tests.conftest import randomise_batch_norms
+from tests.networks import quantize_network
+
+SMALL = {
+    "GaitSet": lambda: GaitSet(channels=(4, 8, 8), embedding=16),
+    "GaitPart": lambda: GaitPart(channels=(4, 8, 16), embedding=16),
+    "GaitGL": lambda: GaitGL(channels=(4, 8, 16)),
+    "GaitBase": lambda: GaitBase(channels=(4, 8, 8, 16), embedding=16),
+    "DeepGaitV2-P3D": lambda: DeepGaitV2P3D(channels=(4, 8, 8, 16), blocks=(1, 1, 1, 1), embedding=16),
+}
+FULL_SIZE = {"GaitSet": 2.59, "GaitPart": 1.20, "GaitGL": 2.49, "GaitBase": 6.99, "DeepGaitV2-P3D": 13.2}
+FULL = {
+    "GaitSet": GaitSet,
+    "GaitPart": GaitPart,
+    "GaitGL": GaitGL,
+    "GaitBase": GaitBase,
+    "DeepGaitV2-P3D": DeepGaitV2P3D,
+}
+
+
+def silhouettes(frames, batch=1):
+    generator = torch.Generator().manual_seed(frames)
+    return (torch.rand(batch, frames, 64, 44, generator=generator) < 0.3).float()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_family_is_captured_quantized_and_exported_with_its_convolutions_on_integers(name):
+    torch.manual_seed(0)
+    network = randomise_batch_norms(SMALL[name]())
+    quantized = quantize_network(network, [silhouettes(frames) for frames in (9, 20)])
+    assert (quantized.captured.batch, quantized.captured.frames) == (None, None)
+    layers = list_layers(quantized.float_graph)
+    assert [layer.name for layer in layers if not layer.integer] == ["part_linear"]
+    file = export_quantized(quantized.graph, quantized.captured, get_target("onnxruntime").opset)
+    integer = [layer.name for layer in layers if layer.integer]
+    assert layers_without_integer_kernel(file.SerializeToString(), integer) == []
+    session, exact = open_session(file.SerializeToString(), spinning=False), quantized.graph.double()
+    for frames, batch in ((6, 1), (17, 2), (40, 1)):
+        given = torch.from_numpy(run_session(session, silhouettes(frames, batch).numpy())).flatten(1)
+        expected = exact(silhouettes(frames, batch).double()).float().flatten(1)
+        assert torch.cosine_similarity(given, expected).min() >= 0.999
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_full_size_networks_have_the_size_of_their_papers(name):
+    with torch.device("meta"):
+        network = FULL[name]()
+    count = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    assert count == pytest.approx(FULL_SIZE[name], rel=0.01)
