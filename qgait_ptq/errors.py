@@ -37,3 +37,9 @@ class MissingExtraError(QgaitError):
 
     def __init__(self, purpose: str, extra: str) -> None:
         super().__init__(f"{purpose} needs an optional package: pip install 'qgait-ptq[{extra}]'")
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's text that says something, shortened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]

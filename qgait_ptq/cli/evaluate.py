@@ -51,7 +51,7 @@ def command(model: Path | None, recipe_file: Path | None, device: str, as_json: 
         data = load_data(recipe.data, progress)
         accuracy = evaluate_file(embedder, data, progress)
     else:
-        network, _ = load_network(recipe.model)
+        network, _ = load_network(recipe.model, progress)
         data = load_data(recipe.data, progress)
         accuracy = evaluate_network(network, data, device, recipe.model.frames, progress)
     if as_json:

@@ -25,7 +25,7 @@ from qgait_ptq.graph.trace import set_to_inference
 from qgait_ptq.progress import Progress
 
 
-def load_network(source: ModelSource) -> tuple[nn.Module, dict[str, Any]]:
+def load_network(source: ModelSource, progress: Progress) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a recipe, behind its adapter, and what a report says of it.
 
     Raises:
@@ -38,6 +38,8 @@ def load_network(source: ModelSource) -> tuple[nn.Module, dict[str, Any]]:
             f"{source.path}: another file than the one of the recipe (sha256 {loaded.sha256[:12]}…, the "
             f"recipe says {source.sha256[:12]}…)"
         )
+    if loaded.left_out:
+        progress.note(f"weights that the network has no place for are left out: {', '.join(loaded.left_out)}")
     network = loaded.network
     if source.adapter is not None:
         adapter = ADAPTERS.get(source.adapter) or import_object(source.adapter, "the adapter")

@@ -38,9 +38,10 @@ def command(
     from qgait_ptq.cli.inputs import load_network
     from qgait_ptq.graph.layers import float_operators
     from qgait_ptq.pipeline import REPORTED_FRAMES, plan
-    from qgait_ptq.report.terminal import layer_table
+    from qgait_ptq.report.terminal import TerminalProgress, layer_table
 
-    network, _ = load_network(recipe.model)
+    console = Console(stderr=as_json)
+    network, _ = load_network(recipe.model, TerminalProgress(console))
     captured, graph_module, layers = plan(
         network, height, width, recipe.quantization, frames=recipe.model.frames
     )
@@ -50,7 +51,6 @@ def command(
     frames = captured.frames or REPORTED_FRAMES
     parameters, macs = sum(layer.parameters for layer in layers), sum(layer.macs for layer in layers)
     integer = sum(layer.macs for layer in layers if layer.integer)
-    console = Console()
     console.print(
         layer_table(
             [asdict(layer) for layer in layers],

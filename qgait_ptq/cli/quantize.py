@@ -81,7 +81,7 @@ def command(
     progress = TerminalProgress(console)
     check_writable(out)
     get_target(recipe.quantization.target)
-    network, source = load_network(recipe.model)
+    network, source = load_network(recipe.model, progress)
     data = load_data(recipe.data, progress)
     repeatable = recipe.model_copy(
         update={

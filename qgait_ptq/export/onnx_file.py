@@ -9,11 +9,11 @@ import onnx
 import torch
 from torch import fx
 
-from qgait_ptq.errors import ExportError
+from qgait_ptq.errors import ExportError, first_line
 from qgait_ptq.export.lowering import lower_markers
 from qgait_ptq.export.markers import mark_quantizers, translation_table
 from qgait_ptq.export.metadata import METADATA_KEY, metadata_text
-from qgait_ptq.graph.trace import EXAMPLE_BATCH, EXAMPLE_FRAMES, Capture, first_line, quiet_torch
+from qgait_ptq.graph.trace import EXAMPLE_BATCH, EXAMPLE_FRAMES, Capture, quiet_torch
 
 INPUT, OUTPUT = "silhouettes", "embedding"
 DIMENSIONS = ("batch", "frames")

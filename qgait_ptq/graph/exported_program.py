@@ -17,8 +17,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from qgait_ptq.errors import ModelError
-from qgait_ptq.graph.trace import first_line, quiet_torch
+from qgait_ptq.errors import ModelError, first_line
+from qgait_ptq.graph.trace import quiet_torch
 
 # What may stand in the symbolic sizes of an exported program, which torch evaluates as Python.
 SAFE_NAMES = (

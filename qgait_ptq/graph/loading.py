@@ -14,16 +14,16 @@ import os
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from qgait_ptq.errors import ModelError
+from qgait_ptq.errors import ModelError, first_line
 from qgait_ptq.graph.exported_program import load_exported_program
-from qgait_ptq.graph.trace import first_line, set_to_inference
+from qgait_ptq.graph.trace import set_to_inference
 
 WEIGHT_KEYS = ("model", "state_dict", "model_state_dict", "network")  # of training checkpoints
 ARCHITECTURE_KEY = "architecture"  # {"name": ..., "arguments": {...}} beside the weights
@@ -39,11 +39,14 @@ class LoadedModel:
         network: in eval mode, on the CPU.
         kind: what the file was, for people.
         sha256: of the file.
+        left_out: modules that the file has weights of and the network has not, such as a classifier that was
+            needed for training only.
     """
 
     network: nn.Module
     kind: str
-    sha256: str
+    sha256: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 def load_model(
@@ -69,10 +72,10 @@ def load_model(
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: the model cannot be read ({error.strerror or error})") from None
-    network, kind = _load(path, data, factory, arguments or {}, zoo or {}, trust_pickle)
-    _check_finite(network, path)
-    set_to_inference(network)
-    return LoadedModel(network, kind, hashlib.sha256(data).hexdigest())
+    loaded = _load(path, data, factory, arguments or {}, zoo or {}, trust_pickle)
+    _check_finite(loaded.network, path)
+    set_to_inference(loaded.network)
+    return replace(loaded, sha256=hashlib.sha256(data).hexdigest())
 
 
 def import_object(name: str, what: str) -> Any:
@@ -105,12 +108,12 @@ def _load(
     arguments: Mapping[str, Any],
     zoo: Mapping[str, Factory],
     trust_pickle: bool,
-) -> tuple[nn.Module, str]:
+) -> LoadedModel:
     if not zipfile.is_zipfile(io.BytesIO(data)):
         return _from_legacy_or_unknown(path, data, factory, arguments, zoo)
     names = zipfile.ZipFile(io.BytesIO(data)).namelist()
     if any(name.endswith("archive_format") for name in names) or any("/models/" in name for name in names):
-        return load_exported_program(path, data, trust_pickle), "exported program"
+        return LoadedModel(load_exported_program(path, data, trust_pickle), "exported program")
     if any(name.endswith("/constants.pkl") for name in names):
         raise ModelError(f"{path}: looks like TorchScript; save the network with torch.export.save instead")
     if not any(name.endswith("data.pkl") for name in names):
@@ -118,13 +121,13 @@ def _load(
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
-        return _from_pickled_module(path, data, trust_pickle, error), "pickled module"
+        return LoadedModel(_from_pickled_module(path, data, trust_pickle, error), "pickled module")
     return _from_content(path, content, factory, arguments, zoo)
 
 
 def _from_legacy_or_unknown(
     path: Path, data: bytes, factory: str | None, arguments: Mapping[str, Any], zoo: Mapping[str, Factory]
-) -> tuple[nn.Module, str]:
+) -> LoadedModel:
     """Files of torch before 1.6 are no archives; text files and others are refused."""
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -162,7 +165,7 @@ def _from_content(
     factory: str | None,
     arguments: Mapping[str, Any],
     zoo: Mapping[str, Factory],
-) -> tuple[nn.Module, str]:
+) -> LoadedModel:
     weights, kind = _find_weights(path, content)
     if factory is not None:
         make: Factory = import_object(factory, "the model factory")
@@ -174,8 +177,7 @@ def _from_content(
             f"{path}: looks like a {kind}; name the network that it belongs to with --model module:factory"
         )
     network = make_module(make, factory or "the named network", **arguments)
-    _load_weights(path, network, weights)
-    return network, kind
+    return LoadedModel(network, kind, left_out=_load_weights(path, network, weights))
 
 
 def _find_weights(path: Path, content: Any) -> tuple[dict[str, Tensor], str]:
@@ -232,8 +234,12 @@ def make_module(factory: Callable[..., Any], name: str, *arguments: Any, **keywo
     return network
 
 
-def _load_weights(path: Path, network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def _load_weights(path: Path, network: nn.Module, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Load weights; gives the top-level modules that the network does not have and needs nothing of."""
     expected = network.state_dict()
+    own = {name.partition(".")[0] for name in expected} | {name for name, _ in network.named_children()}
+    others = dict.fromkeys(name.partition(".")[0] for name in weights if name.partition(".")[0] not in own)
+    weights = {name: value for name, value in weights.items() if name.partition(".")[0] in own}
     missing = [name for name in expected if name not in weights and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in weights if name not in expected]
     wrong = [
@@ -252,6 +258,7 @@ def _load_weights(path: Path, network: nn.Module, weights: Mapping[str, Tensor])
             "with the right arguments?"
         )
     network.load_state_dict(dict(weights), strict=False)
+    return tuple(others)
 
 
 def _check_finite(network: nn.Module, path: Path) -> None:

@@ -7,10 +7,11 @@ counts, and a dimension that fails is pinned to the example's size and said so.
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
 
-from qgait_ptq.errors import CaptureError
+from qgait_ptq.errors import CaptureError, first_line
 from qgait_ptq.graph.attributes import remove_unused
+from qgait_ptq.graph.capture_failure import explain_failure
 
 EXAMPLE_BATCH = 2  # with 1, networks that squeeze are captured wrongly
 EXAMPLE_FRAMES = 7  # prime, so that no arithmetic on it works by accident
@@ -104,14 +106,15 @@ def set_to_inference(network: nn.Module) -> None:
 
 @contextmanager
 def quiet_torch() -> Iterator[None]:
-    """Keep the warnings and log lines of torch's exporters from the user, who can do nothing about them."""
+    """Keep from the user what torch's exporters warn of, log and print: nobody can do anything about it."""
     names = ("torch.export", "torch.onnx", "torch._export", "torch.fx", "onnxscript", "torch._dynamo")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
+        # Of a network that it cannot take, torch.export prints the graph so far.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -162,10 +165,7 @@ def _export(
             program = torch.export.export(network, (example,), dynamic_shapes=(dynamic,), strict=False)
             graph_module = program.module(check_guards=False)
     except Exception as error:
-        raise CaptureError(
-            f"torch.export cannot capture the network ({type(error).__name__}: {first_line(error)}); "
-            "control flow that depends on data is the usual cause"
-        ) from error
+        raise CaptureError(explain_failure(error, "torch.export cannot capture the network")) from error
     assert isinstance(graph_module, fx.GraphModule)  # noqa: S101 - for the type checker
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     shape = placeholders[0].meta["val"].shape
@@ -235,9 +235,3 @@ def _must_pin(found: dict[tuple[int, int], _Comparison], axis: int, example: Ten
     return bool(others) and (
         _Comparison.DIFFERS in others or all(result is _Comparison.REFUSED for result in others)
     )
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's text that says something, shortened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]

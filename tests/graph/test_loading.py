@@ -161,7 +161,7 @@ def test_an_exported_program_with_poisoned_sample_inputs_is_refused(exported, tm
         (lambda w: w, None, "--model module:factory"),
         (lambda w: {"epoch": 3}, FACTORY, "no weights are found"),
         (lambda w: {k: v for k, v in w.items() if "stem" not in k}, FACTORY, r"missing \(stem.0.weight"),
-        (lambda w: {**w, "head.weight": torch.zeros(3)}, FACTORY, r"unexpected \(head.weight"),
+        (lambda w: {**w, "pooling.weight": torch.zeros(3)}, FACTORY, r"unexpected \(pooling.weight"),
         (lambda w: {**w, "stem.0.weight": torch.zeros(3)}, FACTORY, "of another shape"),
         (lambda w: {**w, "stem.0.weight": w["stem.0.weight"] * float("nan")}, FACTORY, "NaN"),
         (lambda w: w, "qgait_ptq.gait.zoo:nothing", "cannot be imported"),
@@ -179,6 +179,16 @@ def test_each_failure_says_what_is_wrong(make, factory, message, network, tmp_pa
         torch.save(content, path)
     with pytest.raises(ModelError, match=message):
         load_model(path, factory, zoo=NETWORKS)
+
+
+def test_a_classifier_that_only_training_needed_is_left_out_and_named(network, tmp_path):
+    weights = {**network.state_dict(), "Head.fc_bin": torch.zeros(3), "Head.bias": torch.zeros(3)}
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"model": {f"module.{k}": v.half() for k, v in weights.items()}, "iteration": 9}, path)
+    loaded = load_model(path, FACTORY)
+    assert loaded.left_out == ("Head",)
+    stem = network.state_dict()["stem.0.weight"].half().float()
+    assert torch.equal(loaded.network.state_dict()["stem.0.weight"], stem)
 
 
 def test_a_truncated_file_is_refused(network, tmp_path):
