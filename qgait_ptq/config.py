@@ -137,7 +137,10 @@ class QuantConfig(_Model):
             and blocks see.
         idc: stage 1.
         finetune: stage 2.
-        layers: module path (shell patterns) → widths of layers that differ.
+        layers: module path (a shell pattern; a module names all layers in it) or ``operator:conv3d`` → widths
+            of layers that differ.
+        include: patterns, as of `layers`: quantize these layers only.
+        exclude: patterns: leave these layers in float.
         target: runtime profile.
         calibration_sequences: how many sequences are observed.
         calibration_frames: at most so many frames of each.
@@ -161,6 +164,8 @@ class QuantConfig(_Model):
     idc: IdcConfig = IdcConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     layers: dict[str, LayerBits] = Field(default_factory=dict)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     target: str = "onnxruntime"
     calibration_sequences: Positive = 128
     calibration_frames: Positive = 60

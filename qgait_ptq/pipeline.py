@@ -291,6 +291,8 @@ def _widths(config: QuantConfig) -> BitWidths:
         weight_observer=config.weight_observer,
         activation_observer=config.observer,
         layers={name: (bits.weight_bits, bits.activation_bits) for name, bits in config.layers.items()},
+        include=config.include,
+        exclude=config.exclude,
     )
 
 

@@ -38,6 +38,15 @@ WIDTH_OPTIONS = (
     click.option("--weight-bits", type=int, help="Bits of weights."),
     click.option("--activation-bits", type=int, help="Bits of activations."),
     click.option("--edge-bits", type=int, help="Bits in the first and the last layer.  [default: 8]"),
+    click.option(
+        "--include", metavar="PATTERN", multiple=True, help="Quantize these layers only; may be repeated."
+    ),
+    click.option(
+        "--exclude",
+        metavar="PATTERN",
+        multiple=True,
+        help="Leave layers in float: module paths ('blocks.3', '*.conv2') or 'operator:conv3d'.",
+    ),
     click.option("--target", help="Runtime profile.  [default: onnxruntime]"),
 )
 RECIPE_OPTION = click.option(

@@ -26,6 +26,8 @@ from qgait_ptq.graph.specs import (
 )
 from qgait_ptq.quantizer.grid import IntegerGrid
 
+OPERATOR_PREFIX = "operator:"  # of patterns that name layers by what they compute
+
 
 def place(graph_module: fx.GraphModule, rules: PlacementRules, widths: BitWidths) -> fx.GraphModule:
     """Annotate the nodes of a simplified graph.
@@ -41,8 +43,10 @@ def place(graph_module: fx.GraphModule, rules: PlacementRules, widths: BitWidths
     layers = weighted_layers(graph_module, rules)
     if not layers:
         raise ConfigError("the network has no convolution and no linear layer with a fixed weight")
-    _check_patterns(widths, [layer_name(layer) for layer in layers])
+    _check_patterns(widths, layers)
     plan = _Plan(graph_module, rules, widths, layers)
+    if not plan.layers:
+        raise ConfigError("include and exclude leave no layer to quantize")
     for node in graph_module.graph.nodes:
         node.meta.pop(ANNOTATION_KEY, None)
     plan.annotate()
@@ -58,11 +62,25 @@ def weighted_layers(graph_module: fx.GraphModule, rules: PlacementRules) -> list
     ]
 
 
-def _check_patterns(widths: BitWidths, names: list[str]) -> None:
-    for pattern in widths.layers:
-        if not any(fnmatch(name, pattern) for name in names):
-            nearest = get_close_matches(pattern, names, n=3, cutoff=0.0)
-            raise ConfigError(f"layers: {pattern!r} names no layer; the nearest are {', '.join(nearest)}")
+def names_layer(pattern: str, layer: fx.Node) -> bool:
+    """Whether a pattern names a layer: its module path, a module around it, or ``operator:conv2d``."""
+    if pattern.startswith(OPERATOR_PREFIX):
+        return fnmatch(operator_name(layer), pattern.removeprefix(OPERATOR_PREFIX))
+    name = layer_name(layer)
+    return fnmatch(name, pattern) or fnmatch(name, f"{pattern}.*")
+
+
+def _check_patterns(widths: BitWidths, layers: list[fx.Node]) -> None:
+    names = sorted({layer_name(layer) for layer in layers})
+    for setting in ("layers", "include", "exclude"):
+        for pattern in getattr(widths, setting):
+            if not any(names_layer(pattern, layer) for layer in layers):
+                operators = sorted({f"{OPERATOR_PREFIX}{operator_name(layer)}" for layer in layers})
+                known = operators if pattern.startswith(OPERATOR_PREFIX) else names
+                nearest = get_close_matches(pattern, known, n=3, cutoff=0.0)
+                raise ConfigError(
+                    f"{setting}: {pattern!r} names no layer; the nearest are {', '.join(nearest)}"
+                )
 
 
 @dataclass
@@ -72,15 +90,21 @@ class _Plan:
     graph_module: fx.GraphModule
     rules: PlacementRules
     widths: BitWidths
-    layers: list[fx.Node]
+    candidates: list[fx.Node]  # all layers whose weight could be quantized
 
     def __post_init__(self) -> None:
+        self.layers = [layer for layer in self.candidates if self._is_chosen(layer)]
         self.nodes: list[fx.Node] = list(self.graph_module.graph.nodes)
         self.float_layers = {n for n in self.layers if self.rules.float_output and _leaves_network(n)}
         self.integer: set[fx.Node] = set()
         for node in self.nodes:
             if self._runs_on_integers(node):
                 self.integer.add(node)
+
+    def _is_chosen(self, layer: fx.Node) -> bool:
+        widths = self.widths
+        included = not widths.include or any(names_layer(pattern, layer) for pattern in widths.include)
+        return included and not any(names_layer(pattern, layer) for pattern in widths.exclude)
 
     def annotate(self) -> None:
         quantized = self._quantized_tensors()
@@ -189,10 +213,10 @@ class _Plan:
         """Weight and activation bits of a layer; the last pattern that names it wins."""
         widths = self.widths
         weight, activation = widths.weight, widths.activation
-        if layer in (self.layers[0], self.layers[-1]):
+        if layer in (self.candidates[0], self.candidates[-1]):
             weight = activation = widths.edge
         for pattern, (own_weight, own_activation) in widths.layers.items():
-            if fnmatch(layer_name(layer), pattern):
+            if names_layer(pattern, layer):
                 weight, activation = own_weight or weight, own_activation or activation
         return weight, activation
 
@@ -220,7 +244,8 @@ class _Plan:
         if node in self.float_layers:
             return "gives the embedding: weights and input are quantized, the sums stay in float"
         if is_operator(node, self.rules.weighted) and node not in self.layers:
-            return "its weight is computed, not stored"
+            asked = node in self.candidates
+            return "left in float, as asked for" if asked else "its weight is computed, not stored"
         if is_operator(node, self.rules.elementwise) and node not in self.integer:
             others = {operator_name(n) for n in node.all_input_nodes if n not in self.integer}
             return f"reads {' and '.join(sorted(others))} in float"

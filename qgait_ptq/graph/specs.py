@@ -106,8 +106,10 @@ class BitWidths:
         elementwise: of tensors that feed no weighted layer, such as both branches of a residual addition.
         weight_observer: for the ranges of weights.
         activation_observer: for the ranges of activations.
-        layers: shell pattern of module paths → (weight bits, activation bits) of layers that differ; None
-            leaves what the rest says.
+        layers: pattern → (weight bits, activation bits) of layers that differ; None leaves what the rest
+            says. A pattern is a shell pattern of module paths, or ``operator:conv2d``.
+        include: patterns of the layers that are quantized; none quantizes all.
+        exclude: patterns of layers that stay in float.
     """
 
     weight: int
@@ -117,6 +119,8 @@ class BitWidths:
     weight_observer: str = "minmax"
     activation_observer: str = "mse"
     layers: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
 
 def annotation_of(node: object) -> Annotation:

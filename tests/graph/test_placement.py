@@ -53,6 +53,35 @@ def test_a_pattern_that_names_no_layer_is_refused_with_the_nearest_names():
         placed(make_gaitbase(), layers={"block.0.conv1": (8, 8)})
 
 
+def test_layers_are_left_in_float_by_module_and_by_operator():
+    layers = by_name(placed(make_gaitbase(), exclude=("blocks.3", "*.shortcut.0")))
+    in_float = {name for name, layer in layers.items() if layer.weight_bits is None}
+    assert in_float == {name for name in layers if name.startswith("blocks.3.") or "shortcut" in name}
+    assert {layers[name].note for name in in_float} == {"left in float, as asked for"}
+    assert not any(layers[name].integer for name in in_float)
+    with pytest.raises(ConfigError, match="leave no layer"):
+        placed(make_gaitset(), exclude=("operator:conv2d",))
+
+
+def test_only_included_layers_are_quantized_and_the_edges_stay_those_of_the_network():
+    layers = by_name(placed(make_gaitbase(), include=("blocks.0", "part_linear")))
+    quantized = {name: layer.weight_bits for name, layer in layers.items() if layer.weight_bits}
+    assert quantized == {"blocks.0.conv1": 4, "blocks.0.conv2": 4, "part_linear": 8}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"exclude": ("blok.3",)}, r"exclude: 'blok.3'.*blocks\.3"),
+        ({"include": ("operator:conv9",)}, "include: 'operator:conv9'.*operator:conv2d"),
+        ({"exclude": ("*",)}, "leave no layer"),
+    ],
+)
+def test_patterns_that_name_nothing_or_leave_nothing_are_refused(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        placed(make_gaitbase(), **setting)
+
+
 def test_relu_is_absorbed_by_the_layer_before_it():
     graph_module = placed(make_gaitbase())
     for node in graph_module.graph.nodes:

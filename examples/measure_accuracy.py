@@ -1,0 +1,144 @@
+"""The shipped network at all widths and several seeds: ranking of float, simulation and ONNX file.
+
+    python examples/measure_accuracy.py --out docs/accuracy
+
+What `qgait-ptq quantize` does with its defaults on the built-in synthetic walkers, for each seed and width;
+the float embeddings are computed once. Every run is a line of OUT/runs.jsonl, so that a killed measurement
+goes on where it was; OUT/accuracy.md is the table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from qgait_ptq.config import QuantConfig
+from qgait_ptq.export.onnx_file import export_quantized
+from qgait_ptq.export.targets import get_target
+from qgait_ptq.gait.embedding import embed_dataset
+from qgait_ptq.gait.metrics import embedding_sqnr
+from qgait_ptq.gait.protocols import evaluate
+from qgait_ptq.gait.sources import GaitData, load_walkers
+from qgait_ptq.gait.zoo import gaitbase_small
+from qgait_ptq.pipeline import plan
+from qgait_ptq.progress import Silent
+from qgait_ptq.runtime.embedder import open_session, run_session
+from qgait_ptq.stages import CalibrationRun
+
+WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A3": (3, 3)}
+ALLOWED = {"W8A8": 0.1, "W4A8": 0.3, "W4A4": 0.5, "W3A3": 2.5}  # points of mean rank-1
+NETWORK = Path(__file__).parent / "models" / "gaitbase-small.pt"
+
+
+def load_network() -> torch.nn.Module:
+    """The shipped network."""
+    network = gaitbase_small()
+    network.load_state_dict(torch.load(NETWORK, weights_only=True)["model"])
+    return network.eval()
+
+
+def measure(data: GaitData, reference: Tensor, label: str, seed: int) -> dict[str, Any]:
+    """Quantize at one width with one seed, and rank the test walkers with simulation and file."""
+    weight_bits, activation_bits = WIDTHS[label]
+    config = QuantConfig(weight_bits=weight_bits, activation_bits=activation_bits, seed=seed)
+    started = time.perf_counter()
+    captured, network, _ = plan(load_network(), *data.size, config)
+    run = CalibrationRun(config, captured, network, torch.device("cpu"), Silent())
+    quantized = run.run(data.calibration)
+    seconds = time.perf_counter() - started
+    file = export_quantized(quantized, captured, get_target(config.target).opset)
+    session = open_session(file.SerializeToString(), spinning=False)
+    simulated, executed = embed_dataset(
+        data.test,
+        [quantized, lambda batch: torch.from_numpy(run_session(session, batch.numpy()))],
+        captured.size,
+    )
+    return {
+        "bits": label,
+        "seed": seed,
+        "float": rank(reference, data),
+        "simulation": rank(simulated, data),
+        "file": rank(executed, data),
+        "sqnr_db": embedding_sqnr(reference, simulated),
+        "seconds": seconds,
+        "stages": run.record,
+    }
+
+
+def rank(embeddings: Tensor, data: GaitData) -> dict[str, float]:
+    """Mean rank-1 over the conditions and mAP under the CASIA-B protocol, in percent."""
+    assert data.test_set is not None
+    accuracy = evaluate(embeddings, data.test.records, data.test_set, data.metric)
+    return {
+        "mean_rank1": accuracy.rank1["mean"],
+        "map": accuracy.mean_average_precision,
+    }
+
+
+def markdown(runs: list[dict[str, Any]]) -> str:
+    """A row for each width: means over seeds, and the largest loss of a seed."""
+    lines = [
+        "Mean rank-1 over NM, BG and CL in percent, means over seeds; the loss is against float.",
+        "",
+        "| bits | seeds | float | simulation | file | loss of the file | worst seed | allowed | mAP float "
+        "| mAP file | SQNR, dB | s |",
+        "|---|---:" + "|---:" * 10 + "|",
+    ]
+    for bits, allowed in ALLOWED.items():
+        chosen = [run for run in runs if run["bits"] == bits]
+        if not chosen:
+            continue
+        values = {
+            k: np.array([run[k]["rank1_mean"] for run in chosen]) for k in ("float", "simulation", "file")
+        }
+        precision = {key: np.mean([run[key]["map"] for run in chosen]) for key in ("float", "file")}
+        losses = values["float"] - values["file"]
+        cells = [
+            bits,
+            len(chosen),
+            *(f"{values[key].mean():.2f}" for key in values),
+            f"{losses.mean():.2f}",
+            f"{losses.max():.2f}",
+            allowed,
+            *(f"{value:.2f}" for value in precision.values()),
+            f"{np.mean([run['sqnr_db'] for run in chosen]):.1f}",
+            f"{np.mean([run['seconds'] for run in chosen]):.0f}",
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default="docs/accuracy", show_default=True)
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--bits", "labels", multiple=True, default=tuple(WIDTHS), show_default=True)
+def main(out: Path, seeds: int, labels: tuple[str, ...]) -> None:
+    """Measure what has not been measured yet and write OUT/accuracy.md."""
+    out.mkdir(parents=True, exist_ok=True)
+    lines = out / "runs.jsonl"
+    runs = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    done = {(run["bits"], run["seed"]) for run in runs}
+    wanted = [(bits, seed) for seed in range(seeds) for bits in labels if (bits, seed) not in done]
+    if wanted:
+        data = load_walkers(workers=os.cpu_count() or 1)
+        (reference,) = embed_dataset(data.test, [load_network()], data.size)
+    for bits, seed in wanted:
+        runs.append(measure(data, reference, bits, seed))
+        with lines.open("a") as file:
+            file.write(json.dumps(runs[-1]) + "\n")
+        before, after = (runs[-1][which]["mean_rank1"] for which in ("float", "file"))
+        click.echo(f"{bits} seed {seed}: {before:.2f} → {after:.2f}")
+    (out / "accuracy.md").write_text(markdown(runs))
+    click.echo(markdown(runs))
+
+
+if __name__ == "__main__":
+    main()
