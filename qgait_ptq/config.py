@@ -184,7 +184,9 @@ class ModelSource(_Model):
 
     Attributes:
         path: of the model file.
-        factory: ``module:callable`` that makes the network, for files that hold weights only.
+        factory: ``module:callable`` that makes the network, for files that hold weights only;
+            ``opengait:CLASS`` for a network of OpenGait.
+        opengait_config: OpenGait's yaml for the network.
         arguments: keyword arguments of the factory.
         adapter: ``opengait`` or ``module:class``; None where the network takes ``[n, s, h, w]`` itself.
         trust_pickle: whether a pickled module may run its code.
@@ -194,6 +196,7 @@ class ModelSource(_Model):
 
     path: Path
     factory: str | None = None
+    opengait_config: Path | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
     adapter: str | None = None
     trust_pickle: bool = False

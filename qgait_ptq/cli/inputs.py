@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,12 @@ from torch import nn
 from qgait_ptq.config import DataSource, ModelSource
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.gait.adapters import ADAPTERS
+from qgait_ptq.gait.opengait import (
+    APPLIED_TRANSFORMS,
+    PREFIX,
+    make_opengait_network,
+    read_opengait_config,
+)
 from qgait_ptq.gait.protocols import get_protocol
 from qgait_ptq.gait.sources import (
     CALIBRATION_WALKERS,
@@ -32,7 +39,11 @@ def load_network(source: ModelSource, progress: Progress) -> tuple[nn.Module, di
         ModelError: see `load_model`.
         ConfigError: the file is not the one that the recipe was written for.
     """
-    loaded = load_model(source.path, source.factory, source.arguments, NETWORKS, source.trust_pickle)
+    factory: str | Callable[[], nn.Module] | None = source.factory
+    adapter_name = source.adapter
+    if source.opengait_config is not None or (source.factory or "").startswith(PREFIX):
+        factory, adapter_name = _opengait_factory(source, progress), adapter_name or "opengait"
+    loaded = load_model(source.path, factory, source.arguments, NETWORKS, source.trust_pickle)
     if source.sha256 and source.sha256 != loaded.sha256:
         raise ConfigError(
             f"{source.path}: another file than the one of the recipe (sha256 {loaded.sha256[:12]}…, the "
@@ -41,11 +52,29 @@ def load_network(source: ModelSource, progress: Progress) -> tuple[nn.Module, di
     if loaded.left_out:
         progress.note(f"weights that the network has no place for are left out: {', '.join(loaded.left_out)}")
     network = loaded.network
-    if source.adapter is not None:
-        adapter = ADAPTERS.get(source.adapter) or import_object(source.adapter, "the adapter")
-        network = make_module(adapter, f"the adapter {source.adapter}", network)
+    if adapter_name is not None:
+        adapter = ADAPTERS.get(adapter_name) or import_object(adapter_name, "the adapter")
+        network = make_module(adapter, f"the adapter {adapter_name}", network)
         set_to_inference(network)
     return network, {"path": str(source.path), "kind": loaded.kind, "sha256": loaded.sha256}
+
+
+def _opengait_factory(source: ModelSource, progress: Progress) -> Callable[[], nn.Module]:
+    """Makes a network of OpenGait.
+
+    Raises:
+        ConfigError: no configuration for it, or a factory that is not OpenGait's beside one.
+    """
+    name = (source.factory or PREFIX).removeprefix(PREFIX)
+    if source.opengait_config is None:
+        raise ConfigError(f"--model {source.factory} needs OpenGait's yaml of the network: --opengait-config")
+    if source.factory is not None and not source.factory.startswith(PREFIX):
+        raise ConfigError(f"--opengait-config goes with --model {PREFIX}CLASS, not {source.factory}")
+    config = read_opengait_config(source.opengait_config)
+    for transform in config.transforms:
+        if transform not in APPLIED_TRANSFORMS:
+            progress.note(f"{transform} of {config.path} is not applied; store sequences as it gives them")
+    return lambda: make_opengait_network(config, name or None)
 
 
 def load_data(source: DataSource, progress: Progress) -> GaitData:

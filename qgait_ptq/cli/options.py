@@ -23,6 +23,12 @@ MODEL_OPTIONS = (
         multiple=True,
         help="Keyword argument of the factory, as YAML; may be repeated.",
     ),
+    click.option(
+        "--opengait-config",
+        type=click.Path(path_type=Path),
+        metavar="YAML",
+        help="OpenGait's configuration of the network; --model opengait:CLASS is taken from it.",
+    ),
     click.option("--adapter", metavar="NAME", help="'opengait', or MODULE:CLASS that wraps the network."),
     click.option("--frames", type=int, help="Fixed frame count, for networks that take only one."),
     click.option("--trust-pickle", is_flag=True, default=None, help="Run the code of a pickled module."),
@@ -87,8 +93,22 @@ def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str
     for name, value in options.items():
         if value is not None and value != ():
             values[_section(name)][name] = value
+    _default_from_opengait(values)
     values["model"]["arguments"] = _arguments(values["model"].get("arguments") or {})
     return parse(Recipe, values, str(recipe_file or "options"))
+
+
+def _default_from_opengait(values: dict[str, Any]) -> None:
+    """Protocol and metric of an OpenGait configuration, where nothing else is said."""
+    path = values["model"].get("opengait_config")
+    if path is None:
+        return
+    from qgait_ptq.gait.opengait import read_opengait_config
+
+    config = read_opengait_config(Path(path))
+    values["data"].setdefault("metric", config.metric)
+    if config.protocol is not None:
+        values["data"].setdefault("protocol", config.protocol)
 
 
 def _switch(quantization: dict[str, Any], stage: str, enabled: bool | None) -> None:

@@ -86,7 +86,11 @@ def command(
     repeatable = recipe.model_copy(
         update={
             "model": recipe.model.model_copy(
-                update={"path": recipe.model.path.resolve(), "sha256": source["sha256"]}
+                update={
+                    "path": recipe.model.path.resolve(),
+                    "opengait_config": absolute(recipe.model.opengait_config),
+                    "sha256": source["sha256"],
+                }
             ),
             "data": recipe.data.model_copy(
                 update={"root": absolute(recipe.data.root), "partition": absolute(recipe.data.partition)}

@@ -51,7 +51,7 @@ class LoadedModel:
 
 def load_model(
     path: Path,
-    factory: str | None = None,
+    factory: str | Factory | None = None,
     arguments: Mapping[str, Any] | None = None,
     zoo: Mapping[str, Factory] | None = None,
     trust_pickle: bool = False,
@@ -60,7 +60,7 @@ def load_model(
 
     Args:
         path: the file.
-        factory: ``module:callable`` that makes the network, for weights.
+        factory: makes the network, for weights: a callable, or ``module:callable``.
         arguments: keyword arguments of the factory.
         zoo: networks that a file may name, by name.
         trust_pickle: whether a pickled module may be loaded, which runs code from the file.
@@ -104,7 +104,7 @@ def import_object(name: str, what: str) -> Any:
 def _load(
     path: Path,
     data: bytes,
-    factory: str | None,
+    factory: str | Factory | None,
     arguments: Mapping[str, Any],
     zoo: Mapping[str, Factory],
     trust_pickle: bool,
@@ -126,7 +126,11 @@ def _load(
 
 
 def _from_legacy_or_unknown(
-    path: Path, data: bytes, factory: str | None, arguments: Mapping[str, Any], zoo: Mapping[str, Factory]
+    path: Path,
+    data: bytes,
+    factory: str | Factory | None,
+    arguments: Mapping[str, Any],
+    zoo: Mapping[str, Factory],
 ) -> LoadedModel:
     """Files of torch before 1.6 are no archives; text files and others are refused."""
     try:
@@ -162,13 +166,13 @@ def _from_pickled_module(path: Path, data: bytes, trust_pickle: bool, refusal: E
 def _from_content(
     path: Path,
     content: Any,
-    factory: str | None,
+    factory: str | Factory | None,
     arguments: Mapping[str, Any],
     zoo: Mapping[str, Factory],
 ) -> LoadedModel:
     weights, kind = _find_weights(path, content)
     if factory is not None:
-        make: Factory = import_object(factory, "the model factory")
+        make: Factory = import_object(factory, "the model factory") if isinstance(factory, str) else factory
     elif isinstance(content, dict) and ARCHITECTURE_KEY in content:
         make, arguments = _named_architecture(path, content[ARCHITECTURE_KEY], zoo)
         kind = "checkpoint that names its network"
@@ -176,7 +180,7 @@ def _from_content(
         raise ModelError(
             f"{path}: looks like a {kind}; name the network that it belongs to with --model module:factory"
         )
-    network = make_module(make, factory or "the named network", **arguments)
+    network = make_module(make, factory if isinstance(factory, str) else "the network", **arguments)
     return LoadedModel(network, kind, left_out=_load_weights(path, network, weights))
 
 

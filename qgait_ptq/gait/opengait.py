@@ -1,0 +1,162 @@
+"""OpenGait's networks and configurations, as its users have them.
+
+Its networks are classes around a trainer: the constructor wants process groups, GPUs and data. What inference
+needs is only ``build_network(model_cfg)``, which is called here on an object that skipped the constructor.
+OpenGait itself is not a dependency: its code is found where the user has it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+from torch import nn
+
+from qgait_ptq.errors import ConfigError, ModelError, first_line
+
+PREFIX = "opengait:"  # of a model factory: ``opengait:Baseline``
+PROTOCOLS_BY_DATA = {
+    "casia-b": "casia-b",
+    "casia-b*": "casia-b",
+    "oumvlp": "oumvlp",
+    "gait3d": "gait3d",
+    "grew": "grew",
+}
+METRICS = {"euc": "euclidean", "cos": "cosine"}
+APPLIED_TRANSFORMS = (
+    "BaseSilCuttingTransform",
+)  # empty columns cut, values divided by 255: done to all data
+MODELS = "modeling.models"  # the package of its networks
+
+
+@dataclass(frozen=True)
+class OpenGaitConfig:
+    """What the toolkit takes from an OpenGait yaml.
+
+    Attributes:
+        path: of the file.
+        network: class name.
+        model_cfg: what its ``build_network`` takes.
+        protocol: name of the toolkit's protocol for the data set; None where it has none.
+        metric: ``euclidean`` or ``cosine``.
+        transforms: names of the evaluation's transforms, one for each input.
+    """
+
+    path: Path
+    network: str
+    model_cfg: Mapping[str, Any]
+    protocol: str | None
+    metric: str
+    transforms: tuple[str, ...]
+
+
+def read_opengait_config(path: Path) -> OpenGaitConfig:
+    """Read an OpenGait yaml.
+
+    Raises:
+        ConfigError: it cannot be read, or names no model, or a metric that is not known.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: the OpenGait configuration cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    model_cfg = values.get("model_cfg") if isinstance(values, dict) else None
+    if not isinstance(model_cfg, dict) or not isinstance(model_cfg.get("model"), str):
+        raise ConfigError(f"{path}: no OpenGait configuration: it has no model_cfg that names a model")
+    evaluator, data = (values.get(section) or {} for section in ("evaluator_cfg", "data_cfg"))
+    metric = str(evaluator.get("metric", "euc"))
+    if metric not in METRICS:
+        raise ConfigError(f"{path}: evaluator_cfg.metric is {metric!r}; known are {', '.join(METRICS)}")
+    name = str(data.get("test_dataset_name") or data.get("dataset_name") or "").lower()
+    transforms = tuple(str(transform.get("type")) for transform in evaluator.get("transform") or ())
+    protocol = PROTOCOLS_BY_DATA.get(name)
+    return OpenGaitConfig(path, model_cfg["model"], model_cfg, protocol, METRICS[metric], transforms)
+
+
+def make_opengait_network(config: OpenGaitConfig, name: str | None = None) -> nn.Module:
+    """Make a network of OpenGait without its trainer.
+
+    Args:
+        config: of the network.
+        name: class name; None takes the one of the configuration.
+
+    Raises:
+        ModelError: OpenGait's code is not found, has no such class, or the class cannot be made.
+    """
+    name = name or config.network
+    folder = find_opengait()
+    with _importable(folder):
+        network_class = _find_class(folder, name)
+        try:
+            network: nn.Module = network_class.__new__(network_class)
+            nn.Module.__init__(network)
+            network.build_network(dict(config.model_cfg))  # type: ignore[operator]
+        except Exception as error:
+            raise ModelError(
+                f"OpenGait's {name} cannot be built with the model_cfg of {config.path} "
+                f"({type(error).__name__}: {first_line(error)}); does the file belong to this network?"
+            ) from error
+    return network
+
+
+def find_opengait() -> Path:
+    """The folder that holds OpenGait's packages: ``opengait/`` of its repository, or what is on the path.
+
+    Raises:
+        ModelError: it is nowhere on the path.
+    """
+    for entry in (Path.cwd(), *map(Path, filter(None, sys.path))):
+        for folder in (entry, entry / "opengait"):
+            if (folder / "modeling" / "base_model.py").is_file():
+                return folder.resolve()
+    raise ModelError(
+        "OpenGait's code is not found; run from its repository, or put that folder on the path: "
+        "PYTHONPATH=/where/OpenGait qgait-ptq …"
+    )
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let OpenGait's packages be imported, and its package of networks without importing all of them.
+
+    That package imports every network, with everything that any of them depends on.
+    """
+    package = ModuleType(MODELS)
+    package.__path__ = [str(folder / "modeling" / "models")]
+    sys.path.insert(0, str(folder))
+    try:
+        if MODELS not in sys.modules:
+            importlib.import_module("modeling")
+            sys.modules[MODELS] = package
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"OpenGait at {folder} cannot be imported ({type(error).__name__}: {first_line(error)}); are its "
+            "requirements installed?"
+        ) from error
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _find_class(folder: Path, name: str) -> type[nn.Module]:
+    """Import the one file that defines a network."""
+    known: dict[str, str] = {}
+    for file in sorted((folder / "modeling" / "models").glob("*.py")):
+        for found in re.findall(r"^class (\w+)\(", file.read_text(), re.MULTILINE):
+            known[found] = file.stem
+    if name not in known:
+        raise ModelError(f"OpenGait at {folder} has no network {name!r}; it has {', '.join(sorted(known))}")
+    network_class: type[nn.Module] = getattr(importlib.import_module(f"{MODELS}.{known[name]}"), name)
+    return network_class
