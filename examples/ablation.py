@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import json
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import signal
+import sys
 from fnmatch import fnmatch
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -55,15 +57,17 @@ def main(
     if wanted and not table:
         render_walkers(work / "walkers", seeds)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes to come
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            pending = {pool.submit(execute, job, work, threads): job for job in wanted}
-            for count, done in enumerate(as_completed(pending), 1):
-                run = done.result()
+        titles = {job.key: job.title for job in wanted}
+        # Leaving the pool ends its processes, also where this one is asked to end.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        with get_context("spawn").Pool(workers) as pool:
+            finished = pool.imap_unordered(partial(execute, work=work, threads=threads), wanted)
+            for count, run in enumerate(finished, 1):
                 with (out / "runs.jsonl").open("a") as file:
                     file.write(json.dumps(run) + "\n")
                 runs[run["key"]] = run
                 write_tables(jobs, runs, out)
-                click.echo(f"{count}/{len(wanted)} {pending[done].title}")
+                click.echo(f"{count}/{len(wanted)} {titles[run['key']]}")
     click.echo(f"{write_tables(jobs, runs, out)} rows in {out}/ablation.md")
 
 
