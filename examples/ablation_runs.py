@@ -162,7 +162,7 @@ def execute(job: Job, work: Path, threads: int) -> dict[str, Any]:
     for stage in ("idc", "finetune"):
         settings[stage] = {**COMMON[stage], **job.variant.settings.get(stage, {})}
     config = parse(QuantConfig, settings, job.variant.name)
-    captured, network, _ = plan(_load(job), *SIZE, config)
+    captured, network, _ = plan(_load(job), SIZE, config)
     timer = Timer()
     run = Ablation(config, captured, network, torch.device("cpu"), timer)
     run.labels = job.variant.labels

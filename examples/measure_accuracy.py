@@ -50,7 +50,7 @@ def measure(data: GaitData, reference: Tensor, label: str, seed: int) -> dict[st
     weight_bits, activation_bits = WIDTHS[label]
     config = QuantConfig(weight_bits=weight_bits, activation_bits=activation_bits, seed=seed)
     started = time.perf_counter()
-    captured, network, _ = plan(load_network(), *data.size, config)
+    captured, network, _ = plan(load_network(), data.frame_shape, config)
     run = CalibrationRun(config, captured, network, torch.device("cpu"), Silent())
     quantized = run.run(data.calibration)
     seconds = time.perf_counter() - started
@@ -59,7 +59,7 @@ def measure(data: GaitData, reference: Tensor, label: str, seed: int) -> dict[st
     simulated, executed = embed_dataset(
         data.test,
         [quantized, lambda batch: torch.from_numpy(run_session(session, batch.numpy()))],
-        captured.size,
+        captured.frame_shape,
     )
     return {
         "bits": label,
@@ -129,7 +129,7 @@ def main(out: Path, seeds: int, labels: tuple[str, ...]) -> None:
     wanted = [(bits, seed) for seed in range(seeds) for bits in labels if (bits, seed) not in done]
     if wanted:
         data = load_walkers(workers=os.cpu_count() or 1)
-        (reference,) = embed_dataset(data.test, [load_network()], data.size)
+        (reference,) = embed_dataset(data.test, [load_network()], data.frame_shape)
     for bits, seed in wanted:
         runs.append(measure(data, reference, bits, seed))
         with lines.open("a") as file:

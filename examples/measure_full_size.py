@@ -94,7 +94,7 @@ def main() -> None:
             seconds.append(time.perf_counter() - started)
 
         with timed():
-            captured, graph, _ = plan(network, 64, 44, config)
+            captured, graph, _ = plan(network, (64, 44), config)
         with timed():
             quantized = calibrate_ranges(insert_quantizers(graph), batches)
         with timed():

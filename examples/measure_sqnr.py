@@ -109,7 +109,7 @@ def main() -> None:
                 config = QuantConfig.model_validate(
                     {**widths, "layers": {"*": widths}, "idc": IdcConfig(enabled=False), **settings}
                 )
-                captured, graph, _ = plan(network, *SIZE, config)
+                captured, graph, _ = plan(network, SIZE, config)
                 run = CalibrationRun(config, captured, graph, torch.device("cpu"), Silent())
                 started = time.perf_counter()
                 quantized = run.run(calibration)

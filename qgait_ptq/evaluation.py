@@ -11,6 +11,7 @@ from qgait_ptq.errors import CalibrationError, DataError
 from qgait_ptq.gait.embedding import Embed, embed_dataset
 from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr
 from qgait_ptq.gait.protocols import Accuracy, evaluate
+from qgait_ptq.gait.sequences import shape_text
 from qgait_ptq.gait.sources import GaitData
 from qgait_ptq.progress import Progress, Silent
 from qgait_ptq.runtime.embedder import Embedder, run_session
@@ -51,10 +52,10 @@ def evaluate_file(embedder: Embedder, data: GaitData, progress: Progress | None 
     Raises:
         DataError: the data have no gallery and probes, or silhouettes of another size.
     """
-    if data.size != embedder.size:
+    if data.frame_shape != embedder.frame_shape:
         raise DataError(
-            f"{embedder.path} takes silhouettes of {embedder.size[0]}×{embedder.size[1]}, "
-            f"the data have {data.size[0]}×{data.size[1]}"
+            f"{embedder.path} takes silhouettes of {shape_text(embedder.frame_shape)}, "
+            f"the data have {shape_text(data.frame_shape)}"
         )
 
     def embed(batch: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ def _evaluate(embed: Embed, data: GaitData, frames: int | None, progress: Progre
     if data.test_set is None:
         raise DataError("the data have no gallery and probes; accuracy needs a protocol")
     with progress.stage("evaluation", len(data.test)) as advance:
-        (embeddings,) = embed_dataset(data.test, [embed], data.size, frames, advance)
+        (embeddings,) = embed_dataset(data.test, [embed], data.frame_shape, frames, advance)
     return evaluate(embeddings, data.test.records, data.test_set, data.metric)
 
 

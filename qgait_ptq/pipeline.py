@@ -130,14 +130,13 @@ def quantize(
 
 
 def plan(
-    model: nn.Module, height: int, width: int, config: QuantConfig, *, frames: int | None = None
+    model: nn.Module, frame_shape: tuple[int, ...], config: QuantConfig, *, frames: int | None = None
 ) -> tuple[Capture, fx.GraphModule, list[LayerPlan]]:
     """Capture a network and decide what is quantized, without data.
 
     Args:
-        model: takes ``[n, s, h, w]``.
-        height: of the silhouettes.
-        width: of the silhouettes.
+        model: takes ``[n, s, h, w]``, or ``[n, s, c, h, w]``.
+        frame_shape: ``(h, w)``, or ``(c, h, w)``.
         config: widths and target.
         frames: for networks that take one frame count only.
 
@@ -150,7 +149,7 @@ def plan(
     """
     with quiet_torch():
         network = copy.deepcopy(model).cpu()  # the user's stays where it is, in the mode it is in
-    captured = capture(network, height, width, frames=frames)
+    captured = capture(network, frame_shape, frames=frames)
     others = [captured.example(*sizes) for sizes in captured.checked]
     graph_module = simplify(captured.graph_module, captured.example(), *others).requires_grad_(False)
     place(graph_module, get_target(config.target).rules, _widths(config))
@@ -196,7 +195,7 @@ class _Run:
     def capture(self, model: nn.Module, data: GaitData, frames: int | None) -> tuple[Capture, fx.GraphModule]:
         """The captured, simplified and annotated float graph."""
         with self.stage("capture"):
-            captured, network, _ = plan(model, *data.size, self.config, frames=frames)
+            captured, network, _ = plan(model, data.frame_shape, self.config, frames=frames)
             for axis, size in (("batch size", captured.batch), ("frame count", captured.frames)):
                 if size is not None and size != frames:
                     self.progress.note(f"the network takes a {axis} of {size} only; the file does, too")
@@ -266,7 +265,7 @@ class _Run:
                     lambda batch: quantized(batch.to(self.device)),
                     lambda batch: torch.from_numpy(run_session(session, batch.numpy())),
                 ],
-                captured.size,
+                captured.frame_shape,
                 captured.frames,
                 advance,
             )
@@ -277,7 +276,7 @@ class _Run:
         """Sequences as batches of one, on the device, of at most the configured frames."""
         for silhouettes, record in data:
             yield network_batch(
-                silhouettes, record, captured.size, captured.frames, self.config.calibration_frames
+                silhouettes, record, captured.frame_shape, captured.frames, self.config.calibration_frames
             ).to(self.device)
             advance()
 
@@ -301,8 +300,7 @@ def _describe_model(
 ) -> dict[str, Any]:
     return {
         **(source or {}),
-        "height": captured.height,
-        "width": captured.width,
+        "frame_shape": list(captured.frame_shape),
         "frames": captured.frames,
         "batch": captured.batch,
         "channels": embedding.shape[1],

@@ -113,7 +113,7 @@ class CalibrationRun:
 
     def cut(self, chosen: GaitDataset, frames: int) -> LabelledClips:
         """Clips of a length, or of the one that the network takes."""
-        return cut_clips(chosen, self.captured.frames or frames, self.captured.size, self.config.seed)
+        return cut_clips(chosen, self.captured.frames or frames, self.captured.frame_shape, self.config.seed)
 
     def equalize(self, silhouettes: Tensor) -> None:
         """Scale channels of the float network; it computes what it did."""
@@ -132,7 +132,7 @@ class CalibrationRun:
                     yield network_batch(
                         silhouettes,
                         record,
-                        self.captured.size,
+                        self.captured.frame_shape,
                         self.captured.frames,
                         self.config.calibration_frames,
                     ).to(self.device)

@@ -27,7 +27,7 @@ class Quantized:
 
 
 def quantize_network(network: nn.Module, batches: list[torch.Tensor], **config: object) -> Quantized:
-    captured, float_graph, _ = plan(network, 64, 44, QuantConfig(**config))
+    captured, float_graph, _ = plan(network, tuple(batches[0].shape[2:]), QuantConfig(**config))
     graph = calibrate_ranges(insert_quantizers(float_graph), batches)
     return Quantized(captured, float_graph, graph)
 

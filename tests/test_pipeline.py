@@ -10,6 +10,7 @@ import qgait_ptq as qg
 from qgait_ptq.errors import CalibrationError, CaptureError, ConfigError, DataError
 from qgait_ptq.gait.adapters import OpenGaitAdapter
 from qgait_ptq.gait.sources import load_directory
+from qgait_ptq.gait.zoo import SkeletonGaitPlus
 from tests.conftest import make_gaitbase
 
 FAST = {"calibration_sequences": 12}
@@ -55,6 +56,29 @@ def test_pairs_give_agreement_instead_of_accuracy(walkers):
     result = qg.quantize(make_gaitbase(), pairs(walkers), qg.QuantConfig(weight_bits=4, activation_bits=4))
     assert result.report.accuracy == {}
     assert 0.5 < result.report.agreement["cosine_mean"] < 1
+
+
+def test_maps_of_several_channels_go_the_whole_way_to_the_embedder(walkers, tmp_path):
+    """Silhouettes with two grey maps below them, as skeleton maps are."""
+    rng = np.random.default_rng(0)
+
+    def with_maps(silhouettes):
+        maps = rng.integers(0, 256, (len(silhouettes), 2, *silhouettes.shape[1:]), dtype=np.uint8)
+        return np.concatenate([silhouettes[:, None], maps], 1)
+
+    data = [(with_maps(silhouettes), label) for silhouettes, label in pairs(walkers)]
+    torch.manual_seed(0)
+    network = SkeletonGaitPlus(channels=(4, 8, 8, 16), embedding=16).eval()
+    result = qg.quantize(network, data, qg.QuantConfig())
+    assert result.report.to_json()["model"]["frame_shape"] == [3, 64, 44]
+    embedder = qg.Embedder(result.save(tmp_path / "out") / "model.onnx")
+    assert embedder.frame_shape == (3, 64, 44)
+    with torch.inference_mode():
+        expected = result.model(torch.from_numpy(data[0][0])[None].float() / 255)[0].T
+    given = torch.from_numpy(embedder(data[0][0]))
+    assert torch.cosine_similarity(given.flatten(), expected.flatten(), dim=0) > 0.999
+    with pytest.raises(DataError, match=r"64×44, .* takes 3×64×44"):
+        embedder(walkers[0][0])
 
 
 def test_the_users_network_is_left_as_it_was(walkers):

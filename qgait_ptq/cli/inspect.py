@@ -18,12 +18,19 @@ from qgait_ptq.cli.options import MODEL_OPTIONS, RECIPE_OPTION, WIDTH_OPTIONS, a
     *WIDTH_OPTIONS,
     click.option("--height", type=int, default=64, show_default=True, help="Of the silhouettes."),
     click.option("--width", type=int, default=44, show_default=True, help="Of the silhouettes."),
+    click.option("--channels", type=int, help="Of a frame, for networks that take [n, s, c, h, w]."),
     *MODEL_OPTIONS,
     RECIPE_OPTION,
     click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
 )
 def command(
-    model: Path | None, recipe_file: Path | None, height: int, width: int, as_json: bool, **options: Any
+    model: Path | None,
+    recipe_file: Path | None,
+    height: int,
+    width: int,
+    channels: int | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Layers of MODEL: shapes, MACs, parameters and planned quantization.
 
@@ -36,14 +43,16 @@ def command(
     from rich.console import Console
 
     from qgait_ptq.cli.inputs import load_network
+    from qgait_ptq.gait.sequences import shape_text
     from qgait_ptq.graph.layers import float_operators
     from qgait_ptq.pipeline import REPORTED_FRAMES, plan
     from qgait_ptq.report.terminal import TerminalProgress, layer_table
 
     console = Console(stderr=as_json)
     network, _ = load_network(recipe.model, TerminalProgress(console))
+    frame_shape = (height, width) if channels is None else (channels, height, width)
     captured, graph_module, layers = plan(
-        network, height, width, recipe.quantization, frames=recipe.model.frames
+        network, frame_shape, recipe.quantization, frames=recipe.model.frames
     )
     if as_json:
         click.echo(json.dumps([asdict(layer) for layer in layers]))
@@ -54,7 +63,7 @@ def command(
     console.print(
         layer_table(
             [asdict(layer) for layer in layers],
-            f"{recipe.model.path.name} on 1 × {frames} frames of {height}×{width}, "
+            f"{recipe.model.path.name} on 1 × {frames} frames of {shape_text(frame_shape)}, "
             f"{recipe.quantization.label} for {recipe.quantization.target}",
         )
     )

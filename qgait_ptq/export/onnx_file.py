@@ -51,7 +51,7 @@ def _export(
     graph_module: fx.GraphModule, capture: Capture, opset: int, table: dict[Any, Any]
 ) -> onnx.ModelProto:
     example = torch.zeros(
-        capture.batch or EXAMPLE_BATCH, capture.frames or EXAMPLE_FRAMES, capture.height, capture.width
+        capture.batch or EXAMPLE_BATCH, capture.frames or EXAMPLE_FRAMES, *capture.frame_shape
     )
     free = (capture.batch is None, capture.frames is None)
     dynamic = {axis: torch.export.Dim.AUTO for axis, is_free in enumerate(free) if is_free}

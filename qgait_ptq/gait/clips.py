@@ -11,6 +11,7 @@ import torch
 
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.dataset import GaitDataset
+from qgait_ptq.gait.sequences import shape_text
 
 SMALLEST_IDENTITIES, SMALLEST_SEQUENCES = 8, 2  # that IDC needs: people, and sequences of each
 
@@ -36,7 +37,7 @@ class LabelledClips:
         return torch.tensor([numbers[subject] for subject in self.subjects])
 
 
-def cut_clips(data: GaitDataset, frames: int, size: tuple[int, int], seed: int) -> LabelledClips:
+def cut_clips(data: GaitDataset, frames: int, frame_shape: tuple[int, ...], seed: int) -> LabelledClips:
     """Cut a stretch of consecutive frames, at a place drawn at random, from each sequence.
 
     A shorter sequence is repeated in a circle. A sequence that repeats another one of the same identity is
@@ -45,7 +46,7 @@ def cut_clips(data: GaitDataset, frames: int, size: tuple[int, int], seed: int) 
     Args:
         data: the sequences.
         frames: length of the clips.
-        size: height and width that the network takes.
+        frame_shape: of the frames that the network takes.
         seed: of the places.
 
     Raises:
@@ -55,10 +56,10 @@ def cut_clips(data: GaitDataset, frames: int, size: tuple[int, int], seed: int) 
     clips, subjects, copies = [], [], 0
     seen: dict[bytes, str] = {}
     for silhouettes, record in data:
-        if silhouettes.shape[1:] != size:
+        if silhouettes.shape[1:] != frame_shape:
             raise DataError(
-                f"{record.name}: silhouettes of {silhouettes.shape[1]}×{silhouettes.shape[2]}, the network "
-                f"takes {size[0]}×{size[1]}"
+                f"{record.name}: silhouettes of {shape_text(silhouettes.shape[1:])}, the network takes "
+                f"{shape_text(frame_shape)}"
             )
         start = int(rng.integers(max(1, len(silhouettes) - frames + 1)))
         digest = hashlib.sha256(silhouettes.tobytes()).digest()

@@ -11,6 +11,7 @@ from torch import Tensor
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.dataset import GaitDataset, SequenceRecord, Silhouettes
 from qgait_ptq.gait.sampling import LONGEST_TEST_SEQUENCE, to_network_input
+from qgait_ptq.gait.sequences import shape_text
 
 Embed = Callable[[Tensor], Tensor]
 
@@ -18,30 +19,30 @@ Embed = Callable[[Tensor], Tensor]
 def network_batch(
     silhouettes: Silhouettes,
     record: SequenceRecord,
-    size: tuple[int, int],
+    frame_shape: tuple[int, ...],
     frames: int | None = None,
     limit: int = LONGEST_TEST_SEQUENCE,
 ) -> Tensor:
     """One sequence as a batch of one.
 
     Args:
-        silhouettes: ``[s, h, w]`` in 0..255.
+        silhouettes: ``[s, h, w]`` in 0..255, or maps ``[s, c, h, w]``.
         record: where it came from, for errors.
-        size: height and width that the network takes.
+        frame_shape: of the frames that the network takes.
         frames: exact frame count, for networks that take one only: frames are repeated in a circle or left
             out at the end. None takes all frames up to `limit`.
         limit: longest sequence.
 
     Returns:
-        ``[1, s, h, w]`` in [0, 1].
+        ``[1, s, h, w]`` in [0, 1], or ``[1, s, c, h, w]``.
 
     Raises:
-        DataError: another height or width.
+        DataError: frames of another shape.
     """
-    if silhouettes.shape[1:] != size:
+    if silhouettes.shape[1:] != frame_shape:
         raise DataError(
-            f"{record.name}: silhouettes of {silhouettes.shape[1]}×{silhouettes.shape[2]}, the network and "
-            f"the other sequences have {size[0]}×{size[1]} (square ones lose their empty columns)"
+            f"{record.name}: silhouettes of {shape_text(silhouettes.shape[1:])}, the network and the other "
+            f"sequences have {shape_text(frame_shape)} (square ones lose their empty columns)"
         )
     if frames is not None:
         silhouettes = silhouettes[np.arange(frames) % len(silhouettes)]
@@ -51,7 +52,7 @@ def network_batch(
 def embed_dataset(
     data: GaitDataset,
     networks: Sequence[Embed],
-    size: tuple[int, int],
+    frame_shape: tuple[int, ...],
     frames: int | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
@@ -62,7 +63,7 @@ def embed_dataset(
     Args:
         data: the sequences.
         networks: each takes silhouettes ``[1, s, h, w]`` in [0, 1] and gives ``[1, c, p]`` or ``[1, c]``.
-        size: height and width that the networks take.
+        frame_shape: of the frames that the networks take.
         frames: exact frame count; None takes all.
         advance: called after each sequence.
 
@@ -70,12 +71,12 @@ def embed_dataset(
         For each network the embeddings ``[n, c, p]`` (p = 1 where the network has no parts), on the CPU.
 
     Raises:
-        DataError: a sequence of another height or width.
+        DataError: a sequence with frames of another shape.
     """
     embeddings: list[list[Tensor]] = [[] for _ in networks]
     with torch.inference_mode():
         for silhouettes, record in data:
-            batch = network_batch(silhouettes, record, size, frames)
+            batch = network_batch(silhouettes, record, frame_shape, frames)
             for kept, network in zip(embeddings, networks, strict=True):
                 kept.append(as_parts(network(batch)).cpu())
             advance()

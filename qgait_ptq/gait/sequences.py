@@ -39,7 +39,8 @@ def check_silhouettes(array: Any, where: str) -> NDArray[np.uint8]:
     """Check that an array holds silhouettes, and bring them to 0..255.
 
     Args:
-        array: bool, or uint8 in {0, 1} or 0..255 (grey edges are kept), ``[s, h, w]``.
+        array: bool, or uint8 in {0, 1} or 0..255 (grey edges are kept), ``[s, h, w]``; or maps of several
+            channels, such as skeleton maps or projected depth, ``[s, c, h, w]``.
         where: named in errors.
 
     Raises:
@@ -47,8 +48,8 @@ def check_silhouettes(array: Any, where: str) -> NDArray[np.uint8]:
     """
     if not isinstance(array, np.ndarray):
         raise DataError(f"{where}: holds a {type(array).__name__}, not an array [s, h, w]")
-    if array.ndim != 3:
-        raise DataError(f"{where}: shape {list(array.shape)}, silhouettes are [s, h, w]")
+    if array.ndim not in (3, 4):
+        raise DataError(f"{where}: shape {list(array.shape)}, silhouettes are [s, h, w], maps [s, c, h, w]")
     if 0 in array.shape:
         raise DataError(f"{where}: an empty sequence, shape {list(array.shape)}; remove it from the data set")
     if array.dtype == np.bool_:
@@ -57,6 +58,11 @@ def check_silhouettes(array: Any, where: str) -> NDArray[np.uint8]:
         raise DataError(f"{where}: silhouettes of type {array.dtype}; store them as uint8, 0 and 255")
     # {0, 1} masks are told apart from 0..255 by their largest value: a person is never all dark grey.
     return array * np.uint8(FOREGROUND) if array.max() <= 1 else array
+
+
+def shape_text(frame_shape: tuple[int, ...]) -> str:
+    """For people: ``64×44``."""
+    return "×".join(map(str, frame_shape))
 
 
 def cut_width(silhouettes: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -40,10 +40,10 @@ class GaitData:
     description: str = field(default="")
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the silhouettes."""
-        silhouettes, _ = self.calibration[0]
-        return silhouettes.shape[1], silhouettes.shape[2]
+    def frame_shape(self) -> tuple[int, ...]:
+        """Shape of one frame: ``(h, w)`` of silhouettes, ``(c, h, w)`` of maps."""
+        sequence, _ = self.calibration[0]
+        return sequence.shape[1:]
 
 
 def load_directory(

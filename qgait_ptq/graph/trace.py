@@ -40,35 +40,27 @@ class Capture:
         graph_module: takes silhouettes ``[n, s, h, w]``, gives the embedding.
         batch: fixed batch size; None where any is taken.
         frames: fixed frame count; None where any is taken.
-        height: of the silhouettes.
-        width: of the silhouettes.
+        frame_shape: of one frame: ``(h, w)`` of silhouettes, ``(c, h, w)`` of maps.
         checked: the (batch, frames) at which capture and network were compared.
     """
 
     graph_module: fx.GraphModule
     batch: int | None
     frames: int | None
-    height: int
-    width: int
+    frame_shape: tuple[int, ...]
     checked: tuple[tuple[int, int], ...]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.height, self.width
 
     def example(self, sequences: int = EXAMPLE_BATCH, length: int = EXAMPLE_FRAMES) -> Tensor:
         """Random silhouettes ``[n, s, h, w]`` that the graph takes; fixed dimensions have their way."""
-        return random_silhouettes(self.batch or sequences, self.frames or length, self.height, self.width)
+        return random_silhouettes(self.batch or sequences, self.frames or length, self.frame_shape)
 
 
-def capture(network: nn.Module, height: int, width: int, frames: int | None = None) -> Capture:
+def capture(network: nn.Module, frame_shape: tuple[int, ...], frames: int | None = None) -> Capture:
     """Capture a network and compare the graph with it.
 
     Args:
         network: on the CPU; takes ``[n, s, h, w]`` in [0, 1], gives a tensor ``[n, c, p]`` or ``[n, c]``.
-        height: of the silhouettes.
-        width: of the silhouettes.
+        frame_shape: of one frame: ``(h, w)``, or ``(c, h, w)`` for a network that takes ``[n, s, c, h, w]``.
         frames: capture with this frame count only; None tries any.
 
     Raises:
@@ -76,7 +68,7 @@ def capture(network: nn.Module, height: int, width: int, frames: int | None = No
             output, gives values that are not finite, or computes something else than its graph.
     """
     set_to_inference(network)
-    example = random_silhouettes(EXAMPLE_BATCH, frames or EXAMPLE_FRAMES, height, width)
+    example = random_silhouettes(EXAMPLE_BATCH, frames or EXAMPLE_FRAMES, frame_shape)
     _check_embedding(_run_network(network, example), example)
     fixed_batch, fixed_frames = None, frames
     for _ in range(3):  # as captured, then with one and with both dimensions pinned
@@ -92,7 +84,7 @@ def capture(network: nn.Module, height: int, width: int, frames: int | None = No
             )
         pin_batch, pin_frames = (_must_pin(found, axis, example) for axis in (BATCH_AXIS, FRAME_AXIS))
         if not pin_batch and not pin_frames:
-            return Capture(graph_module, fixed_batch, fixed_frames, height, width, tuple(sizes))
+            return Capture(graph_module, fixed_batch, fixed_frames, frame_shape, tuple(sizes))
         fixed_frames = example.shape[FRAME_AXIS] if pin_frames else fixed_frames
         fixed_batch = EXAMPLE_BATCH if pin_batch and not pin_frames else fixed_batch
     raise CaptureError("the graph differs from the network even where batch size and frame count are fixed")
@@ -122,10 +114,10 @@ def quiet_torch() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def random_silhouettes(batch: int, frames: int, height: int, width: int) -> Tensor:
+def random_silhouettes(batch: int, frames: int, frame_shape: tuple[int, ...]) -> Tensor:
     """Random binary silhouettes; the same sizes give the same values."""
     generator = torch.Generator().manual_seed(batch * 1000 + frames)
-    return (torch.rand(batch, frames, height, width, generator=generator) < 0.3).float()
+    return (torch.rand(batch, frames, *frame_shape, generator=generator) < 0.3).float()
 
 
 def _run_network(network: nn.Module, silhouettes: Tensor) -> Any:
@@ -134,8 +126,8 @@ def _run_network(network: nn.Module, silhouettes: Tensor) -> Any:
             return network(silhouettes)
     except Exception as error:
         raise CaptureError(
-            f"the network does not run on silhouettes {list(silhouettes.shape)} [n, s, h, w] in [0, 1] "
-            f"({type(error).__name__}: {first_line(error)}); check --height and --width, or write an adapter "
+            f"the network does not run on sequences {list(silhouettes.shape)} in [0, 1] "
+            f"({type(error).__name__}: {first_line(error)}); check the size of a frame, or write an adapter "
             "that brings it to this convention"
         ) from error
 
@@ -206,7 +198,7 @@ class _Comparison(Enum):
 def _compare(
     network: nn.Module, graph_module: fx.GraphModule, size: tuple[int, int], example: Tensor
 ) -> _Comparison:
-    silhouettes = random_silhouettes(*size, example.shape[2], example.shape[3])
+    silhouettes = random_silhouettes(*size, tuple(example.shape[2:]))
     try:
         with torch.inference_mode():
             expected = network(silhouettes)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError, ModelError
 from qgait_ptq.export.metadata import parse_metadata
-from qgait_ptq.gait.sequences import check_silhouettes, cut_width
+from qgait_ptq.gait.sequences import check_silhouettes, cut_width, shape_text
 
 
 class Embedder:
@@ -27,7 +27,7 @@ class Embedder:
     Attributes:
         metadata: what the toolkit wrote into the file.
         session: of onnxruntime.
-        size: height and width that the network takes.
+        frame_shape: of the frames that the network takes: ``(h, w)``, or ``(c, h, w)``.
         frames: fixed frame count; None where any is taken.
     """
 
@@ -49,8 +49,8 @@ class Embedder:
         if metadata is None:
             raise ModelError(f"{self.path}: an ONNX file, but not one that qgait-ptq wrote")
         self.metadata: dict[str, Any] = metadata
-        _, frames, height, width = self.session.get_inputs()[0].shape
-        self.size = (int(height), int(width))
+        _, frames, *frame_shape = self.session.get_inputs()[0].shape
+        self.frame_shape = tuple(map(int, frame_shape))
         self.frames = frames if isinstance(frames, int) else None
 
     def __call__(self, sequence: NDArray[Any]) -> NDArray[np.float32]:
@@ -67,11 +67,10 @@ class Embedder:
             DataError: another type, shape or size, or no frame.
         """
         silhouettes = cut_width(check_silhouettes(np.asarray(sequence), "the sequence"))
-        if silhouettes.shape[1:] != self.size:
-            height, width = silhouettes.shape[1:]
+        if silhouettes.shape[1:] != self.frame_shape:
             raise DataError(
-                f"the sequence: silhouettes of {height}×{width}, "
-                f"{self.path} takes {self.size[0]}×{self.size[1]}"
+                f"the sequence: silhouettes of {shape_text(silhouettes.shape[1:])}, "
+                f"{self.path} takes {shape_text(self.frame_shape)}"
             )
         if self.frames is not None and len(silhouettes) != self.frames:
             raise DataError(f"the sequence: {len(silhouettes)} frames, {self.path} takes {self.frames}")

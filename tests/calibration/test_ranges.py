@@ -94,7 +94,7 @@ def test_observing_many_batches_is_observing_their_union(gaitbase, batches):
 
 
 def test_no_batch_is_an_error(gaitbase):
-    _, float_graph, _ = plan(gaitbase, 64, 44, QuantConfig())
+    _, float_graph, _ = plan(gaitbase, (64, 44), QuantConfig())
     with pytest.raises(CalibrationError, match="no calibration sequence"):
         calibrate_ranges(insert_quantizers(float_graph), [])
 

@@ -9,7 +9,7 @@ import torch
 from qgait_ptq.export.checks import layers_without_integer_kernel
 from qgait_ptq.export.onnx_file import export_quantized
 from qgait_ptq.export.targets import get_target
-from qgait_ptq.gait.zoo import DeepGaitV2P3D, GaitBase, GaitGL, GaitPart, GaitSet
+from qgait_ptq.gait.zoo import DeepGaitV2P3D, GaitBase, GaitGL, GaitPart, GaitSet, SkeletonGaitPlus
 from qgait_ptq.graph.layers import list_layers
 from qgait_ptq.runtime.embedder import open_session, run_session
 from tests.conftest import randomise_batch_norms
@@ -21,7 +21,9 @@ SMALL = {
     "GaitGL": lambda: GaitGL(channels=(4, 8, 16)),
     "GaitBase": lambda: GaitBase(channels=(4, 8, 8, 16), embedding=16),
     "DeepGaitV2-P3D": lambda: DeepGaitV2P3D(channels=(4, 8, 8, 16), blocks=(1, 1, 1, 1), embedding=16),
+    "SkeletonGait++": lambda: SkeletonGaitPlus(channels=(4, 8, 8, 16), embedding=16),
 }
+FRAME_SHAPE = {"SkeletonGait++": (3, 64, 44)}
 FULL_SIZE = {"GaitSet": 2.59, "GaitPart": 1.20, "GaitGL": 2.49, "GaitBase": 6.99, "DeepGaitV2-P3D": 13.2}
 FULL = {
     "GaitSet": GaitSet,
@@ -32,16 +34,17 @@ FULL = {
 }
 
 
-def silhouettes(frames, batch=1):
+def sequence(name, frames, batch=1):
     generator = torch.Generator().manual_seed(frames)
-    return (torch.rand(batch, frames, 64, 44, generator=generator) < 0.3).float()
+    shape = (batch, frames, *FRAME_SHAPE.get(name, (64, 44)))
+    return (torch.rand(shape, generator=generator) < 0.3).float()
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_family_is_captured_quantized_and_exported_with_its_convolutions_on_integers(name):
     torch.manual_seed(0)
     network = randomise_batch_norms(SMALL[name]())
-    quantized = quantize_network(network, [silhouettes(frames) for frames in (9, 20)])
+    quantized = quantize_network(network, [sequence(name, frames) for frames in (9, 20)])
     assert (quantized.captured.batch, quantized.captured.frames) == (None, None)
     layers = list_layers(quantized.float_graph)
     assert [layer.name for layer in layers if not layer.integer] == ["part_linear"]
@@ -50,8 +53,8 @@ def test_a_family_is_captured_quantized_and_exported_with_its_convolutions_on_in
     assert layers_without_integer_kernel(file.SerializeToString(), integer) == []
     session, exact = open_session(file.SerializeToString(), spinning=False), quantized.graph.double()
     for frames, batch in ((6, 1), (17, 2), (40, 1)):
-        given = torch.from_numpy(run_session(session, silhouettes(frames, batch).numpy())).flatten(1)
-        expected = exact(silhouettes(frames, batch).double()).float().flatten(1)
+        given = torch.from_numpy(run_session(session, sequence(name, frames, batch).numpy())).flatten(1)
+        expected = exact(sequence(name, frames, batch).double()).float().flatten(1)
         assert torch.cosine_similarity(given, expected).min() >= 0.999
 
 

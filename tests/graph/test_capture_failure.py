@@ -43,7 +43,7 @@ def load(folder, line):
 def test_the_line_the_construct_and_the_ways_out_are_named(line, tmp_path, capsys):
     network = load(tmp_path, line)
     with pytest.raises(CaptureError) as caught:
-        capture(network, 64, 44)
+        capture(network, (64, 44))
     text = str(caught.value)
     what, remedy = LINES[line]
     assert f"{tmp_path}/mynets.py:12" in text

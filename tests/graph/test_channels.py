@@ -14,7 +14,7 @@ from tests.conftest import make_gaitbase, make_gaitset
 
 
 def float_graph(network):
-    return plan(network, 64, 44, QuantConfig())[1]
+    return plan(network, (64, 44), QuantConfig())[1]
 
 
 def names(group):

@@ -68,7 +68,7 @@ def test_an_exported_program_loads_without_a_factory_and_stays_dynamic(tmp_path)
     torch.export.save(program, path)
     loaded = load_model(path)
     assert_same(network, loaded.network)
-    captured = capture(loaded.network, 64, 44)
+    captured = capture(loaded.network, (64, 44))
     assert (captured.batch, captured.frames) == (None, None)
 
 

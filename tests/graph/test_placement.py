@@ -19,7 +19,7 @@ RULES = get_target("onnxruntime").rules
 
 
 def placed(network, **widths):
-    captured = capture(network, 64, 44)
+    captured = capture(network, (64, 44))
     graph_module = simplify(captured.graph_module, captured.example())
     record_shapes(graph_module, captured.example())
     return place(graph_module, RULES, BitWidths(**{"weight": 4, "activation": 4, **widths}))

@@ -63,7 +63,7 @@ class NormBeforeConvolution(nn.Module):
 
 
 def simplified(network):
-    captured = capture(randomise_batch_norms(network), 64, 44)
+    captured = capture(randomise_batch_norms(network), (64, 44))
     return simplify(captured.graph_module, captured.example())
 
 

@@ -56,7 +56,7 @@ class PerPart(nn.Module):
 @pytest.mark.parametrize("spelling", PER_PART)
 def test_every_spelling_of_a_per_part_layer_becomes_one_grouped_convolution(spelling):
     network = PerPart(PER_PART[spelling])
-    captured, graph_module, layers = plan(network, 64, 44, QuantConfig())
+    captured, graph_module, layers = plan(network, (64, 44), QuantConfig())
     assert [(layer.name, layer.operator, layer.weight_bits) for layer in layers] == [("head", "conv2d", 8)]
     silhouettes = captured.example(3, 17)
     torch.testing.assert_close(graph_module(silhouettes), network(silhouettes))
@@ -65,7 +65,7 @@ def test_every_spelling_of_a_per_part_layer_becomes_one_grouped_convolution(spel
 @pytest.mark.parametrize("spelling", LOOPS)
 def test_a_loop_over_parts_becomes_a_quantized_layer_for_each(spelling):
     network = PerPart(LOOPS[spelling])
-    captured, graph_module, layers = plan(network, 64, 44, QuantConfig())
+    captured, graph_module, layers = plan(network, (64, 44), QuantConfig())
     assert [(layer.name, layer.operator, layer.weight_bits) for layer in layers] == [
         ("head", "linear", 8)
     ] * 4
@@ -99,7 +99,7 @@ class Strips(nn.Module):
 )
 def test_strips_are_slices_that_share_the_quantizer_of_the_map(cut):
     network = Strips(cut)
-    captured, graph_module, layers = plan(network, 64, 44, QuantConfig())
+    captured, graph_module, layers = plan(network, (64, 44), QuantConfig())
     assert not any(is_operator(node, SPLITS | STACKS) for node in graph_module.graph.nodes)
     assert all(layer.integer and layer.name == "conv" for layer in layers)
     assert len({layer.node for layer in layers}) == len(layers) > 1
@@ -118,7 +118,7 @@ class FramesInTwo(nn.Module):
 
 def test_pieces_of_a_dimension_that_changes_stay_right_at_every_length():
     network = FramesInTwo()
-    captured = capture(network, 64, 44)
+    captured = capture(network, (64, 44))
     others = [captured.example(*sizes) for sizes in captured.checked]
     graph_module = simplify(captured.graph_module, captured.example(), *others)
     for silhouettes in others:
@@ -126,7 +126,7 @@ def test_pieces_of_a_dimension_that_changes_stay_right_at_every_length():
 
 
 def test_a_rewrite_that_holds_on_the_example_only_is_refused(gaitbase, monkeypatch):
-    captured = capture(gaitbase, 64, 44)
+    captured = capture(gaitbase, (64, 44))
     example, longer = captured.example(), captured.example(2, 17)
     nodes = [n for n in captured.graph_module.graph.nodes if n.target is aten.amax.default]
 

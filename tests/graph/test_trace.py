@@ -54,34 +54,34 @@ class DrawsNumbers(Embedding):
 
 
 def test_batch_and_frames_are_free_and_the_graph_computes_the_same(gaitbase):
-    captured = capture(gaitbase, 64, 44)
+    captured = capture(gaitbase, (64, 44))
     assert (captured.batch, captured.frames) == (None, None)
     silhouettes = torch.rand(4, 23, 64, 44)
     torch.testing.assert_close(captured.graph_module(silhouettes), gaitbase(silhouettes))
 
 
 def test_the_graph_was_compared_at_three_lengths_and_three_batch_sizes(gaitset):
-    checked = capture(gaitset, 64, 44).checked
+    checked = capture(gaitset, (64, 44)).checked
     assert len({batch for batch, _ in checked}) == 3
     assert len({frames for _, frames in checked}) == 3
 
 
 def test_the_network_itself_is_left_as_it_was(gaitbase):
     before = {name: value.clone() for name, value in gaitbase.state_dict().items()}
-    capture(gaitbase, 64, 44)
+    capture(gaitbase, (64, 44))
     for name, value in gaitbase.state_dict().items():
         assert torch.equal(value, before[name])
 
 
 def test_a_network_for_one_length_is_captured_with_that_length():
-    captured = capture(FixedFrames().eval(), 64, 44)
+    captured = capture(FixedFrames().eval(), (64, 44))
     assert captured.frames == 7
     assert captured.batch is None
 
 
 def test_a_length_that_is_baked_in_is_found_and_pinned():
     network = BranchOnLength().eval()
-    captured = capture(network, 64, 44)
+    captured = capture(network, (64, 44))
     assert captured.frames == 7
     silhouettes = torch.rand(2, 7, 64, 44)
     torch.testing.assert_close(captured.graph_module(silhouettes), network(silhouettes))
@@ -99,11 +99,11 @@ def test_a_length_that_is_baked_in_is_found_and_pinned():
 )
 def test_what_cannot_be_captured_is_refused_with_a_reason(network, message):
     with pytest.raises(CaptureError, match=message):
-        capture(network, 64, 44)
+        capture(network, (64, 44))
 
 
 def test_embeddings_that_are_not_finite_are_refused(gaitbase):
     with torch.no_grad():
         gaitbase.part_linear.weight[0, 0, 0] = float("nan")
     with pytest.raises(CaptureError, match="NaN"):
-        capture(gaitbase, 64, 44)
+        capture(gaitbase, (64, 44))

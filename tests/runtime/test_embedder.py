@@ -82,7 +82,7 @@ def test_files_that_are_not_ours_are_refused(tmp_path, path):
     (tmp_path / "cut.onnx").write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ModelError, match="cannot load it"):
         qg.Embedder(tmp_path / "cut.onnx")
-    captured = capture(make_gaitbase(), 64, 44)
+    captured = capture(make_gaitbase(), (64, 44))
     onnx.save(export_float(captured.graph_module, captured, 21), tmp_path / "foreign.onnx")
     with pytest.raises(ModelError, match="not one that qgait-ptq wrote"):
         qg.Embedder(tmp_path / "foreign.onnx")

@@ -9,6 +9,7 @@ from qgait_ptq.gait.zoo.gaitbase import GaitBase, gaitbase_small
 from qgait_ptq.gait.zoo.gaitgl import GaitGL
 from qgait_ptq.gait.zoo.gaitpart import GaitPart
 from qgait_ptq.gait.zoo.gaitset import GaitSet, gaitset_small
+from qgait_ptq.gait.zoo.skeletongait import SkeletonGaitPlus
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "deepgaitv2-p3d": DeepGaitV2P3D,
@@ -18,6 +19,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "gaitpart": GaitPart,
     "gaitset": GaitSet,
     "gaitset-small": gaitset_small,
+    "skeletongait++": SkeletonGaitPlus,
 }
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "GaitGL",
     "GaitPart",
     "GaitSet",
+    "SkeletonGaitPlus",
     "gaitbase_small",
     "gaitset_small",
 ]
