@@ -251,18 +251,31 @@ def parse(model: type[Parsed], values: Any, where: str) -> Parsed:
         raise ConfigError(f"{where}: {field}: {first['msg']}{given}") from None
 
 
+def read_yaml(path: Path, what: str) -> Any:
+    """Read a YAML file.
+
+    Args:
+        path: the file.
+        what: it is, for errors.
+
+    Raises:
+        ConfigError: it cannot be read, or is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {what} cannot be read ({error.strerror or error})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
     """Read a recipe file as a mapping; `parse` validates it after options have been merged in.
 
     Raises:
         ConfigError: no such file, or not a YAML mapping.
     """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: the recipe cannot be read ({error.strerror or error})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    values = read_yaml(path, "the recipe")
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a mapping with the keys model, data and quantization")
     return values

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
 from torch import nn
 
+from qgait_ptq.config import read_yaml
 from qgait_ptq.errors import ConfigError, ModelError, first_line
 
 PREFIX = "opengait:"  # of a model factory: ``opengait:Baseline``
@@ -64,12 +64,7 @@ def read_opengait_config(path: Path) -> OpenGaitConfig:
     Raises:
         ConfigError: it cannot be read, or names no model, or a metric that is not known.
     """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: the OpenGait configuration cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    values = read_yaml(path, "the OpenGait configuration")
     model_cfg = values.get("model_cfg") if isinstance(values, dict) else None
     if not isinstance(model_cfg, dict) or not isinstance(model_cfg.get("model"), str):
         raise ConfigError(f"{path}: no OpenGait configuration: it has no model_cfg that names a model")
