@@ -94,7 +94,7 @@ def test_a_length_that_is_baked_in_is_found_and_pinned():
         (GivesDictionary(), "gives a dict"),
         (GivesScores(), "an embedding is"),
         (DrawsNumbers(), "draw random numbers"),
-        (nn.Conv2d(9, 1, 3), "does not run on silhouettes"),
+        (nn.Conv2d(9, 1, 3), "does not run on sequences"),
     ],
 )
 def test_what_cannot_be_captured_is_refused_with_a_reason(network, message):
