@@ -97,7 +97,7 @@ def markdown(runs: list[dict[str, Any]]) -> str:
         if not chosen:
             continue
         values = {
-            k: np.array([run[k]["rank1_mean"] for run in chosen]) for k in ("float", "simulation", "file")
+            k: np.array([run[k]["mean_rank1"] for run in chosen]) for k in ("float", "simulation", "file")
         }
         precision = {key: np.mean([run[key]["map"] for run in chosen]) for key in ("float", "file")}
         losses = values["float"] - values["file"]
