@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
-import measure_accuracy  # noqa: E402
+import measure_accuracy
 
 
 def run_of(bits, seed, file):
