@@ -16,9 +16,15 @@ from qgait_ptq.cli.options import MODEL_OPTIONS, RECIPE_OPTION, WIDTH_OPTIONS, a
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @apply_options(
     *WIDTH_OPTIONS,
-    click.option("--height", type=int, default=64, show_default=True, help="Of the silhouettes."),
-    click.option("--width", type=int, default=44, show_default=True, help="Of the silhouettes."),
-    click.option("--channels", type=int, help="Of a frame, for networks that take [n, s, c, h, w]."),
+    click.option(
+        "--height", type=click.IntRange(min=1), default=64, show_default=True, help="Of the silhouettes."
+    ),
+    click.option(
+        "--width", type=click.IntRange(min=1), default=44, show_default=True, help="Of the silhouettes."
+    ),
+    click.option(
+        "--channels", type=click.IntRange(min=1), help="Of a frame, for networks that take [n, s, c, h, w]."
+    ),
     *MODEL_OPTIONS,
     RECIPE_OPTION,
     click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),

@@ -31,9 +31,8 @@ PROTOCOLS_BY_DATA = {
     "grew": "grew",
 }
 METRICS = {"euc": "euclidean", "cos": "cosine"}
-APPLIED_TRANSFORMS = (
-    "BaseSilCuttingTransform",
-)  # empty columns cut, values divided by 255: done to all data
+# Empty columns cut, values divided by 255: done to all data.
+APPLIED_TRANSFORMS = ("BaseSilCuttingTransform",)
 MODELS = "modeling.models"  # the package of its networks
 
 

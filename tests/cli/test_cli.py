@@ -154,6 +154,8 @@ def test_version():
         ("quantize weights.pt", "--model module:factory"),
         ("quantize pickled.pt", "--trust-pickle"),
         ("quantize weights.pt --model qgait_ptq.gait.zoo:gaitset_small", "do not fit the network"),
+        ("inspect weights.pt --channels -1", "--channels"),
+        ("inspect weights.pt --height 0", "--height"),
         ("quantize weights.pt --bits 1", "greater than or equal to 2, not 1"),
         ("quantize weights.pt --bits 9", "less than or equal to 8, not 9"),
         ("quantize weights.pt --bits four", "not a valid integer"),
