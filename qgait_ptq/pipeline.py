@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ from torch import Tensor, fx, nn
 from qgait_ptq.config import QuantConfig, Recipe
 from qgait_ptq.device import choose_device
 from qgait_ptq.evaluation import accuracy_of, agreement_of
-from qgait_ptq.export.checks import Parity, compare_with_simulation, layers_without_integer_kernel
+from qgait_ptq.errors import ExportError
+from qgait_ptq.export.checks import (
+    Parity,
+    compare_with_simulation,
+    find_failing_axes,
+    layers_without_integer_kernel,
+)
 from qgait_ptq.export.onnx_file import export_float, export_quantized, write_metadata
 from qgait_ptq.export.targets import get_target
 from qgait_ptq.gait.dataset import GaitDataset
@@ -29,7 +36,7 @@ from qgait_ptq.graph.placement import place
 from qgait_ptq.graph.shapes import record_shapes
 from qgait_ptq.graph.simplify import simplify
 from qgait_ptq.graph.specs import BitWidths
-from qgait_ptq.graph.trace import Capture, capture, quiet_torch
+from qgait_ptq.graph.trace import BATCH_AXIS, FRAME_AXIS, Capture, capture, quiet_torch
 from qgait_ptq.progress import Progress, Silent
 from qgait_ptq.reconstruction.resuming import SavedStates
 from qgait_ptq.report.record import Report, build_report
@@ -103,8 +110,8 @@ def quantize(
     gait_data = run.prepare(data)
     captured, network = run.capture(model, gait_data, frames)
     quantized = run.calibrate(captured, network, gait_data)
-    onnx_model, float_bytes = run.export(captured, network, quantized)
-    session = open_session(onnx_model.SerializeToString(), spinning=False)
+    captured, onnx_model, session = run.export(captured, quantized, gait_data)
+    float_bytes = export_float(network, captured, run.target.opset).ByteSize()
     parity, slow_layers = run.check(captured, quantized, onnx_model, session, gait_data)
     embeddings = run.embed(captured, network, quantized, session, gait_data)
     layers = list_layers(network)
@@ -196,10 +203,18 @@ class _Run:
         """The captured, simplified and annotated float graph."""
         with self.stage("capture"):
             captured, network, _ = plan(model, data.frame_shape, self.config, frames=frames)
-            for axis, size in (("batch size", captured.batch), ("frame count", captured.frames)):
-                if size is not None and size != frames:
-                    self.progress.note(f"the network takes a {axis} of {size} only; the file does, too")
+            pinned = {BATCH_AXIS, FRAME_AXIS} - captured.free_axes - ({FRAME_AXIS} if frames else set())
+            self._tell_pinned(captured, pinned, "its capture is right at no other")
         return captured, network
+
+    def _tell_pinned(self, captured: Capture, axes: set[int], why: str) -> None:
+        """Say which sizes the file takes only."""
+        for axis, name, size in (
+            (BATCH_AXIS, "batch size", captured.batch),
+            (FRAME_AXIS, "frame count", captured.frames),
+        ):
+            if axis in axes and size is not None:
+                self.progress.note(f"the network is taken with a {name} of {size} only: {why}")
 
     def calibrate(self, captured: Capture, network: fx.GraphModule, data: GaitData) -> fx.GraphModule:
         """The quantized graph, calibrated."""
@@ -214,12 +229,39 @@ class _Run:
         return quantized
 
     def export(
-        self, captured: Capture, network: fx.GraphModule, quantized: fx.GraphModule
-    ) -> tuple[onnx.ModelProto, int]:
-        """The quantized model for the runtime, and the size of the float one."""
+        self, captured: Capture, quantized: fx.GraphModule, data: GaitData
+    ) -> tuple[Capture, onnx.ModelProto, InferenceSession]:
+        """The model for the runtime, right at every size that it declares; what it is not is pinned.
+
+        Raises:
+            ExportError: it is wrong even where batch size and frame count are fixed.
+        """
         with self.stage("export"):
-            model = export_quantized(quantized, captured, self.target.opset)
-            return model, export_float(network, captured, self.target.opset).ByteSize()
+            exact = copy.deepcopy(quantized).double()
+            for _ in range(3):  # as captured, then with one and with both dimensions pinned
+                model = export_quantized(quantized, captured, self.target.opset)
+                session = open_session(model.SerializeToString(), spinning=False)
+                failing = find_failing_axes(
+                    partial(run_session, session),
+                    lambda batch: exact(batch.to(self.device).double()).float(),
+                    self._clips(captured, data),
+                    captured.sizes,
+                    self.config.minimum_parity,
+                )
+                if not failing & captured.free_axes:
+                    return captured, model, session
+                captured = captured.pin({FRAME_AXIS} & failing or failing)
+                self._tell_pinned(captured, failing, "the file would be wrong at another")
+        raise ExportError("the file differs from the simulation even where its batch and frames are fixed")
+
+    def _clips(self, captured: Capture, data: GaitData) -> Tensor:
+        """Test sequences as a batch ``[n, s, h, w]`` of the largest sizes that captures are checked at."""
+        batch, frames = (max(sizes) for sizes in zip(*captured.sizes, strict=True))
+        chosen = data.test.choose(batch, self.config.seed)
+        clips = [
+            network_batch(silhouettes, record, captured.frame_shape, frames) for silhouettes, record in chosen
+        ]
+        return torch.cat([clips[index % len(clips)] for index in range(batch)])
 
     def check(
         self,
@@ -237,7 +279,7 @@ class _Run:
         chosen = data.test.choose(PARITY_SEQUENCES, self.config.seed)
         with self.stage("parity", len(chosen)) as advance:
             parity = compare_with_simulation(
-                lambda batch: run_session(session, batch),
+                partial(run_session, session),
                 lambda batch: exact(batch.double()).float(),
                 self._batches(captured, chosen, advance),
                 self.config.minimum_parity,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -65,8 +66,7 @@ def compare_with_simulation(
                     f"the file gives {list(given.shape)}, the simulation {list(expected.shape)}, "
                     f"for silhouettes {list(batch.shape)}"
                 )
-            a, b = expected.double().flatten(1), given.double().flatten(1)
-            cosines.append(torch.nn.functional.cosine_similarity(a, b, dim=1).min().item())
+            cosines.append(_smallest_cosine(expected, given))
             differences.append((expected - given).abs().max().item())
     parity = Parity(min(cosines), max(differences), len(cosines))
     if not parity.cosine_min >= minimum_cosine:
@@ -75,6 +75,62 @@ def compare_with_simulation(
             f"{parity.sequences} sequences, at least {minimum_cosine} is asked for"
         )
     return parity
+
+
+def find_failing_axes(
+    run: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    simulate: Callable[[Tensor], Tensor],
+    silhouettes: Tensor,
+    sizes: Iterable[tuple[int, int]],
+    minimum_cosine: float,
+) -> set[int]:
+    """Axes of the input that a file declares free although it is wrong at some of their sizes.
+
+    Exporters may fix a dimension without a word, so a file is believed at the sizes only at which it was run.
+
+    Args:
+        run: the file in the runtime.
+        simulate: the quantized graph, right at all sizes.
+        silhouettes: ``[n, s, h, w]``, at least as large as all `sizes`.
+        sizes: (batch, frames) to try.
+        minimum_cosine: below it the file is wrong; so it is where an embedding differs by as much in length.
+
+    Returns:
+        Of 0 (batch) and 1 (frames) those along which a wrong size differs from the median size; both where
+        the median size itself is wrong.
+    """
+    sizes = sorted(sizes)
+    usual = tuple(int(np.median(values)) for values in zip(*sizes, strict=True))
+    failing: set[int] = set()
+    # Between vectors of equal length: |a - b|² = 2 (1 - cosine) |a|².
+    allowed = math.sqrt(2 * (1 - minimum_cosine))
+    for batch, frames in sizes:
+        part = silhouettes[:batch, :frames]
+        try:
+            with torch.inference_mode():
+                expected = simulate(part).cpu()
+        except RuntimeError:  # a size that the network itself does not take
+            continue
+        try:
+            given = torch.from_numpy(run(part.cpu().numpy()))
+        except Exception:  # onnxruntime's exceptions have no common public base
+            given = expected.new_empty(0)
+        if given.shape != expected.shape or not _largest_relative_error(expected, given) <= allowed:
+            differing = {axis for axis, size in enumerate((batch, frames)) if size != usual[axis]}
+            failing |= differing or {0, 1}
+    return failing
+
+
+def _smallest_cosine(expected: Tensor, given: Tensor) -> float:
+    """Of the sequences of a batch."""
+    a, b = expected.double().flatten(1), given.double().flatten(1)
+    return torch.nn.functional.cosine_similarity(a, b, dim=1).min().item()
+
+
+def _largest_relative_error(expected: Tensor, given: Tensor) -> float:
+    """Of the sequences of a batch."""
+    a, b = expected.double().flatten(1), given.double().flatten(1)
+    return ((a - b).norm(dim=1) / a.norm(dim=1).clamp_min(torch.finfo(a.dtype).tiny)).max().item()
 
 
 def layers_without_integer_kernel(model: bytes, layers: Iterable[str]) -> list[str]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any
 
@@ -28,6 +28,8 @@ EXAMPLE_BATCH = 2  # with 1, networks that squeeze are captured wrongly
 EXAMPLE_FRAMES = 7  # prime, so that no arithmetic on it works by accident
 BATCHES = (1, 2, 3)
 FRAME_COUNTS = (5, 7, 17)  # shorter, as captured, more than twice as long
+# What a dimension is fixed at where the network, its capture or its file takes one size only.
+PINNED_BATCH, PINNED_FRAMES = 1, 30
 TOLERANCE = 1e-4  # relative to the largest value of the embedding
 BATCH_AXIS, FRAME_AXIS = 0, 1
 
@@ -54,6 +56,28 @@ class Capture:
         """Random silhouettes ``[n, s, h, w]`` that the graph takes; fixed dimensions have their way."""
         return random_silhouettes(self.batch or sequences, self.frames or length, self.frame_shape)
 
+    @property
+    def free_axes(self) -> frozenset[int]:
+        """Which of batch and frames may have any size."""
+        sizes = {BATCH_AXIS: self.batch, FRAME_AXIS: self.frames}
+        return frozenset(axis for axis, size in sizes.items() if size is None)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """The (batch, frames) to check at: one of both at a time differs from those of the example."""
+        own = (self.batch or EXAMPLE_BATCH, self.frames or EXAMPLE_FRAMES)
+        batches = BATCHES if self.batch is None else (self.batch,)
+        counts = FRAME_COUNTS if self.frames is None else (self.frames,)
+        return tuple(sorted({(n, own[1]) for n in batches} | {(own[0], s) for s in counts}))
+
+    def pin(self, axes: Iterable[int]) -> Capture:
+        """The same with free dimensions fixed: one sequence, of `PINNED_FRAMES` frames."""
+        return replace(
+            self,
+            batch=PINNED_BATCH if BATCH_AXIS in axes else self.batch,
+            frames=PINNED_FRAMES if FRAME_AXIS in axes else self.frames,
+        )
+
 
 def capture(network: nn.Module, frame_shape: tuple[int, ...], frames: int | None = None) -> Capture:
     """Capture a network and compare the graph with it.
@@ -68,25 +92,24 @@ def capture(network: nn.Module, frame_shape: tuple[int, ...], frames: int | None
             output, gives values that are not finite, or computes something else than its graph.
     """
     set_to_inference(network)
-    example = random_silhouettes(EXAMPLE_BATCH, frames or EXAMPLE_FRAMES, frame_shape)
-    _check_embedding(_run_network(network, example), example)
-    fixed_batch, fixed_frames = None, frames
+    captured = Capture(fx.GraphModule({}, fx.Graph()), None, frames, frame_shape, ())
     for _ in range(3):  # as captured, then with one and with both dimensions pinned
-        graph_module, pinned = _export(network, example, fixed_batch, fixed_frames)
-        fixed_batch = fixed_batch or (EXAMPLE_BATCH if BATCH_AXIS in pinned else None)
-        fixed_frames = fixed_frames or (example.shape[FRAME_AXIS] if FRAME_AXIS in pinned else None)
-        sizes = _sizes_to_check(fixed_batch, fixed_frames, example)
-        found = {size: _compare(network, graph_module, size, example) for size in sizes}
+        example = captured.example()
+        _check_embedding(_run_network(network, example), example)
+        graph_module, pinned = _export(network, example, captured.free_axes)
+        found = {size: _compare(network, graph_module, size, example) for size in captured.sizes}
         if found[example.shape[0], example.shape[1]] is _Comparison.DIFFERS:
             raise CaptureError(
                 "the captured graph computes something else than the network on the very input it was "
                 "captured with; does the network keep state, or draw random numbers in eval mode?"
             )
-        pin_batch, pin_frames = (_must_pin(found, axis, example) for axis in (BATCH_AXIS, FRAME_AXIS))
-        if not pin_batch and not pin_frames:
-            return Capture(graph_module, fixed_batch, fixed_frames, frame_shape, tuple(sizes))
-        fixed_frames = example.shape[FRAME_AXIS] if pin_frames else fixed_frames
-        fixed_batch = EXAMPLE_BATCH if pin_batch and not pin_frames else fixed_batch
+        if not pinned:
+            pinned = {axis for axis in captured.free_axes if _must_pin(found, axis, example)}
+        if not pinned:
+            agreeing = (size for size, result in found.items() if result is _Comparison.AGREES)
+            return replace(captured, graph_module=graph_module, checked=tuple(agreeing))
+        # One that varies with a wrong frame count may be right for any batch.
+        captured = captured.pin({FRAME_AXIS} if FRAME_AXIS in pinned else pinned)
     raise CaptureError("the graph differs from the network even where batch size and frame count are fixed")
 
 
@@ -128,7 +151,7 @@ def _run_network(network: nn.Module, silhouettes: Tensor) -> Any:
         raise CaptureError(
             f"the network does not run on sequences {list(silhouettes.shape)} in [0, 1] "
             f"({type(error).__name__}: {first_line(error)}); check the size of a frame, or write an adapter "
-            "that brings it to this convention"
+            "that brings it to this convention; where it takes one frame count only, name that with --frames"
         ) from error
 
 
@@ -148,10 +171,10 @@ def _check_embedding(output: Any, example: Tensor) -> None:
 
 
 def _export(
-    network: nn.Module, example: Tensor, batch: int | None, frames: int | None
+    network: nn.Module, example: Tensor, free_axes: frozenset[int]
 ) -> tuple[fx.GraphModule, set[int]]:
     """Export with the dimensions that are not fixed left to torch; gives the axes that it fixed."""
-    dynamic = {axis: Dim.AUTO for axis, size in ((BATCH_AXIS, batch), (FRAME_AXIS, frames)) if size is None}
+    dynamic = dict.fromkeys(sorted(free_axes), Dim.AUTO)
     try:
         with quiet_torch(), torch.no_grad():
             program = torch.export.export(network, (example,), dynamic_shapes=(dynamic,), strict=False)
@@ -180,13 +203,6 @@ def _plain_graph_module(exported: fx.GraphModule) -> fx.GraphModule:
     remove_unused(graph_module)
     graph_module.training = False
     return graph_module
-
-
-def _sizes_to_check(batch: int | None, frames: int | None, example: Tensor) -> list[tuple[int, int]]:
-    batches = BATCHES if batch is None else (batch,)
-    counts = FRAME_COUNTS if frames is None else (frames,)
-    sizes = {(n, example.shape[1]) for n in batches} | {(example.shape[0], s) for s in counts}
-    return sorted(sizes)
 
 
 class _Comparison(Enum):

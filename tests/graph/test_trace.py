@@ -18,10 +18,18 @@ class Embedding(nn.Module):
 
 
 class FixedFrames(Embedding):
-    """Takes seven frames only, and says so by failing."""
+    """Takes eight frames only, and says so by failing."""
 
     def forward(self, silhouettes):
-        return self.linear(silhouettes.reshape(silhouettes.shape[0], 7 * 64 * 44)[:, :4])
+        return self.linear(silhouettes.reshape(silhouettes.shape[0], 8 * 64 * 44)[:, :4])
+
+
+class CountsTheBatch(Embedding):
+    """Makes a number of the batch size, which torch.export fixes."""
+
+    def forward(self, silhouettes):
+        count = int(silhouettes.shape[0])
+        return super().forward(silhouettes).reshape(count, 3)
 
 
 class BranchOnLength(Embedding):
@@ -74,16 +82,26 @@ def test_the_network_itself_is_left_as_it_was(gaitbase):
 
 
 def test_a_network_for_one_length_is_captured_with_that_length():
-    captured = capture(FixedFrames().eval(), (64, 44))
-    assert captured.frames == 7
+    with pytest.raises(CaptureError, match="name that with --frames"):
+        capture(FixedFrames().eval(), (64, 44))
+    captured = capture(FixedFrames().eval(), (64, 44), frames=8)
+    assert captured.frames == 8
     assert captured.batch is None
 
 
-def test_a_length_that_is_baked_in_is_found_and_pinned():
+def test_a_batch_size_that_is_baked_in_is_pinned_to_one_sequence():
+    network = CountsTheBatch().eval()
+    captured = capture(network, (64, 44))
+    assert (captured.batch, captured.frames) == (1, None)
+    silhouettes = torch.rand(1, 11, 64, 44)
+    torch.testing.assert_close(captured.graph_module(silhouettes), network(silhouettes))
+
+
+def test_a_length_that_is_baked_in_is_found_and_pinned_to_thirty_frames():
     network = BranchOnLength().eval()
     captured = capture(network, (64, 44))
-    assert captured.frames == 7
-    silhouettes = torch.rand(2, 7, 64, 44)
+    assert captured.frames == 30
+    silhouettes = torch.rand(2, 30, 64, 44)
     torch.testing.assert_close(captured.graph_module(silhouettes), network(silhouettes))
 
 
