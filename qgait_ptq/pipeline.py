@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 
 from qgait_ptq.config import QuantConfig, Recipe
 from qgait_ptq.device import choose_device
-from qgait_ptq.evaluation import accuracy_of, agreement_of
 from qgait_ptq.errors import ExportError
+from qgait_ptq.evaluation import accuracy_of, agreement_of
 from qgait_ptq.export.checks import (
     Parity,
     compare_with_simulation,

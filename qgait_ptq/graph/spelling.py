@@ -2,7 +2,7 @@
 
 Parameters that are only reshaped, normalised or combined before their use become parameters of their own;
 pieces of a tensor become slices; stacking becomes concatenation; products with a stored matrix become linear
-layers. All exact.
+layers, and these see matrices. All exact.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ WHOLE = 2**63 - 1  # where a slice without an end ends
 SLICES, EINSUMS = frozenset({aten.slice.Tensor}), frozenset({aten.einsum.default})
 SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int})
 STACKS = frozenset({aten.stack.default})
+LINEAR = frozenset({aten.linear.default})
 
 
 def unify_spelling(graph_module: fx.GraphModule, examples: Sequence[Tensor]) -> None:
@@ -44,6 +45,8 @@ def unify_spelling(graph_module: fx.GraphModule, examples: Sequence[Tensor]) -> 
     stacks_to_concatenations(graph_module)
     record_shapes(graph_module, examples[0])
     products_to_linear(graph_module)
+    record_shapes(graph_module, examples[0])
+    linear_to_matrices(graph_module)
     remove_unused(graph_module)
 
 
@@ -187,4 +190,25 @@ def products_to_linear(graph_module: fx.GraphModule) -> None:
         with graph_module.graph.inserting_before(node):
             linear = graph_module.graph.call_function(aten.linear.default, (node.args[0], parameter, None))
         node.replace_all_uses_with(linear)
+    remove_unused(graph_module)
+
+
+def linear_to_matrices(graph_module: fx.GraphModule) -> None:
+    """Let linear layers over tokens ``[n, t, c]`` see matrices ``[n·t, c]``: these have integer kernels."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        shape = observed_shape(node.args[0]) if is_operator(node, LINEAR) else None
+        if shape is None or len(shape) < 3 or tensor_of(graph_module, node.args[1]) is None:
+            continue
+        features, rest = node.args[0], node.args[1:]
+        with graph.inserting_before(node):
+            sizes = [
+                graph.call_function(aten.sym_size.int, (features, axis)) for axis in range(len(shape) - 1)
+            ]
+            rows = graph.call_function(aten.reshape.default, (features, [-1, shape[-1]]))
+            given = graph.call_function(aten.linear.default, (rows, *rest))
+            back = graph.call_function(
+                aten.reshape.default, (given, [*sizes, (observed_shape(node) or shape)[-1]])
+            )
+        node.replace_all_uses_with(back)
     remove_unused(graph_module)

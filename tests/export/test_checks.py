@@ -63,6 +63,10 @@ def test_sizes_that_the_network_itself_refuses_are_not_held_against_the_file():
         return batch.mean(1).flatten(1)
 
     found = find_failing_axes(
-        lambda batch: run_session(session, batch), simulate, random_silhouettes(3, 17, (8, 4)), CAPTURE.sizes, 1 - 1e-6
+        lambda batch: run_session(session, batch),
+        simulate,
+        random_silhouettes(3, 17, (8, 4)),
+        CAPTURE.sizes,
+        1 - 1e-6,
     )
     assert found == set()

@@ -9,7 +9,16 @@ import torch
 from qgait_ptq.export.checks import layers_without_integer_kernel
 from qgait_ptq.export.onnx_file import export_quantized
 from qgait_ptq.export.targets import get_target
-from qgait_ptq.gait.zoo import DeepGaitV2P3D, GaitBase, GaitGL, GaitPart, GaitSet, SkeletonGaitPlus
+from qgait_ptq.gait.zoo import (
+    DeepGaitV2P3D,
+    GaitBase,
+    GaitGL,
+    GaitGraph,
+    GaitPart,
+    GaitSet,
+    SkeletonGaitPlus,
+    SwinGait,
+)
 from qgait_ptq.graph.layers import list_layers
 from qgait_ptq.runtime.embedder import open_session, run_session
 from tests.conftest import randomise_batch_norms
@@ -22,8 +31,11 @@ SMALL = {
     "GaitBase": lambda: GaitBase(channels=(4, 8, 8, 16), embedding=16),
     "DeepGaitV2-P3D": lambda: DeepGaitV2P3D(channels=(4, 8, 8, 16), blocks=(1, 1, 1, 1), embedding=16),
     "SkeletonGait++": lambda: SkeletonGaitPlus(channels=(4, 8, 8, 16), embedding=16),
+    "SwinGait": lambda: SwinGait(channels=(4, 8), heads=2, blocks=2, embedding=16),
+    "GaitGraph": lambda: GaitGraph(channels=(4, 8), embedding=16),
 }
-FRAME_SHAPE = {"SkeletonGait++": (3, 64, 44)}
+FRAME_SHAPE = {"SkeletonGait++": (3, 64, 44), "GaitGraph": (17, 3)}
+FLOAT_LAYERS = {"GaitGraph": []}  # its embedding is normalised behind the last layer
 FULL_SIZE = {"GaitSet": 2.59, "GaitPart": 1.20, "GaitGL": 2.49, "GaitBase": 6.99, "DeepGaitV2-P3D": 13.2}
 FULL = {
     "GaitSet": GaitSet,
@@ -47,7 +59,7 @@ def test_a_family_is_captured_quantized_and_exported_with_its_convolutions_on_in
     quantized = quantize_network(network, [sequence(name, frames) for frames in (9, 20)])
     assert (quantized.captured.batch, quantized.captured.frames) == (None, None)
     layers = list_layers(quantized.float_graph)
-    assert [layer.name for layer in layers if not layer.integer] == ["part_linear"]
+    assert [layer.name for layer in layers if not layer.integer] == FLOAT_LAYERS.get(name, ["part_linear"])
     file = export_quantized(quantized.graph, quantized.captured, get_target("onnxruntime").opset)
     integer = [layer.name for layer in layers if layer.integer]
     assert layers_without_integer_kernel(file.SerializeToString(), integer) == []
