@@ -191,6 +191,7 @@ class ModelSource(_Model):
         adapter: ``opengait`` or ``module:class``; None where the network takes ``[n, s, h, w]`` itself.
         trust_pickle: whether a pickled module may run its code.
         frames: fixed frame count; None lets it be free.
+        output: names the embedding among several outputs, such as ``inference_feat.embeddings``.
         sha256: of the file, written by the toolkit.
     """
 
@@ -201,6 +202,7 @@ class ModelSource(_Model):
     adapter: str | None = None
     trust_pickle: bool = False
     frames: Annotated[int, Field(ge=1)] | None = None
+    output: str | None = None
     sha256: str | None = None
 
 

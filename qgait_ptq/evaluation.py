@@ -13,6 +13,7 @@ from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr
 from qgait_ptq.gait.protocols import Accuracy, evaluate
 from qgait_ptq.gait.sequences import shape_text
 from qgait_ptq.gait.sources import GaitData
+from qgait_ptq.graph.trace import embedding_network
 from qgait_ptq.progress import Progress, Silent
 from qgait_ptq.runtime.embedder import Embedder, run_session
 
@@ -22,6 +23,7 @@ def evaluate_network(
     data: GaitData,
     device: str = "auto",
     frames: int | None = None,
+    output: str | None = None,
     progress: Progress | None = None,
 ) -> Accuracy:
     """Accuracy of a network that takes ``[n, s, h, w]``.
@@ -31,13 +33,15 @@ def evaluate_network(
         data: with a test set.
         device: ``auto``, ``cpu`` or ``cuda``.
         frames: for networks that take one frame count only.
+        output: names the embedding, for networks that give several tensors.
         progress: told what runs.
 
     Raises:
+        CaptureError: the network does not run on such data, or its embedding is not clear.
         DataError: the data have no gallery and probes, or sequences of different sizes.
     """
     place = choose_device(device)
-    network = network.to(place)
+    network = embedding_network(network.cpu(), data.frame_shape, frames, output).to(place)
     return _evaluate(lambda batch: network(batch.to(place)), data, frames, progress or Silent())
 
 

@@ -80,6 +80,7 @@ def quantize(
     *,
     device: str = "auto",
     frames: int | None = None,
+    output: str | None = None,
     source: dict[str, Any] | None = None,
     recipe: Recipe | None = None,
     progress: Progress | None = None,
@@ -96,6 +97,7 @@ def quantize(
         config: None is W8A8.
         device: ``auto`` takes a GPU where there is one; ``cpu``, ``cuda``.
         frames: for networks that take one frame count only.
+        output: names the embedding, for networks that give several tensors, such as ``features.0``.
         source: what the report says of the model, such as its path and hash.
         recipe: stored with the result.
         progress: told what runs.
@@ -108,7 +110,7 @@ def quantize(
     """
     run = _Run(config or QuantConfig(), choose_device(device), progress or Silent(), work_folder, resume)
     gait_data = run.prepare(data)
-    captured, network = run.capture(model, gait_data, frames)
+    captured, network = run.capture(model, gait_data, frames, output)
     quantized = run.calibrate(captured, network, gait_data)
     captured, onnx_model, session = run.export(captured, quantized, gait_data)
     float_bytes = export_float(network, captured, run.target.opset).ByteSize()
@@ -137,7 +139,12 @@ def quantize(
 
 
 def plan(
-    model: nn.Module, frame_shape: tuple[int, ...], config: QuantConfig, *, frames: int | None = None
+    model: nn.Module,
+    frame_shape: tuple[int, ...],
+    config: QuantConfig,
+    *,
+    frames: int | None = None,
+    output: str | None = None,
 ) -> tuple[Capture, fx.GraphModule, list[LayerPlan]]:
     """Capture a network and decide what is quantized, without data.
 
@@ -146,6 +153,7 @@ def plan(
         frame_shape: ``(h, w)``, or ``(c, h, w)``.
         config: widths and target.
         frames: for networks that take one frame count only.
+        output: names the embedding, for networks that give several tensors.
 
     Returns:
         The capture, the simplified and annotated float graph, and its layers.
@@ -156,7 +164,7 @@ def plan(
     """
     with quiet_torch():
         network = copy.deepcopy(model).cpu()  # the user's stays where it is, in the mode it is in
-    captured = capture(network, frame_shape, frames=frames)
+    captured = capture(network, frame_shape, frames, output)
     others = [captured.example(*sizes) for sizes in captured.checked]
     graph_module = simplify(captured.graph_module, captured.example(), *others).requires_grad_(False)
     place(graph_module, get_target(config.target).rules, _widths(config))
@@ -199,10 +207,12 @@ class _Run:
             self.progress.note("no data given: quantizing for the built-in synthetic walkers")
             return load_walkers()
 
-    def capture(self, model: nn.Module, data: GaitData, frames: int | None) -> tuple[Capture, fx.GraphModule]:
+    def capture(
+        self, model: nn.Module, data: GaitData, frames: int | None, output: str | None
+    ) -> tuple[Capture, fx.GraphModule]:
         """The captured, simplified and annotated float graph."""
         with self.stage("capture"):
-            captured, network, _ = plan(model, data.frame_shape, self.config, frames=frames)
+            captured, network, _ = plan(model, data.frame_shape, self.config, frames=frames, output=output)
             pinned = {BATCH_AXIS, FRAME_AXIS} - captured.free_axes - ({FRAME_AXIS} if frames else set())
             self._tell_pinned(captured, pinned, "its capture is right at no other")
         return captured, network

@@ -53,7 +53,7 @@ def command(model: Path | None, recipe_file: Path | None, device: str, as_json: 
     else:
         network, _ = load_network(recipe.model, progress)
         data = load_data(recipe.data, progress)
-        accuracy = evaluate_network(network, data, device, recipe.model.frames, progress)
+        accuracy = evaluate_network(network, data, device, recipe.model.frames, recipe.model.output, progress)
     if as_json:
         click.echo(json.dumps(accuracy.to_report()))
     else:

@@ -58,7 +58,11 @@ def command(
     network, _ = load_network(recipe.model, TerminalProgress(console))
     frame_shape = (height, width) if channels is None else (channels, height, width)
     captured, graph_module, layers = plan(
-        network, frame_shape, recipe.quantization, frames=recipe.model.frames
+        network,
+        frame_shape,
+        recipe.quantization,
+        frames=recipe.model.frames,
+        output=recipe.model.output,
     )
     if as_json:
         click.echo(json.dumps([asdict(layer) for layer in layers]))

@@ -31,6 +31,9 @@ MODEL_OPTIONS = (
     ),
     click.option("--adapter", metavar="NAME", help="'opengait', or MODULE:CLASS that wraps the network."),
     click.option("--frames", type=int, help="Fixed frame count, for networks that take only one."),
+    click.option(
+        "--output", metavar="NAME", help="The embedding, where the network gives several: 'features.0'."
+    ),
     click.option("--trust-pickle", is_flag=True, default=None, help="Run the code of a pickled module."),
 )
 DATA_OPTIONS = (

@@ -103,6 +103,7 @@ def command(
         recipe.quantization,
         device=device,
         frames=recipe.model.frames,
+        output=recipe.model.output,
         source=source,
         recipe=repeatable,
         progress=progress,

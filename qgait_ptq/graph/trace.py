@@ -21,8 +21,9 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 
 from qgait_ptq.errors import CaptureError, first_line
-from qgait_ptq.graph.attributes import remove_unused
+from qgait_ptq.graph.attributes import ORIGIN_KEY, remove_unused
 from qgait_ptq.graph.capture_failure import explain_failure
+from qgait_ptq.graph.embedding_output import could_be_embedding, reduce_to_embedding
 
 EXAMPLE_BATCH = 2  # with 1, networks that squeeze are captured wrongly
 EXAMPLE_FRAMES = 7  # prime, so that no arithmetic on it works by accident
@@ -79,19 +80,27 @@ class Capture:
         )
 
 
-def capture(network: nn.Module, frame_shape: tuple[int, ...], frames: int | None = None) -> Capture:
+def capture(
+    network: nn.Module,
+    frame_shape: tuple[int, ...],
+    frames: int | None = None,
+    output: str | None = None,
+) -> Capture:
     """Capture a network and compare the graph with it.
 
     Args:
-        network: on the CPU; takes ``[n, s, h, w]`` in [0, 1], gives a tensor ``[n, c, p]`` or ``[n, c]``.
+        network: on the CPU; takes ``[n, s, h, w]`` in [0, 1], gives ``[n, c, p]`` or ``[n, c]``, alone
+            or in a dictionary or tuple.
         frame_shape: of one frame: ``(h, w)``, or ``(c, h, w)`` for a network that takes ``[n, s, c, h, w]``.
         frames: capture with this frame count only; None tries any.
+        output: names the embedding among several outputs; see `reduce_to_embedding`.
 
     Raises:
         CaptureError: the network does not run on such an input, cannot be captured, has no embedding as its
             output, gives values that are not finite, or computes something else than its graph.
     """
     set_to_inference(network)
+    network = embedding_network(network, frame_shape, frames, output)
     captured = Capture(fx.GraphModule({}, fx.Graph()), None, frames, frame_shape, ())
     for _ in range(3):  # as captured, then with one and with both dimensions pinned
         example = captured.example()
@@ -111,6 +120,14 @@ def capture(network: nn.Module, frame_shape: tuple[int, ...], frames: int | None
         # One that varies with a wrong frame count may be right for any batch.
         captured = captured.pin({FRAME_AXIS} if FRAME_AXIS in pinned else pinned)
     raise CaptureError("the graph differs from the network even where batch size and frame count are fixed")
+
+
+def embedding_network(
+    network: nn.Module, frame_shape: tuple[int, ...], frames: int | None = None, output: str | None = None
+) -> nn.Module:
+    """A network that gives the embedding of another one alone; arguments as of `capture`."""
+    example = random_silhouettes(EXAMPLE_BATCH, frames or EXAMPLE_FRAMES, frame_shape)
+    return reduce_to_embedding(network, _run_network(network, example), EXAMPLE_BATCH, output)
 
 
 def set_to_inference(network: nn.Module) -> None:
@@ -155,18 +172,13 @@ def _run_network(network: nn.Module, silhouettes: Tensor) -> Any:
         ) from error
 
 
-def _check_embedding(output: Any, example: Tensor) -> None:
-    if not isinstance(output, Tensor):
+def _check_embedding(embedding: Tensor, example: Tensor) -> None:
+    if not could_be_embedding(embedding, example.shape[0]):
         raise CaptureError(
-            f"the network gives a {type(output).__name__}; an adapter must pick the embedding, a tensor "
-            "[n, c, p] or [n, c]"
+            f"the network gives a tensor {list(embedding.shape)} of {embedding.dtype} for a batch of "
+            f"{example.shape[0]}; an embedding is [n, c, p] or [n, c]"
         )
-    if output.ndim not in (2, 3) or output.shape[0] != example.shape[0]:
-        raise CaptureError(
-            f"the network gives a tensor {list(output.shape)} for a batch of {example.shape[0]}; an "
-            "embedding is [n, c, p] or [n, c]"
-        )
-    if not torch.isfinite(output).all():
+    if not torch.isfinite(embedding).all():
         raise CaptureError("the network's embedding holds NaN or infinite values; are its weights sound?")
 
 
@@ -185,7 +197,9 @@ def _export(
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     shape = placeholders[0].meta["val"].shape
     pinned = {axis for axis in dynamic if isinstance(shape[axis], int)}
-    return _plain_graph_module(graph_module), pinned
+    graph_module = _plain_graph_module(graph_module)
+    _name_as_inside(graph_module, network)
+    return graph_module, pinned
 
 
 def _plain_graph_module(exported: fx.GraphModule) -> fx.GraphModule:
@@ -203,6 +217,16 @@ def _plain_graph_module(exported: fx.GraphModule) -> fx.GraphModule:
     remove_unused(graph_module)
     graph_module.training = False
     return graph_module
+
+
+def _name_as_inside(graph_module: fx.GraphModule, network: nn.Module) -> None:
+    """Name parameters as the user's network does, without the wrappers around it."""
+    prefix = ""
+    while [name for name, _ in network.named_children()] == ["network"] and not network._parameters:
+        network, prefix = network.get_submodule("network"), f"{prefix}network."
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr" and str(node.target).startswith(prefix):
+            node.meta[ORIGIN_KEY] = str(node.target).removeprefix(prefix)
 
 
 class _Comparison(Enum):

@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from qgait_ptq.config import QuantConfig
 from qgait_ptq.errors import CaptureError
 from qgait_ptq.graph.trace import capture
+from qgait_ptq.pipeline import plan
 
 
 class Embedding(nn.Module):
@@ -48,12 +50,34 @@ class BranchOnData(Embedding):
 
 class GivesDictionary(Embedding):
     def forward(self, silhouettes):
-        return {"embedding": super().forward(silhouettes)}
+        return {"features": [super().forward(silhouettes)], "frames": silhouettes.mean((0, 2, 3))}
+
+
+class GivesPair(Embedding):
+    """Embedding and class scores, which nothing but a name tells apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Linear(3, 10)
+
+    def forward(self, silhouettes):
+        embedding = super().forward(silhouettes)
+        return embedding, {"scores": self.classifier(embedding)}
+
+
+class GivesNothing(Embedding):
+    def forward(self, silhouettes):
+        return {"loss": silhouettes.sum()}
 
 
 class GivesScores(Embedding):
     def forward(self, silhouettes):
         return super().forward(silhouettes).sum(0)
+
+
+class GivesWholeNumbers(Embedding):
+    def forward(self, silhouettes):
+        return super().forward(silhouettes).long()
 
 
 class DrawsNumbers(Embedding):
@@ -109,8 +133,10 @@ def test_a_length_that_is_baked_in_is_found_and_pinned_to_thirty_frames():
     ("network", "message"),
     [
         (BranchOnData(), "cannot capture"),
-        (GivesDictionary(), "gives a dict"),
+        (GivesNothing(), r"gives a dict without an embedding.*loss \[\]"),
+        (GivesPair(), r"0 \[2, 3\], 1.scores \[2, 10\]; name it with --output"),
         (GivesScores(), "an embedding is"),
+        (GivesWholeNumbers(), "an embedding is"),
         (DrawsNumbers(), "draw random numbers"),
         (nn.Conv2d(9, 1, 3), "does not run on sequences"),
     ],
@@ -125,3 +151,29 @@ def test_embeddings_that_are_not_finite_are_refused(gaitbase):
         gaitbase.part_linear.weight[0, 0, 0] = float("nan")
     with pytest.raises(CaptureError, match="NaN"):
         capture(gaitbase, (64, 44))
+
+
+def test_the_embedding_is_found_among_other_outputs():
+    network = GivesDictionary().eval()
+    captured = capture(network, (64, 44))
+    silhouettes = torch.rand(3, 11, 64, 44)
+    expected = network(silhouettes)["features"][0]
+    torch.testing.assert_close(captured.graph_module(silhouettes), expected)
+
+
+@pytest.mark.parametrize(("output", "channels"), [("0", 3), ("1.scores", 10)])
+def test_one_of_several_outputs_is_named_and_nothing_else_is_kept(output, channels):
+    captured = capture(GivesPair().eval(), (64, 44), output=output)
+    assert captured.graph_module(torch.rand(3, 11, 64, 44)).shape == (3, channels)
+    kept = [name for name, _ in captured.graph_module.named_parameters()]
+    assert any("classifier" in name for name in kept) == (output == "1.scores")
+
+
+def test_an_output_that_is_not_there_is_an_error_that_lists_what_is():
+    with pytest.raises(CaptureError, match=r"no output 'feature'; it gives 0 \[2, 3\]"):
+        capture(GivesPair().eval(), (64, 44), output="feature")
+
+
+def test_layers_are_named_as_in_the_network_whatever_is_wrapped_around_it():
+    _, _, layers = plan(GivesDictionary().eval(), (64, 44), QuantConfig())
+    assert [layer.name for layer in layers] == ["linear"]
