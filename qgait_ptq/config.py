@@ -214,12 +214,18 @@ class DataSource(_Model):
         partition: partition json; None looks for ``partition.json`` in the root.
         protocol: of the evaluation.
         metric: distance of embeddings.
+        cut_columns: cut from each side of a frame; None cuts the empty columns of square frames.
+        longest: frames of a sequence that are used at most.
+        modality: which of several array files in a folder is read, in the order of their names.
     """
 
     root: Path | None = None
     partition: Path | None = None
     protocol: str = "casia-b"
     metric: Literal["euclidean", "cosine"] = "euclidean"
+    cut_columns: Annotated[int, Field(ge=0)] | None = None
+    longest: Annotated[int, Field(ge=1)] = 720
+    modality: Annotated[int, Field(ge=0)] = 0
 
 
 class Recipe(_Model):

@@ -13,12 +13,12 @@ from qgait_ptq.config import DataSource, ModelSource
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.gait.adapters import ADAPTERS
 from qgait_ptq.gait.opengait import (
-    APPLIED_TRANSFORMS,
     PREFIX,
     make_opengait_network,
     read_opengait_config,
 )
 from qgait_ptq.gait.protocols import get_protocol
+from qgait_ptq.gait.sequences import Reading
 from qgait_ptq.gait.sources import (
     CALIBRATION_WALKERS,
     TEST_WALKERS,
@@ -71,9 +71,8 @@ def _opengait_factory(source: ModelSource, progress: Progress) -> Callable[[], n
     if source.factory is not None and not source.factory.startswith(PREFIX):
         raise ConfigError(f"--opengait-config goes with --model {PREFIX}CLASS, not {source.factory}")
     config = read_opengait_config(source.opengait_config)
-    for transform in config.transforms:
-        if transform not in APPLIED_TRANSFORMS:
-            progress.note(f"{transform} of {config.path} is not applied; store sequences as it gives them")
+    for transform in config.not_applied:
+        progress.note(f"{transform} of {config.path} is not applied; store sequences as it gives them")
     return lambda: make_opengait_network(config, name or None)
 
 
@@ -86,7 +85,8 @@ def load_data(source: DataSource, progress: Progress) -> GaitData:
     """
     get_protocol(source.protocol)
     if source.root is not None:
-        return load_directory(source.root, source.partition, source.protocol, source.metric)
+        reading = Reading(source.cut_columns, source.longest, source.modality)
+        return load_directory(source.root, source.partition, source.protocol, source.metric, reading)
     if source.partition is not None:
         raise ConfigError("--partition belongs to a data set; name its root with --data")
     progress.note(

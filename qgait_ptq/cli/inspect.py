@@ -20,7 +20,9 @@ from qgait_ptq.cli.options import MODEL_OPTIONS, RECIPE_OPTION, WIDTH_OPTIONS, a
         "--height", type=click.IntRange(min=1), default=64, show_default=True, help="Of the silhouettes."
     ),
     click.option(
-        "--width", type=click.IntRange(min=1), default=44, show_default=True, help="Of the silhouettes."
+        "--width",
+        type=click.IntRange(min=1),
+        help="Of the silhouettes.  [default: the height, cut as data are]",
     ),
     click.option(
         "--channels", type=click.IntRange(min=1), help="Of a frame, for networks that take [n, s, c, h, w]."
@@ -33,7 +35,7 @@ def command(
     model: Path | None,
     recipe_file: Path | None,
     height: int,
-    width: int,
+    width: int | None,
     channels: int | None,
     as_json: bool,
     **options: Any,
@@ -46,17 +48,20 @@ def command(
     """
     recipe = build_recipe(model, recipe_file, options)
 
+    import numpy as np
     from rich.console import Console
 
     from qgait_ptq.cli.inputs import load_network
-    from qgait_ptq.gait.sequences import shape_text
+    from qgait_ptq.gait.sequences import cut_width, shape_text
     from qgait_ptq.graph.layers import float_operators
     from qgait_ptq.pipeline import REPORTED_FRAMES, plan
     from qgait_ptq.report.terminal import TerminalProgress, layer_table
 
     console = Console(stderr=as_json)
     network, _ = load_network(recipe.model, TerminalProgress(console))
-    frame_shape = (height, width) if channels is None else (channels, height, width)
+    square = np.zeros((1, height, height), np.uint8)
+    size = (height, width or cut_width(square, recipe.data.cut_columns).shape[-1])
+    frame_shape = size if channels is None else (channels, *size)
     captured, graph_module, layers = plan(
         network,
         frame_shape,

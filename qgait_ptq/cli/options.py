@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from qgait_ptq.config import ModelSource, Recipe, parse, read_recipe
+from qgait_ptq.config import DataSource, ModelSource, Recipe, parse, read_recipe
 
 Command = Callable[..., Any]
 
@@ -41,6 +41,11 @@ DATA_OPTIONS = (
     click.option("--partition", type=click.Path(path_type=Path), help="Default: partition.json in the root."),
     click.option("--protocol", help="casia-b, oumvlp, gait3d or grew.  [default: casia-b]"),
     click.option("--metric", help="euclidean or cosine.  [default: euclidean]"),
+    click.option(
+        "--cut-columns",
+        type=int,
+        help="Cut from each side of a frame.  [default: what is empty in square ones]",
+    ),
 )
 WIDTH_OPTIONS = (
     click.option("--bits", type=int, help="Bits of weights and activations, 2 to 8.  [default: 8]"),
@@ -102,16 +107,17 @@ def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str
 
 
 def _default_from_opengait(values: dict[str, Any]) -> None:
-    """Protocol and metric of an OpenGait configuration, where nothing else is said."""
+    """What an OpenGait configuration says of data and frames, where nothing else is said."""
     path = values["model"].get("opengait_config")
     if path is None:
         return
     from qgait_ptq.gait.opengait import read_opengait_config
 
     config = read_opengait_config(Path(path))
-    values["data"].setdefault("metric", config.metric)
-    if config.protocol is not None:
-        values["data"].setdefault("protocol", config.protocol)
+    for name, value in config.data.items():
+        values["data"].setdefault(name, value)
+    if config.frames is not None:
+        values["model"].setdefault("frames", config.frames)
 
 
 def _switch(quantization: dict[str, Any], stage: str, enabled: bool | None) -> None:
@@ -123,7 +129,7 @@ def _switch(quantization: dict[str, Any], stage: str, enabled: bool | None) -> N
 def _section(option: str) -> str:
     if option in ModelSource.model_fields:
         return "model"
-    return "data" if option in ("root", "partition", "protocol", "metric") else "quantization"
+    return "data" if option in DataSource.model_fields else "quantization"
 
 
 def _arguments(given: Any) -> dict[str, Any]:

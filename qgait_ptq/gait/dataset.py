@@ -16,7 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
-from qgait_ptq.gait.sequences import ARRAY_SUFFIXES, check_silhouettes, cut_width, read_sequence
+from qgait_ptq.gait.sequences import (
+    ARRAY_SUFFIXES,
+    DEFAULT_READING,
+    Reading,
+    check_silhouettes,
+    cut_width,
+    read_sequence,
+)
 
 Silhouettes = NDArray[np.uint8]
 
@@ -79,15 +86,21 @@ class GaitDataset:
         self.description = description or f"{len(self.records)} sequences"
 
     @classmethod
-    def from_directory(cls, root: str | Path, subjects: Iterable[str] | None = None) -> GaitDataset:
+    def from_directory(
+        cls,
+        root: str | Path,
+        subjects: Iterable[str] | None = None,
+        reading: Reading = DEFAULT_READING,
+    ) -> GaitDataset:
         """Find the sequences of an OpenGait layout, ``root/subject/type/view/*.pkl``.
 
         Array files may be pkl, npy or npz; a view folder may hold png frames instead. Where a view folder
-        holds several array files (modalities, sorted by name), the first is taken: the silhouettes.
+        holds several array files (modalities, sorted by name), the first is taken, unless told otherwise.
 
         Args:
             root: the top folder.
             subjects: take these only; None takes all.
+            reading: which file of a folder, and how it is cut.
 
         Raises:
             DataError: no such folder, a subject without a folder, or no sequence at all.
@@ -103,7 +116,7 @@ class GaitDataset:
                 f"{root}: {len(missing)} subjects have no folder ({', '.join(missing[:5])}); "
                 "does the partition belong to this data set?"
             )
-        records = [record for subject in wanted for record in _subject_records(root / subject)]
+        records = [record for subject in wanted for record in _subject_records(root / subject, reading)]
         if not records:
             raise DataError(f"{root}: no sequence found; the layout is root/subject/type/view/*.pkl")
         return cls(records, f"{root} ({len(wanted)} subjects, {len(records)} sequences)")
@@ -167,17 +180,20 @@ def _identity(array: Silhouettes) -> Silhouettes:
     return array
 
 
-def _subject_records(folder: Path) -> Iterator[SequenceRecord]:
+def _subject_records(folder: Path, reading: Reading) -> Iterator[SequenceRecord]:
     for condition in _folders(folder):
         for view in _folders(condition):
             arrays = sorted(file for file in view.iterdir() if file.suffix in ARRAY_SUFFIXES)
-            if arrays:
-                source = arrays[0]
+            if len(arrays) > reading.modality:
+                source = arrays[reading.modality]
+            elif arrays:
+                raise DataError(f"{view}: holds {len(arrays)} array files, no modality {reading.modality}")
             elif any(view.glob("*.png")):
                 source = view
             else:
                 continue
-            yield SequenceRecord(folder.name, condition.name, view.name, partial(read_sequence, source))
+            load = partial(read_sequence, source, reading)
+            yield SequenceRecord(folder.name, condition.name, view.name, load)
 
 
 def _folders(parent: Path) -> list[Path]:

@@ -31,8 +31,9 @@ PROTOCOLS_BY_DATA = {
     "grew": "grew",
 }
 METRICS = {"euc": "euclidean", "cos": "cosine"}
-# Empty columns cut, values divided by 255: done to all data.
-APPLIED_TRANSFORMS = ("BaseSilCuttingTransform",)
+# Values divided by 255, which is done to all data; the second cuts columns, too.
+APPLIED_TRANSFORMS = ("BaseSilTransform", "BaseSilCuttingTransform")
+FIXED_FRAMES = "fixed"  # how the names of samplers begin that give each sequence the same length
 MODELS = "modeling.models"  # the package of its networks
 
 
@@ -44,17 +45,18 @@ class OpenGaitConfig:
         path: of the file.
         network: class name.
         model_cfg: what its ``build_network`` takes.
-        protocol: name of the toolkit's protocol for the data set; None where it has none.
-        metric: ``euclidean`` or ``cosine``.
-        transforms: names of the evaluation's transforms, one for each input.
+        data: of the evaluation, by the names that recipes have: ``metric``, ``protocol`` (where the toolkit
+            has one for the data set), ``cut_columns``, ``longest``, ``modality``.
+        frames: how many the sampler gives of every sequence; None where it gives all.
+        not_applied: transforms of the evaluation that the toolkit does not know.
     """
 
     path: Path
     network: str
     model_cfg: Mapping[str, Any]
-    protocol: str | None
-    metric: str
-    transforms: tuple[str, ...]
+    data: Mapping[str, Any]
+    frames: int | None
+    not_applied: tuple[str, ...]
 
 
 def read_opengait_config(path: Path) -> OpenGaitConfig:
@@ -68,13 +70,48 @@ def read_opengait_config(path: Path) -> OpenGaitConfig:
     if not isinstance(model_cfg, dict) or not isinstance(model_cfg.get("model"), str):
         raise ConfigError(f"{path}: no OpenGait configuration: it has no model_cfg that names a model")
     evaluator, data = (values.get(section) or {} for section in ("evaluator_cfg", "data_cfg"))
+    sampler = evaluator.get("sampler") or {}
+    transforms = _transforms(evaluator.get("transform"))
+    found: dict[str, Any] = {"metric": _metric(path, evaluator), **_cut(transforms)}
+    name = str(data.get("test_dataset_name") or data.get("dataset_name") or "").lower()
+    if name in PROTOCOLS_BY_DATA:
+        found["protocol"] = PROTOCOLS_BY_DATA[name]
+    if sampler.get("frames_all_limit"):
+        found["longest"] = sampler["frames_all_limit"]
+    used = [index for index, is_used in enumerate(data.get("data_in_use") or (True,)) if is_used]
+    if len(used) != 1:
+        raise ConfigError(f"{path}: data_cfg.data_in_use takes {len(used)} modalities; the toolkit reads one")
+    found["modality"] = used[0]
+    fixed = str(sampler.get("sample_type", "")).startswith(FIXED_FRAMES)
+    return OpenGaitConfig(
+        path,
+        model_cfg["model"],
+        model_cfg,
+        found,
+        sampler.get("frames_num_fixed") if fixed else None,
+        tuple(name for name, _ in transforms if name not in APPLIED_TRANSFORMS),
+    )
+
+
+def _metric(path: Path, evaluator: Mapping[str, Any]) -> str:
     metric = str(evaluator.get("metric", "euc"))
     if metric not in METRICS:
         raise ConfigError(f"{path}: evaluator_cfg.metric is {metric!r}; known are {', '.join(METRICS)}")
-    name = str(data.get("test_dataset_name") or data.get("dataset_name") or "").lower()
-    transforms = tuple(str(transform.get("type")) for transform in evaluator.get("transform") or ())
-    protocol = PROTOCOLS_BY_DATA.get(name)
-    return OpenGaitConfig(path, model_cfg["model"], model_cfg, protocol, METRICS[metric], transforms)
+    return METRICS[metric]
+
+
+def _transforms(configured: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    """Names and settings of transforms, which may be one or a list."""
+    listed = configured if isinstance(configured, list) else [configured] if configured else []
+    return [(str(transform.get("type")), transform) for transform in listed]
+
+
+def _cut(transforms: list[tuple[str, Mapping[str, Any]]]) -> dict[str, int]:
+    """How many columns the first transform cuts, where that is not the toolkit's own rule."""
+    name, settings = transforms[0] if transforms else ("", {})
+    if name == "BaseSilTransform":
+        return {"cut_columns": 0}
+    return {"cut_columns": settings["cutting"]} if settings.get("cutting") is not None else {}
 
 
 def make_opengait_network(config: OpenGaitConfig, name: str | None = None) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,33 @@ ARRAY_SUFFIXES = (".pkl", ".npy", ".npz")
 FOREGROUND = 255
 
 
-def read_sequence(path: Path) -> NDArray[np.uint8]:
+@dataclass(frozen=True)
+class Reading:
+    """How sequences are read.
+
+    Attributes:
+        cut_columns: cut from each side of a frame; None cuts what is empty in square frames, see `cut_width`.
+        longest: frames to keep at most, from the beginning.
+        modality: which of several array files in a folder, in the order of their names.
+    """
+
+    cut_columns: int | None = None
+    longest: int | None = None
+    modality: int = 0
+
+
+DEFAULT_READING = Reading()
+
+
+def read_sequence(path: Path, reading: Reading = DEFAULT_READING) -> NDArray[np.uint8]:
     """Read one sequence.
 
     Args:
         path: an array file, or a folder of png frames that are read in the order of their names.
+        reading: how to cut it.
 
     Returns:
-        Silhouettes ``[s, h, w]`` in 0..255; square ones lose the empty columns, see `cut_width`.
+        Silhouettes ``[s, h, w]`` in 0..255.
 
     Raises:
         DataError: the file cannot be read, is empty, or does not hold silhouettes.
@@ -32,7 +52,13 @@ def read_sequence(path: Path) -> NDArray[np.uint8]:
         array = _read_array(path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: cannot be read as silhouettes ({error})") from None
-    return cut_width(check_silhouettes(array, str(path)))
+    silhouettes = check_silhouettes(array, str(path))[: reading.longest]
+    if reading.cut_columns is not None and silhouettes.shape[-1] <= 2 * reading.cut_columns:
+        raise DataError(
+            f"{path}: frames of {shape_text(silhouettes.shape[1:])}; {reading.cut_columns} columns on each "
+            "side cannot be cut from them"
+        )
+    return cut_width(silhouettes, reading.cut_columns)
 
 
 def check_silhouettes(array: Any, where: str) -> NDArray[np.uint8]:
@@ -65,14 +91,18 @@ def shape_text(frame_shape: tuple[int, ...]) -> str:
     return "×".join(map(str, frame_shape))
 
 
-def cut_width(silhouettes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Cut the columns that no body reaches from square silhouettes: 64×64 becomes 64×44, 128×128 88.
+def cut_width(silhouettes: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.uint8]:
+    """Cut columns from both sides of each frame.
 
-    OpenGait's cut: ``10 * (w // 64)`` columns on each side.
+    Args:
+        silhouettes: ``[s, h, w]`` or ``[s, c, h, w]``.
+        columns: of each side. None cuts those that no body reaches from square frames, as OpenGait does,
+            ``10 * (w // 64)``: 64×64 becomes 64×44, 128×128 becomes 128×88.
     """
     height, width = silhouettes.shape[-2:]
-    columns = 10 * (width // 64)
-    return silhouettes[..., columns : width - columns] if height == width and columns else silhouettes
+    if columns is None:
+        columns = 10 * (width // 64) if height == width else 0
+    return silhouettes[..., columns : width - columns] if columns else silhouettes
 
 
 def _read_array(path: Path) -> Any:

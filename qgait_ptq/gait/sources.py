@@ -12,7 +12,7 @@ from qgait_ptq.gait.dataset import GaitDataset, PackedSilhouettes, SequenceRecor
 from qgait_ptq.gait.metrics import Metric
 from qgait_ptq.gait.partition import read_partition
 from qgait_ptq.gait.protocols import PROTOCOLS, TestSet, arrange, get_protocol
-from qgait_ptq.gait.sequences import cut_width
+from qgait_ptq.gait.sequences import DEFAULT_READING, Reading, cut_width
 from qgait_ptq.gait.walkers.population import TRIALS, Split, split_identities
 from qgait_ptq.gait.walkers.rendering import condition_name, render_identities, subject_name, view_name
 
@@ -51,6 +51,7 @@ def load_directory(
     partition: str | Path | None = None,
     protocol: str = "casia-b",
     metric: Metric = "euclidean",
+    reading: Reading = DEFAULT_READING,
 ) -> GaitData:
     """Data of an OpenGait layout: TRAIN_SET calibrates, TEST_SET is evaluated.
 
@@ -59,6 +60,7 @@ def load_directory(
         partition: partition json; None looks for ``partition.json`` in the root.
         protocol: name of the protocol.
         metric: distance of two parts.
+        reading: which file of a folder, and how it is cut.
 
     Raises:
         ConfigError: no such protocol.
@@ -71,8 +73,8 @@ def load_directory(
     split = read_partition(split_file)
     if not split.train:
         raise DataError(f"{split_file}: TRAIN_SET is empty; nothing can calibrate")
-    calibration = GaitDataset.from_directory(root, split.train)
-    test = GaitDataset.from_directory(root, split.test)
+    calibration = GaitDataset.from_directory(root, split.train, reading)
+    test = GaitDataset.from_directory(root, split.test, reading)
     description = (
         f"{root}: {len(split.train)} subjects calibrate, {len(split.test)} are tested ({len(test)} sequences)"
     )

@@ -58,7 +58,7 @@ class Embedder:
 
         Args:
             sequence: silhouettes ``[s, h, w]``: uint8 in {0, 1} or 0..255, or bool. Square ones lose their
-                empty columns, as in calibration.
+                empty columns where the network takes narrower ones.
 
         Returns:
             ``[parts, channels]`` float32; one part for networks without parts.
@@ -66,7 +66,9 @@ class Embedder:
         Raises:
             DataError: another type, shape or size, or no frame.
         """
-        silhouettes = cut_width(check_silhouettes(np.asarray(sequence), "the sequence"))
+        silhouettes = check_silhouettes(np.asarray(sequence), "the sequence")
+        if silhouettes.shape[1:] != self.frame_shape:
+            silhouettes = cut_width(silhouettes)
         if silhouettes.shape[1:] != self.frame_shape:
             raise DataError(
                 f"the sequence: silhouettes of {shape_text(silhouettes.shape[1:])}, "

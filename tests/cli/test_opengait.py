@@ -77,7 +77,11 @@ def code_base(tmp_path_factory):
     torch.save({"model": weights, "optimizer": {"state": {}}, "iteration": 60000}, root / "checkpoint.pt")
     config = {
         "data_cfg": {"dataset_name": "OUMVLP"},
-        "evaluator_cfg": {"metric": "cos", "transform": [{"type": "BaseSilCuttingTransform"}]},
+        "evaluator_cfg": {
+            "metric": "cos",
+            "transform": [{"type": "BaseSilCuttingTransform"}],
+            "sampler": {"sample_type": "all_ordered", "frames_all_limit": 500},
+        },
         "model_cfg": {
             "model": "Baseline",
             "backbone_cfg": {"channels": 4},
@@ -120,6 +124,7 @@ def test_protocol_and_metric_come_from_the_configuration_unless_said_otherwise(c
     assert done.returncode == 0, done.stderr
     recipe = yaml.safe_load((out / "recipe.yaml").read_text())
     assert recipe["data"]["metric"] == "cosine"
+    assert recipe["data"]["longest"] == 500
     assert recipe["model"]["opengait_config"] == str(code_base / "baseline.yaml")
     again = run("quantize", "--recipe", out / "recipe.yaml", "--out", code_base / "again", cwd=code_base)
     assert again.returncode == 0, again.stderr

@@ -6,7 +6,7 @@ from PIL import Image
 
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.dataset import GaitDataset, PackedSilhouettes
-from qgait_ptq.gait.sequences import check_silhouettes, cut_width, read_sequence
+from qgait_ptq.gait.sequences import Reading, check_silhouettes, cut_width, read_sequence
 
 WALK = (np.random.default_rng(0).random((6, 64, 44)) < 0.4).astype(np.uint8) * np.uint8(255)
 
@@ -158,3 +158,24 @@ def test_choosing_spreads_over_identities_and_follows_the_seed():
 def test_pairs_must_be_pairs():
     with pytest.raises(DataError, match="item 1"):
         GaitDataset.from_pairs([(WALK, "a"), WALK[0]])
+
+
+def test_columns_are_cut_as_told_and_not_at_all_with_zero():
+    wide = np.arange(64, dtype=np.uint8).reshape(1, 1, 64).repeat(64, axis=1)
+    np.testing.assert_array_equal(cut_width(wide, 0), wide)
+    np.testing.assert_array_equal(cut_width(wide, 3), wide[..., 3:-3])
+
+
+def test_a_reading_says_which_file_of_a_folder_and_how_much_of_it(tmp_path):
+    view = tmp_path / "anna" / "nm-01" / "090"
+    view.mkdir(parents=True)
+    maps = np.arange(5 * 2 * 64 * 64, dtype=np.uint32).reshape(5, 2, 64, 64).astype(np.uint8)
+    np.save(view / "0-silhouettes.npy", WALK)
+    np.save(view / "1-maps.npy", maps)
+    reading = Reading(cut_columns=1, longest=3, modality=1)
+    read, _ = GaitDataset.from_directory(tmp_path, reading=reading)[0]
+    np.testing.assert_array_equal(read, maps[:3, ..., 1:-1])
+    with pytest.raises(DataError, match="holds 2 array files, no modality 2"):
+        GaitDataset.from_directory(tmp_path, reading=Reading(modality=2))
+    with pytest.raises(DataError, match="32 columns on each side"):
+        GaitDataset.from_directory(tmp_path, reading=Reading(cut_columns=32, modality=1))[0]
