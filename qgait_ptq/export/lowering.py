@@ -130,7 +130,7 @@ class _Lowering:
         content = (str(value.dtype), value.shape, value.tobytes())
         if content not in self.stored:
             self.stored[content] = name
-            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+            self.initializers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         return self.stored[content]
 
     def _node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> None:

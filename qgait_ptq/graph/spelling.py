@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from qgait_ptq.graph.attributes import add_parameter, origin, remove_unused, tensor_of
+from qgait_ptq.graph.maxima import unify_maxima
 from qgait_ptq.graph.operators import MATRIX_PRODUCTS, aten, is_operator
 from qgait_ptq.graph.shapes import is_free, observed_shape, record_free_axes, record_shapes
 
@@ -25,6 +26,7 @@ WHOLE = 2**63 - 1  # where a slice without an end ends
 SLICES, EINSUMS = frozenset({aten.slice.Tensor}), frozenset({aten.einsum.default})
 SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int})
 STACKS = frozenset({aten.stack.default})
+ATTENTIONS = frozenset({aten.scaled_dot_product_attention.default})
 LINEAR = frozenset({aten.linear.default})
 
 
@@ -38,6 +40,8 @@ def unify_spelling(graph_module: fx.GraphModule, examples: Sequence[Tensor]) -> 
     """
     record_free_axes(graph_module, examples)
     drop_whole_slices(graph_module)
+    unify_maxima(graph_module)
+    attention_to_four_axes(graph_module)
     pieces_to_slices(graph_module)
     fold_constants(graph_module)
     einsum_to_matmul(graph_module)
@@ -110,6 +114,20 @@ def _parse_product(equation: str) -> _Product | None:
         [right.index(letter) for letter in (*shared, *summed, *new)],
         [given.index(letter) for letter in result],
     )
+
+
+def attention_to_four_axes(graph_module: fx.GraphModule) -> None:
+    """Give PyTorch's attention operator its axis of heads: exporters know it with four axes only."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        shape = observed_shape(node) if is_operator(node, ATTENTIONS) else None
+        if shape is None or len(shape) != 3:
+            continue
+        with graph.inserting_before(node):
+            heads = [graph.call_function(aten.unsqueeze.default, (part, 1)) for part in node.args[:3]]
+            given = graph.call_function(node.target, (*heads, *node.args[3:]), dict(node.kwargs))
+            node.replace_all_uses_with(graph.call_function(aten.squeeze.dim, (given, 1)))
+    remove_unused(graph_module)
 
 
 def fold_constants(graph_module: fx.GraphModule) -> None:
