@@ -102,9 +102,14 @@ def agreement_of(embeddings: list[Tensor], config: QuantConfig) -> dict[str, flo
         config: says how close they must be.
 
     Raises:
-        CalibrationError: so far off that ranking has collapsed.
+        CalibrationError: so far off that ranking has collapsed, or the float network itself does not rank.
     """
     reference, quantized, _ = embeddings
+    if len(reference) > 1 and bool((reference == reference[:1]).all()):
+        raise CalibrationError(
+            f"the float network gives one and the same embedding for all {len(reference)} test sequences: it "
+            "tells nobody apart; are its weights loaded, and is it meant for such input?"
+        )
     cosine = embedding_cosine(reference, quantized)
     agreement = {
         "cosine_mean": float(cosine.mean()),

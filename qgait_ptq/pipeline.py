@@ -163,7 +163,8 @@ def plan(
         ConfigError: the configuration names layers that the network does not have.
     """
     with quiet_torch():
-        network = copy.deepcopy(model).cpu()  # the user's stays where it is, in the mode it is in
+        # The user's stays where it is, in the mode and the precision it is in.
+        network = copy.deepcopy(model).cpu().float()
     captured = capture(network, frame_shape, frames, output)
     others = [captured.example(*sizes) for sizes in captured.checked]
     graph_module = simplify(captured.graph_module, captured.example(), *others).requires_grad_(False)
