@@ -128,6 +128,7 @@ def quantize(
         slow_layers=slow_layers,
         layers=layers,
         scales=layer_scales(quantized),
+        factors=run.factors,
         sqnr=run.sqnr,
         calibration=run.calibration,
         seconds=run.seconds,
@@ -185,6 +186,7 @@ class _Run:
     seconds: dict[str, float] = field(default_factory=dict)
     sqnr: dict[str, float] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+    factors: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.target = get_target(self.config.target)
@@ -234,6 +236,7 @@ class _Run:
         )
         quantized = stages.run(data.calibration)
         self.calibration = stages.record
+        self.factors = stages.equalization_factors
         with self.stage("layer errors"):
             few = data.calibration.choose(SQNR_SEQUENCES, self.config.seed)
             self.sqnr = layer_sqnr(network, quantized, self._batches(captured, few))

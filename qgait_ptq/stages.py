@@ -80,6 +80,7 @@ class CalibrationRun:
         work_folder: for the states of fine-tuning; None keeps none.
         resume: go on from the states found there.
         record: what the stages did, for the report.
+        equalization_factors: layer → what its output channels were divided by.
     """
 
     config: QuantConfig
@@ -90,6 +91,7 @@ class CalibrationRun:
     work_folder: Path | None = None
     resume: bool = False
     record: dict[str, Any] = field(default_factory=dict)
+    equalization_factors: dict[str, list[float]] = field(default_factory=dict)
 
     def run(self, data: GaitDataset) -> fx.GraphModule:
         """Calibrate on sequences; gives the quantized graph.
@@ -119,8 +121,9 @@ class CalibrationRun:
         """Scale channels of the float network; it computes what it did."""
         few = self._unlabelled_batches(silhouettes)[:EQUALIZATION_BATCHES]
         with self.listener.stage("equalization"):
-            groups = equalize(self.network, few, Equalization(self.config.equalization))
-        self.record["equalized_groups"] = groups
+            done = equalize(self.network, few, Equalization(self.config.equalization))
+        self.record["equalized_groups"] = done.groups
+        self.equalization_factors = {name: factor.tolist() for name, factor in done.factors.items()}
 
     def set_ranges(self, chosen: GaitDataset) -> fx.GraphModule:
         """Stage 0."""

@@ -10,6 +10,7 @@ and the weights, which have a scale for each output channel and compensating rou
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -35,9 +36,22 @@ class Equalization(StrEnum):
     ACTIVATIONS = "activations"
 
 
+@dataclass(frozen=True)
+class Equalized:
+    """What was done.
+
+    Attributes:
+        groups: how many there are.
+        factors: name of a layer → what its output channels were divided by, ``[c]``.
+    """
+
+    groups: int
+    factors: dict[str, Tensor]
+
+
 def equalize(
     graph_module: fx.GraphModule, batches: Sequence[Tensor], kind: Equalization, strength: float | None = None
-) -> int:
+) -> Equalized:
     """Equalize the channel groups of a simplified float graph in place.
 
     Args:
@@ -47,33 +61,31 @@ def equalize(
         strength: exponent of the factors; 1 makes all channels equal. None takes 1 for weights, and ½ for
             activations, whose factors the weights have to bear.
 
-    Returns:
-        The number of groups.
-
     Raises:
         CalibrationError: the network computes something else afterwards.
     """
     groups = find_channel_groups(graph_module) if kind is not Equalization.NONE else []
     if not groups:
-        return 0
+        return Equalized(0, {})
     if strength is None:
         strength = ACTIVATION_STRENGTH if kind is Equalization.ACTIVATIONS else 1.0
+    factors: dict[str, Tensor] = {}
     with torch.no_grad():
         expected = graph_module(batches[0])
         if kind is Equalization.ACTIVATIONS:
             for group, sizes in zip(groups, _activation_sizes(graph_module, groups, batches), strict=True):
-                _scale(graph_module, group, _factors(sizes, strength))
+                _scale(graph_module, group, _factors(sizes, strength), factors)
         else:
             for _ in range(ROUNDS):
                 for group in groups:
-                    _scale(graph_module, group, _weight_factors(graph_module, group, strength))
+                    _scale(graph_module, group, _weight_factors(graph_module, group, strength), factors)
         difference = float((graph_module(batches[0]) - expected).abs().max())
     if not difference <= TOLERANCE * float(expected.abs().max()):
         raise CalibrationError(
             f"equalization changed the network's output by {difference:.2e}; "
             "set `equalization: none`, and please report this network"
         )
-    return len(groups)
+    return Equalized(len(groups), factors)
 
 
 class _ChannelEnergies(fx.Interpreter):
@@ -128,8 +140,11 @@ def _weight_factors(graph_module: fx.GraphModule, group: ChannelGroup, strength:
     return _factors((written / read.clamp_min(torch.finfo(torch.float32).tiny)).sqrt(), strength)
 
 
-def _scale(graph_module: fx.GraphModule, group: ChannelGroup, factor: Tensor) -> None:
+def _scale(
+    graph_module: fx.GraphModule, group: ChannelGroup, factor: Tensor, factors: dict[str, Tensor]
+) -> None:
     for writer in group.writers:
+        factors[writer.name] = factors.get(writer.name, torch.ones_like(factor)) * factor
         weight = tensor_of(graph_module, writer.args[1])
         assert weight is not None  # noqa: S101 - found with one
         set_parameter(graph_module, writer.args[1], weight / _along(factor, 0, weight))

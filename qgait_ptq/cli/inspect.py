@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qgait_ptq.cli.options import MODEL_OPTIONS, RECIPE_OPTION, WIDTH_OPTIONS, apply_options, build_recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qgait_ptq.config import Recipe
+
+COMPARED_SEQUENCES = 24
 
 
 @click.command()
@@ -29,6 +37,12 @@ from qgait_ptq.cli.options import MODEL_OPTIONS, RECIPE_OPTION, WIDTH_OPTIONS, a
     ),
     *MODEL_OPTIONS,
     RECIPE_OPTION,
+    click.option(
+        "--against",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="A result of quantize: errors of its layers, worst first.",
+    ),
     click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
 )
 def command(
@@ -37,15 +51,21 @@ def command(
     height: int,
     width: int | None,
     channels: int | None,
+    against: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Layers of MODEL: shapes, MACs, parameters and planned quantization.
+    """Layers of MODEL: shapes, MACs, parameters and planned quantization; or errors of a result.
 
     \b
-    Example:
+    Examples:
       qgait-ptq inspect examples/models/gaitbase-small.pt --bits 4
+      qgait-ptq inspect --against qgait-out
     """
+    if against is not None:
+        recipe_file = recipe_file or against / "recipe.yaml"
+        _compare(build_recipe(model, recipe_file, options), against, as_json)
+        return
     recipe = build_recipe(model, recipe_file, options)
 
     import numpy as np
@@ -90,3 +110,49 @@ def command(
         f"batch {captured.batch or 'free'}, frames {captured.frames or 'free'}",
     ):
         console.print(line, highlight=False, markup=False)
+
+
+def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
+    """Print the errors of a result's layers."""
+    from rich.console import Console
+
+    from qgait_ptq.cli.inputs import load_data, load_network
+    from qgait_ptq.gait.embedding import network_batch
+    from qgait_ptq.layer_comparison import compare_layers
+    from qgait_ptq.pipeline import plan
+    from qgait_ptq.report.reading import read_report
+    from qgait_ptq.report.terminal import TerminalProgress, comparison_table
+    from qgait_ptq.runtime.embedder import Embedder
+
+    console = Console(stderr=as_json)
+    progress = TerminalProgress(console)
+    report = read_report(folder)
+    embedder = Embedder(folder / "model.onnx")
+    network, _ = load_network(recipe.model, progress)
+    data = load_data(recipe.data, progress)
+    _, graph_module, _ = plan(
+        network,
+        embedder.frame_shape,
+        recipe.quantization,
+        frames=recipe.model.frames,
+        output=recipe.model.output,
+    )
+    chosen = data.test.choose(COMPARED_SEQUENCES, recipe.quantization.seed)
+    with progress.stage("layers", len(chosen)) as advance:
+
+        def batches() -> Iterator[tuple[Tensor, str]]:
+            for silhouettes, record in chosen:
+                limit = recipe.quantization.calibration_frames
+                frames = embedder.frames
+                yield network_batch(silhouettes, record, embedder.frame_shape, frames, limit), record.subject
+                advance()
+
+        compared = [
+            asdict(layer)
+            for layer in compare_layers(graph_module, embedder.path, batches(), report["layers"])
+        ]
+    if as_json:
+        click.echo(json.dumps(compared))
+        return
+    title = f"{folder}: its file against the float network, {len(chosen)} test sequences"
+    console.print(comparison_table(compared, title))

@@ -73,6 +73,7 @@ def build_report(
     slow_layers: list[str],
     layers: list[LayerPlan],
     scales: Mapping[str, dict[str, Any]],
+    factors: Mapping[str, list[float]],
     sqnr: Mapping[str, float],
     calibration: dict[str, Any],
     seconds: dict[str, float],
@@ -105,6 +106,7 @@ def build_report(
                 "parameters": layer.parameters,
                 "macs": layer.macs,
                 "scales": scales.get(layer.node, {}),
+                "equalization_factors": factors.get(layer.node),
                 "sqnr_db": sqnr.get(layer.node),
             }
             for layer in layers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -154,6 +154,29 @@ def layer_table(layers: list[Mapping[str, Any]], title: str) -> Table:
             _bits(layer["weight_bits"]),
             _bits(layer["activation_bits"]),
             "integer" if layer["integer"] else "float",
+        )
+    return table
+
+
+def comparison_table(layers: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """Errors of the file's layers against the float network's.
+
+    Args:
+        layers: dictionaries of `LayerComparison`, in the order of the rows.
+        title: over the table.
+    """
+    table = Table(title=title)
+    table.add_column("layer", overflow="fold")
+    for heading in ("SQNR, dB", "simulated, dB", "cosine", "distances off by, %"):
+        table.add_column(heading, justify="right")
+    for layer in layers:
+        simulated = layer["simulation_sqnr_db"]
+        table.add_row(
+            layer["name"],
+            f"{layer['sqnr_db']:.1f}",
+            "" if simulated is None else f"{simulated:.1f}",
+            f"{layer['cosine']:.5f}",
+            f"{layer['distance_error']:.2f}",
         )
     return table
 

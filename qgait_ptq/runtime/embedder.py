@@ -82,15 +82,16 @@ class Embedder:
 
 
 def open_session(
-    model: Path | bytes, threads: int | None = None, spinning: bool = True
+    model: Path | bytes, threads: int | None = None, spinning: bool = True, optimised: bool = True
 ) -> onnxruntime.InferenceSession:
-    """Open an ONNX model in onnxruntime on the CPU with all optimisations.
+    """Open an ONNX model in onnxruntime on the CPU.
 
     Args:
         model: file or serialized model.
         threads: for one call; None lets onnxruntime choose.
         spinning: whether its threads wait actively between calls, which takes the cores from others in this
             process, such as torch.
+        optimised: whether nodes are fused, into integer kernels where they are quantized.
 
     Raises:
         ModelError: it is no model that this onnxruntime can run.
@@ -99,6 +100,8 @@ def open_session(
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = str(model) if isinstance(model, Path) else model

@@ -64,6 +64,28 @@ def quantized(checkpoint, walkers_root, tmp_path_factory):
     return out, done
 
 
+def test_inspect_lists_the_layers_of_a_result_worst_first(quantized):
+    out, _ = quantized
+    done = run("inspect", "--against", out)
+    assert done.returncode == 0, done.stderr
+    assert "24 test sequences" in " ".join(done.stdout.split())
+    assert "distances off by, %" in " ".join(done.stdout.split())
+    listed = json.loads(run("inspect", "--against", out, "--json").stdout)
+    assert listed[0]["sqnr_db"] == min(layer["sqnr_db"] for layer in listed)
+    assert {layer["name"] for layer in listed} == {
+        layer["name"] for layer in json.loads((out / "report.json").read_text())["layers"]
+    }
+
+
+def test_inspect_refuses_a_folder_that_is_no_result(quantized, tmp_path):
+    out, _ = quantized
+    assert_refused(run("inspect", "--against", tmp_path), "recipe")
+    shutil.copy(out / "recipe.yaml", tmp_path)
+    assert_refused(run("inspect", "--against", tmp_path), "no result of quantize")
+    (tmp_path / "report.json").write_text("[")
+    assert_refused(run("inspect", "--against", tmp_path), "damaged")
+
+
 def test_quantize_writes_three_files_and_prints_the_table(quantized):
     out, done = quantized
     assert sorted(file.name for file in out.iterdir()) == ["model.onnx", "recipe.yaml", "report.json"]

@@ -1,0 +1,172 @@
+"""Layer by layer: what the float network computes, and what the written file computes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, fx
+
+from qgait_ptq.errors import ModelError
+from qgait_ptq.export.lowering import CALL_MARK
+from qgait_ptq.graph.attributes import layer_name
+from qgait_ptq.graph.operators import WEIGHTED, is_operator
+from qgait_ptq.runtime.embedder import open_session
+
+DECIBELS = 10.0
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """How far the file's output of one layer is from the float network's.
+
+    Attributes:
+        name: module path; ``path#1`` is its second call.
+        sqnr_db: signal to quantization noise.
+        cosine: mean over sequences.
+        distance_error: mean change of the distances between sequences of different people, in percent of
+            their mean; of outputs averaged over frames.
+        simulation_sqnr_db: of the simulation, when the file was written; None where the report has none.
+    """
+
+    name: str
+    sqnr_db: float
+    cosine: float
+    distance_error: float
+    simulation_sqnr_db: float | None
+
+
+@dataclass
+class _Sums:
+    """What is added up over sequences, for one layer."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    cosines: list[float] = field(default_factory=list)
+    float_means: list[Tensor] = field(default_factory=list)
+    file_means: list[Tensor] = field(default_factory=list)
+
+
+def compare_layers(
+    network: fx.GraphModule,
+    file: Path,
+    batches: Iterable[tuple[Tensor, str]],
+    layers: list[Mapping[str, Any]],
+) -> list[LayerComparison]:
+    """Run the float network and a file side by side.
+
+    Args:
+        network: the simplified float graph, not equalized.
+        file: written from it; it runs without the runtime's fusions, which hide the layers' outputs.
+        batches: silhouettes ``[1, s, h, w]``, and whose they are; of at least two people.
+        layers: of the file's ``report.json``, which knows what channels were scaled by.
+
+    Returns:
+        Worst first.
+
+    Raises:
+        ModelError: the file is of another network.
+    """
+    nodes = _layer_nodes(network)
+    recorded = dict(zip(_with_calls([str(layer["name"]) for layer in layers]), layers, strict=True))
+    quantized = [name for name, layer in recorded.items() if layer["weight_bits"] is not None]
+    session, outputs = _open_with_outputs(file, quantized)
+    if set(nodes) != set(recorded) or set(outputs) != set(quantized):
+        differing = sorted((set(nodes) ^ set(recorded)) | (set(outputs) ^ set(quantized)))[:3]
+        raise ModelError(f"{file}: written from another network; layers that differ: {', '.join(differing)}")
+    nodes = {name: nodes[name] for name in quantized}
+    sums, people = {name: _Sums() for name in nodes}, []
+    keeper = _OutputKeeper(network, {node: name for name, node in nodes.items()})
+    for batch, person in batches:
+        people.append(person)
+        with torch.inference_mode():
+            keeper.run(batch)
+        given = session.run(list(outputs.values()), {session.get_inputs()[0].name: batch.numpy()})
+        for name, array in zip(outputs, given, strict=True):
+            factors = recorded[name].get("equalization_factors")
+            _add(sums[name], keeper.kept[name], torch.from_numpy(np.asarray(array)), factors, batch.shape[1])
+    compared = [_judge(name, sums[name], people, recorded[name].get("sqnr_db")) for name in nodes]
+    return sorted(compared, key=lambda layer: layer.sqnr_db)
+
+
+class _OutputKeeper(fx.Interpreter):
+    """Runs a graph and keeps what its layers give, by the layers' names."""
+
+    def __init__(self, module: fx.GraphModule, names: Mapping[fx.Node, str]) -> None:
+        super().__init__(module)
+        self.names, self.kept = names, dict[str, Tensor]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n in self.names:
+            self.kept[self.names[n]] = result
+        return result
+
+
+def _layer_nodes(network: fx.GraphModule) -> dict[str, fx.Node]:
+    nodes = [node for node in network.graph.nodes if is_operator(node, WEIGHTED)]
+    return dict(zip(_with_calls([layer_name(node) for node in nodes]), nodes, strict=True))
+
+
+def _with_calls(names: list[str]) -> list[str]:
+    """Names of calls, as in the file: ``path``, then ``path#1``."""
+    calls: Counter[str] = Counter()
+    unique = []
+    for name in names:
+        unique.append(f"{name}{CALL_MARK}{calls[name]}" if calls[name] else name)
+        calls[name] += 1
+    return unique
+
+
+def _open_with_outputs(file: Path, layers: list[str]) -> tuple[onnxruntime.InferenceSession, dict[str, str]]:
+    """A session that gives every layer's output, and layer → name of that output."""
+    try:
+        model = onnx.load(file)
+    except Exception as error:
+        raise ModelError(f"{file}: not an ONNX file ({type(error).__name__})") from None
+    outputs = {node.name: node.output[0] for node in model.graph.node if node.name in layers}
+    present = {output.name for output in model.graph.output}
+    model.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in outputs.values() if name not in present
+    )
+    return open_session(model.SerializeToString(), optimised=False), outputs
+
+
+def _add(sums: _Sums, expected: Tensor, given: Tensor, factors: list[float] | None, frames: int) -> None:
+    expected, given = expected.double(), given.double()
+    if factors is not None:
+        given = given * torch.tensor(factors, dtype=torch.float64).reshape(-1, *[1] * (given.ndim - 2))
+    sums.signal += float(expected.square().sum())
+    sums.noise += float((expected - given).square().sum())
+    sums.cosines.append(float(torch.cosine_similarity(expected.flatten(), given.flatten(), dim=0)))
+    sums.float_means.append(_over_frames(expected, frames))
+    sums.file_means.append(_over_frames(given, frames))
+
+
+def _over_frames(output: Tensor, frames: int) -> Tensor:
+    """One vector of a layer's output for one sequence, so that sequences of different lengths compare."""
+    for axis in (0, 2):  # folded into the batch, or behind the channels as in Conv3d and Conv1d
+        if output.ndim > axis and output.shape[axis] == frames:
+            return output.mean(axis).flatten()
+    return output.flatten()
+
+
+def _judge(name: str, sums: _Sums, people: list[str], simulated: float | None) -> LayerComparison:
+    tiny = torch.finfo(torch.float64).tiny
+    before, after = (
+        torch.cdist(vectors, vectors)
+        for vectors in (torch.stack(sums.float_means), torch.stack(sums.file_means))
+    )
+    different = torch.tensor([[a != b for b in people] for a in people])
+    error = (after - before).abs()[different].mean() / before[different].mean().clamp_min(tiny)
+    ratio = max(sums.signal, tiny) / max(sums.noise, tiny)
+    return LayerComparison(
+        name, DECIBELS * float(np.log10(ratio)), float(np.mean(sums.cosines)), 100 * float(error), simulated
+    )
