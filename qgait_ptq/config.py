@@ -217,6 +217,7 @@ class DataSource(_Model):
         cut_columns: cut from each side of a frame; None cuts the empty columns of square frames.
         longest: frames of a sequence that are used at most.
         modality: which of several array files in a folder is read, in the order of their names.
+        raw: take arrays as they are, such as poses, instead of as silhouettes.
     """
 
     root: Path | None = None
@@ -226,6 +227,7 @@ class DataSource(_Model):
     cut_columns: Annotated[int, Field(ge=0)] | None = None
     longest: Annotated[int, Field(ge=1)] = 720
     modality: Annotated[int, Field(ge=0)] = 0
+    raw: bool = False
 
 
 class Recipe(_Model):

@@ -118,7 +118,7 @@ def quantize(
     embeddings = run.embed(captured, network, quantized, session, gait_data)
     layers = list_layers(network)
     report = build_report(
-        model=_describe_model(captured, layers, embeddings[0], source),
+        model=_describe_model(captured, layers, embeddings[0], gait_data, source),
         config=run.config,
         data=gait_data,
         accuracy=accuracy_of(embeddings, gait_data),
@@ -352,11 +352,16 @@ def _widths(config: QuantConfig) -> BitWidths:
 
 
 def _describe_model(
-    captured: Capture, layers: list[LayerPlan], embedding: Tensor, source: dict[str, Any] | None
+    captured: Capture,
+    layers: list[LayerPlan],
+    embedding: Tensor,
+    data: GaitData,
+    source: dict[str, Any] | None,
 ) -> dict[str, Any]:
     return {
         **(source or {}),
         "frame_shape": list(captured.frame_shape),
+        "raw": data.raw,
         "frames": captured.frames,
         "batch": captured.batch,
         "channels": embedding.shape[1],

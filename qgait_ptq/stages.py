@@ -38,6 +38,7 @@ from qgait_ptq.gait.dataset import GaitDataset
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.gait.sampling import PKSampler
 from qgait_ptq.graph.blocks import Granularity
+from qgait_ptq.graph.inputs import as_network_input
 from qgait_ptq.graph.insert import insert_quantizers
 from qgait_ptq.graph.quantized import quantized_layers
 from qgait_ptq.graph.shapes import observed_shape
@@ -292,7 +293,7 @@ class CalibrationRun:
 
     def _unlabelled_batches(self, silhouettes: Tensor) -> list[Tensor]:
         parts = silhouettes.split(self._batch_size(CLIPS_PER_BATCH))
-        return [part.to(self.device).float() / 255 for part in parts]
+        return [as_network_input(part.to(self.device)) for part in parts]
 
     def _batch_size(self, wanted: int) -> int:
         return self.captured.batch or wanted

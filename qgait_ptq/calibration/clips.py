@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qgait_ptq.graph.inputs import as_network_input
+
 
 class BatchSampler(Protocol):
     """Draws the indices of a training batch, such as P identities with K sequences each."""
@@ -24,7 +26,7 @@ class Clips:
     """Sequences of equal length.
 
     Attributes:
-        silhouettes: ``[n, s, h, w]`` uint8 in 0..255.
+        silhouettes: ``[n, s, h, w]`` uint8 in 0..255, or other values as float32.
         labels: identity of each, ``[n]`` int64.
     """
 
@@ -39,8 +41,8 @@ class Clips:
         return Clips(self.silhouettes[indices], self.labels[indices])
 
     def batch(self, indices: Tensor | list[int], device: torch.device) -> Tensor:
-        """Network input ``[k, s, h, w]`` in [0, 1]."""
-        return self.silhouettes[indices].to(device).float() / 255
+        """Network input ``[k, s, h, w]``."""
+        return as_network_input(self.silhouettes[indices].to(device))
 
     def batches(self, size: int, device: torch.device) -> Iterator[Tensor]:
         """All clips in order, `size` at a time."""

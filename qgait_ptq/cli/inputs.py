@@ -85,7 +85,7 @@ def load_data(source: DataSource, progress: Progress) -> GaitData:
     """
     get_protocol(source.protocol)
     if source.root is not None:
-        reading = Reading(source.cut_columns, source.longest, source.modality)
+        reading = Reading(source.cut_columns, source.longest, source.modality, source.raw)
         return load_directory(source.root, source.partition, source.protocol, source.metric, reading)
     if source.partition is not None:
         raise ConfigError("--partition belongs to a data set; name its root with --data")

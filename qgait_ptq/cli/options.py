@@ -42,6 +42,9 @@ DATA_OPTIONS = (
     click.option("--protocol", help="casia-b, oumvlp, gait3d or grew.  [default: casia-b]"),
     click.option("--metric", help="euclidean or cosine.  [default: euclidean]"),
     click.option(
+        "--raw", is_flag=True, default=None, help="Not silhouettes: take arrays as they are (poses)."
+    ),
+    click.option(
         "--cut-columns",
         type=int,
         help="Cut from each side of a frame.  [default: what is empty in square ones]",

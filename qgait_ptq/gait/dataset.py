@@ -21,11 +21,12 @@ from qgait_ptq.gait.sequences import (
     DEFAULT_READING,
     Reading,
     check_silhouettes,
+    check_values,
     cut_width,
     read_sequence,
 )
 
-Silhouettes = NDArray[np.uint8]
+Silhouettes = NDArray[Any]  # uint8; float32 where raw values were asked for
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,12 @@ class GaitDataset:
         return cls(records, f"{root} ({len(wanted)} subjects, {len(records)} sequences)")
 
     @classmethod
-    def from_pairs(cls, pairs: Iterable[tuple[Any, Any]]) -> GaitDataset:
+    def from_pairs(cls, pairs: Iterable[tuple[Any, Any]], raw: bool = False) -> GaitDataset:
         """Make a set in memory from ``(sequence [s, h, w], label)`` pairs.
+
+        Args:
+            pairs: of arrays and labels.
+            raw: take arrays ``[s, ...]`` as they are, such as poses, instead of as silhouettes.
 
         Raises:
             DataError: something is not a pair, or not a silhouette sequence.
@@ -134,7 +139,8 @@ class GaitDataset:
                 sequence, label = pair
             except (TypeError, ValueError):
                 raise DataError(f"item {index} of the data is not a (sequence, label) pair") from None
-            array = cut_width(check_silhouettes(np.asarray(sequence), f"sequence {index}"))
+            array, where = np.asarray(sequence), f"sequence {index}"
+            array = check_values(array, where) if raw else cut_width(check_silhouettes(array, where))
             records.append(SequenceRecord(str(label), f"seq-{index:04d}", "000", partial(_identity, array)))
         return cls(records)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
+from qgait_ptq.graph.inputs import as_network_input
 
 LONGEST_TEST_SEQUENCE = 720  # frames, OpenGait's limit at test time
 
@@ -54,6 +56,6 @@ def draw_frames(silhouettes: NDArray[np.uint8], count: int, rng: np.random.Gener
     return silhouettes[indices]
 
 
-def to_network_input(silhouettes: NDArray[np.uint8]) -> torch.Tensor:
+def to_network_input(silhouettes: NDArray[Any]) -> torch.Tensor:
     """Silhouettes ``[..., h, w]`` in 0..255 to the float32 in [0, 1] that gait networks take."""
-    return torch.from_numpy(np.ascontiguousarray(silhouettes)).to(torch.float32) / 255
+    return as_network_input(torch.from_numpy(np.ascontiguousarray(silhouettes)))

@@ -25,17 +25,19 @@ class Reading:
         cut_columns: cut from each side of a frame; None cuts what is empty in square frames, see `cut_width`.
         longest: frames to keep at most, from the beginning.
         modality: which of several array files in a folder, in the order of their names.
+        raw: take arrays as they are, such as poses; nothing is scaled or cut without being told.
     """
 
     cut_columns: int | None = None
     longest: int | None = None
     modality: int = 0
+    raw: bool = False
 
 
 DEFAULT_READING = Reading()
 
 
-def read_sequence(path: Path, reading: Reading = DEFAULT_READING) -> NDArray[np.uint8]:
+def read_sequence(path: Path, reading: Reading = DEFAULT_READING) -> NDArray[Any]:
     """Read one sequence.
 
     Args:
@@ -43,7 +45,7 @@ def read_sequence(path: Path, reading: Reading = DEFAULT_READING) -> NDArray[np.
         reading: how to cut it.
 
     Returns:
-        Silhouettes ``[s, h, w]`` in 0..255.
+        Silhouettes ``[s, h, w]`` uint8 in 0..255; raw values as float32.
 
     Raises:
         DataError: the file cannot be read, is empty, or does not hold silhouettes.
@@ -52,6 +54,8 @@ def read_sequence(path: Path, reading: Reading = DEFAULT_READING) -> NDArray[np.
         array = _read_array(path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: cannot be read as silhouettes ({error})") from None
+    if reading.raw:
+        return check_values(array, str(path))[: reading.longest]
     silhouettes = check_silhouettes(array, str(path))[: reading.longest]
     if reading.cut_columns is not None and silhouettes.shape[-1] <= 2 * reading.cut_columns:
         raise DataError(
@@ -81,9 +85,33 @@ def check_silhouettes(array: Any, where: str) -> NDArray[np.uint8]:
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(FOREGROUND)
     if array.dtype != np.uint8:
-        raise DataError(f"{where}: silhouettes of type {array.dtype}; store them as uint8, 0 and 255")
+        raise DataError(
+            f"{where}: silhouettes of type {array.dtype}; store them as uint8, 0 and 255 (what is no "
+            "silhouette, such as a pose, is taken as it is with --raw, or raw=True in Python)"
+        )
     # {0, 1} masks are told apart from 0..255 by their largest value: a person is never all dark grey.
     return array * np.uint8(FOREGROUND) if array.max() <= 1 else array
+
+
+def check_values(array: Any, where: str) -> NDArray[np.float32]:
+    """Check that an array holds numbers for each frame, such as poses ``[s, joints, 3]``.
+
+    Args:
+        array: of any real type, ``[s, ...]``.
+        where: named in errors.
+
+    Raises:
+        DataError: no numbers, no frame, or values that are not finite.
+    """
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise DataError(f"{where}: holds {kind}, not an array of numbers [s, ...]")
+    if array.ndim < 2 or 0 in array.shape:
+        raise DataError(f"{where}: shape {list(array.shape)}, expected frames [s, ...]")
+    values = array.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise DataError(f"{where}: holds NaN or infinite values")
+    return values
 
 
 def shape_text(frame_shape: tuple[int, ...]) -> str:

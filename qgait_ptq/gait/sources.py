@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
 from qgait_ptq.gait.metrics import Metric
@@ -44,6 +46,12 @@ class GaitData:
         """Shape of one frame: ``(h, w)`` of silhouettes, ``(c, h, w)`` of maps."""
         sequence, _ = self.calibration[0]
         return sequence.shape[1:]
+
+    @property
+    def raw(self) -> bool:
+        """Whether the values are no silhouettes, and taken as they are."""
+        sequence, _ = self.calibration[0]
+        return sequence.dtype != np.uint8
 
 
 def load_directory(

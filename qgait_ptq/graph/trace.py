@@ -24,6 +24,7 @@ from qgait_ptq.errors import CaptureError, first_line
 from qgait_ptq.graph.attributes import ORIGIN_KEY, remove_unused
 from qgait_ptq.graph.capture_failure import explain_failure
 from qgait_ptq.graph.embedding_output import could_be_embedding, reduce_to_embedding
+from qgait_ptq.graph.inputs import random_silhouettes
 
 EXAMPLE_BATCH = 2  # with 1, networks that squeeze are captured wrongly
 EXAMPLE_FRAMES = 7  # prime, so that no arithmetic on it works by accident
@@ -152,12 +153,6 @@ def quiet_torch() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def random_silhouettes(batch: int, frames: int, frame_shape: tuple[int, ...]) -> Tensor:
-    """Random binary silhouettes; the same sizes give the same values."""
-    generator = torch.Generator().manual_seed(batch * 1000 + frames)
-    return (torch.rand(batch, frames, *frame_shape, generator=generator) < 0.3).float()
 
 
 def _run_network(network: nn.Module, silhouettes: Tensor) -> Any:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError, ModelError
 from qgait_ptq.export.metadata import parse_metadata
-from qgait_ptq.gait.sequences import check_silhouettes, cut_width, shape_text
+from qgait_ptq.gait.sequences import check_silhouettes, check_values, cut_width, shape_text
 
 
 class Embedder:
@@ -29,6 +29,7 @@ class Embedder:
         session: of onnxruntime.
         frame_shape: of the frames that the network takes: ``(h, w)``, or ``(c, h, w)``.
         frames: fixed frame count; None where any is taken.
+        raw: whether it takes values as they are, such as poses, instead of silhouettes.
     """
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
@@ -52,13 +53,14 @@ class Embedder:
         _, frames, *frame_shape = self.session.get_inputs()[0].shape
         self.frame_shape = tuple(map(int, frame_shape))
         self.frames = frames if isinstance(frames, int) else None
+        self.raw = bool(metadata.get("model", {}).get("raw"))
 
     def __call__(self, sequence: NDArray[Any]) -> NDArray[np.float32]:
         """Embed one sequence.
 
         Args:
             sequence: silhouettes ``[s, h, w]``: uint8 in {0, 1} or 0..255, or bool. Square ones lose their
-                empty columns where the network takes narrower ones.
+                empty columns where the network takes narrower ones. Any numbers ``[s, ...]`` where `raw`.
 
         Returns:
             ``[parts, channels]`` float32; one part for networks without parts.
@@ -66,19 +68,26 @@ class Embedder:
         Raises:
             DataError: another type, shape or size, or no frame.
         """
-        silhouettes = check_silhouettes(np.asarray(sequence), "the sequence")
-        if silhouettes.shape[1:] != self.frame_shape:
-            silhouettes = cut_width(silhouettes)
-        if silhouettes.shape[1:] != self.frame_shape:
-            raise DataError(
-                f"the sequence: silhouettes of {shape_text(silhouettes.shape[1:])}, "
-                f"{self.path} takes {shape_text(self.frame_shape)}"
-            )
-        if self.frames is not None and len(silhouettes) != self.frames:
-            raise DataError(f"the sequence: {len(silhouettes)} frames, {self.path} takes {self.frames}")
-        batch = silhouettes[None].astype(np.float32) / np.float32(255)
+        frames = self._check(np.asarray(sequence))
+        if self.frames is not None and len(frames) != self.frames:
+            raise DataError(f"the sequence: {len(frames)} frames, {self.path} takes {self.frames}")
+        batch = frames[None] if self.raw else frames[None].astype(np.float32) / np.float32(255)
         embedding = run_session(self.session, batch)[0]
         return np.ascontiguousarray(embedding.reshape(len(embedding), -1).T)
+
+    def _check(self, sequence: NDArray[Any]) -> NDArray[Any]:
+        """Frames of the shape that the network takes."""
+        if self.raw:
+            frames: NDArray[Any] = check_values(sequence, "the sequence")
+        else:
+            frames = check_silhouettes(sequence, "the sequence")
+            frames = frames if frames.shape[1:] == self.frame_shape else cut_width(frames)
+        if frames.shape[1:] != self.frame_shape:
+            raise DataError(
+                f"the sequence: {'frames' if self.raw else 'silhouettes'} of {shape_text(frames.shape[1:])}, "
+                f"{self.path} takes {shape_text(self.frame_shape)}"
+            )
+        return frames
 
 
 def open_session(

@@ -6,7 +6,7 @@ from PIL import Image
 
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.dataset import GaitDataset, PackedSilhouettes
-from qgait_ptq.gait.sequences import Reading, check_silhouettes, cut_width, read_sequence
+from qgait_ptq.gait.sequences import Reading, check_silhouettes, check_values, cut_width, read_sequence
 
 WALK = (np.random.default_rng(0).random((6, 64, 44)) < 0.4).astype(np.uint8) * np.uint8(255)
 
@@ -179,3 +179,30 @@ def test_a_reading_says_which_file_of_a_folder_and_how_much_of_it(tmp_path):
         GaitDataset.from_directory(tmp_path, reading=Reading(modality=2))
     with pytest.raises(DataError, match="32 columns on each side"):
         GaitDataset.from_directory(tmp_path, reading=Reading(cut_columns=32, modality=1))[0]
+
+
+def test_raw_values_are_taken_as_they_are(tmp_path):
+    poses = np.random.default_rng(0).normal(300, 100, (9, 17, 3))
+    view = tmp_path / "anna" / "nm-01" / "090"
+    view.mkdir(parents=True)
+    with (view / "pose.pkl").open("wb") as file:
+        pickle.dump(poses, file)
+    read, _ = GaitDataset.from_directory(tmp_path, reading=Reading(raw=True, longest=5))[0]
+    np.testing.assert_array_equal(read, poses[:5].astype(np.float32))
+    with pytest.raises(DataError, match=r"as it is with --raw"):
+        GaitDataset.from_directory(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((3, 17, 3), np.nan), "NaN or infinite"),
+        (np.zeros((0, 17, 3)), r"shape \[0, 17, 3\]"),
+        (np.zeros(5), r"shape \[5\]"),
+        (np.array([["a", "b"]]), "not an array of numbers"),
+        ([[1, 2], [3, 4]], "holds list"),
+    ],
+)
+def test_raw_values_that_are_no_numbers_for_each_frame_are_refused(array, message):
+    with pytest.raises(DataError, match=message):
+        check_values(array, "here")

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 import qgait_ptq as qg
+from qgait_ptq.config import IdcConfig
 from qgait_ptq.errors import DataError, ModelError
 from qgait_ptq.export.onnx_file import export_float
+from qgait_ptq.gait.dataset import GaitDataset
+from qgait_ptq.gait.zoo import GaitGraph
 from qgait_ptq.graph.trace import capture
-from tests.conftest import make_gaitbase
+from tests.conftest import make_gaitbase, randomise_batch_norms
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +89,24 @@ def test_files_that_are_not_ours_are_refused(tmp_path, path):
     onnx.save(export_float(captured.graph_module, captured, 21), tmp_path / "foreign.onnx")
     with pytest.raises(ModelError, match="not one that qgait-ptq wrote"):
         qg.Embedder(tmp_path / "foreign.onnx")
+
+
+def test_poses_are_embedded_as_they_are(tmp_path):
+    torch.manual_seed(0)
+    network = randomise_batch_norms(GaitGraph(channels=(4, 8), embedding=16))
+    rng = np.random.default_rng(0)
+    poses = [rng.normal(0, 1, (12 + i % 4, 17, 3)).cumsum(0) for i in range(12)]
+    data = GaitDataset.from_pairs([(pose, f"person {i // 3}") for i, pose in enumerate(poses)], raw=True)
+    config = qg.QuantConfig(idc=IdcConfig(enabled=False))
+    qg.quantize(network, data, config, device="cpu").save(tmp_path)
+    embedder = qg.Embedder(tmp_path / "model.onnx")
+    assert embedder.raw
+    assert embedder.frame_shape == (17, 3)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(poses[3].astype(np.float32))[None])[0]
+    given = torch.from_numpy(embedder(poses[3]))[0]
+    assert torch.cosine_similarity(given, expected, dim=0) > 0.99
+    with pytest.raises(DataError, match="NaN"):
+        embedder(np.full((5, 17, 3), np.nan))
+    with pytest.raises(DataError, match="frames of 16×3"):
+        embedder(np.zeros((5, 16, 3)))
