@@ -33,6 +33,7 @@ from qgait_ptq.gait.walkers.clothing import Condition
 from qgait_ptq.gait.walkers.population import Split, split_identities
 from qgait_ptq.gait.walkers.rendering import render_identities, subject_name
 from qgait_ptq.gait.zoo import NETWORKS
+from qgait_ptq.graph.conversion import in_double
 from qgait_ptq.graph.layers import LayerPlan, list_layers
 from qgait_ptq.graph.trace import Capture
 from qgait_ptq.pipeline import REPORTED_FRAMES, plan
@@ -142,10 +143,10 @@ def measure(name: str) -> dict[str, Any]:
         quantized = CalibrationRun(config, captured, graph, torch.device("cpu"), Silent()).run(calibration)
         model = export_quantized(quantized, captured, get_target(config.target).opset)
         session = open_session(model.SerializeToString(), spinning=False)
-        quantized.double()
+        exact = in_double(quantized)
         found["parity"][bits] = compare_with_simulation(
             partial(run_session, session),
-            lambda batch, exact=quantized: exact(batch.double()).float(),
+            lambda batch, exact=exact: exact(batch.double()).float(),
             batches(tested, captured),
             config.minimum_parity,
         ).cosine_min

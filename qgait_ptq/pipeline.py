@@ -31,6 +31,7 @@ from qgait_ptq.export.targets import get_target
 from qgait_ptq.gait.dataset import GaitDataset
 from qgait_ptq.gait.embedding import embed_dataset, network_batch
 from qgait_ptq.gait.sources import GaitData, as_gait_data, load_walkers
+from qgait_ptq.graph.conversion import in_double, to_device
 from qgait_ptq.graph.layers import LayerPlan, layer_scales, layer_sqnr, list_layers
 from qgait_ptq.graph.placement import place
 from qgait_ptq.graph.shapes import record_shapes
@@ -136,7 +137,7 @@ def quantize(
     write_metadata(onnx_model, report.metadata())
     if work_folder is not None and run.config.finetune.enabled:
         SavedStates.remove(work_folder)
-    return QuantizationResult(quantized.cpu(), report, onnx_model, recipe)
+    return QuantizationResult(to_device(quantized, torch.device("cpu")), report, onnx_model, recipe)
 
 
 def plan(
@@ -232,7 +233,13 @@ class _Run:
     def calibrate(self, captured: Capture, network: fx.GraphModule, data: GaitData) -> fx.GraphModule:
         """The quantized graph, calibrated."""
         stages = CalibrationRun(
-            self.config, captured, network.to(self.device), self.device, self, self.work_folder, self.resume
+            self.config,
+            captured,
+            to_device(network, self.device),
+            self.device,
+            self,
+            self.work_folder,
+            self.resume,
         )
         quantized = stages.run(data.calibration)
         self.calibration = stages.record
@@ -251,7 +258,7 @@ class _Run:
             ExportError: it is wrong even where batch size and frame count are fixed.
         """
         with self.stage("export"):
-            exact = copy.deepcopy(quantized).double()
+            exact = in_double(quantized)
             for _ in range(3):  # as captured, then with one and with both dimensions pinned
                 model = export_quantized(quantized, captured, self.target.opset)
                 session = open_session(model.SerializeToString(), spinning=False)
@@ -289,7 +296,7 @@ class _Run:
 
         Integer kernels sum exactly, float32 does not: the simulation runs in float64 here.
         """
-        exact = copy.deepcopy(quantized).double()
+        exact = in_double(quantized)
         chosen = data.test.choose(PARITY_SEQUENCES, self.config.seed)
         with self.stage("parity", len(chosen)) as advance:
             parity = compare_with_simulation(

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from qgait_ptq.export.checks import layers_without_integer_kernel
 from qgait_ptq.export.onnx_file import export_quantized
+from qgait_ptq.graph.conversion import in_double
 from qgait_ptq.graph.inputs import random_silhouettes
 from qgait_ptq.graph.layers import float_operators, list_layers
 from qgait_ptq.runtime.embedder import open_session, run_session
@@ -115,6 +116,28 @@ def pool_with_indices(maps):
 
 
 NORMALISED = {"mean", "layer_norm", "add"}
+
+
+class Transformer(nn.Module):
+    """PyTorch's own encoder layer over rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, rows):
+        return self.layer(rows.transpose(1, 2)).transpose(1, 2)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, rows):
+        return self.lstm(rows.transpose(1, 2))[0].transpose(1, 2)
+
+
 # Name → the network, and the operators that stay in float with their layers on integers all the same.
 INNER = {
     "depthwise convolution": (nn.Conv2d(8, 8, 3, padding=1, groups=8), 8, set()),
@@ -134,6 +157,8 @@ INNER = {
     "instance norm": (nn.InstanceNorm2d(8), 8, {"instance_norm"}),
     "layer norm and softmax": (OverPlaces(Attention()), 8, NORMALISED | {"softmax", "matmul", "div"}),
     "fused attention": (OverPlaces(FusedAttention()), 8, NORMALISED | {"scaled_dot_product_attention"}),
+    "transformer layer": (OverPlaces(Transformer()), 8, NORMALISED | {"scaled_dot_product_attention"}),
+    "recurrent layer": (OverPlaces(Recurrent()), 8, {"mean", "zeros", "lstm", "add"}),
     "convolution over rows": (OverPlaces(nn.Conv1d(8, 8, 3, padding=1)), 8, {"mean"}),
     "transposed convolution": (nn.ConvTranspose2d(8, 8, 2, 2), 8, {"conv_transpose2d"}),
     "max pooling": (nn.MaxPool2d(2), 8, set()),
@@ -171,7 +196,7 @@ def check(network, in_float):
     integer = [layer.name for layer in list_layers(quantized.float_graph) if layer.integer]
     file = export_quantized(quantized.graph, quantized.captured, 21)
     assert layers_without_integer_kernel(file.SerializeToString(), integer) == []
-    session, exact = open_session(file.SerializeToString(), spinning=False), quantized.graph.double()
+    session, exact = open_session(file.SerializeToString(), spinning=False), in_double(quantized.graph)
     for batch, frames in ((1, 5), (2, 17), (3, 40)):
         silhouettes = random_silhouettes(batch, frames, SIZE)
         given = torch.from_numpy(run_session(session, silhouettes.numpy()))

@@ -13,6 +13,7 @@ from qgait_ptq.errors import ExportError, first_line
 from qgait_ptq.export.lowering import lower_markers
 from qgait_ptq.export.markers import mark_quantizers, translation_table
 from qgait_ptq.export.metadata import METADATA_KEY, metadata_text
+from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.graph.trace import EXAMPLE_BATCH, EXAMPLE_FRAMES, Capture, quiet_torch
 
 INPUT, OUTPUT = "silhouettes", "embedding"
@@ -58,7 +59,7 @@ def _export(
     try:
         with quiet_torch():
             program = torch.onnx.export(
-                graph_module.cpu(),
+                to_device(graph_module, torch.device("cpu")),
                 (example,),
                 dynamo=True,
                 opset_version=opset,

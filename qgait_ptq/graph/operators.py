@@ -5,6 +5,7 @@ Every later stage asks these tables; nowhere else is an operator compared by nam
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -55,6 +56,8 @@ def is_operator(node: object, operators: frozenset[Any]) -> bool:
 
 
 def operator_name(node: fx.Node) -> str:
-    """Short name for people: ``conv2d``, ``max_pool2d``."""
+    """Short name for people: ``conv2d``, ``max_pool2d``; one of several results is named by its giver."""
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        return operator_name(node.args[0])
     target = node.target
     return target.__name__.split(".")[0] if node.op == "call_function" else str(node.op)  # type: ignore[union-attr]

@@ -25,6 +25,7 @@ from qgait_ptq.graph.attributes import ORIGIN_KEY, remove_unused
 from qgait_ptq.graph.capture_failure import explain_failure
 from qgait_ptq.graph.embedding_output import could_be_embedding, reduce_to_embedding
 from qgait_ptq.graph.inputs import random_silhouettes
+from qgait_ptq.graph.side_effects import restore_batch_norms, without_side_effects
 
 EXAMPLE_BATCH = 2  # with 1, networks that squeeze are captured wrongly
 EXAMPLE_FRAMES = 7  # prime, so that no arithmetic on it works by accident
@@ -185,7 +186,7 @@ def _export(
     try:
         with quiet_torch(), torch.no_grad():
             program = torch.export.export(network, (example,), dynamic_shapes=(dynamic,), strict=False)
-            graph_module = program.module(check_guards=False)
+            graph_module = without_side_effects(program).module(check_guards=False)
     except Exception as error:
         raise CaptureError(explain_failure(error, "torch.export cannot capture the network")) from error
     assert isinstance(graph_module, fx.GraphModule)  # noqa: S101 - for the type checker
@@ -193,6 +194,7 @@ def _export(
     shape = placeholders[0].meta["val"].shape
     pinned = {axis for axis in dynamic if isinstance(shape[axis], int)}
     graph_module = _plain_graph_module(graph_module)
+    restore_batch_norms(graph_module)
     _name_as_inside(graph_module, network)
     return graph_module, pinned
 

@@ -19,6 +19,7 @@ from qgait_ptq.gait.zoo import (
     SkeletonGaitPlus,
     SwinGait,
 )
+from qgait_ptq.graph.conversion import in_double
 from qgait_ptq.graph.layers import list_layers
 from qgait_ptq.runtime.embedder import open_session, run_session
 from tests.conftest import randomise_batch_norms
@@ -63,7 +64,7 @@ def test_a_family_is_captured_quantized_and_exported_with_its_convolutions_on_in
     file = export_quantized(quantized.graph, quantized.captured, get_target("onnxruntime").opset)
     integer = [layer.name for layer in layers if layer.integer]
     assert layers_without_integer_kernel(file.SerializeToString(), integer) == []
-    session, exact = open_session(file.SerializeToString(), spinning=False), quantized.graph.double()
+    session, exact = open_session(file.SerializeToString(), spinning=False), in_double(quantized.graph)
     for frames, batch in ((6, 1), (17, 2), (40, 1)):
         given = torch.from_numpy(run_session(session, sequence(name, frames, batch).numpy())).flatten(1)
         expected = exact(sequence(name, frames, batch).double()).float().flatten(1)
