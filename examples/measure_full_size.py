@@ -1,6 +1,7 @@
 """Time, peak memory and file sizes of quantizing a full-size GaitBase (7 M parameters) on this machine.
 
     python examples/measure_full_size.py
+    python examples/measure_full_size.py --stages    # and W4A4 with corrections and IDC: many minutes
 
 The weights are random, with batch norm statistics of a real pass: time, memory and size do not depend on
 what the network has learned.
@@ -11,9 +12,10 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import click
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -25,12 +27,14 @@ from qgait_ptq.export.onnx_file import export_float, export_quantized
 from qgait_ptq.export.targets import get_target
 from qgait_ptq.gait.sampling import to_network_input
 from qgait_ptq.gait.sequences import cut_width
+from qgait_ptq.gait.sources import load_walkers
 from qgait_ptq.gait.walkers.clothing import Condition
 from qgait_ptq.gait.walkers.population import Split, split_identities
 from qgait_ptq.gait.walkers.rendering import render_identities
 from qgait_ptq.gait.zoo import GaitBase
 from qgait_ptq.graph.insert import insert_quantizers
 from qgait_ptq.pipeline import plan
+from qgait_ptq.stages import CalibrationRun
 
 SEQUENCES, FRAMES = 64, 30
 VARIANTS = ((8, 8, 8), (4, 8, 8), (4, 4, 8), (4, 4, 4))  # weight, activation and edge bits
@@ -63,12 +67,59 @@ def peak_gigabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def main() -> None:
+@click.command()
+@click.option("--stages", is_flag=True, help="W4A4 with all default stages, on 128 sequences of 16 people.")
+def main(stages: bool) -> None:
     """Quantize at several widths and print what it took."""
     torch.manual_seed(0)
     batches = calibration_batches()
     network = initialise(GaitBase(), batches[0])
     console = Console()
+    if stages:
+        console.print(measure_stages(network))
+    else:
+        console.print(measure_ranges(network, batches))
+
+
+def measure_stages(network: nn.Module) -> Table:
+    """Capture and the default stages at W4A4, and their times."""
+    config = QuantConfig(weight_bits=4, activation_bits=4)
+    listener = Timer()
+    data = load_walkers().calibration
+    with listener.stage("capture"):
+        captured, graph, _ = plan(network, (64, 44), config)
+    CalibrationRun(config, captured, graph, torch.device("cpu"), listener).run(data)
+    table = Table(title=f"GaitBase W4A4, default stages, {torch.get_num_threads()} threads")
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    for name, seconds in listener.seconds.items():
+        table.add_row(name, f"{seconds:.0f}")
+    table.add_row("all", f"{sum(listener.seconds.values()):.0f}")
+    table.add_row("peak memory, GB", f"{peak_gigabytes():.2f}")
+    return table
+
+
+class Timer:
+    """Listens to stages and keeps how long they took; tells at once, as the stages are long."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, steps: int | None = None) -> Iterator[Callable[[], None]]:
+        """Time a stage."""
+        started = time.perf_counter()
+        yield lambda: None
+        self.seconds[name] = time.perf_counter() - started
+        self.note(f"{name}: {self.seconds[name]:.0f} s")
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        click.echo(text)
+
+
+def measure_ranges(network: nn.Module, batches: list[Tensor]) -> Table:
+    """Capture, ranges alone, and export at several widths."""
     table = Table(
         title=f"GaitBase, {SEQUENCES} sequences of {FRAMES} frames, {torch.get_num_threads()} threads"
     )
@@ -108,7 +159,7 @@ def main() -> None:
             f"{model.ByteSize() / 1e6:.2f}",
             f"{float_size / model.ByteSize():.2f}×",
         )
-    console.print(table)
+    return table
 
 
 if __name__ == "__main__":
