@@ -31,7 +31,7 @@ from qgait_ptq.gait.sequences import cut_width
 from qgait_ptq.gait.walkers.population import FIRST_IDENTITY, TRIALS, Split
 from qgait_ptq.gait.walkers.rendering import condition_name, render_identities, subject_name, view_name
 from qgait_ptq.gait.zoo import NETWORKS
-from qgait_ptq.pipeline import plan
+from qgait_ptq.planning import plan
 from qgait_ptq.stages import CalibrationRun
 
 CALIBRATION_IDENTITIES, FIRST_CALIBRATION = 16, 1000

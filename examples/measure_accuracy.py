@@ -28,7 +28,7 @@ from qgait_ptq.gait.metrics import embedding_sqnr
 from qgait_ptq.gait.protocols import evaluate
 from qgait_ptq.gait.sources import GaitData, load_walkers
 from qgait_ptq.gait.zoo import gaitbase_small
-from qgait_ptq.pipeline import plan
+from qgait_ptq.planning import plan
 from qgait_ptq.progress import Silent
 from qgait_ptq.runtime.embedder import open_session, run_session
 from qgait_ptq.stages import CalibrationRun

@@ -33,7 +33,7 @@ from qgait_ptq.gait.walkers.population import Split, split_identities
 from qgait_ptq.gait.walkers.rendering import render_identities
 from qgait_ptq.gait.zoo import GaitBase
 from qgait_ptq.graph.insert import insert_quantizers
-from qgait_ptq.pipeline import plan
+from qgait_ptq.planning import plan
 from qgait_ptq.stages import CalibrationRun
 
 SEQUENCES, FRAMES = 64, 30

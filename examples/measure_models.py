@@ -36,7 +36,7 @@ from qgait_ptq.gait.zoo import NETWORKS
 from qgait_ptq.graph.conversion import in_double
 from qgait_ptq.graph.layers import LayerPlan, list_layers
 from qgait_ptq.graph.trace import Capture
-from qgait_ptq.pipeline import REPORTED_FRAMES, plan
+from qgait_ptq.planning import REPORTED_FRAMES, plan
 from qgait_ptq.progress import Silent
 from qgait_ptq.runtime.embedder import open_session, run_session
 from qgait_ptq.stages import CalibrationRun

@@ -28,7 +28,7 @@ from qgait_ptq.gait.walkers.population import Split, split_identities
 from qgait_ptq.gait.walkers.rendering import render_identities, subject_name
 from qgait_ptq.gait.zoo import gaitbase_small
 from qgait_ptq.gait.zoo.layers import HorizontalPooling, PartLinear, max_over_frames
-from qgait_ptq.pipeline import plan
+from qgait_ptq.planning import plan
 from qgait_ptq.progress import Silent
 from qgait_ptq.stages import CalibrationRun
 

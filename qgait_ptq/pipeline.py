@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,11 +32,8 @@ from qgait_ptq.gait.embedding import embed_dataset, network_batch
 from qgait_ptq.gait.sources import GaitData, as_gait_data, load_walkers
 from qgait_ptq.graph.conversion import in_double, to_device
 from qgait_ptq.graph.layers import LayerPlan, layer_scales, layer_sqnr, list_layers
-from qgait_ptq.graph.placement import place
-from qgait_ptq.graph.shapes import record_shapes
-from qgait_ptq.graph.simplify import simplify
-from qgait_ptq.graph.specs import BitWidths
-from qgait_ptq.graph.trace import BATCH_AXIS, FRAME_AXIS, Capture, capture, quiet_torch
+from qgait_ptq.graph.trace import BATCH_AXIS, FRAME_AXIS, Capture
+from qgait_ptq.planning import REPORTED_FRAMES, plan
 from qgait_ptq.progress import Progress, Silent
 from qgait_ptq.reconstruction.resuming import SavedStates
 from qgait_ptq.report.record import Report, build_report
@@ -46,7 +42,6 @@ from qgait_ptq.runtime.embedder import open_session, run_session
 from qgait_ptq.stages import CalibrationRun
 
 PARITY_SEQUENCES, SQNR_SEQUENCES = 50, 8
-REPORTED_FRAMES = 30  # multiply-accumulates are stated for a sequence of so many frames
 
 
 @dataclass(frozen=True)
@@ -138,41 +133,6 @@ def quantize(
     if work_folder is not None and run.config.finetune.enabled:
         SavedStates.remove(work_folder)
     return QuantizationResult(to_device(quantized, torch.device("cpu")), report, onnx_model, recipe)
-
-
-def plan(
-    model: nn.Module,
-    frame_shape: tuple[int, ...],
-    config: QuantConfig,
-    *,
-    frames: int | None = None,
-    output: str | None = None,
-) -> tuple[Capture, fx.GraphModule, list[LayerPlan]]:
-    """Capture a network and decide what is quantized, without data.
-
-    Args:
-        model: takes ``[n, s, h, w]``, or ``[n, s, c, h, w]``.
-        frame_shape: ``(h, w)``, or ``(c, h, w)``.
-        config: widths and target.
-        frames: for networks that take one frame count only.
-        output: names the embedding, for networks that give several tensors.
-
-    Returns:
-        The capture, the simplified and annotated float graph, and its layers.
-
-    Raises:
-        CaptureError: the network cannot be captured.
-        ConfigError: the configuration names layers that the network does not have.
-    """
-    with quiet_torch():
-        # The user's stays where it is, in the mode and the precision it is in.
-        network = copy.deepcopy(model).cpu().float()
-    captured = capture(network, frame_shape, frames, output)
-    others = [captured.example(*sizes) for sizes in captured.checked]
-    graph_module = simplify(captured.graph_module, captured.example(), *others).requires_grad_(False)
-    place(graph_module, get_target(config.target).rules, _widths(config))
-    record_shapes(graph_module, captured.example(sequences=1, length=REPORTED_FRAMES))
-    return captured, graph_module, list_layers(graph_module)
 
 
 @dataclass
@@ -342,20 +302,6 @@ class _Run:
                 silhouettes, record, captured.frame_shape, captured.frames, self.config.calibration_frames
             ).to(self.device)
             advance()
-
-
-def _widths(config: QuantConfig) -> BitWidths:
-    return BitWidths(
-        weight=config.weight_bits,
-        activation=config.activation_bits,
-        edge=config.edge_bits,
-        elementwise=config.elementwise_bits,
-        weight_observer=config.weight_observer,
-        activation_observer=config.observer,
-        layers={name: (bits.weight_bits, bits.activation_bits) for name, bits in config.layers.items()},
-        include=config.include,
-        exclude=config.exclude,
-    )
 
 
 def _describe_model(

@@ -16,7 +16,7 @@ from qgait_ptq.gait.dataset import GaitDataset
 from qgait_ptq.gait.sampling import PKSampler
 from qgait_ptq.graph.insert import insert_quantizers
 from qgait_ptq.graph.trace import Capture
-from qgait_ptq.pipeline import plan
+from qgait_ptq.planning import plan
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def command(
     from qgait_ptq.cli.inputs import load_network
     from qgait_ptq.gait.sequences import cut_width, shape_text
     from qgait_ptq.graph.layers import float_operators
-    from qgait_ptq.pipeline import REPORTED_FRAMES, plan
+    from qgait_ptq.planning import REPORTED_FRAMES, plan
     from qgait_ptq.report.terminal import TerminalProgress, layer_table
 
     console = Console(stderr=as_json)
@@ -119,7 +119,7 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
     from qgait_ptq.cli.inputs import load_data, load_network
     from qgait_ptq.gait.embedding import network_batch
     from qgait_ptq.layer_comparison import compare_layers
-    from qgait_ptq.pipeline import plan
+    from qgait_ptq.planning import plan
     from qgait_ptq.report.reading import read_report
     from qgait_ptq.report.terminal import TerminalProgress, comparison_table
     from qgait_ptq.runtime.embedder import Embedder

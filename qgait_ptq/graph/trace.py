@@ -2,7 +2,7 @@
 
 `torch.export` with automatic dynamic shapes on batch and frames takes nearly every silhouette network. It
 may silently fix a dimension, so the capture is compared with the network at other batch sizes and frame
-counts, and a dimension that fails is pinned to the example's size and said so.
+counts, and a dimension that fails is pinned and said so.
 """
 
 from __future__ import annotations

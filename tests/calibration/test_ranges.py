@@ -8,7 +8,7 @@ from qgait_ptq.graph.attributes import tensor_of
 from qgait_ptq.graph.insert import insert_quantizers
 from qgait_ptq.graph.layers import layer_sqnr
 from qgait_ptq.graph.specs import annotation_of
-from qgait_ptq.pipeline import plan
+from qgait_ptq.planning import plan
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.quantizer.grid import INT32_MAX
 from tests.conftest import make_gaitbase

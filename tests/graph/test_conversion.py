@@ -6,7 +6,7 @@ from torch import nn
 
 from qgait_ptq.config import QuantConfig
 from qgait_ptq.graph.conversion import in_double, to_device
-from qgait_ptq.pipeline import plan
+from qgait_ptq.planning import plan
 
 
 class MakesTensors(nn.Module):

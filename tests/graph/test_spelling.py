@@ -11,7 +11,7 @@ from qgait_ptq.graph.operators import aten, is_operator
 from qgait_ptq.graph.simplify import simplify
 from qgait_ptq.graph.spelling import SPLITS, STACKS
 from qgait_ptq.graph.trace import capture
-from qgait_ptq.pipeline import plan
+from qgait_ptq.planning import plan
 
 PARTS, CHANNELS, OUTPUTS = 4, 8, 6
 PER_PART = {

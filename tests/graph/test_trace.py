@@ -5,7 +5,7 @@ from torch import nn
 from qgait_ptq.config import QuantConfig
 from qgait_ptq.errors import CaptureError
 from qgait_ptq.graph.trace import capture
-from qgait_ptq.pipeline import plan
+from qgait_ptq.planning import plan
 
 
 class Embedding(nn.Module):

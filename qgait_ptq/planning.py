@@ -1,0 +1,67 @@
+"""The plan: a network as a simplified graph on which every quantizer has its place. Needs no data."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import fx, nn
+
+from qgait_ptq.config import QuantConfig
+from qgait_ptq.export.targets import get_target
+from qgait_ptq.graph.layers import LayerPlan, list_layers
+from qgait_ptq.graph.placement import place
+from qgait_ptq.graph.shapes import record_shapes
+from qgait_ptq.graph.simplify import simplify
+from qgait_ptq.graph.specs import BitWidths
+from qgait_ptq.graph.trace import Capture, capture, quiet_torch
+
+REPORTED_FRAMES = 30  # multiply-accumulates are stated for a sequence of so many frames
+
+
+def plan(
+    model: nn.Module,
+    frame_shape: tuple[int, ...],
+    config: QuantConfig,
+    *,
+    frames: int | None = None,
+    output: str | None = None,
+) -> tuple[Capture, fx.GraphModule, list[LayerPlan]]:
+    """Capture a network and decide what is quantized, without data.
+
+    Args:
+        model: takes ``[n, s, h, w]``, or ``[n, s, c, h, w]``.
+        frame_shape: ``(h, w)``, or ``(c, h, w)``.
+        config: widths and target.
+        frames: for networks that take one frame count only.
+        output: names the embedding, for networks that give several tensors.
+
+    Returns:
+        The capture, the simplified and annotated float graph, and its layers.
+
+    Raises:
+        CaptureError: the network cannot be captured.
+        ConfigError: the configuration names layers that the network does not have.
+    """
+    with quiet_torch():
+        # The user's stays where it is, in the mode and the precision it is in.
+        network = copy.deepcopy(model).cpu().float()
+    captured = capture(network, frame_shape, frames, output)
+    others = [captured.example(*sizes) for sizes in captured.checked]
+    graph_module = simplify(captured.graph_module, captured.example(), *others).requires_grad_(False)
+    place(graph_module, get_target(config.target).rules, _widths(config))
+    record_shapes(graph_module, captured.example(sequences=1, length=REPORTED_FRAMES))
+    return captured, graph_module, list_layers(graph_module)
+
+
+def _widths(config: QuantConfig) -> BitWidths:
+    return BitWidths(
+        weight=config.weight_bits,
+        activation=config.activation_bits,
+        edge=config.edge_bits,
+        elementwise=config.elementwise_bits,
+        weight_observer=config.weight_observer,
+        activation_observer=config.observer,
+        layers={name: (bits.weight_bits, bits.activation_bits) for name, bits in config.layers.items()},
+        include=config.include,
+        exclude=config.exclude,
+    )
