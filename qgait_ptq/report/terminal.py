@@ -167,7 +167,7 @@ def comparison_table(layers: Sequence[Mapping[str, Any]], title: str) -> Table:
     """
     table = Table(title=title)
     table.add_column("layer", overflow="fold")
-    for heading in ("SQNR, dB", "simulated, dB", "cosine", "distances off by, %"):
+    for heading in ("SQNR, dB", "simulated, dB", "cosine", "distances, %"):
         table.add_column(heading, justify="right")
     for layer in layers:
         simulated = layer["simulation_sqnr_db"]
