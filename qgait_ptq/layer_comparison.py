@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from qgait_ptq.errors import ModelError
 from qgait_ptq.export.lowering import CALL_MARK
 from qgait_ptq.graph.attributes import layer_name
+from qgait_ptq.graph.layers import OutputKeeper
 from qgait_ptq.graph.operators import WEIGHTED, is_operator
 from qgait_ptq.runtime.embedder import open_session
 
@@ -83,7 +84,7 @@ def compare_layers(
         raise ModelError(f"{file}: written from another network; layers that differ: {', '.join(differing)}")
     nodes = {name: nodes[name] for name in quantized}
     sums, people = {name: _Sums() for name in nodes}, []
-    keeper = _OutputKeeper(network, {node: name for name, node in nodes.items()})
+    keeper = OutputKeeper(network, set(nodes.values()))
     for batch, person in batches:
         people.append(person)
         with torch.inference_mode():
@@ -91,28 +92,22 @@ def compare_layers(
         given = session.run(list(outputs.values()), {session.get_inputs()[0].name: batch.numpy()})
         for name, array in zip(outputs, given, strict=True):
             factors = recorded[name].get("equalization_factors")
-            _add(sums[name], keeper.kept[name], torch.from_numpy(np.asarray(array)), factors, batch.shape[1])
+            _add(
+                sums[name],
+                keeper.kept[nodes[name]],
+                torch.from_numpy(np.asarray(array)),
+                factors,
+                batch.shape[1],
+            )
     compared = [_judge(name, sums[name], people, recorded[name].get("sqnr_db")) for name in nodes]
     return sorted(compared, key=lambda layer: layer.sqnr_db)
 
 
-class _OutputKeeper(fx.Interpreter):
-    """Runs a graph and keeps what its layers give, by the layers' names."""
-
-    def __init__(self, module: fx.GraphModule, names: Mapping[fx.Node, str]) -> None:
-        super().__init__(module)
-        self.names, self.kept = names, dict[str, Tensor]()
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n in self.names:
-            self.kept[self.names[n]] = result
-        return result
-
-
-def _layer_nodes(network: fx.GraphModule) -> dict[str, fx.Node]:
+def _layer_nodes(network: fx.GraphModule) -> dict[str, str]:
+    """Name of each call of a layer, as in the file → name of its node."""
     nodes = [node for node in network.graph.nodes if is_operator(node, WEIGHTED)]
-    return dict(zip(_with_calls([layer_name(node) for node in nodes]), nodes, strict=True))
+    names = _with_calls([layer_name(node) for node in nodes])
+    return dict(zip(names, (node.name for node in nodes), strict=True))
 
 
 def _with_calls(names: list[str]) -> list[str]:

@@ -119,14 +119,15 @@ def layer_scales(graph_module: fx.GraphModule) -> dict[str, dict[str, Any]]:
     return scales
 
 
-class _OutputKeeper(fx.Interpreter):
-    """Runs a graph and keeps what some nodes give."""
+class OutputKeeper(fx.Interpreter):
+    """Runs a graph and keeps what some nodes give, by their names."""
 
     def __init__(self, module: fx.GraphModule, names: set[str]) -> None:
         super().__init__(module)
         self.names, self.kept = names, dict[str, Tensor]()
 
     def run_node(self, n: fx.Node) -> Any:
+        """Run a node and keep what it gives, if it is one of those."""
         result = super().run_node(n)
         if n.name in self.names:
             self.kept[n.name] = result
@@ -149,7 +150,7 @@ def layer_sqnr(
     signal, noise = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
     with torch.inference_mode():
         for batch in batches:
-            keepers = [_OutputKeeper(module, layers) for module in (reference, quantized)]
+            keepers = [OutputKeeper(module, layers) for module in (reference, quantized)]
             for keeper in keepers:
                 keeper.run(batch)
             for name in layers:
