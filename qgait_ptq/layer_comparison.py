@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from qgait_ptq.export.lowering import CALL_MARK
 from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.layers import OutputKeeper
 from qgait_ptq.graph.operators import WEIGHTED, is_operator
+from qgait_ptq.graph.shapes import is_free, observed_shape, record_free_axes
 from qgait_ptq.runtime.embedder import open_session
 
 DECIBELS = 10.0
@@ -58,16 +59,18 @@ class _Sums:
 def compare_layers(
     network: fx.GraphModule,
     file: Path,
-    batches: Iterable[tuple[Tensor, str]],
+    sequences: Sequence[tuple[Tensor, str]],
     layers: list[Mapping[str, Any]],
+    advance: Callable[[], None] = lambda: None,
 ) -> list[LayerComparison]:
     """Run the float network and a file side by side.
 
     Args:
         network: the simplified float graph, not equalized.
         file: written from it; it runs without the runtime's fusions, which hide the layers' outputs.
-        batches: silhouettes ``[1, s, h, w]``, and whose they are; of at least two people.
+        sequences: silhouettes ``[1, s, h, w]``, and whose they are; of at least two people.
         layers: of the file's ``report.json``, which knows what channels were scaled by.
+        advance: called after each sequence.
 
     Returns:
         Worst first.
@@ -83,22 +86,19 @@ def compare_layers(
         differing = sorted((set(nodes) ^ set(recorded)) | (set(outputs) ^ set(quantized)))[:3]
         raise ModelError(f"{file}: written from another network; layers that differ: {', '.join(differing)}")
     nodes = {name: nodes[name] for name in quantized}
-    sums, people = {name: _Sums() for name in nodes}, []
+    axes = _frame_axes(network, [batch for batch, _ in sequences])
+    sums = {name: _Sums() for name in nodes}
     keeper = OutputKeeper(network, set(nodes.values()))
-    for batch, person in batches:
-        people.append(person)
+    for batch, _ in sequences:
         with torch.inference_mode():
             keeper.run(batch)
         given = session.run(list(outputs.values()), {session.get_inputs()[0].name: batch.numpy()})
         for name, array in zip(outputs, given, strict=True):
             factors = recorded[name].get("equalization_factors")
-            _add(
-                sums[name],
-                keeper.kept[nodes[name]],
-                torch.from_numpy(np.asarray(array)),
-                factors,
-                batch.shape[1],
-            )
+            output = torch.from_numpy(np.asarray(array))
+            _add(sums[name], keeper.kept[nodes[name]], output, factors, axes[nodes[name]])
+        advance()
+    people = [person for _, person in sequences]
     compared = [_judge(name, sums[name], people, recorded[name].get("sqnr_db")) for name in nodes]
     return sorted(compared, key=lambda layer: layer.sqnr_db)
 
@@ -134,23 +134,26 @@ def _open_with_outputs(file: Path, layers: list[str]) -> tuple[onnxruntime.Infer
     return open_session(model.SerializeToString(), optimised=False), outputs
 
 
-def _add(sums: _Sums, expected: Tensor, given: Tensor, factors: list[float] | None, frames: int) -> None:
+def _frame_axes(network: fx.GraphModule, batches: list[Tensor]) -> dict[str, list[int]]:
+    """For each node the axes of its output whose size depends on the number of frames."""
+    by_length = sorted(batches, key=lambda batch: batch.shape[1])
+    record_free_axes(network, [by_length[0], by_length[-1]])
+    return {
+        node.name: [axis for axis in range(len(observed_shape(node) or ())) if is_free(node, axis)]
+        for node in network.graph.nodes
+    }
+
+
+def _add(sums: _Sums, expected: Tensor, given: Tensor, factors: list[float] | None, axes: list[int]) -> None:
     expected, given = expected.double(), given.double()
     if factors is not None:
         given = given * torch.tensor(factors, dtype=torch.float64).reshape(-1, *[1] * (given.ndim - 2))
     sums.signal += float(expected.square().sum())
     sums.noise += float((expected - given).square().sum())
     sums.cosines.append(float(torch.cosine_similarity(expected.flatten(), given.flatten(), dim=0)))
-    sums.float_means.append(_over_frames(expected, frames))
-    sums.file_means.append(_over_frames(given, frames))
-
-
-def _over_frames(output: Tensor, frames: int) -> Tensor:
-    """One vector of a layer's output for one sequence, so that sequences of different lengths compare."""
-    for axis in (0, 2):  # folded into the batch, or behind the channels as in Conv3d and Conv1d
-        if output.ndim > axis and output.shape[axis] == frames:
-            return output.mean(axis).flatten()
-    return output.flatten()
+    # Sequences of different lengths have vectors of one length then.
+    sums.float_means.append((expected.mean(axes) if axes else expected).flatten())
+    sums.file_means.append((given.mean(axes) if axes else given).flatten())
 
 
 def _judge(name: str, sums: _Sums, people: list[str], simulated: float | None) -> LayerComparison:

@@ -11,7 +11,7 @@ from qgait_ptq.config import IdcConfig
 from qgait_ptq.errors import ModelError
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.gait.sources import load_directory
-from qgait_ptq.gait.zoo import GaitPart
+from qgait_ptq.gait.zoo import GaitGL, GaitPart
 from qgait_ptq.layer_comparison import compare_layers
 from qgait_ptq.planning import plan
 from tests.conftest import make_gaitbase, make_gaitset, randomise_batch_norms
@@ -20,6 +20,11 @@ from tests.conftest import make_gaitbase, make_gaitset, randomise_batch_norms
 def make_gaitpart():
     torch.manual_seed(0)
     return randomise_batch_norms(GaitPart(channels=(4, 8, 16), embedding=16))
+
+
+def make_gaitgl():
+    torch.manual_seed(0)
+    return randomise_batch_norms(GaitGL(channels=(4, 8, 16)))
 
 
 def write(network, config, walkers_root, folder):
@@ -32,11 +37,13 @@ def compare(network, config, walkers_root, folder, layers):
     """Some sequences of the test people through both."""
     test = load_directory(walkers_root).test
     _, graph, _ = plan(network, (64, 44), config)
-    batches = [(network_batch(*test[i], (64, 44), limit=12), test[i][1].subject) for i in range(0, 60, 9)]
-    return compare_layers(graph, folder / "model.onnx", batches, layers)
+    sequences = [
+        (network_batch(*test[i], (64, 44), limit=12 + i % 4), test[i][1].subject) for i in range(0, 60, 9)
+    ]
+    return compare_layers(graph, folder / "model.onnx", sequences, layers)
 
 
-@pytest.mark.parametrize("make", [make_gaitbase, make_gaitset, make_gaitpart])
+@pytest.mark.parametrize("make", [make_gaitbase, make_gaitgl, make_gaitpart])
 def test_layers_of_an_eight_bit_file_agree_whatever_equalization_scaled(make, walkers_root, tmp_path):
     """Without the factors of equalization in the report, scaled channels would look like errors."""
     config = QuantConfig(idc=IdcConfig(enabled=False), correction_frames=8)

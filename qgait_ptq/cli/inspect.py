@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,6 @@ import click
 from qgait_ptq.cli.options import MODEL_OPTIONS, RECIPE_OPTION, WIDTH_OPTIONS, apply_options, build_recipe
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from qgait_ptq.config import Recipe
 
 COMPARED_SEQUENCES = 24
@@ -138,18 +135,15 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
         output=recipe.model.output,
     )
     chosen = data.test.choose(COMPARED_SEQUENCES, recipe.quantization.seed)
+    limit = recipe.quantization.calibration_frames
+    sequences = [
+        (network_batch(frames, record, embedder.frame_shape, embedder.frames, limit), record.subject)
+        for frames, record in chosen
+    ]
     with progress.stage("layers", len(chosen)) as advance:
-
-        def batches() -> Iterator[tuple[Tensor, str]]:
-            for silhouettes, record in chosen:
-                limit = recipe.quantization.calibration_frames
-                frames = embedder.frames
-                yield network_batch(silhouettes, record, embedder.frame_shape, frames, limit), record.subject
-                advance()
-
         compared = [
             asdict(layer)
-            for layer in compare_layers(graph_module, embedder.path, batches(), report["layers"])
+            for layer in compare_layers(graph_module, embedder.path, sequences, report["layers"], advance)
         ]
     if as_json:
         click.echo(json.dumps(compared))
