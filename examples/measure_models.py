@@ -34,7 +34,7 @@ from qgait_ptq.gait.walkers.population import Split, split_identities
 from qgait_ptq.gait.walkers.rendering import render_identities, subject_name
 from qgait_ptq.gait.zoo import NETWORKS
 from qgait_ptq.graph.conversion import in_double
-from qgait_ptq.graph.layers import LayerPlan, list_layers
+from qgait_ptq.graph.layers import LayerPlan, count_parameters, list_layers
 from qgait_ptq.graph.trace import Capture
 from qgait_ptq.planning import REPORTED_FRAMES, plan
 from qgait_ptq.progress import Silent
@@ -179,7 +179,7 @@ def describe(captured: Capture, layers: list[LayerPlan], slow: list[str]) -> dic
     total = sum(layer.macs for layer in layers)
     integer = sum(layer.macs for layer in layers if layer.integer and layer.name not in slow)
     return {
-        "parameters": sum(layer.parameters for layer in layers),
+        "parameters": count_parameters(layers),
         "macs": total * REPORTED_FRAMES // (captured.frames or REPORTED_FRAMES),
         "integer_share": integer / total,
         "not_integer": {layer.name: layer.note for layer in layers if not layer.integer}

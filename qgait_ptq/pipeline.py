@@ -31,7 +31,7 @@ from qgait_ptq.gait.dataset import GaitDataset
 from qgait_ptq.gait.embedding import embed_dataset, network_batch
 from qgait_ptq.gait.sources import GaitData, as_gait_data, load_walkers
 from qgait_ptq.graph.conversion import in_double, to_device
-from qgait_ptq.graph.layers import LayerPlan, layer_scales, layer_sqnr, list_layers
+from qgait_ptq.graph.layers import LayerPlan, count_parameters, layer_scales, layer_sqnr, list_layers
 from qgait_ptq.graph.trace import BATCH_AXIS, FRAME_AXIS, Capture
 from qgait_ptq.planning import REPORTED_FRAMES, plan
 from qgait_ptq.progress import Progress, Silent
@@ -319,7 +319,7 @@ def _describe_model(
         "batch": captured.batch,
         "channels": embedding.shape[1],
         "parts": embedding.shape[2],
-        "parameters": sum(layer.parameters for layer in layers),
+        "parameters": count_parameters(layers),
         "macs": sum(layer.macs for layer in layers),
         "macs_frames": captured.frames or REPORTED_FRAMES,
     }

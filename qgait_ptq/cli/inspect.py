@@ -70,7 +70,7 @@ def command(
 
     from qgait_ptq.cli.inputs import load_network
     from qgait_ptq.gait.sequences import cut_width, shape_text
-    from qgait_ptq.graph.layers import float_operators
+    from qgait_ptq.graph.layers import count_parameters, float_operators
     from qgait_ptq.planning import REPORTED_FRAMES, plan
     from qgait_ptq.report.terminal import TerminalProgress, layer_table
 
@@ -90,7 +90,7 @@ def command(
         click.echo(json.dumps([asdict(layer) for layer in layers]))
         return
     frames = captured.frames or REPORTED_FRAMES
-    parameters, macs = sum(layer.parameters for layer in layers), sum(layer.macs for layer in layers)
+    parameters, macs = count_parameters(layers), sum(layer.macs for layer in layers)
     integer = sum(layer.macs for layer in layers if layer.integer)
     console.print(
         layer_table(

@@ -28,6 +28,7 @@ class LayerPlan:
         input_shape: on the recorded example.
         output_shape: on the recorded example.
         parameters: of weight and bias.
+        weight: name of the stored weight; layers that share it, or calls of one layer, have the same.
         macs: multiply-accumulates on the recorded example.
         weight_bits: None where the weight stays in float.
         activation_bits: width of its input; None where that stays in float.
@@ -41,6 +42,7 @@ class LayerPlan:
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     parameters: int
+    weight: str
     macs: int
     weight_bits: int | None
     activation_bits: int | None
@@ -65,6 +67,7 @@ def list_layers(graph_module: fx.GraphModule) -> list[LayerPlan]:
                 input_shape=observed_shape(node.args[0]) or (),
                 output_shape=observed_shape(node) or (),
                 parameters=sum(torch.Size(shape).numel() for shape in parameters if shape),
+                weight=str(getattr(node.args[1], "target", "")),
                 macs=count_macs(node),
                 weight_bits=annotation.weight.grid.bits if annotation.weight else None,
                 activation_bits=_input_bits(node, nodes),
@@ -73,6 +76,11 @@ def list_layers(graph_module: fx.GraphModule) -> list[LayerPlan]:
             )
         )
     return plans
+
+
+def count_parameters(layers: Iterable[LayerPlan]) -> int:
+    """Weights and biases of all layers; those that layers share count once."""
+    return sum({layer.weight: layer.parameters for layer in layers}.values())
 
 
 def float_operators(graph_module: fx.GraphModule) -> dict[str, str]:

@@ -20,7 +20,7 @@ from qgait_ptq.gait.zoo import (
     SwinGait,
 )
 from qgait_ptq.graph.conversion import in_double
-from qgait_ptq.graph.layers import list_layers
+from qgait_ptq.graph.layers import count_parameters, list_layers
 from qgait_ptq.runtime.embedder import open_session, run_session
 from tests.conftest import randomise_batch_norms
 from tests.networks import quantize_network
@@ -60,6 +60,8 @@ def test_a_family_is_captured_quantized_and_exported_with_its_convolutions_on_in
     quantized = quantize_network(network, [sequence(name, frames) for frames in (9, 20)])
     assert (quantized.captured.batch, quantized.captured.frames) == (None, None)
     layers = list_layers(quantized.float_graph)
+    stored = sum(p.numel() for p in network.parameters() if p.ndim > 1)
+    assert 0.9 * stored <= count_parameters(layers) <= 1.2 * stored + 500  # biases, folded batch norms
     assert [layer.name for layer in layers if not layer.integer] == FLOAT_LAYERS.get(name, ["part_linear"])
     file = export_quantized(quantized.graph, quantized.captured, get_target("onnxruntime").opset)
     integer = [layer.name for layer in layers if layer.integer]
