@@ -43,7 +43,14 @@ def compare(network, config, walkers_root, folder, layers):
     return compare_layers(graph, folder / "model.onnx", sequences, layers)
 
 
-@pytest.mark.parametrize("make", [make_gaitbase, make_gaitgl, make_gaitpart])
+@pytest.mark.parametrize(
+    "make",
+    [
+        make_gaitbase,
+        pytest.param(make_gaitgl, marks=pytest.mark.slow),
+        pytest.param(make_gaitpart, marks=pytest.mark.slow),
+    ],
+)
 def test_layers_of_an_eight_bit_file_agree_whatever_equalization_scaled(make, walkers_root, tmp_path):
     """Without the factors of equalization in the report, scaled channels would look like errors."""
     config = QuantConfig(idc=IdcConfig(enabled=False), correction_frames=8)
