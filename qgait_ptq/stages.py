@@ -38,11 +38,11 @@ from qgait_ptq.gait.dataset import GaitDataset
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.gait.sampling import PKSampler
 from qgait_ptq.graph.blocks import Granularity
-from qgait_ptq.graph.inputs import as_network_input
 from qgait_ptq.graph.insert import insert_quantizers
 from qgait_ptq.graph.quantized import quantized_layers
 from qgait_ptq.graph.shapes import observed_shape
 from qgait_ptq.graph.trace import Capture
+from qgait_ptq.inputs import as_network_input
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
 from qgait_ptq.quantizer.soft import TemperatureSchedule
 from qgait_ptq.quantizer.trainable import WeightMode

@@ -8,8 +8,8 @@ from torch.nn import functional
 from qgait_ptq.export.checks import layers_without_integer_kernel
 from qgait_ptq.export.onnx_file import export_quantized
 from qgait_ptq.graph.conversion import in_double
-from qgait_ptq.graph.inputs import random_silhouettes
 from qgait_ptq.graph.layers import float_operators, list_layers
+from qgait_ptq.inputs import random_silhouettes
 from qgait_ptq.runtime.embedder import open_session, run_session
 from tests.conftest import randomise_batch_norms
 from tests.networks import quantize_network

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
-from qgait_ptq.graph.inputs import as_network_input
+from qgait_ptq.inputs import as_network_input
 
 LONGEST_TEST_SEQUENCE = 720  # frames, OpenGait's limit at test time
 

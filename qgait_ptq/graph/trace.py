@@ -24,8 +24,8 @@ from qgait_ptq.errors import CaptureError, first_line
 from qgait_ptq.graph.attributes import ORIGIN_KEY, remove_unused
 from qgait_ptq.graph.capture_failure import explain_failure
 from qgait_ptq.graph.embedding_output import could_be_embedding, reduce_to_embedding
-from qgait_ptq.graph.inputs import random_silhouettes
 from qgait_ptq.graph.side_effects import restore_batch_norms, without_side_effects
+from qgait_ptq.inputs import random_silhouettes
 
 EXAMPLE_BATCH = 2  # with 1, networks that squeeze are captured wrongly
 EXAMPLE_FRAMES = 7  # prime, so that no arithmetic on it works by accident

@@ -3,8 +3,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from qgait_ptq.export.checks import find_failing_axes
-from qgait_ptq.graph.inputs import random_silhouettes
 from qgait_ptq.graph.trace import BATCH_AXIS, FRAME_AXIS, Capture
+from qgait_ptq.inputs import random_silhouettes
 from qgait_ptq.runtime.embedder import open_session, run_session
 
 CAPTURE = Capture(torch.fx.GraphModule({}, torch.fx.Graph()), None, None, (8, 4), ())
