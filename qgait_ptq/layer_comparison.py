@@ -14,7 +14,7 @@ import onnxruntime
 import torch
 from torch import Tensor, fx
 
-from qgait_ptq.errors import ModelError
+from qgait_ptq.errors import DataError, ModelError
 from qgait_ptq.export.lowering import CALL_MARK
 from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.layers import OutputKeeper
@@ -76,8 +76,12 @@ def compare_layers(
         Worst first.
 
     Raises:
+        DataError: all sequences are of one person.
         ModelError: the file is of another network.
     """
+    people = [person for _, person in sequences]
+    if len(set(people)) < 2:
+        raise DataError("the test sequences are of one person; distances between people need two")
     nodes = _layer_nodes(network)
     recorded = dict(zip(_with_calls([str(layer["name"]) for layer in layers]), layers, strict=True))
     quantized = [name for name, layer in recorded.items() if layer["weight_bits"] is not None]
@@ -98,7 +102,6 @@ def compare_layers(
             output = torch.from_numpy(np.asarray(array))
             _add(sums[name], keeper.kept[nodes[name]], output, factors, axes[nodes[name]])
         advance()
-    people = [person for _, person in sequences]
     compared = [_judge(name, sums[name], people, recorded[name].get("sqnr_db")) for name in nodes]
     return sorted(compared, key=lambda layer: layer.sqnr_db)
 

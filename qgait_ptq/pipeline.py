@@ -229,10 +229,14 @@ class _Run:
                     captured.sizes,
                     self.config.minimum_parity,
                 )
-                if not failing & captured.free_axes:
+                if not failing:
                     return captured, model, session
-                captured = captured.pin({FRAME_AXIS} & failing or failing)
-                self._tell_pinned(captured, failing, "the file would be wrong at another")
+                wrong = failing & captured.free_axes
+                wrong = {FRAME_AXIS} & wrong or wrong
+                if not wrong:
+                    break
+                captured = captured.pin(wrong)
+                self._tell_pinned(captured, wrong, "the file would be wrong at another")
         raise ExportError("the file differs from the simulation even where its batch and frames are fixed")
 
     def _clips(self, captured: Capture, data: GaitData) -> Tensor:

@@ -81,14 +81,18 @@ def load_data(source: DataSource, progress: Progress) -> GaitData:
 
     Raises:
         DataError: the data cannot be used.
-        ConfigError: no such protocol, or a partition without a root.
+        ConfigError: no such protocol, options of a data set without a root, or two that exclude each other.
     """
     get_protocol(source.protocol)
+    if source.raw and source.cut_columns:
+        raise ConfigError("--cut-columns belongs to silhouettes; values of --raw are taken as they are")
     if source.root is not None:
         reading = Reading(source.cut_columns, source.longest, source.modality, source.raw)
         return load_directory(source.root, source.partition, source.protocol, source.metric, reading)
     if source.partition is not None:
         raise ConfigError("--partition belongs to a data set; name its root with --data")
+    if source.raw or source.cut_columns:
+        raise ConfigError("--raw and --cut-columns belong to a data set; name its root with --data")
     progress.note(
         "no --data: using the built-in synthetic walkers; figures on them say nothing about real recordings"
     )

@@ -63,22 +63,26 @@ def read_opengait_config(path: Path) -> OpenGaitConfig:
     """Read an OpenGait yaml.
 
     Raises:
-        ConfigError: it cannot be read, or names no model, or a metric that is not known.
+        ConfigError: it cannot be read, names no model, a metric that is not known, or several modalities, or
+            a section is not of the kind that OpenGait reads.
     """
     values = read_yaml(path, "the OpenGait configuration")
     model_cfg = values.get("model_cfg") if isinstance(values, dict) else None
     if not isinstance(model_cfg, dict) or not isinstance(model_cfg.get("model"), str):
         raise ConfigError(f"{path}: no OpenGait configuration: it has no model_cfg that names a model")
-    evaluator, data = (values.get(section) or {} for section in ("evaluator_cfg", "data_cfg"))
-    sampler = evaluator.get("sampler") or {}
-    transforms = _transforms(evaluator.get("transform"))
+    evaluator, data = (_mapping(path, values, section) for section in ("evaluator_cfg", "data_cfg"))
+    sampler = _mapping(path, evaluator, "sampler")
+    transforms = _transforms(path, evaluator.get("transform"))
     found: dict[str, Any] = {"metric": _metric(path, evaluator), **_cut(transforms)}
     name = str(data.get("test_dataset_name") or data.get("dataset_name") or "").lower()
     if name in PROTOCOLS_BY_DATA:
         found["protocol"] = PROTOCOLS_BY_DATA[name]
     if sampler.get("frames_all_limit"):
         found["longest"] = sampler["frames_all_limit"]
-    used = [index for index, is_used in enumerate(data.get("data_in_use") or (True,)) if is_used]
+    in_use = data.get("data_in_use") or [True]
+    if not isinstance(in_use, list):
+        raise ConfigError(f"{path}: data_cfg.data_in_use is {in_use!r}, not a list of true and false")
+    used = [index for index, is_used in enumerate(in_use) if is_used]
     if len(used) != 1:
         raise ConfigError(f"{path}: data_cfg.data_in_use takes {len(used)} modalities; the toolkit reads one")
     found["modality"] = used[0]
@@ -93,6 +97,14 @@ def read_opengait_config(path: Path) -> OpenGaitConfig:
     )
 
 
+def _mapping(path: Path, values: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+    """A section; nothing where it is left out."""
+    found = values.get(section) or {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: {section} is {found!r}, not a mapping")
+    return found
+
+
 def _metric(path: Path, evaluator: Mapping[str, Any]) -> str:
     metric = str(evaluator.get("metric", "euc"))
     if metric not in METRICS:
@@ -100,9 +112,11 @@ def _metric(path: Path, evaluator: Mapping[str, Any]) -> str:
     return METRICS[metric]
 
 
-def _transforms(configured: Any) -> list[tuple[str, Mapping[str, Any]]]:
+def _transforms(path: Path, configured: Any) -> list[tuple[str, Mapping[str, Any]]]:
     """Names and settings of transforms, which may be one or a list."""
     listed = configured if isinstance(configured, list) else [configured] if configured else []
+    if not all(isinstance(transform, dict) for transform in listed):
+        raise ConfigError(f"{path}: evaluator_cfg.transform is {configured!r}, not a list of mappings")
     return [(str(transform.get("type")), transform) for transform in listed]
 
 

@@ -25,7 +25,7 @@ class Reading:
         cut_columns: cut from each side of a frame; None cuts what is empty in square frames, see `cut_width`.
         longest: frames to keep at most, from the beginning.
         modality: which of several array files in a folder, in the order of their names.
-        raw: take arrays as they are, such as poses; nothing is scaled or cut without being told.
+        raw: take arrays as they are, such as poses; nothing is scaled, and no column is cut.
     """
 
     cut_columns: int | None = None

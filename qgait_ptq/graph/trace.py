@@ -74,11 +74,12 @@ class Capture:
         return tuple(sorted({(n, own[1]) for n in batches} | {(own[0], s) for s in counts}))
 
     def pin(self, axes: Iterable[int]) -> Capture:
-        """The same with free dimensions fixed: one sequence, of `PINNED_FRAMES` frames."""
+        """The same with free dimensions fixed: one sequence, of `PINNED_FRAMES` frames; fixed ones stay."""
+        free = self.free_axes.intersection(axes)
         return replace(
             self,
-            batch=PINNED_BATCH if BATCH_AXIS in axes else self.batch,
-            frames=PINNED_FRAMES if FRAME_AXIS in axes else self.frames,
+            batch=PINNED_BATCH if BATCH_AXIS in free else self.batch,
+            frames=PINNED_FRAMES if FRAME_AXIS in free else self.frames,
         )
 
 

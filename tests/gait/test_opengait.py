@@ -71,6 +71,9 @@ def test_transforms_that_are_not_known_are_named(path):
         ("just text", "no OpenGait configuration"),
         ("model_cfg: {model: A}\nevaluator_cfg: {metric: manhattan}", "'manhattan'; known are euc, cos"),
         ("model_cfg: {model: A}\ndata_cfg: {data_in_use: [true, true]}", "takes 2 modalities"),
+        ("model_cfg: {model: A}\ndata_cfg: {data_in_use: true}", "not a list of true and false"),
+        ("model_cfg: {model: A}\nevaluator_cfg: 5", "evaluator_cfg is 5, not a mapping"),
+        ("model_cfg: {model: A}\nevaluator_cfg: {transform: [Cut]}", "not a list of mappings"),
     ],
 )
 def test_wrong_configurations_are_refused_with_the_file(path, text, message):

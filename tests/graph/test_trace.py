@@ -177,3 +177,9 @@ def test_an_output_that_is_not_there_is_an_error_that_lists_what_is():
 def test_layers_are_named_as_in_the_network_whatever_is_wrapped_around_it():
     _, _, layers = plan(GivesDictionary().eval(), (64, 44), QuantConfig())
     assert [layer.name for layer in layers] == ["linear"]
+
+
+def test_pinning_leaves_a_size_that_somebody_has_chosen():
+    captured = capture(FixedFrames().eval(), (64, 44), frames=8)
+    pinned = captured.pin({0, 1})
+    assert (pinned.batch, pinned.frames) == (1, 8)
