@@ -30,7 +30,7 @@ from qgait_ptq.gait.sources import GaitData, load_walkers
 from qgait_ptq.gait.zoo import gaitbase_small
 from qgait_ptq.planning import plan
 from qgait_ptq.progress import Silent
-from qgait_ptq.runtime.embedder import open_session, run_session
+from qgait_ptq.runtime.sessions import open_session, run_session
 from qgait_ptq.stages import CalibrationRun
 
 WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A3": (3, 3)}
@@ -54,7 +54,7 @@ def measure(data: GaitData, reference: Tensor, label: str, seed: int) -> dict[st
     run = CalibrationRun(config, captured, network, torch.device("cpu"), Silent())
     quantized = run.run(data.calibration)
     seconds = time.perf_counter() - started
-    file = export_quantized(quantized, captured, get_target(config.target).opset)
+    file = export_quantized(quantized, captured, get_target(config.target))
     session = open_session(file.SerializeToString(), spinning=False)
     simulated, executed = embed_dataset(
         data.test,

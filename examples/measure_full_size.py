@@ -149,7 +149,7 @@ def measure_ranges(network: nn.Module, batches: list[Tensor]) -> Table:
         with timed():
             quantized = calibrate_ranges(insert_quantizers(graph), batches)
         with timed():
-            model = export_quantized(quantized, captured, get_target(config.target).opset)
+            model = export_quantized(quantized, captured, get_target(config.target))
         peak = peak_gigabytes()
         float_size = export_float(graph, captured, get_target(config.target).opset).ByteSize()
         table.add_row(

@@ -38,7 +38,7 @@ from qgait_ptq.graph.layers import LayerPlan, count_parameters, list_layers
 from qgait_ptq.graph.trace import Capture
 from qgait_ptq.planning import REPORTED_FRAMES, plan
 from qgait_ptq.progress import Silent
-from qgait_ptq.runtime.embedder import open_session, run_session
+from qgait_ptq.runtime.sessions import open_session, run_session
 from qgait_ptq.stages import CalibrationRun
 
 # Name in the table, frames of it.
@@ -141,7 +141,7 @@ def measure(name: str) -> dict[str, Any]:
         )
         captured, graph, layers = plan(network, frame_shape, config)
         quantized = CalibrationRun(config, captured, graph, torch.device("cpu"), Silent()).run(calibration)
-        model = export_quantized(quantized, captured, get_target(config.target).opset)
+        model = export_quantized(quantized, captured, get_target(config.target))
         session = open_session(model.SerializeToString(), spinning=False)
         exact = in_double(quantized)
         found["parity"][bits] = compare_with_simulation(

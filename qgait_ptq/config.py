@@ -142,6 +142,8 @@ class QuantConfig(_Model):
         include: patterns, as of `layers`: quantize these layers only.
         exclude: patterns: leave these layers in float.
         target: runtime profile.
+        input_type: what the file takes: silhouettes as uint8, 0..255, or as float32 in [0, 1]. Other values
+            are float32 in any case.
         calibration_sequences: how many sequences are observed.
         calibration_frames: at most so many frames of each.
         minimum_agreement: mean cosine between quantized and float embeddings below which the result is
@@ -167,6 +169,7 @@ class QuantConfig(_Model):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     target: str = "onnxruntime"
+    input_type: Literal["uint8", "float32"] = "uint8"
     calibration_sequences: Positive = 128
     calibration_frames: Positive = 60
     minimum_agreement: Annotated[float, Field(ge=-1, le=1)] = 0.5

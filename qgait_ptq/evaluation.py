@@ -15,7 +15,8 @@ from qgait_ptq.gait.sequences import shape_text
 from qgait_ptq.gait.sources import GaitData
 from qgait_ptq.graph.trace import embedding_network
 from qgait_ptq.progress import Progress, Silent
-from qgait_ptq.runtime.embedder import Embedder, run_session
+from qgait_ptq.runtime.embedder import Embedder
+from qgait_ptq.runtime.sessions import run_session
 
 
 def evaluate_network(

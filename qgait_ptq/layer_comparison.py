@@ -20,7 +20,7 @@ from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.layers import OutputKeeper
 from qgait_ptq.graph.operators import WEIGHTED, is_operator
 from qgait_ptq.graph.shapes import is_free, observed_shape, record_free_axes
-from qgait_ptq.runtime.embedder import open_session
+from qgait_ptq.runtime.sessions import as_session_input, open_onnxruntime, takes_bytes
 
 DECIBELS = 10.0
 
@@ -96,7 +96,8 @@ def compare_layers(
     for batch, _ in sequences:
         with torch.inference_mode():
             keeper.run(batch)
-        given = session.run(list(outputs.values()), {session.get_inputs()[0].name: batch.numpy()})
+        feed = as_session_input(batch.numpy(), takes_bytes(session))
+        given = session.run(list(outputs.values()), {session.get_inputs()[0].name: feed})
         for name, array in zip(outputs, given, strict=True):
             factors = recorded[name].get("equalization_factors")
             output = torch.from_numpy(np.asarray(array))
@@ -134,7 +135,7 @@ def _open_with_outputs(file: Path, layers: list[str]) -> tuple[onnxruntime.Infer
     model.graph.output.extend(
         onnx.ValueInfoProto(name=name) for name in outputs.values() if name not in present
     )
-    return open_session(model.SerializeToString(), optimised=False), outputs
+    return open_onnxruntime(model.SerializeToString(), optimised=False), outputs
 
 
 def _frame_axes(network: fx.GraphModule, batches: list[Tensor]) -> dict[str, list[int]]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import onnx
 import torch
-from onnxruntime import InferenceSession
 from torch import Tensor, fx, nn
 
 from qgait_ptq.config import QuantConfig, Recipe
@@ -38,7 +37,15 @@ from qgait_ptq.progress import Progress, Silent
 from qgait_ptq.reconstruction.resuming import SavedStates
 from qgait_ptq.report.record import Report, build_report
 from qgait_ptq.report.writing import write_result
-from qgait_ptq.runtime.embedder import open_session, run_session
+from qgait_ptq.runtime.sessions import (
+    ONNXRUNTIME,
+    Session,
+    as_session_input,
+    is_installed,
+    open_session,
+    run_session,
+)
+from qgait_ptq.runtime.streaming import can_stream
 from qgait_ptq.stages import CalibrationRun
 
 PARITY_SEQUENCES, SQNR_SEQUENCES = 50, 8
@@ -114,8 +121,10 @@ def quantize(
     embeddings = run.embed(captured, network, quantized, session, gait_data)
     layers = list_layers(network)
     report = build_report(
-        model=_describe_model(captured, layers, embeddings[0], gait_data, source),
+        model=_describe_model(captured, layers, embeddings[0], gait_data, source)
+        | {"streams": run.streams(captured, onnx_model, gait_data)},
         config=run.config,
+        target=run.target,
         data=gait_data,
         accuracy=accuracy_of(embeddings, gait_data),
         agreement=agreement_of(embeddings, run.config),
@@ -211,7 +220,7 @@ class _Run:
 
     def export(
         self, captured: Capture, quantized: fx.GraphModule, data: GaitData
-    ) -> tuple[Capture, onnx.ModelProto, InferenceSession]:
+    ) -> tuple[Capture, onnx.ModelProto, Session]:
         """The model for the runtime, right at every size that it declares; what it is not is pinned.
 
         Raises:
@@ -220,8 +229,8 @@ class _Run:
         with self.stage("export"):
             exact = in_double(quantized)
             for _ in range(3):  # as captured, then with one and with both dimensions pinned
-                model = export_quantized(quantized, captured, self.target.opset)
-                session = open_session(model.SerializeToString(), spinning=False)
+                model = export_quantized(quantized, captured, self.target, self.takes_bytes(data))
+                session = open_session(model.SerializeToString(), self.runtime, spinning=False)
                 failing = find_failing_axes(
                     partial(run_session, session),
                     lambda batch: exact(batch.to(self.device).double()).float(),
@@ -239,6 +248,23 @@ class _Run:
                 self._tell_pinned(captured, wrong, "the file would be wrong at another")
         raise ExportError("the file differs from the simulation even where its batch and frames are fixed")
 
+    @property
+    def runtime(self) -> str:
+        """Where the file is tried: its own runtime where that is at hand, else onnxruntime, in float."""
+        own = [name for name in self.target.runtimes if is_installed(name)]
+        return own[0] if own else ONNXRUNTIME
+
+    def takes_bytes(self, data: GaitData) -> bool:
+        """Whether the file takes silhouettes as uint8."""
+        return self.config.input_type == "uint8" and not data.raw
+
+    def streams(self, captured: Capture, model: onnx.ModelProto, data: GaitData) -> bool:
+        """Whether the file gives the same for a sequence in pieces."""
+        if ONNXRUNTIME not in self.target.runtimes or captured.frames is not None:
+            return False
+        clips = self._clips(captured, data).numpy()
+        return can_stream(model, as_session_input(clips, self.takes_bytes(data)))
+
     def _clips(self, captured: Capture, data: GaitData) -> Tensor:
         """Test sequences as a batch ``[n, s, h, w]`` of the largest sizes that captures are checked at."""
         batch, frames = (max(sizes) for sizes in zip(*captured.sizes, strict=True))
@@ -253,7 +279,7 @@ class _Run:
         captured: Capture,
         quantized: fx.GraphModule,
         model: onnx.ModelProto,
-        session: InferenceSession,
+        session: Session,
         data: GaitData,
     ) -> tuple[Parity, list[str]]:
         """Parity with the simulation, and the layers that the runtime does not run on integers.
@@ -270,7 +296,8 @@ class _Run:
                 self.config.minimum_parity,
             )
             integer = [layer.name for layer in list_layers(quantized) if layer.integer]
-            slow = layers_without_integer_kernel(model.SerializeToString(), integer)
+            look = ONNXRUNTIME in self.target.runtimes
+            slow = layers_without_integer_kernel(model.SerializeToString(), integer) if look else []
         if slow:
             self.progress.note(f"no integer kernel in the runtime for: {', '.join(slow)}")
         return parity, slow
@@ -280,7 +307,7 @@ class _Run:
         captured: Capture,
         network: fx.GraphModule,
         quantized: fx.GraphModule,
-        session: InferenceSession,
+        session: Session,
         data: GaitData,
     ) -> list[Tensor]:
         """Embeddings of the test sequences: of the float network, of the simulation, of the file."""

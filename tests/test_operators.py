@@ -7,10 +7,11 @@ from torch.nn import functional
 
 from qgait_ptq.export.checks import layers_without_integer_kernel
 from qgait_ptq.export.onnx_file import export_quantized
+from qgait_ptq.export.targets import get_target
 from qgait_ptq.graph.conversion import in_double
 from qgait_ptq.graph.layers import float_operators, list_layers
 from qgait_ptq.inputs import random_silhouettes
-from qgait_ptq.runtime.embedder import open_session, run_session
+from qgait_ptq.runtime.sessions import open_session, run_session
 from tests.conftest import randomise_batch_norms
 from tests.networks import quantize_network
 
@@ -194,7 +195,7 @@ def check(network, in_float):
     assert (quantized.captured.batch, quantized.captured.frames) == (None, None)
     assert set(float_operators(quantized.float_graph)) == in_float
     integer = [layer.name for layer in list_layers(quantized.float_graph) if layer.integer]
-    file = export_quantized(quantized.graph, quantized.captured, 21)
+    file = export_quantized(quantized.graph, quantized.captured, get_target("onnxruntime"))
     assert layers_without_integer_kernel(file.SerializeToString(), integer) == []
     session, exact = open_session(file.SerializeToString(), spinning=False), in_double(quantized.graph)
     for batch, frames in ((1, 5), (2, 17), (3, 40)):

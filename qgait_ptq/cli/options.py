@@ -64,7 +64,8 @@ WIDTH_OPTIONS = (
         multiple=True,
         help="Leave layers in float: module paths ('blocks.3', '*.conv2') or 'operator:conv3d'.",
     ),
-    click.option("--target", help="Runtime profile.  [default: onnxruntime]"),
+    click.option("--target", help="Runtime profile; see 'qgait-ptq targets'.  [default: onnxruntime]"),
+    click.option("--input-type", help="Of the file: uint8, 0..255, or float32 in [0, 1].  [default: uint8]"),
 )
 RECIPE_OPTION = click.option(
     "--recipe", "recipe_file", type=click.Path(path_type=Path), help="YAML; options given here override it."

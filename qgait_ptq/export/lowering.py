@@ -15,24 +15,26 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qgait_ptq.errors import ExportError
 from qgait_ptq.export.markers import DOMAIN, NAME, MarkedKind, Marker
+from qgait_ptq.export.targets import Storage
 from qgait_ptq.quantizer.grid import IntegerGrid, quantize, quantize_bias
 
 CALL_MARK = "#"  # between a module path and the number of its call
 INT4_BITS = 4  # weights of up to this width are stored two to a byte
 
 
-def lower_markers(model: onnx.ModelProto, markers: list[Marker]) -> onnx.ModelProto:
+def lower_markers(model: onnx.ModelProto, markers: list[Marker], storage: Storage) -> onnx.ModelProto:
     """Replace the markers of a model in place.
 
     Activations become Q → DQ, with a Clip between them below 8 bits. Weights become integer initializers
     with a DQ; at 4 bits and less they are stored as INT4 and cast to INT8, which the runtime folds when it
     loads. Weights of layers that compute in float are multiplied out instead, which is folded as well.
-    Biases become int32 initializers.
+    Biases become int32 initializers. Where the target's storage has no INT4 or no int32, weights are INT8
+    and biases float32 of the same values.
 
     Raises:
         ExportError: a marker stands on a weight that is no initializer.
     """
-    lowering = _Lowering(model, markers)
+    lowering = _Lowering(model, markers, storage)
     for node in list(model.graph.node):
         if node.domain == DOMAIN and node.op_type == NAME:
             lowering.lower(node)
@@ -49,6 +51,7 @@ def lower_markers(model: onnx.ModelProto, markers: list[Marker]) -> onnx.ModelPr
 class _Lowering:
     model: onnx.ModelProto
     markers: list[Marker]
+    storage: Storage
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
@@ -104,14 +107,17 @@ class _Lowering:
         grid = _grid(marker)
         self.layers[output] = marker.layer
         integers = quantize(value, marker.scale.cpu(), marker.zero_point.cpu(), grid, 0).numpy()
-        stored = self._constant(f"{marker.name}.quantized", _to_storage(integers, grid))
+        as_int4 = grid.bits <= INT4_BITS and self.storage.int4_weights
+        stored = self._constant(
+            f"{marker.name}.quantized", integers.astype(ml_dtypes.int4 if as_int4 else np.int8)
+        )
         scale = marker.scale.cpu().numpy()
         if marker.kind is MarkedKind.FLOAT_WEIGHT:
             column = scale.reshape(-1, *[1] * (integers.ndim - 1))
             self._node("Cast", [stored], f"{output}.cast", to=TensorProto.FLOAT)
             self._node("Mul", [f"{output}.cast", self._constant(f"{marker.name}.scale", column)], output)
             return
-        if grid.bits <= INT4_BITS:
+        if as_int4:
             self._node("Cast", [stored], f"{output}.int8", to=TensorProto.INT8)
             stored = f"{output}.int8"
         zeros = self._constant(f"{marker.name}.zero_point", np.zeros(scale.shape, np.int8))
@@ -120,6 +126,10 @@ class _Lowering:
 
     def _bias(self, marker: Marker, value: torch.Tensor, output: str) -> None:
         integers = quantize_bias(value, marker.scale.cpu()).to(torch.int32).numpy()
+        if not self.storage.integer_biases:
+            values = (integers * marker.scale.cpu().double().numpy()).astype(np.float32)
+            self.initializers[output] = numpy_helper.from_array(values, output)
+            return
         stored = self._constant(f"{marker.name}.quantized", integers)
         scale = self._constant(f"{marker.name}.scale", marker.scale.cpu().numpy())
         zeros = self._constant(f"{marker.name}.zero_point", np.zeros(integers.shape, np.int32))
@@ -142,10 +152,6 @@ class _Lowering:
 def _grid(marker: Marker) -> IntegerGrid:
     assert marker.grid is not None  # noqa: S101 - only biases have none
     return marker.grid
-
-
-def _to_storage(integers: NDArray[np.float32], grid: IntegerGrid) -> NDArray[np.generic]:
-    return integers.astype(ml_dtypes.int4 if grid.bits <= INT4_BITS else np.int8)
 
 
 def _keep_used_initializers(model: onnx.ModelProto, new: dict[str, onnx.TensorProto]) -> None:

@@ -10,9 +10,12 @@ import torch
 from torch import fx
 
 from qgait_ptq.errors import ExportError, first_line
+from qgait_ptq.export.byte_input import take_bytes
 from qgait_ptq.export.lowering import lower_markers
 from qgait_ptq.export.markers import mark_quantizers, translation_table
 from qgait_ptq.export.metadata import METADATA_KEY, metadata_text
+from qgait_ptq.export.rules import check_rules
+from qgait_ptq.export.targets import Target
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.graph.trace import EXAMPLE_BATCH, EXAMPLE_FRAMES, Capture, quiet_torch
 
@@ -26,20 +29,27 @@ def export_float(graph_module: fx.GraphModule, capture: Capture, opset: int) -> 
     return _export(copy.deepcopy(graph_module), capture, opset, {})
 
 
-def export_quantized(graph_module: fx.GraphModule, capture: Capture, opset: int) -> onnx.ModelProto:
+def export_quantized(
+    graph_module: fx.GraphModule, capture: Capture, target: Target, byte_input: bool = False
+) -> onnx.ModelProto:
     """Export a calibrated graph as Q/DQ ONNX.
 
     Args:
         graph_module: with fake-quantize modules whose ranges are set.
         capture: where the graph came from; its free dimensions are free in the file.
-        opset: of ONNX.
+        target: what the file is for.
+        byte_input: the file takes silhouettes as uint8, 0..255, instead of float32 in [0, 1].
 
     Raises:
-        ExportError: torch's exporter or the ONNX checker refuses the graph.
+        ExportError: torch's exporter or the ONNX checker refuses the graph, or it breaks a target's rule.
     """
     marked, markers = mark_quantizers(graph_module)
-    model = lower_markers(_export(marked, capture, opset, translation_table()), markers)
+    exported = _export(marked, capture, target.opset, translation_table())
+    model = lower_markers(exported, markers, target.storage)
+    if byte_input:
+        take_bytes(model)
     _check(model)
+    check_rules(model, target)
     return model
 
 

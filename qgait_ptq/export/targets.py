@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.graph.operators import (
@@ -15,7 +15,27 @@ from qgait_ptq.graph.operators import (
     VALUE_PRESERVING,
     WEIGHTED,
 )
-from qgait_ptq.graph.specs import PlacementRules
+from qgait_ptq.graph.specs import LastLayer, PlacementRules
+
+NARROWEST = 2  # bits
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How numbers are written into a file.
+
+    Attributes:
+        int4_weights: weights of up to 4 bits are stored two to a byte and cast to int8, which the runtime
+            folds when it loads; else they are int8 numbers.
+        integer_biases: biases are int32 numbers with a DequantizeLinear; else they are the same values in
+            float32.
+        narrowest_activations: smallest width of activations. Below 8 bits they are clipped between
+            QuantizeLinear and DequantizeLinear.
+    """
+
+    int4_weights: bool = True
+    integer_biases: bool = True
+    narrowest_activations: int = NARROWEST
 
 
 @dataclass(frozen=True)
@@ -26,14 +46,27 @@ class Target:
         name: as on the command line.
         description: one line.
         rules: where its quantizers stand.
+        storage: how numbers are written.
         opset: of the ONNX file.
+        runtimes: those of the toolkit that its files are for; none where no such runtime is at hand, and
+            files are checked against the rules only.
+        convolutions_in_planes: convolutions over frames and pixels are computed as convolutions over pixels.
+        late_leaky_rectifiers: LeakyReLU is computed behind maxima, on fewer values.
+        limits: what its users should know, one line each.
     """
 
     name: str
     description: str
     rules: PlacementRules
+    storage: Storage = field(default_factory=Storage)
     opset: int = 21
+    runtimes: tuple[str, ...] = ()
+    convolutions_in_planes: bool = False
+    late_leaky_rectifiers: bool = False
+    limits: tuple[str, ...] = ()
 
+
+_INTEGER_ELEMENTWISE = ADDITIONS | CONCATENATIONS
 
 TARGETS = {
     target.name: target
@@ -46,10 +79,88 @@ TARGETS = {
                 absorbed=RECTIFIERS,
                 # LeakyReLU has an integer kernel of its own; absorbed into a convolution it would keep
                 # the convolution in float.
-                elementwise=ADDITIONS | CONCATENATIONS | LEAKY_RECTIFIERS,
+                elementwise=_INTEGER_ELEMENTWISE | LEAKY_RECTIFIERS,
                 value_preserving=VALUE_PRESERVING,
                 reducing=MAX_POOLS | MAXIMA,
             ),
+            runtimes=("onnxruntime",),
+            convolutions_in_planes=True,
+            late_leaky_rectifiers=True,
+            limits=(
+                "integer kernels need all graph optimisations (ORT_ENABLE_ALL, the default)",
+                "fast on x86 with AVX512-VNNI or AVX-VNNI; without, int8 sums may saturate on old processors",
+            ),
+        ),
+        Target(
+            "openvino",
+            "OpenVINO on CPUs: uint8 activations, one-sided additions, LeakyReLU absorbed",
+            PlacementRules(
+                weighted=WEIGHTED,
+                absorbed=RECTIFIERS | LEAKY_RECTIFIERS,
+                elementwise=_INTEGER_ELEMENTWISE,
+                value_preserving=VALUE_PRESERVING,
+                reducing=MAX_POOLS | MAXIMA,
+                last_layer=LastLayer.INTEGER_SUMS,
+                one_sided_additions=True,
+            ),
+            runtimes=("openvino",),
+            limits=("float parts compute in bfloat16 where the processor has it, unless told otherwise",),
+        ),
+        Target(
+            "tensorrt",
+            "TensorRT on GPUs: int8 activations and weights, zero-points zero, one-sided additions",
+            PlacementRules(
+                weighted=WEIGHTED,
+                absorbed=RECTIFIERS | LEAKY_RECTIFIERS,
+                elementwise=ADDITIONS,
+                value_preserving=VALUE_PRESERVING,
+                reducing=frozenset(),
+                activation_signed=True,
+                activation_symmetric=True,
+                last_layer=LastLayer.INTEGER_SUMS,
+                one_sided_additions=True,
+                hand_over=False,
+            ),
+            Storage(int4_weights=False, integer_biases=False, narrowest_activations=8),
+            opset=19,
+            limits=(
+                "no TensorRT is at hand: files are checked against its rules, not run in it",
+                "weights of 4 bits are stored as int8 numbers; activations have 8 bits",
+            ),
+        ),
+        Target(
+            "litert-int8",
+            "LiteRT-like integer runtimes: int8 activations with zero-points, embedding in int8",
+            PlacementRules(
+                weighted=WEIGHTED,
+                absorbed=RECTIFIERS,
+                elementwise=_INTEGER_ELEMENTWISE | LEAKY_RECTIFIERS,
+                value_preserving=VALUE_PRESERVING,
+                reducing=MAX_POOLS | MAXIMA,
+                activation_signed=True,
+                last_layer=LastLayer.INTEGER,
+            ),
+            Storage(int4_weights=False, narrowest_activations=8),
+            opset=18,
+            limits=(
+                "the file is ONNX, for a converter; no LiteRT is at hand, it is checked against the rules",
+                "weights of 4 bits are stored as int8 numbers; activations have 8 bits",
+            ),
+        ),
+        Target(
+            "generic-qdq",
+            "Any runtime that knows QuantizeLinear and DequantizeLinear of opset 18: uint8 and int8 numbers",
+            PlacementRules(
+                weighted=WEIGHTED,
+                absorbed=RECTIFIERS,
+                elementwise=_INTEGER_ELEMENTWISE,
+                value_preserving=VALUE_PRESERVING,
+                reducing=MAX_POOLS | MAXIMA,
+            ),
+            Storage(int4_weights=False),
+            opset=18,
+            runtimes=("onnxruntime", "openvino"),
+            limits=("weights of 4 bits are stored as int8 numbers",),
         ),
     )
 }

@@ -13,13 +13,14 @@ from torch import fx
 
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.graph.attributes import layer_name, tensor_of
-from qgait_ptq.graph.operators import RESHAPES, is_operator, operator_name
+from qgait_ptq.graph.operators import ADDITIONS, RESHAPES, is_operator, operator_name
 from qgait_ptq.graph.shapes import observed_shape
 from qgait_ptq.graph.specs import (
     ANNOTATION_KEY,
     Annotation,
     BiasSpec,
     BitWidths,
+    LastLayer,
     OwnSpec,
     PlacementRules,
     SharedSpec,
@@ -95,7 +96,9 @@ class _Plan:
     def __post_init__(self) -> None:
         self.layers = [layer for layer in self.candidates if self._is_chosen(layer)]
         self.nodes: list[fx.Node] = list(self.graph_module.graph.nodes)
-        self.float_layers = {n for n in self.layers if self.rules.float_output and _leaves_network(n)}
+        self.last_layers = {n for n in self.layers if _leaves_network(n)}
+        in_float = self.rules.last_layer is LastLayer.FLOAT
+        self.float_layers = self.last_layers if in_float else set()
         self.integer: set[fx.Node] = set()
         for node in self.nodes:
             if self._runs_on_integers(node):
@@ -144,11 +147,13 @@ class _Plan:
         return quantized
 
     def _must_be_quantized(self, node: fx.Node) -> bool:
-        if self._absorbed_by_user(node):
+        if self._absorbed_by_user(node) or self._computes_addition(node):
             return False
         if any(self._reads_integers(user, node) for user in node.users):
             return True
-        return node in self.integer and self._is_last_integer(node)
+        if node in self.last_layers and self.rules.last_layer is not LastLayer.INTEGER:
+            return False
+        return self.rules.hand_over and node in self.integer and self._is_last_integer(node)
 
     def _reads_integers(self, user: fx.Node, node: fx.Node) -> bool:
         """Whether an operator that reads a tensor needs it quantized."""
@@ -195,6 +200,23 @@ class _Plan:
         users = list(node.users)
         mergeable = is_operator(node, self.rules.weighted) or is_operator(node, self.rules.elementwise)
         return mergeable and len(users) == 1 and is_operator(users[0], self.rules.absorbed)
+
+    def _computes_addition(self, node: fx.Node) -> bool:
+        """Whether the addition that reads a node is computed on the sums of that node."""
+        users = list(node.users)
+        if not self.rules.one_sided_additions or len(users) != 1 or not is_operator(users[0], ADDITIONS):
+            return False
+        addition = users[0]
+        if addition not in self.integer:
+            return False
+        # Of two layers, the one with more weights: the other is the shortcut, and small.
+        givers = [n for n in addition.all_input_nodes if n in self.layers and list(n.users) == [addition]]
+        return node in givers and node is max(givers, key=self._weight_size)
+
+    def _weight_size(self, layer: fx.Node) -> int:
+        weight = tensor_of(self.graph_module, layer.args[1])
+        assert weight is not None  # noqa: S101 - a candidate
+        return weight.numel()
 
     def _gives_tensor(self, node: fx.Node) -> bool:
         return node.op in ("placeholder", "call_function") and observed_shape(node) is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 from torch import fx
 
@@ -66,6 +67,14 @@ class Annotation:
     reason: str = ""
 
 
+class LastLayer(Enum):
+    """How the layer that gives the embedding computes; its weight and its input are quantized in any case."""
+
+    FLOAT = auto()  # in float, from integer weights: for runtimes without kernels of float results
+    INTEGER_SUMS = auto()  # on integers; its sums leave the network in float
+    INTEGER = auto()  # on integers, and the embedding is quantized, too
+
+
 @dataclass(frozen=True)
 class PlacementRules:
     """Where a target wants its quantizers: a table over operators.
@@ -81,8 +90,10 @@ class PlacementRules:
             on integers even where no other integer operator follows.
         activation_signed: signed integers for activations.
         activation_symmetric: zero_point 0 for activations.
-        float_output: a weighted operator whose result leaves the network keeps it in float, and computes in
-            float from integer weights.
+        last_layer: how a weighted operator whose result leaves the network computes.
+        one_sided_additions: an addition is computed by the layer before it, on the sums of that layer, so
+            only its other input, the shortcut, is quantized.
+        hand_over: the last tensor computed on integers is quantized even where only float operators read it.
     """
 
     weighted: frozenset[object]
@@ -92,7 +103,9 @@ class PlacementRules:
     reducing: frozenset[object]
     activation_signed: bool = False
     activation_symmetric: bool = False
-    float_output: bool = True
+    last_layer: LastLayer = LastLayer.FLOAT
+    one_sided_additions: bool = False
+    hand_over: bool = True
 
 
 @dataclass(frozen=True)

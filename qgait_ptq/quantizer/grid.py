@@ -23,9 +23,9 @@ class IntegerGrid:
 
     Attributes:
         bits: width, 2 to 8.
-        signed: signed grids are narrow, ``±(2^(bits−1) − 1)``, so that the largest weight of either sign is
-            representable; unsigned ones are ``0 … 2^bits − 1``.
-        symmetric: zero_point is 0.
+        signed: signed grids are ``−2^(bits−1) … 2^(bits−1) − 1``, unsigned ones ``0 … 2^bits − 1``.
+        symmetric: zero_point is 0. Signed grids are then narrow, ``±(2^(bits−1) − 1)``, so that the largest
+            weight of either sign is representable.
     """
 
     bits: int
@@ -39,7 +39,9 @@ class IntegerGrid:
     @property
     def quant_min(self) -> int:
         """Smallest integer."""
-        return 1 - (1 << (self.bits - 1)) if self.signed else 0
+        if not self.signed:
+            return 0
+        return int(self.symmetric) - (1 << (self.bits - 1))
 
     @property
     def quant_max(self) -> int:

@@ -11,6 +11,7 @@ import torch
 
 from qgait_ptq.config import QuantConfig
 from qgait_ptq.export.checks import Parity
+from qgait_ptq.export.targets import Target
 from qgait_ptq.gait.protocols import Accuracy
 from qgait_ptq.gait.sources import GaitData
 from qgait_ptq.graph.layers import LayerPlan
@@ -24,6 +25,7 @@ class Report:
         toolkit: versions.
         model: the network: path and hash where known, input size, parameters and MACs.
         config: the configuration.
+        target: what the file is for: its name, and the runtimes of the toolkit that may load it.
         data: what it was calibrated and tested on.
         accuracy: ``float``, ``quantized``, ``onnx`` → accuracy in percent; empty without gallery and probes.
         agreement: cosine and SQNR between quantized and float embeddings.
@@ -38,6 +40,7 @@ class Report:
     toolkit: dict[str, str]
     model: dict[str, Any]
     config: dict[str, Any]
+    target: dict[str, Any]
     data: dict[str, Any]
     accuracy: dict[str, dict[str, Any]]
     agreement: dict[str, float]
@@ -54,7 +57,7 @@ class Report:
 
     def metadata(self) -> dict[str, Any]:
         """What the ONNX file carries: no times and no paths, so that the same run gives the same file."""
-        kept = ("toolkit", "model", "config", "data", "accuracy", "agreement")
+        kept = ("toolkit", "model", "config", "target", "data", "accuracy", "agreement")
         metadata = {key: value for key, value in self.to_json().items() if key in kept}
         metadata["model"].pop("path", None)
         metadata["data"].pop("description")
@@ -65,6 +68,7 @@ def build_report(
     *,
     model: dict[str, Any],
     config: QuantConfig,
+    target: Target,
     data: GaitData,
     accuracy: Mapping[str, Accuracy],
     agreement: dict[str, float],
@@ -83,6 +87,7 @@ def build_report(
         toolkit={"qgait_ptq": version("qgait-ptq"), "torch": torch.__version__},
         model=model,
         config=config.model_dump(mode="json"),
+        target={"name": target.name, "runtimes": list(target.runtimes)},
         data={
             "description": data.description,
             "calibration_sequences": min(config.calibration_sequences, len(data.calibration)),

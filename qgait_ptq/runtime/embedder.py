@@ -1,21 +1,29 @@
-"""The embedder that a pipeline imports: silhouettes in, embedding out, with numpy and onnxruntime alone."""
+"""The embedder that a pipeline imports: silhouettes in, embedding out."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from qgait_ptq.errors import DataError, ModelError
+from qgait_ptq.errors import ConfigError, DataError, ModelError
 from qgait_ptq.export.metadata import parse_metadata
 from qgait_ptq.gait.sequences import check_silhouettes, check_values, cut_width, shape_text
+from qgait_ptq.runtime.matching import Index, Matches, match
+from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, open_session
+
+if TYPE_CHECKING:
+    from qgait_ptq.runtime.streaming import StreamingSession
+
+LONGEST_PIECE = 60  # frames that are in the runtime at a time, where the network can be streamed
 
 
 class Embedder:
-    """A quantized gait network in ONNX Runtime.
+    """A quantized gait network in a runtime.
 
     Calling it with one sequence of silhouettes gives its embedding. It may be called from several threads.
 
@@ -23,37 +31,54 @@ class Embedder:
         >>> embedder = Embedder("out/model.onnx")                       # doctest: +SKIP
         >>> embedder(np.zeros((30, 64, 44), np.uint8)).shape            # doctest: +SKIP
         (16, 128)
+        >>> embedder.match(gallery, probes, top_k=5).indices            # doctest: +SKIP
 
     Attributes:
         metadata: what the toolkit wrote into the file.
-        session: of onnxruntime.
+        session: the file in the runtime.
         frame_shape: of the frames that the network takes: ``(h, w)``, or ``(c, h, w)``.
         frames: fixed frame count; None where any is taken.
         raw: whether it takes values as they are, such as poses, instead of silhouettes.
+        streams: whether long sequences go through in pieces, with the same result to the bit: the network's
+            frames meet in a maximum, and the runtime is onnxruntime.
     """
 
-    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        threads: int | None = None,
+        runtime: str = ONNXRUNTIME,
+        longest_piece: int = LONGEST_PIECE,
+    ) -> None:
         """Load a file.
 
         Args:
             path: written by the toolkit.
             threads: of the runtime for one call; None lets it choose.
+            runtime: ``onnxruntime`` or ``openvino``.
+            longest_piece: longer sequences are streamed in pieces of so many frames, where that is possible.
 
         Raises:
-            ModelError: no such file, not an ONNX file, or none of this toolkit.
+            ModelError: no such file, not an ONNX file, none of this toolkit, or one for another runtime.
+            MissingExtraError: the runtime is not installed.
+            ConfigError: there is no such runtime, or pieces without a frame.
         """
-        self.path = Path(path)
+        if longest_piece < 1:
+            raise ConfigError(f"longest_piece is {longest_piece}; at least one frame is needed")
+        self.path, self._threads, self._longest_piece = Path(path), threads, longest_piece
         if not self.path.is_file():
             raise ModelError(f"{self.path}: no such file")
-        self.session = open_session(self.path, threads)
-        metadata = parse_metadata(self.session.get_modelmeta().custom_metadata_map)
+        self.session: Session = open_session(self.path, runtime, threads)
+        metadata = parse_metadata(self.session.properties)
         if metadata is None:
             raise ModelError(f"{self.path}: an ONNX file, but not one that qgait-ptq wrote")
         self.metadata: dict[str, Any] = metadata
-        _, frames, *frame_shape = self.session.get_inputs()[0].shape
-        self.frame_shape = tuple(map(int, frame_shape))
-        self.frames = frames if isinstance(frames, int) else None
-        self.raw = bool(metadata.get("model", {}).get("raw"))
+        _check_target(self.path, metadata, runtime)
+        _, self.frames, *frame_shape = self.session.input_shape
+        self.frame_shape = tuple(size for size in frame_shape if size is not None)
+        described = metadata.get("model", {})
+        self.raw = bool(described.get("raw"))
+        self.streams = bool(described.get("streams")) and runtime == ONNXRUNTIME
 
     def __call__(self, sequence: NDArray[Any]) -> NDArray[np.float32]:
         """Embed one sequence.
@@ -71,9 +96,56 @@ class Embedder:
         frames = self._check(np.asarray(sequence))
         if self.frames is not None and len(frames) != self.frames:
             raise DataError(f"the sequence: {len(frames)} frames, {self.path} takes {self.frames}")
-        batch = frames[None] if self.raw else frames[None].astype(np.float32) / np.float32(255)
-        embedding = run_session(self.session, batch)[0]
+        if self.streams and len(frames) > self._longest_piece:
+            embedding = self._streaming.run(self._pieces(frames))[0]
+        else:
+            embedding = self.session.infer(self._as_input(frames))[0]
         return np.ascontiguousarray(embedding.reshape(len(embedding), -1).T)
+
+    def embed(self, sequences: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        """Embed sequences of any lengths, one after the other: ``[n, parts, channels]``.
+
+        Raises:
+            DataError: as of a call, with the number of the sequence; or no sequence.
+        """
+        embeddings = []
+        for number, sequence in enumerate(sequences):
+            try:
+                embeddings.append(self(sequence))
+            except DataError as error:
+                raise DataError(f"sequence {number}: {error}") from None
+        if not embeddings:
+            raise DataError("no sequence to embed")
+        return np.stack(embeddings)
+
+    def match(
+        self, gallery: NDArray[Any], probes: NDArray[Any], top_k: int = 1, index: Index = "exact"
+    ) -> Matches:
+        """Find the nearest of a gallery for each probe, by the metric that the network was tested with.
+
+        See `qgait_ptq.runtime.matching.match`. The gallery may be embedded by the float network.
+        """
+        metric = self.metadata.get("data", {}).get("metric", "euclidean")
+        return match(gallery, probes, top_k, metric, index)
+
+    @cached_property
+    def _streaming(self) -> StreamingSession:
+        # Here, so that onnxruntime and numpy are enough for what is not streamed.
+        import onnx
+
+        from qgait_ptq.runtime.streaming import StreamingSession
+
+        return StreamingSession(onnx.load(self.path), self._threads)
+
+    def _pieces(self, frames: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        for start in range(0, len(frames), self._longest_piece):
+            yield self._as_input(frames[start : start + self._longest_piece])
+
+    def _as_input(self, frames: NDArray[Any]) -> NDArray[Any]:
+        """As a batch of the session's own type."""
+        if self.raw or self.session.takes_bytes:
+            return frames[None]
+        return frames[None].astype(np.float32) / np.float32(255)
 
     def _check(self, sequence: NDArray[Any]) -> NDArray[Any]:
         """Frames of the shape that the network takes."""
@@ -90,39 +162,11 @@ class Embedder:
         return frames
 
 
-def open_session(
-    model: Path | bytes, threads: int | None = None, spinning: bool = True, optimised: bool = True
-) -> onnxruntime.InferenceSession:
-    """Open an ONNX model in onnxruntime on the CPU.
-
-    Args:
-        model: file or serialized model.
-        threads: for one call; None lets onnxruntime choose.
-        spinning: whether its threads wait actively between calls, which takes the cores from others in this
-            process, such as torch.
-        optimised: whether nodes are fused, into integer kernels where they are quantized.
-
-    Raises:
-        ModelError: it is no model that this onnxruntime can run.
-    """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    if not optimised:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if not spinning:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    source = str(model) if isinstance(model, Path) else model
-    try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common public base
-        name = model if isinstance(model, Path) else "the model"
-        detail = " ".join(str(error).split())[:200]
-        raise ModelError(f"{name}: onnxruntime {onnxruntime.__version__} cannot load it ({detail})") from None
-
-
-def run_session(session: onnxruntime.InferenceSession, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run a network of one input and one output."""
-    (output,) = session.run(None, {session.get_inputs()[0].name: batch})
-    return np.asarray(output)
+def _check_target(path: Path, metadata: dict[str, Any], runtime: str) -> None:
+    """Refuse a file that was written for something else: it would run slowly, or not as it was tested."""
+    target = metadata.get("target", {"name": ONNXRUNTIME, "runtimes": [ONNXRUNTIME]})
+    if runtime not in target["runtimes"]:
+        raise ModelError(
+            f"{path}: written for the target {target['name']}, not for {runtime}; quantize with a target of "
+            f"{runtime} ('qgait-ptq targets' lists them)"
+        )

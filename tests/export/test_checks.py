@@ -5,7 +5,7 @@ from onnx import TensorProto, helper, numpy_helper
 from qgait_ptq.export.checks import find_failing_axes
 from qgait_ptq.graph.trace import BATCH_AXIS, FRAME_AXIS, Capture
 from qgait_ptq.inputs import random_silhouettes
-from qgait_ptq.runtime.embedder import open_session, run_session
+from qgait_ptq.runtime.sessions import open_session, run_session
 
 CAPTURE = Capture(torch.fx.GraphModule({}, torch.fx.Graph()), None, None, (8, 4), ())
 

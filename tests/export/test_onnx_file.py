@@ -10,9 +10,10 @@ from onnx import TensorProto, numpy_helper
 from qgait_ptq.errors import ExportError
 from qgait_ptq.export.checks import compare_with_simulation, layers_without_integer_kernel
 from qgait_ptq.export.onnx_file import export_float, export_quantized
+from qgait_ptq.export.targets import get_target
 from qgait_ptq.graph.layers import list_layers
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
-from qgait_ptq.runtime.embedder import open_session, run_session
+from qgait_ptq.runtime.sessions import open_session, run_session
 from tests.conftest import make_gaitbase, make_gaitset
 from tests.networks import quantize_network
 
@@ -33,7 +34,7 @@ def files(network, batches):
         quantized = quantize_network(
             network, batches, weight_bits=weight_bits, activation_bits=activation_bits, edge_bits=weight_bits
         )
-        model = export_quantized(quantized.graph, quantized.captured, 21)
+        model = export_quantized(quantized.graph, quantized.captured, get_target("onnxruntime"))
         made[weight_bits, activation_bits] = quantized, model
     return made
 
@@ -152,7 +153,7 @@ def test_nothing_of_the_exporting_machine_is_in_the_file(files):
 
 def test_the_same_graph_gives_the_same_bytes(files):
     quantized, model = files[4, 4]
-    again = export_quantized(quantized.graph, quantized.captured, 21)
+    again = export_quantized(quantized.graph, quantized.captured, get_target("onnxruntime"))
     assert again.SerializeToString() == model.SerializeToString()
 
 

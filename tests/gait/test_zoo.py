@@ -21,7 +21,7 @@ from qgait_ptq.gait.zoo import (
 )
 from qgait_ptq.graph.conversion import in_double
 from qgait_ptq.graph.layers import count_parameters, list_layers
-from qgait_ptq.runtime.embedder import open_session, run_session
+from qgait_ptq.runtime.sessions import open_session, run_session
 from tests.conftest import randomise_batch_norms
 from tests.networks import quantize_network
 
@@ -63,7 +63,7 @@ def test_a_family_is_captured_quantized_and_exported_with_its_convolutions_on_in
     stored = sum(p.numel() for p in network.parameters() if p.ndim > 1)
     assert 0.9 * stored <= count_parameters(layers) <= 1.2 * stored + 500  # biases, folded batch norms
     assert [layer.name for layer in layers if not layer.integer] == FLOAT_LAYERS.get(name, ["part_linear"])
-    file = export_quantized(quantized.graph, quantized.captured, get_target("onnxruntime").opset)
+    file = export_quantized(quantized.graph, quantized.captured, get_target("onnxruntime"))
     integer = [layer.name for layer in layers if layer.integer]
     assert layers_without_integer_kernel(file.SerializeToString(), integer) == []
     session, exact = open_session(file.SerializeToString(), spinning=False), in_double(quantized.graph)

@@ -10,7 +10,7 @@ from qgait_ptq.errors import ConfigError
 from qgait_ptq.report.record import Report
 from qgait_ptq.report.writing import check_writable, write_result
 
-REPORT = Report({}, {}, {}, {}, {}, {}, {}, {}, [], [], {}, {})
+REPORT = Report({}, {}, {}, {}, {}, {}, {}, {}, {}, [], [], {}, {})
 
 
 def names(folder):

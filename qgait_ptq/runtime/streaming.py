@@ -1,0 +1,154 @@
+"""Streaming: sequences of any length in the memory of a short one.
+
+A maximum over frames is the maximum of the maxima of pieces. Where every path through a network runs over
+such a maximum, and nothing before it mixes frames, the file is cut there in two: the first part sees the
+sequence piece by piece, and the second the running maxima. Both parts are of the very file, so the embedding
+is the same to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from qgait_ptq.runtime.sessions import open_onnxruntime
+
+MAXIMUM = "ReduceMax"
+ELEMENTWISE_BEHIND = frozenset({"QuantizeLinear", "Clip"})  # monotone: the cut may be behind them
+SHAPE_READERS = frozenset({"Shape"})
+TRIED_FRAMES, TRIED_PIECES = 12, ((5, 7), (1, 11), (4, 3, 5))
+
+
+class StreamingSession:
+    """A file in two parts, in onnxruntime.
+
+    Calling `run` from several threads is safe.
+    """
+
+    def __init__(self, model: onnx.ModelProto, threads: int | None = None) -> None:
+        """Cut a file and load its parts.
+
+        Raises:
+            ValueError: it has no maximum over frames to be cut at.
+        """
+        cut = find_cut(model)
+        if cut is None:
+            raise ValueError("no maximum that separates frames from the embedding")
+        first, second = split(model, cut)
+        self._first = open_onnxruntime(first.SerializeToString(), threads)
+        self._second = open_onnxruntime(second.SerializeToString(), threads)
+        self._inputs = [value.name for value in self._second.get_inputs()]
+        self._input, self._cut = model.graph.input[0].name, cut
+
+    def run(self, pieces: Iterator[NDArray[Any]]) -> NDArray[np.float32]:
+        """Embed a sequence that comes in pieces ``[n, s_i, ...]`` of the file's own input type."""
+        running: list[NDArray[Any]] | None = None
+        last = np.empty(0)
+        for piece in pieces:
+            last = piece
+            maxima = self._first.run(self._cut, {self._input: piece})
+            running = maxima if running is None else list(map(np.maximum, running, maxima))
+        feed = dict(zip(self._cut, running or [], strict=True)) | {self._input: last}
+        (embedding,) = self._second.run(None, {name: feed[name] for name in self._inputs})
+        return np.asarray(embedding)
+
+
+def can_stream(model: onnx.ModelProto, example: NDArray[Any]) -> bool:
+    """Whether a file can be cut and gives the same in pieces, to the bit.
+
+    Args:
+        model: a written file with free frame count.
+        example: its input, ``[n, s, ...]`` with s of at least `TRIED_FRAMES`.
+    """
+    if find_cut(model) is None:
+        return False
+    example = example[:1, :TRIED_FRAMES]
+    whole = open_onnxruntime(model.SerializeToString(), spinning=False)
+    (expected,) = whole.run(None, {model.graph.input[0].name: example})
+    session = StreamingSession(model)
+    for lengths in TRIED_PIECES:
+        ends = np.cumsum(lengths)[:-1]
+        try:
+            given = session.run(iter(np.split(example, ends, axis=1)))
+        except Exception:  # onnxruntime's exceptions have no common public base
+            return False  # what is behind the cut depends on the frame count
+        if given.shape != np.shape(expected) or not np.array_equal(given, expected):
+            return False
+    return True
+
+
+def find_cut(model: onnx.ModelProto) -> list[str] | None:
+    """The tensors behind the first maximum on every path; None where a path has none."""
+    graph = model.graph
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    outputs = {value.name for value in graph.output}
+    cut: list[str] = []
+    pending, seen = [graph.input[0].name], set[str]()
+    while pending:
+        name = pending.pop()
+        if name in outputs:
+            return None
+        for node in readers.get(name, ()):
+            if node.op_type in SHAPE_READERS or node.name in seen:
+                continue
+            seen.add(node.name)
+            if node.op_type == MAXIMUM:
+                cut.append(_behind(node, readers))
+            else:
+                pending.extend(node.output)
+    return sorted(set(cut)) or None
+
+
+def _behind(maximum: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]]) -> str:
+    """The tensor to cut at: behind the quantizer of the maximum, where there is one."""
+    name = str(maximum.output[0])
+    while len(users := readers.get(name, [])) == 1 and users[0].op_type in ELEMENTWISE_BEHIND:
+        name = str(users[0].output[0])
+    return name
+
+
+def split(model: onnx.ModelProto, cut: list[str]) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The parts of a file before and behind some tensors.
+
+    The second reads the silhouettes as well, where it needs their batch size.
+    """
+    typed = onnx.shape_inference.infer_shapes(model, data_prop=False)
+    types = {value.name: value.type.tensor_type.elem_type for value in typed.graph.value_info}
+    boundary = [helper.make_tensor_value_info(name, types[name], None) for name in cut]
+    given = [model.graph.input[0]]
+    first = _part(model, cut, set(), given, boundary)
+    second_inputs = [*boundary, *given]
+    second = _part(model, [o.name for o in model.graph.output], set(cut), second_inputs, model.graph.output)
+    return first, second
+
+
+def _part(
+    model: onnx.ModelProto, wanted: list[str], given: set[str], inputs: list[Any], outputs: Any
+) -> onnx.ModelProto:
+    """What of a model computes some tensors from others."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    needed, pending = set[str](), list(wanted)
+    while pending:
+        name = pending.pop()
+        if name in needed:
+            continue
+        needed.add(name)
+        if name in producers and name not in given:
+            pending.extend(read for read in producers[name].input if read)
+    nodes = [
+        node for node in model.graph.node if any(name in needed and name not in given for name in node.output)
+    ]
+    initializers = [value for value in model.graph.initializer if value.name in needed]
+    used = [value for value in inputs if value.name in needed]
+    graph = helper.make_graph(nodes, model.graph.name, used, list(outputs), initializers)
+    part = helper.make_model(graph, opset_imports=model.opset_import)
+    part.ir_version = model.ir_version
+    return part
