@@ -39,6 +39,7 @@ from qgait_ptq.report.record import Report, build_report
 from qgait_ptq.report.writing import write_result
 from qgait_ptq.runtime.sessions import (
     ONNXRUNTIME,
+    RUNTIMES,
     Session,
     as_session_input,
     is_installed,
@@ -60,20 +61,30 @@ class QuantizationResult:
         report: what was done and how good it is.
         onnx_model: the file for the runtime.
         recipe: everything needed to repeat the run; None where the network came from Python.
+        float_model: the float network for the runtime, equalized.
     """
 
     model: fx.GraphModule
     report: Report
     onnx_model: onnx.ModelProto
     recipe: Recipe | None = None
+    float_model: onnx.ModelProto | None = None
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, float_file: bool = False) -> Path:
         """Write ``model.onnx``, ``report.json`` and, where there is one, ``recipe.yaml``.
+
+        Args:
+            folder: made if need be.
+            float_file: also write ``float.onnx``, the network before quantization: to compare with, or to
+                embed a gallery.
 
         Raises:
             ConfigError: the folder cannot be written; nothing is left behind.
         """
-        return write_result(Path(folder), self.onnx_model.SerializeToString(), self.report, self.recipe)
+        models = {"model.onnx": self.onnx_model.SerializeToString()}
+        if float_file and self.float_model is not None:
+            models["float.onnx"] = self.float_model.SerializeToString()
+        return write_result(Path(folder), models, self.report, self.recipe)
 
 
 def quantize(
@@ -116,7 +127,7 @@ def quantize(
     captured, network = run.capture(model, gait_data, frames, output)
     quantized = run.calibrate(captured, network, gait_data)
     captured, onnx_model, session = run.export(captured, quantized, gait_data)
-    float_bytes = export_float(network, captured, run.target.opset).ByteSize()
+    float_model = export_float(network, captured, run.target.opset)
     parity, slow_layers = run.check(captured, quantized, onnx_model, session, gait_data)
     embeddings = run.embed(captured, network, quantized, session, gait_data)
     layers = list_layers(network)
@@ -128,7 +139,7 @@ def quantize(
         data=gait_data,
         accuracy=accuracy_of(embeddings, gait_data),
         agreement=agreement_of(embeddings, run.config),
-        size_bytes={"float": float_bytes, "onnx": onnx_model.ByteSize()},
+        size_bytes={"float": float_model.ByteSize(), "onnx": onnx_model.ByteSize()},
         parity=parity,
         slow_layers=slow_layers,
         layers=layers,
@@ -139,9 +150,12 @@ def quantize(
         seconds=run.seconds,
     )
     write_metadata(onnx_model, report.metadata())
+    write_metadata(float_model, report.float_metadata(RUNTIMES))
     if work_folder is not None and run.config.finetune.enabled:
         SavedStates.remove(work_folder)
-    return QuantizationResult(to_device(quantized, torch.device("cpu")), report, onnx_model, recipe)
+    return QuantizationResult(
+        to_device(quantized, torch.device("cpu")), report, onnx_model, recipe, float_model
+    )
 
 
 @dataclass

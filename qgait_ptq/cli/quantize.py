@@ -46,6 +46,7 @@ from qgait_ptq.cli.options import (
         show_default=True,
         help="Result folder.",
     ),
+    click.option("--float-file", is_flag=True, help="Also write OUT/float.onnx, to compare with."),
 )
 def command(
     model: Path | None,
@@ -53,6 +54,7 @@ def command(
     device: str,
     resume: bool,
     out: Path,
+    float_file: bool,
     **options: Any,
 ) -> None:
     """Quantize MODEL and write OUT/model.onnx, report.json and recipe.yaml.
@@ -110,7 +112,7 @@ def command(
         work_folder=out.with_name(f"{out.name}.finetuning"),
         resume=resume,
     )
-    result.save(out)
+    result.save(out, float_file)
     report = result.report.to_json()
     console.print(accuracy_table(report))
     for line in summary_lines(report):

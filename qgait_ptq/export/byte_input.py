@@ -20,12 +20,12 @@ def take_bytes(model: onnx.ModelProto) -> None:
     (given,) = graph.input
     given.type.tensor_type.elem_type = TensorProto.UINT8
     constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
-    readers = [node for node in graph.node if given.name in node.input]
+    readers = [node for node in graph.node if given.name in node.input and node.op_type != "Shape"]
     same = [node for node in readers if _is_byte_quantizer(node, constants)]
     for node in same:
         _read_instead(graph, node.output[0], given.name)
         graph.node.remove(node)
-    if len(same) < len(readers):
+    if len(same) < len(readers):  # others read values, not bytes
         _dequantize(graph, given.name)
 
 
@@ -39,10 +39,10 @@ def _is_byte_quantizer(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -
 
 
 def _dequantize(graph: onnx.GraphProto, name: str) -> None:
-    """Give the readers of the input, other than DequantizeLinear, its values in [0, 1]."""
+    """Give the readers of the input's values these in [0, 1]."""
     values = f"{name}.values"
     for node in graph.node:
-        if node.op_type != "DequantizeLinear":
+        if node.op_type not in ("DequantizeLinear", "Shape"):
             for index, read in enumerate(node.input):
                 if read == name:
                     node.input[index] = values

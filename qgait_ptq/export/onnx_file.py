@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
 from torch import fx
 
-from qgait_ptq.errors import ExportError, first_line
+from qgait_ptq.errors import ExportError, ModelError, first_line
 from qgait_ptq.export.byte_input import take_bytes
 from qgait_ptq.export.lowering import lower_markers
 from qgait_ptq.export.markers import mark_quantizers, translation_table
@@ -51,6 +52,18 @@ def export_quantized(
     _check(model)
     check_rules(model, target)
     return model
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file.
+
+    Raises:
+        ModelError: there is none.
+    """
+    try:
+        return onnx.load(path)
+    except Exception as error:  # protobuf's exceptions are not public
+        raise ModelError(f"{path}: not an ONNX file ({type(error).__name__})") from None
 
 
 def write_metadata(model: onnx.ModelProto, metadata: dict[str, Any]) -> None:

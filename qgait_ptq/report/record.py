@@ -63,6 +63,13 @@ class Report:
         metadata["data"].pop("description")
         return metadata
 
+    def float_metadata(self, runtimes: tuple[str, ...]) -> dict[str, Any]:
+        """What the float file beside it carries; it may run anywhere."""
+        metadata = self.metadata()
+        kept = {key: metadata[key] for key in ("toolkit", "data")}
+        model = {**metadata["model"], "streams": False}
+        return {**kept, "model": model, "target": {"name": "float", "runtimes": list(runtimes)}}
+
 
 def build_report(
     *,

@@ -13,12 +13,12 @@ from qgait_ptq.errors import ConfigError
 from qgait_ptq.report.record import Report
 
 
-def write_result(folder: Path, model: bytes, report: Report, recipe: Recipe | None) -> Path:
-    """Write ``model.onnx``, ``report.json`` and ``recipe.yaml`` into a folder.
+def write_result(folder: Path, models: dict[str, bytes], report: Report, recipe: Recipe | None) -> Path:
+    """Write models, ``report.json`` and ``recipe.yaml`` into a folder.
 
     Args:
         folder: made if need be; other files in it are left alone.
-        model: serialized ONNX.
+        models: file name → serialized ONNX.
         report: of the run.
         recipe: None writes no recipe.
 
@@ -28,7 +28,7 @@ def write_result(folder: Path, model: bytes, report: Report, recipe: Recipe | No
     Raises:
         ConfigError: the folder cannot be written, or the disk is full; nothing is left behind.
     """
-    contents = {"model.onnx": model, "report.json": _json_bytes(report)}
+    contents = {**models, "report.json": _json_bytes(report)}
     if recipe is not None:
         contents["recipe.yaml"] = recipe_yaml(recipe).encode()
     made = _make_folder(folder)

@@ -2,7 +2,6 @@ import collections
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
@@ -46,7 +45,7 @@ def operators(model):
 @pytest.mark.parametrize("widths", WIDTHS)
 def test_the_file_agrees_with_the_simulation_on_real_sequences(files, batches, widths):
     quantized, model = files[widths]
-    session = open_session(model.SerializeToString())
+    session = open_session(model.SerializeToString(), spinning=False)
     exact = quantized.graph.double()
     try:
         parity = compare_with_simulation(
@@ -65,7 +64,7 @@ def test_the_file_agrees_with_the_simulation_on_real_sequences(files, batches, w
 def test_batch_size_and_frame_count_are_free(files, shape):
     quantized, model = files[8, 8]
     silhouettes = (torch.rand(*shape, 64, 44) < 0.4).float()
-    given = run_session(open_session(model.SerializeToString()), silhouettes.numpy())
+    given = run_session(open_session(model.SerializeToString(), spinning=False), silhouettes.numpy())
     with torch.inference_mode():
         expected = quantized.graph(silhouettes)
     assert given.shape == expected.shape
@@ -160,7 +159,7 @@ def test_the_same_graph_gives_the_same_bytes(files):
 def test_the_float_file_computes_the_network(network, files, batches):
     quantized, _ = files[8, 8]
     model = export_float(quantized.float_graph, quantized.captured, 21)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_session(model.SerializeToString(), spinning=False)
     with torch.inference_mode():
         expected = network(batches[0]).numpy()
     np.testing.assert_allclose(
@@ -170,7 +169,7 @@ def test_the_float_file_computes_the_network(network, files, batches):
 
 def test_a_file_that_differs_from_the_simulation_is_refused(files, batches):
     quantized, model = files[8, 8]
-    session = open_session(model.SerializeToString())
+    session = open_session(model.SerializeToString(), spinning=False)
     with pytest.raises(ExportError, match="differs from the simulation"):
         compare_with_simulation(
             lambda batch: np.roll(run_session(session, batch), 1, axis=1), quantized.graph, batches, 0.999

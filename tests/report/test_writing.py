@@ -18,21 +18,23 @@ def names(folder):
 
 
 def test_model_report_and_recipe_are_written(tmp_path):
-    write_result(tmp_path / "out", b"model", REPORT, Recipe(model=ModelSource(path=Path("m.pt"))))
+    write_result(
+        tmp_path / "out", {"model.onnx": b"model"}, REPORT, Recipe(model=ModelSource(path=Path("m.pt")))
+    )
     assert names(tmp_path / "out") == ["model.onnx", "recipe.yaml", "report.json"]
 
 
 def test_an_older_result_is_replaced_and_other_files_stay(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for content in (b"old", b"new"):
-        write_result(tmp_path, content, REPORT, None)
+        write_result(tmp_path, {"model.onnx": content}, REPORT, None)
     assert (tmp_path / "model.onnx").read_bytes() == b"new"
     assert names(tmp_path) == ["model.onnx", "notes.txt", "report.json"]
 
 
 def test_a_folder_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    for act in (check_writable, lambda folder: write_result(folder, b"model", REPORT, None)):
+    for act in (check_writable, lambda folder: write_result(folder, {"model.onnx": b"model"}, REPORT, None)):
         with pytest.raises(ConfigError, match="not writable"):
             act(tmp_path / "file" / "deep" / "out")
     assert names(tmp_path) == ["file"]
@@ -51,7 +53,8 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
         "from tests.report.test_writing import REPORT\n"
         "from qgait_ptq.report.writing import write_result\n"
         "try:\n"
-        f"    write_result(Path({str(tmp_path / 'new' / 'out')!r}), b'x' * 100_000, REPORT, None)\n"
+        f"    folder = Path({str(tmp_path / 'new' / 'out')!r})\n"
+        "    write_result(folder, {'model.onnx': b'x' * 100_000}, REPORT, None)\n"
         "except ConfigError as error:\n"
         "    print(error)\n"
     )

@@ -1,0 +1,62 @@
+"""``qgait-ptq bench``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="ONNX file to compare with, such as float.onnx; may be repeated.",
+)
+@click.option("--runtime", default="onnxruntime", show_default=True, help="onnxruntime or openvino.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--frames", type=click.IntRange(min=1), default=30, show_default=True, help="Of a sequence.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences in a call."
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=9, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def command(
+    model: Path,
+    against: tuple[Path, ...],
+    runtime: str,
+    threads: int,
+    frames: int,
+    batch: int,
+    rounds: int,
+    as_json: bool,
+) -> None:
+    """Speed, memory and size of MODEL beside other files, run in turn.
+
+    \b
+    Example:
+      qgait-ptq bench qgait-out/model.onnx --against qgait-out/float.onnx
+    """
+    from rich.console import Console
+
+    from qgait_ptq.report.runtime_tables import bench_table
+    from qgait_ptq.report.terminal import TerminalProgress
+    from qgait_ptq.runtime.benchmark import is_noisy, measure
+    from qgait_ptq.runtime.workload import Setting
+
+    console = Console(stderr=as_json)
+    setting = Setting(runtime, threads, frames, batch, rounds)
+    with TerminalProgress(console).stage("rounds", rounds) as advance:
+        measured = measure([*against, model], setting, advance)
+    if as_json:
+        rows = [{**asdict(one), "path": str(one.path)} for one in measured]
+        click.echo(json.dumps({"setting": asdict(setting), "noisy": is_noisy(measured), "files": rows}))
+        return
+    title = f"{runtime}, {threads} thread{'s' * (threads > 1)}, {batch} × {frames} frames, {rounds} rounds"
+    console.print(bench_table(measured, title))
+    if is_noisy(measured):
+        console.print("others used the machine in most rounds: these figures are not to be trusted")

@@ -1,0 +1,52 @@
+"""``qgait-ptq targets``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def command(file: Path | None, as_json: bool) -> None:
+    """Runtimes that files are written for; of FILE, which of their rules it keeps.
+
+    \b
+    Examples:
+      qgait-ptq targets
+      qgait-ptq targets qgait-out/model.onnx
+    """
+    from rich.console import Console
+
+    from qgait_ptq.export.rules import find_broken_rules
+    from qgait_ptq.export.targets import TARGETS
+    from qgait_ptq.report.runtime_tables import target_table
+
+    broken: dict[str, list[str]] = {}
+    if file is not None:
+        from qgait_ptq.export.onnx_file import read_model
+
+        model = read_model(file)
+        broken = {t.name: [str(rule) for rule in find_broken_rules(model, t)] for t in TARGETS.values()}
+    if as_json:
+        described = {
+            target.name: {
+                "description": target.description,
+                "opset": target.opset,
+                "runtimes": target.runtimes,
+                "limits": target.limits,
+                **({"broken_rules": broken[target.name]} if file else {}),
+            }
+            for target in TARGETS.values()
+        }
+        click.echo(json.dumps(described))
+        return
+    console = Console()
+    console.print(target_table(list(TARGETS.values())))
+    for target in TARGETS.values():
+        lines = broken[target.name] or ["keeps all rules"] if file else (target.description, *target.limits)
+        for line in lines:
+            console.print(f"{target.name}: {line}", highlight=False, markup=False)

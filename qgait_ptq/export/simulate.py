@@ -1,0 +1,357 @@
+"""The integer reference: what a Q/DQ file means, computed exactly.
+
+Between a quantizer and the next one everything is integers. A layer sums exactly and adds its int32 bias; the
+sum is brought to the output's scale as integer kernels do it: as float32, times the float32 quotient
+``(s_x · s_w) / s_y``, rounded half to even, plus zero_point, saturated. Floats between a DequantizeLinear and
+a QuantizeLinear, such as means, are taken as given: no two runtimes sum them in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from torch.nn import functional as F
+
+Array = NDArray[Any]
+Given = Callable[[str], Array]
+MOVING = frozenset({"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Slice", "Gather", "Identity"})
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Integers that stand for ``scale · (integers − zero_point)``.
+
+    Attributes:
+        integers: of a tensor.
+        scale: float32, scalar; ``[c]`` for weights, along their first axis.
+        zero_point: like scale.
+    """
+
+    integers: Array
+    scale: NDArray[np.float32]
+    zero_point: Array
+
+    def centred(self) -> NDArray[np.float64]:
+        """Integers less zero_point; float64 holds all sums of products of bytes exactly."""
+        zero_point = self.zero_point.astype(np.float64)
+        if zero_point.ndim == 1:
+            zero_point = zero_point.reshape(-1, *[1] * (self.integers.ndim - 1))
+        return np.asarray(self.integers.astype(np.float64) - zero_point)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Exact sums of a layer, and what one of them stands for in each channel of axis 1.
+
+    Attributes:
+        integers: ``[n, c, ...]``.
+        scale: ``s_x · s_w``, float32 ``[c]``.
+    """
+
+    integers: NDArray[np.float64]
+    scale: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Quantized tensors that are added; `rectified` where a ReLU follows."""
+
+    left: Quantized
+    right: Quantized
+    rectified: bool = False
+
+
+@dataclass(frozen=True)
+class Bent:
+    """A quantized tensor behind a LeakyReLU."""
+
+    source: Quantized
+    slope: np.float32
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Quantized tensors side by side, each with its own scale."""
+
+    pieces: list[Quantized]
+    axis: int
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Floats behind a node that only moves them."""
+
+    node: onnx.NodeProto
+
+
+def simulate(model: onnx.ModelProto, given: Given) -> dict[str, Array]:
+    """Compute the quantized tensors of a file.
+
+    Args:
+        model: with Q/DQ nodes, as `lower_markers` leaves it.
+        given: gives the input, tensors of sizes, and the floats that quantizers read, by name.
+
+    Returns:
+        Name → integers, of every tensor behind a QuantizeLinear or behind the Clip that narrows it.
+
+    """
+    return _Simulation(model, given).run()
+
+
+class _Simulation:
+    """The values known so far; what is not among them is float."""
+
+    def __init__(self, model: onnx.ModelProto, given: Given) -> None:
+        self.model, self.given = model, given
+        self.constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+        self.known: dict[str, Any] = {}
+        self.integers: dict[str, Array] = {}
+        self.handlers: dict[str, Callable[[onnx.NodeProto, Any], Any]] = {
+            "Conv": self._convolve,
+            "Gemm": self._multiply,
+            "Relu": self._rectify,
+            "LeakyRelu": self._bend,
+            "Add": self._add,
+            "Concat": self._concatenate,
+            "MaxPool": self._pool,
+            "ReduceMax": self._reduce,
+            "Reshape": lambda node, x: self._move(x, x.integers.reshape(self._shape(node, x))),
+            "Transpose": lambda node, x: self._move(x, x.integers.transpose(_attributes(node)["perm"])),
+            "Unsqueeze": lambda node, x: self._move(x, np.expand_dims(x.integers, self._axes(node))),
+            "Squeeze": lambda node, x: self._move(x, np.squeeze(x.integers, self._axes(node))),
+            "Slice": lambda node, x: self._move(x, x.integers[self._slices(node, x)]),
+            "Gather": self._gather,
+            "Identity": lambda node, x: x,
+        }
+
+    def run(self) -> dict[str, Array]:
+        for node in self.model.graph.node:
+            if node.op_type == "QuantizeLinear":
+                self._quantize(node)
+            elif node.op_type == "DequantizeLinear":
+                self._dequantize(node)
+            elif node.op_type == "Clip" and node.input[0] in self.integers:
+                self._narrow(node)
+            elif node.op_type == "Cast" and node.input[0] in self.constants:
+                # INT4 codes; what they are cast to holds the same numbers.
+                self.constants[node.output[0]] = self.constants[node.input[0]].astype(np.int8)
+            elif node.input and node.op_type in self.handlers:
+                value = self._computed(node)
+                if value is not None:
+                    self.known[node.output[0]] = value
+        return self.integers
+
+    def _computed(self, node: onnx.NodeProto) -> Any:
+        """What a node makes of something known, or of floats that it only moves."""
+        if node.input[0] in self.known:
+            value = self.known[node.input[0]]
+            if not isinstance(value, Moved):
+                return self.handlers[node.op_type](node, value)
+        return Moved(node) if node.op_type in MOVING else None
+
+    def _quantize(self, node: onnx.NodeProto) -> None:
+        scale, zero_point = self.constants[node.input[1]], self.constants[node.input[2]]
+        value = self.known.get(node.input[0])
+        if isinstance(value, Quantized) and (value.scale, value.zero_point) == (scale, zero_point):
+            integers = value.integers
+        else:
+            if value is None or isinstance(value, Moved):
+                value = self._floats(node.input[0])
+            integers = (
+                quantize_floats(value, scale, zero_point)
+                if isinstance(value, np.ndarray)
+                else (_saturate(_requantize(value, scale), zero_point))
+            )
+        self.integers[node.output[0]] = integers
+
+    def _dequantize(self, node: onnx.NodeProto) -> None:
+        name = node.input[0]
+        stored = self.constants.get(name)
+        integers = stored if stored is not None else self.integers.get(name)
+        if integers is None:  # bytes of the input
+            integers = self.given(name)
+        scale, zero_point = self.constants[node.input[1]], self.constants[node.input[2]]
+        self.known[node.output[0]] = Quantized(integers, scale, zero_point)
+
+    def _floats(self, name: str) -> Array:
+        """Floats as given before they were moved: the runtime may quantize them there."""
+        moved = self.known.get(name)
+        if not isinstance(moved, Moved):
+            return self.given(name)
+        source = Quantized(self._floats(moved.node.input[0]), np.ones((), np.float32), np.zeros((), np.int64))
+        return np.asarray(self.handlers[moved.node.op_type](moved.node, source).integers)
+
+    def _narrow(self, node: onnx.NodeProto) -> None:
+        low, high = (self.constants[name] if name else None for name in node.input[1:3])
+        self.integers[node.output[0]] = np.clip(self.integers[node.input[0]], low, high)
+
+    def _layer(self, node: onnx.NodeProto) -> tuple[Quantized, NDArray[np.float64]] | None:
+        """Weight and bias of a layer; None where it computes in float."""
+        weight = self.known.get(node.input[1])
+        if not isinstance(weight, Quantized):
+            return None
+        bias = self.known.get(node.input[2]) if len(node.input) > 2 else None
+        if isinstance(bias, Quantized):
+            return weight, bias.centred()
+        return (weight, np.zeros(len(weight.integers))) if len(node.input) < 3 else None
+
+    def _convolve(self, node: onnx.NodeProto, x: Any) -> Sums | None:
+        layer = self._layer(node)
+        if layer is None or not isinstance(x, Quantized):
+            return None
+        weight, bias = layer
+        attributes = _attributes(node)
+        spatial = x.integers.ndim - 2
+        pads = attributes.get("pads", [0] * 2 * spatial)
+        # Padding is with what stands for zero, which is zero once centred.
+        padding = [size for axis in reversed(range(spatial)) for size in (pads[axis], pads[axis + spatial])]
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
+        sums = convolve(
+            F.pad(torch.from_numpy(x.centred()), padding),
+            torch.from_numpy(weight.centred()),
+            torch.from_numpy(bias),
+            attributes.get("strides", [1] * spatial),
+            0,
+            attributes.get("dilations", [1] * spatial),
+            attributes.get("group", 1),
+        )
+        return Sums(sums.numpy(), x.scale * weight.scale)
+
+    def _multiply(self, node: onnx.NodeProto, x: Any) -> Sums | None:
+        layer = self._layer(node)
+        if layer is None or not isinstance(x, Quantized) or not _attributes(node).get("transB", 0):
+            return None
+        weight, bias = layer
+        return Sums(x.centred() @ weight.centred().T + bias, x.scale * weight.scale)
+
+    def _rectify(self, node: onnx.NodeProto, x: Any) -> Any:
+        if isinstance(x, Sums):
+            return replace(x, integers=np.maximum(x.integers, 0))
+        if isinstance(x, Terms):
+            return replace(x, rectified=True)
+        if isinstance(x, Quantized):
+            return replace(x, integers=np.maximum(x.integers, x.zero_point))
+        return None
+
+    def _bend(self, node: onnx.NodeProto, x: Any) -> Bent | None:
+        return Bent(x, np.float32(_attributes(node)["alpha"])) if isinstance(x, Quantized) else None
+
+    def _add(self, node: onnx.NodeProto, x: Any) -> Terms | None:
+        other = self.known.get(node.input[1])
+        if not (isinstance(x, Quantized) and isinstance(other, Quantized)):
+            return None
+        return Terms(x, other)
+
+    def _concatenate(self, node: onnx.NodeProto, x: Any) -> Joined | None:
+        pieces = [self.known.get(name) for name in node.input]
+        if not all(isinstance(piece, Quantized) for piece in pieces):
+            return None
+        return Joined(pieces, _attributes(node)["axis"])  # type: ignore[arg-type]
+
+    def _pool(self, node: onnx.NodeProto, x: Any) -> Quantized | None:
+        if not isinstance(x, Quantized):
+            return None
+        attributes = _attributes(node)
+        spatial = x.integers.ndim - 2
+        pads = attributes.get("pads", [0] * 2 * spatial)
+        padding = [size for axis in reversed(range(spatial)) for size in (pads[axis], pads[axis + spatial])]
+        values = F.pad(torch.from_numpy(x.integers.astype(np.float64)), padding, value=-torch.inf)
+        pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[spatial - 1]
+        pooled = pool(
+            values,
+            attributes["kernel_shape"],
+            attributes.get("strides", [1] * spatial),
+            0,
+            attributes.get("dilations", [1] * spatial),
+            bool(attributes.get("ceil_mode", 0)),
+        )
+        return self._move(x, pooled.numpy().astype(x.integers.dtype))
+
+    def _reduce(self, node: onnx.NodeProto, x: Any) -> Quantized | None:
+        if not isinstance(x, Quantized):
+            return None
+        keep = bool(_attributes(node).get("keepdims", 1))
+        return self._move(x, x.integers.max(axis=self._axes(node), keepdims=keep))
+
+    def _gather(self, node: onnx.NodeProto, x: Any) -> Quantized:
+        indices = self._constant(node.input[1])
+        return self._move(x, np.take(x.integers, indices, axis=_attributes(node).get("axis", 0)))
+
+    def _move(self, x: Quantized, integers: Array) -> Quantized:
+        return replace(x, integers=integers)
+
+    def _constant(self, name: str) -> Array:
+        return self.constants[name] if name in self.constants else self.given(name)
+
+    def _axes(self, node: onnx.NodeProto) -> tuple[int, ...]:
+        return tuple(int(axis) for axis in self._constant(node.input[1]))
+
+    def _shape(self, node: onnx.NodeProto, x: Quantized) -> list[int]:
+        sizes = [int(size) for size in self._constant(node.input[1])]
+        if _attributes(node).get("allowzero", 0):
+            return sizes
+        return [x.integers.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
+
+    def _slices(self, node: onnx.NodeProto, x: Quantized) -> tuple[slice, ...]:
+        starts, ends, axes = (self._constant(name) for name in node.input[1:4])
+        steps = self._constant(node.input[4]) if len(node.input) > 4 else np.ones_like(starts)
+        slices = [slice(None)] * x.integers.ndim
+        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+            slices[int(axis)] = slice(int(start), int(end), int(step))
+        return tuple(slices)
+
+
+def quantize_floats(floats: Array, scale: Array, zero_point: Array) -> Array:
+    """As QuantizeLinear: divide, round half to even, add, saturate."""
+    return _saturate(np.rint(floats / scale), zero_point)
+
+
+def _requantize(value: Any, scale: Array) -> NDArray[np.float32]:
+    """Integers of an output's scale, before zero_point and saturation."""
+    if isinstance(value, Sums):
+        factor = (value.scale / scale).astype(np.float32)
+        shape = [1, -1] + [1] * (value.integers.ndim - 2)
+        return np.rint(value.integers.astype(np.float32) * factor.reshape(shape))
+    if isinstance(value, Terms):
+        return _add_terms(value, scale)
+    if isinstance(value, Bent):
+        floats = _dequantize(value.source)
+        return np.rint(np.where(floats < 0, floats * value.slope, floats) / scale)
+    if isinstance(value, Joined):
+        return np.rint(np.concatenate([_dequantize(piece) for piece in value.pieces], value.axis) / scale)
+    return np.rint(_dequantize(value) / scale)
+
+
+def _add_terms(terms: Terms, scale: Array) -> NDArray[np.float32]:
+    """As onnxruntime's QLinearAdd: two fused multiply-adds, each rounded once to float32."""
+    left, right = terms.left, terms.right
+    left_ratio, right_ratio = np.float32(left.scale / scale), np.float32(right.scale / scale)
+    offset = -(
+        np.float32(left_ratio * np.float32(left.zero_point))
+        + np.float32(right_ratio * np.float32(right.zero_point))
+    )
+    total = (offset + left.integers.astype(np.float64) * left_ratio).astype(np.float32)
+    total = (total + right.integers.astype(np.float64) * right_ratio).astype(np.float32)
+    rounded = np.rint(total)
+    return np.maximum(rounded, 0) if terms.rectified else rounded
+
+
+def _dequantize(value: Quantized) -> NDArray[np.float32]:
+    return np.asarray(value.centred().astype(np.float32) * value.scale)
+
+
+def _saturate(rounded: NDArray[np.float32], zero_point: Array) -> Array:
+    limits = np.iinfo(zero_point.dtype)
+    shifted = rounded.astype(np.float64) + float(zero_point)
+    return np.clip(shifted, limits.min, limits.max).astype(zero_point.dtype)
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

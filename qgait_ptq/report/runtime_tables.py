@@ -1,0 +1,79 @@
+"""Tables of what is known and measured about written files: targets, bytes that differ, speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from qgait_ptq.export.targets import Target
+    from qgait_ptq.runtime.benchmark import Measured
+    from qgait_ptq.runtime.verification import Verification
+
+
+def target_table(targets: Sequence[Target]) -> Table:
+    """The targets, one in a row."""
+    table = Table()
+    table.add_column("target", no_wrap=True)
+    table.add_column("activations", overflow="fold")
+    table.add_column("4-bit weights", overflow="fold")
+    table.add_column("opset", justify="right")
+    table.add_column("tried in", overflow="fold")
+    for target in targets:
+        table.add_row(
+            target.name,
+            _activations(target),
+            "two to a byte" if target.storage.int4_weights else "as int8",
+            str(target.opset),
+            ", ".join(target.runtimes) or "none at hand",
+        )
+    return table
+
+
+def _activations(target: Target) -> str:
+    kind = "int8" if target.rules.activation_signed else "uint8"
+    narrowest = target.storage.narrowest_activations
+    bits = "8 bits" if narrowest == 8 else f"{narrowest} to 8 bits"
+    return f"{kind}, {bits}" + (", zero-points zero" if target.rules.activation_symmetric else "")
+
+
+def verification_table(verification: Verification) -> Table:
+    """The tensors of the runtime's graph, and how many of their bytes differ."""
+    table = Table()
+    table.add_column("node", overflow="fold")
+    table.add_column("operator", overflow="fold")
+    for heading in ("bytes", "differ", "by at most"):
+        table.add_column(heading, justify="right")
+    for tensor in verification.tensors:
+        table.add_row(
+            tensor.node, tensor.operator, f"{tensor.values:,}", str(tensor.differing), str(tensor.largest)
+        )
+    return table
+
+
+def bench_table(measured: Sequence[Measured], title: str) -> Table:
+    """Files in the order in which they were given; speed is relative to the first."""
+    table = Table(title=title)
+    table.add_column("file", overflow="fold")
+    for heading in ("CPU, ms", "wall, ms", "times faster", "GMAC/s", "of peak", "memory, MB", "file, MB"):
+        table.add_column(heading, justify="right")
+    for one in measured:
+        speed, share, timing = one.macs_per_second, one.peak_share, one.timing
+        table.add_row(
+            str(one.path),
+            _with_quartiles(timing.cpu_ms, 1),
+            f"{timing.wall_ms[0]:.1f}",
+            _with_quartiles(timing.faster, 2),
+            "" if speed is None else f"{speed / 1e9:.0f}",
+            "" if share is None else f"{100 * share:.0f} %",
+            f"{one.peak_memory_mb:.0f}",
+            f"{one.megabytes:.2f}",
+        )
+    return table
+
+
+def _with_quartiles(values: tuple[float, float, float], digits: int) -> str:
+    median, low, high = values
+    return f"{median:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"

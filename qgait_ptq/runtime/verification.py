@@ -1,0 +1,224 @@
+"""Verification: quantized tensors of the runtime's own graph against the integer reference, byte by byte."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from qgait_ptq.errors import ModelError
+from qgait_ptq.export.onnx_file import read_model
+from qgait_ptq.export.simulate import quantize_floats, simulate
+from qgait_ptq.runtime.sessions import Session, open_onnxruntime
+
+Array = NDArray[Any]
+TOKEN = "_token_"  # noqa: S105 - onnxruntime appends it to the names of nodes that it rebuilds
+BEFORE = "_pre_q"  # and this to a tensor in front of a quantizer that it moved there
+CHANNELS_LAST = (0, 2, 3, 1)
+LAYOUT_KEEPING = frozenset({"QLinearLeakyRelu", "QLinearAdd", "Clip", "QLinearSigmoid", "QLinearConcat"})
+CHANNELS_LAST_OPERATORS = frozenset({"NhwcMaxPool"})
+
+
+@dataclass(frozen=True)
+class TensorCheck:
+    """One tensor of the optimised graph.
+
+    Attributes:
+        name: in the optimised graph.
+        node: that gives it, and its operator.
+        operator: of that node.
+        values: how many were compared.
+        differing: how many differ.
+        largest: difference.
+    """
+
+    name: str
+    node: str
+    operator: str
+    values: int
+    differing: int
+    largest: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared.
+
+    Attributes:
+        tensors: in graph order.
+        unknown: tensors of integers that have no counterpart in the file, such as ones that the runtime
+            rearranged; they are inputs of tensors that are compared.
+    """
+
+    tensors: tuple[TensorCheck, ...]
+    unknown: tuple[str, ...]
+
+    @property
+    def differing(self) -> int:
+        """Bytes that differ, in all tensors."""
+        return sum(tensor.differing for tensor in self.tensors)
+
+
+def verify(path: Path, batches: Sequence[Array]) -> Verification:
+    """Compare a file in onnxruntime, as it is deployed, with the integer reference.
+
+    Args:
+        path: of a file with Q/DQ nodes.
+        batches: of the file's own input type, ``[n, s, ...]``.
+
+    Raises:
+        ModelError: no such file, or onnxruntime cannot run it.
+    """
+    model = read_model(path)
+    plain = _expose(model)
+    optimised = _optimise(model)
+    exposed = _expose(optimised)
+    sessions = [open_onnxruntime(m.SerializeToString(), optimised=False) for m in (plain, exposed)]
+    totals: dict[str, TensorCheck] = {}
+    unknown: dict[str, None] = {}
+    for batch in batches:
+        feed = {model.graph.input[0].name: batch}
+        as_written, as_run = (_run(session, feed) for session in sessions)
+        # Floats as the runtime has them, where it still has them; one that it quantizes earlier, it renames.
+        renamed = {name.removesuffix(BEFORE): value for name, value in as_run.items()}
+        expected = simulate(model, (as_written | renamed | feed).__getitem__)
+        for check in _compare(model, optimised, expected, as_run, feed, unknown):
+            totals[check.name] = _sum_up(totals.get(check.name), check)
+    return Verification(tuple(totals.values()), tuple(unknown))
+
+
+def random_batches(session: Session, sequences: int, frames: int) -> list[Array]:
+    """Random binary silhouettes of a session's own type and sizes, each a batch."""
+    rng = np.random.default_rng(0)
+    batch, fixed, *frame_shape = session.input_shape
+    shape = (batch or 1, fixed or frames, *(size or 1 for size in frame_shape))
+    drawn = [rng.random(shape) < rng.uniform(0.2, 0.6) for _ in range(sequences)]
+    if session.takes_bytes:
+        return [silhouettes.astype(np.uint8) * np.uint8(255) for silhouettes in drawn]
+    return [silhouettes.astype(np.float32) for silhouettes in drawn]
+
+
+def _sum_up(before: TensorCheck | None, check: TensorCheck) -> TensorCheck:
+    if before is None:
+        return check
+    return TensorCheck(
+        check.name,
+        check.node,
+        check.operator,
+        before.values + check.values,
+        before.differing + check.differing,
+        max(before.largest, check.largest),
+    )
+
+
+def _optimise(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph that onnxruntime makes of a file on this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "optimised.onnx"
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(target)
+        try:
+            onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's exceptions have no common public base
+            detail = " ".join(str(error).split())[:200]
+            raise ModelError(f"onnxruntime {onnxruntime.__version__} cannot load it ({detail})") from None
+        return onnx.load(target)
+
+
+def _expose(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that gives every tensor."""
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    present = {output.name for output in exposed.graph.output}
+    names = [name for node in exposed.graph.node for name in node.output if name and name not in present]
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return exposed
+
+
+def _run(session: onnxruntime.InferenceSession, feed: dict[str, Array]) -> dict[str, Array]:
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, map(np.asarray, session.run(names, feed)), strict=True))
+
+
+def _compare(
+    model: onnx.ModelProto,
+    optimised: onnx.ModelProto,
+    expected: dict[str, Array],
+    found: dict[str, Array],
+    feed: dict[str, Array],
+    unknown: dict[str, None],
+) -> list[TensorCheck]:
+    """Each integer tensor of the optimised graph against its counterpart."""
+    counterparts = _quantizers_behind(model)
+    constants = {value.name: numpy_helper.to_array(value) for value in optimised.graph.initializer}
+    wanted: dict[str, Array] = dict(feed)  # optimised tensor → what it should hold, in its own layout
+    last: set[str] = set()  # tensors with their channels last
+    checks = []
+    for node in optimised.graph.node:
+        name = node.output[0]
+        if name not in found or found[name].dtype not in (np.uint8, np.int8):
+            continue
+        value = expected.get(name)
+        if value is None:
+            value = expected.get(counterparts.get(node.name.split(TOKEN)[0], ""))
+        flags = {attribute.name: attribute.i for attribute in node.attribute}
+        in_last = node.op_type in LAYOUT_KEEPING and any(given in last for given in node.input)
+        if flags.get("channels_last") or node.op_type in CHANNELS_LAST_OPERATORS or in_last:
+            last.add(name)
+            value = None if value is None else value.transpose(CHANNELS_LAST)
+        elif value is None and node.op_type == "QuantizeLinear" and node.input[0] in found:
+            scale, zero_point = (constants[given] for given in node.input[1:3])
+            value = quantize_floats(found[node.input[0]], scale, zero_point)
+        elif value is None and node.op_type in ("Transpose", "Reshape") and node.input[0] in wanted:
+            value = _moved(node, wanted[node.input[0]], found[name].shape)
+        if value is None or value.shape != found[name].shape:
+            unknown[name] = None
+            continue
+        wanted[name] = value
+        difference = np.abs(found[name].astype(np.int64) - value)
+        checks.append(
+            TensorCheck(
+                name,
+                node.name.split(TOKEN)[0],
+                node.op_type,
+                difference.size,
+                int(np.count_nonzero(difference)),
+                int(difference.max(initial=0)),
+            )
+        )
+    return checks
+
+
+def _moved(node: onnx.NodeProto, value: Array, shape: tuple[int, ...]) -> Array:
+    if node.op_type == "Reshape":
+        return value.reshape(shape)
+    (permutation,) = (attribute.ints for attribute in node.attribute if attribute.name == "perm")
+    return value.transpose(list(permutation))
+
+
+def _quantizers_behind(model: onnx.ModelProto) -> dict[str, str]:
+    """Name of a node → tensor behind the quantizer that takes its result, past a ReLU between them."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    behind = {}
+    for node in model.graph.node:
+        following = readers.get(node.output[0], []) if node.output else []
+        while len(following) == 1 and following[0].op_type == "Relu":
+            following = readers.get(following[0].output[0], [])
+        quantizers = [reader for reader in following if reader.op_type == "QuantizeLinear"]
+        if len(quantizers) == 1:
+            behind[node.name] = quantizers[0].output[0]
+    return behind
