@@ -142,8 +142,8 @@ class QuantConfig(_Model):
         include: patterns, as of `layers`: quantize these layers only.
         exclude: patterns: leave these layers in float.
         target: runtime profile.
-        input_type: what the file takes: silhouettes as uint8, 0..255, or as float32 in [0, 1]. Other values
-            are float32 in any case.
+        input_type: what the file takes: silhouettes as uint8, 0..255, where the target has such files, or as
+            float32 in [0, 1]. Other values are float32 in any case.
         calibration_sequences: how many sequences are observed.
         calibration_frames: at most so many frames of each.
         minimum_agreement: mean cosine between quantized and float embeddings below which the result is

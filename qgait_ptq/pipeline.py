@@ -270,7 +270,7 @@ class _Run:
 
     def takes_bytes(self, data: GaitData) -> bool:
         """Whether the file takes silhouettes as uint8."""
-        return self.config.input_type == "uint8" and not data.raw
+        return self.config.input_type == "uint8" and self.target.byte_input and not data.raw
 
     def streams(self, captured: Capture, model: onnx.ModelProto, data: GaitData) -> bool:
         """Whether the file gives the same for a sequence in pieces."""

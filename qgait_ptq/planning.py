@@ -7,7 +7,8 @@ import copy
 from torch import fx, nn
 
 from qgait_ptq.config import QuantConfig
-from qgait_ptq.export.targets import get_target
+from qgait_ptq.export.targets import check_widths, get_target
+from qgait_ptq.graph.late_rectifiers import move_rectifiers_behind_maxima
 from qgait_ptq.graph.layers import LayerPlan, list_layers
 from qgait_ptq.graph.placement import place
 from qgait_ptq.graph.shapes import record_shapes
@@ -42,13 +43,18 @@ def plan(
         CaptureError: the network cannot be captured.
         ConfigError: the configuration names layers that the network does not have.
     """
+    target, widths = get_target(config.target), _widths(config)
+    check_widths(target, widths)
     with quiet_torch():
         # The user's stays where it is, in the mode and the precision it is in.
         network = copy.deepcopy(model).cpu().float()
     captured = capture(network, frame_shape, frames, output)
     others = [captured.example(*sizes) for sizes in captured.checked]
     graph_module = simplify(captured.graph_module, captured.example(), *others).requires_grad_(False)
-    place(graph_module, get_target(config.target).rules, _widths(config))
+    if target.late_leaky_rectifiers:
+        move_rectifiers_behind_maxima(graph_module)
+        record_shapes(graph_module, captured.example())
+    place(graph_module, target.rules, widths)
     record_shapes(graph_module, captured.example(sequences=1, length=REPORTED_FRAMES))
     return captured, graph_module, list_layers(graph_module)
 

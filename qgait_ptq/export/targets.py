@@ -15,7 +15,7 @@ from qgait_ptq.graph.operators import (
     VALUE_PRESERVING,
     WEIGHTED,
 )
-from qgait_ptq.graph.specs import LastLayer, PlacementRules
+from qgait_ptq.graph.specs import BitWidths, LastLayer, PlacementRules
 
 NARROWEST = 2  # bits
 
@@ -48,9 +48,9 @@ class Target:
         rules: where its quantizers stand.
         storage: how numbers are written.
         opset: of the ONNX file.
+        byte_input: files may take silhouettes as uint8.
         runtimes: those of the toolkit that its files are for; none where no such runtime is at hand, and
             files are checked against the rules only.
-        convolutions_in_planes: convolutions over frames and pixels are computed as convolutions over pixels.
         late_leaky_rectifiers: LeakyReLU is computed behind maxima, on fewer values.
         limits: what its users should know, one line each.
     """
@@ -60,8 +60,8 @@ class Target:
     rules: PlacementRules
     storage: Storage = field(default_factory=Storage)
     opset: int = 21
+    byte_input: bool = True
     runtimes: tuple[str, ...] = ()
-    convolutions_in_planes: bool = False
     late_leaky_rectifiers: bool = False
     limits: tuple[str, ...] = ()
 
@@ -84,7 +84,6 @@ TARGETS = {
                 reducing=MAX_POOLS | MAXIMA,
             ),
             runtimes=("onnxruntime",),
-            convolutions_in_planes=True,
             late_leaky_rectifiers=True,
             limits=(
                 "integer kernels need all graph optimisations (ORT_ENABLE_ALL, the default)",
@@ -123,6 +122,7 @@ TARGETS = {
             ),
             Storage(int4_weights=False, integer_biases=False, narrowest_activations=8),
             opset=19,
+            byte_input=False,
             limits=(
                 "no TensorRT is at hand: files are checked against its rules, not run in it",
                 "weights of 4 bits are stored as int8 numbers; activations have 8 bits",
@@ -142,6 +142,7 @@ TARGETS = {
             ),
             Storage(int4_weights=False, narrowest_activations=8),
             opset=18,
+            byte_input=False,
             limits=(
                 "the file is ONNX, for a converter; no LiteRT is at hand, it is checked against the rules",
                 "weights of 4 bits are stored as int8 numbers; activations have 8 bits",
@@ -164,6 +165,28 @@ TARGETS = {
         ),
     )
 }
+
+
+def check_widths(target: Target, widths: BitWidths) -> None:
+    """Refuse widths that a target's files cannot hold, before any work is done.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    narrowest = target.storage.narrowest_activations
+    own = {f"layers[{name!r}].activation_bits": bits[1] for name, bits in widths.layers.items() if bits[1]}
+    asked = {
+        "activation_bits": widths.activation,
+        "edge_bits": widths.edge,
+        "elementwise_bits": widths.elementwise,
+        **own,
+    }
+    for setting, bits in asked.items():
+        if bits is not None and bits < narrowest:
+            raise ConfigError(
+                f"{setting} is {bits}; the target {target.name} takes activations of {narrowest} bits or "
+                "more (weights may have fewer: --weight-bits)"
+            )
 
 
 def get_target(name: str) -> Target:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qgait_ptq.export.targets import Target
     from qgait_ptq.runtime.benchmark import Measured
     from qgait_ptq.runtime.verification import Verification
@@ -57,23 +59,26 @@ def bench_table(measured: Sequence[Measured], title: str) -> Table:
     """Files in the order in which they were given; speed is relative to the first."""
     table = Table(title=title)
     table.add_column("file", overflow="fold")
-    for heading in ("CPU, ms", "wall, ms", "times faster", "GMAC/s", "of peak", "memory, MB", "file, MB"):
-        table.add_column(heading, justify="right")
+    for heading in ("CPU, ms", "wall, ms", "times faster", "GMAC/s", "of peak", "RAM, MB", "MB"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for one in measured:
         speed, share, timing = one.macs_per_second, one.peak_share, one.timing
+        median, low, high = timing.faster
         table.add_row(
-            str(one.path),
-            _with_quartiles(timing.cpu_ms, 1),
+            _short_name(one.path, [other.path for other in measured]),
+            f"{timing.cpu_ms[0]:.1f}",
             f"{timing.wall_ms[0]:.1f}",
-            _with_quartiles(timing.faster, 2),
+            f"{median:.2f} ({low:.2f}–{high:.2f})",
             "" if speed is None else f"{speed / 1e9:.0f}",
             "" if share is None else f"{100 * share:.0f} %",
             f"{one.peak_memory_mb:.0f}",
             f"{one.megabytes:.2f}",
         )
+    table.caption = "times faster than the first file, with quartiles of the rounds; CPU and wall of one call"
     return table
 
 
-def _with_quartiles(values: tuple[float, float, float], digits: int) -> str:
-    median, low, high = values
-    return f"{median:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+def _short_name(path: Path, paths: Sequence[Path]) -> str:
+    """The file's name, with its folder where another file has the same name."""
+    same = [other for other in paths if other.name == path.name]
+    return path.name if len(same) == 1 else f"{path.parent.name}/{path.name}"
