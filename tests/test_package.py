@@ -16,7 +16,7 @@ import qgait_ptq
 MODULES = sorted(m.name for m in pkgutil.walk_packages(qgait_ptq.__path__, "qgait_ptq."))
 ROOT = Path(__file__).parent.parent
 # What extras bring; the package must be importable where none of it is installed.
-OPTIONAL = ("PIL", "openvino", "pytest", "hypothesis", "mypy")
+OPTIONAL = ("PIL", "openvino", "faiss", "pytest", "hypothesis", "mypy")
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:

@@ -162,14 +162,16 @@ class _Simulation:
         if isinstance(value, Quantized) and (value.scale, value.zero_point) == (scale, zero_point):
             integers = value.integers
         else:
-            if value is None or isinstance(value, Moved):
-                value = self._floats(node.input[0])
-            integers = (
-                quantize_floats(value, scale, zero_point)
-                if isinstance(value, np.ndarray)
-                else (_saturate(_requantize(value, scale), zero_point))
-            )
+            integers = self._requantized(node.input[0], value, scale, zero_point)
         self.integers[node.output[0]] = integers
+
+    def _requantized(self, name: str, value: Any, scale: Array, zero_point: Array) -> Array:
+        """Integers of a quantizer's own scale, of whatever it reads."""
+        if value is None or isinstance(value, Moved):
+            return quantize_floats(self._floats(name), scale, zero_point)
+        if isinstance(value, Terms):
+            return _saturate(_add_terms(value, scale, zero_point), zero_point.dtype)
+        return _saturate(_requantize(value, scale) + np.float64(zero_point), zero_point.dtype)
 
     def _dequantize(self, node: onnx.NodeProto) -> None:
         name = node.input[0]
@@ -310,7 +312,7 @@ class _Simulation:
 
 def quantize_floats(floats: Array, scale: Array, zero_point: Array) -> Array:
     """As QuantizeLinear: divide, round half to even, add, saturate."""
-    return _saturate(np.rint(floats / scale), zero_point)
+    return _saturate(np.rint(floats / scale) + np.float64(zero_point), zero_point.dtype)
 
 
 def _requantize(value: Any, scale: Array) -> NDArray[np.float32]:
@@ -319,8 +321,6 @@ def _requantize(value: Any, scale: Array) -> NDArray[np.float32]:
         factor = (value.scale / scale).astype(np.float32)
         shape = [1, -1] + [1] * (value.integers.ndim - 2)
         return np.rint(value.integers.astype(np.float32) * factor.reshape(shape))
-    if isinstance(value, Terms):
-        return _add_terms(value, scale)
     if isinstance(value, Bent):
         floats = _dequantize(value.source)
         return np.rint(np.where(floats < 0, floats * value.slope, floats) / scale)
@@ -329,28 +329,34 @@ def _requantize(value: Any, scale: Array) -> NDArray[np.float32]:
     return np.rint(_dequantize(value) / scale)
 
 
-def _add_terms(terms: Terms, scale: Array) -> NDArray[np.float32]:
-    """As onnxruntime's QLinearAdd: two fused multiply-adds, each rounded once to float32."""
+def _add_terms(terms: Terms, scale: Array, zero_point: Array) -> NDArray[np.float32]:
+    """As onnxruntime's QLinearAdd, found by trying orders on 12 million pairs: fused multiply-adds.
+
+    The sum starts from the zero-points' part; the second term comes first. zero_point is in it already.
+    """
     left, right = terms.left, terms.right
     left_ratio, right_ratio = np.float32(left.scale / scale), np.float32(right.scale / scale)
-    offset = -(
-        np.float32(left_ratio * np.float32(left.zero_point))
-        + np.float32(right_ratio * np.float32(right.zero_point))
-    )
-    total = (offset + left.integers.astype(np.float64) * left_ratio).astype(np.float32)
-    total = (total + right.integers.astype(np.float64) * right_ratio).astype(np.float32)
+    right_zero = np.asarray(right_ratio * np.float32(right.zero_point))
+    zeros = _multiply_add(np.asarray(left.zero_point), left_ratio, right_zero)
+    total = _multiply_add(right.integers, right_ratio, np.float32(zero_point) - zeros)
+    total = _multiply_add(left.integers, left_ratio, total)
     rounded = np.rint(total)
-    return np.maximum(rounded, 0) if terms.rectified else rounded
+    return np.maximum(rounded, np.float32(zero_point)) if terms.rectified else rounded
+
+
+def _multiply_add(integers: Array, factor: np.float32, summand: Array) -> NDArray[np.float32]:
+    """Rounded once, at its end: float64 holds products of a byte and a float32 exactly."""
+    product = integers.astype(np.float64) * np.float64(factor)
+    return np.asarray(product + np.asarray(summand, np.float64)).astype(np.float32)
 
 
 def _dequantize(value: Quantized) -> NDArray[np.float32]:
     return np.asarray(value.centred().astype(np.float32) * value.scale)
 
 
-def _saturate(rounded: NDArray[np.float32], zero_point: Array) -> Array:
-    limits = np.iinfo(zero_point.dtype)
-    shifted = rounded.astype(np.float64) + float(zero_point)
-    return np.clip(shifted, limits.min, limits.max).astype(zero_point.dtype)
+def _saturate(integers: Array, dtype: Any) -> Array:
+    limits = np.iinfo(dtype)
+    return np.clip(integers, limits.min, limits.max).astype(dtype)
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ def verification_table(verification: Verification) -> Table:
 
 def bench_table(measured: Sequence[Measured], title: str) -> Table:
     """Files in the order in which they were given; speed is relative to the first."""
-    table = Table(title=title)
-    table.add_column("file", overflow="fold")
-    for heading in ("CPU, ms", "wall, ms", "times faster", "GMAC/s", "of peak", "RAM, MB", "MB"):
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("file", overflow="fold", min_width=14)
+    for heading in ("CPU ms", "times faster", "GMAC/s", "peak", "RAM MB", "MB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in measured:
         speed, share, timing = one.macs_per_second, one.peak_share, one.timing
@@ -67,14 +68,16 @@ def bench_table(measured: Sequence[Measured], title: str) -> Table:
         table.add_row(
             _short_name(one.path, [other.path for other in measured]),
             f"{timing.cpu_ms[0]:.1f}",
-            f"{timing.wall_ms[0]:.1f}",
             f"{median:.2f} ({low:.2f}–{high:.2f})",
             "" if speed is None else f"{speed / 1e9:.0f}",
             "" if share is None else f"{100 * share:.0f} %",
             f"{one.peak_memory_mb:.0f}",
             f"{one.megabytes:.2f}",
         )
-    table.caption = "times faster than the first file, with quartiles of the rounds; CPU and wall of one call"
+    table.caption = (
+        "CPU ms of one call. Times faster than the first file (quartiles of the rounds).\n"
+        "Peak: of a large convolution in the same numbers. Wall times: --json"
+    )
     return table
 
 

@@ -22,8 +22,8 @@ from qgait_ptq.runtime.sessions import Session, open_onnxruntime
 Array = NDArray[Any]
 TOKEN = "_token_"  # noqa: S105 - onnxruntime appends it to the names of nodes that it rebuilds
 BEFORE = "_pre_q"  # and this to a tensor in front of a quantizer that it moved there
-CHANNELS_LAST = (0, 2, 3, 1)
 LAYOUT_KEEPING = frozenset({"QLinearLeakyRelu", "QLinearAdd", "Clip", "QLinearSigmoid", "QLinearConcat"})
+REARRANGED = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Clip"})
 CHANNELS_LAST_OPERATORS = frozenset({"NhwcMaxPool"})
 
 
@@ -176,12 +176,12 @@ def _compare(
         in_last = node.op_type in LAYOUT_KEEPING and any(given in last for given in node.input)
         if flags.get("channels_last") or node.op_type in CHANNELS_LAST_OPERATORS or in_last:
             last.add(name)
-            value = None if value is None else value.transpose(CHANNELS_LAST)
+            value = None if value is None else np.moveaxis(value, 1, -1)
         elif value is None and node.op_type == "QuantizeLinear" and node.input[0] in found:
             scale, zero_point = (constants[given] for given in node.input[1:3])
             value = quantize_floats(found[node.input[0]], scale, zero_point)
-        elif value is None and node.op_type in ("Transpose", "Reshape") and node.input[0] in wanted:
-            value = _moved(node, wanted[node.input[0]], found[name].shape)
+        elif node.op_type in REARRANGED and node.input[0] in wanted and _differs(value, found[name]):
+            value = _rearranged(node, wanted[node.input[0]], found[name].shape, constants)
         if value is None or value.shape != found[name].shape:
             unknown[name] = None
             continue
@@ -200,21 +200,37 @@ def _compare(
     return checks
 
 
-def _moved(node: onnx.NodeProto, value: Array, shape: tuple[int, ...]) -> Array:
-    if node.op_type == "Reshape":
-        return value.reshape(shape)
-    (permutation,) = (attribute.ints for attribute in node.attribute if attribute.name == "perm")
-    return value.transpose(list(permutation))
+def _differs(value: Array | None, found: Array) -> bool:
+    """Whether the file's counterpart is missing, or arranged in another way."""
+    return value is None or value.shape != found.shape
+
+
+def _rearranged(
+    node: onnx.NodeProto, value: Array, shape: tuple[int, ...], constants: dict[str, Array]
+) -> Array:
+    if node.op_type == "Transpose":
+        (permutation,) = (attribute.ints for attribute in node.attribute if attribute.name == "perm")
+        return value.transpose(list(permutation))
+    if node.op_type == "Clip":
+        low, high = (constants[name] if name else None for name in node.input[1:3])
+        return np.clip(value, low, high)
+    return value.reshape(shape)
 
 
 def _quantizers_behind(model: onnx.ModelProto) -> dict[str, str]:
-    """Name of a node → tensor behind the quantizer that takes its result, past a ReLU between them."""
+    """Name of a node → tensor behind the quantizer that takes its result, past a ReLU between them.
+
+    A Clip narrows a quantized tensor, and is its own counterpart.
+    """
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     behind = {}
     for node in model.graph.node:
+        if node.op_type == "Clip":
+            behind[node.name] = node.output[0]
+            continue
         following = readers.get(node.output[0], []) if node.output else []
         while len(following) == 1 and following[0].op_type == "Relu":
             following = readers.get(following[0].output[0], [])
