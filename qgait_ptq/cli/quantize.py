@@ -47,6 +47,7 @@ from qgait_ptq.cli.options import (
         help="Result folder.",
     ),
     click.option("--float-file", is_flag=True, help="Also write OUT/float.onnx, to compare with."),
+    click.option("--torch-file", is_flag=True, help="Also write OUT/model.pt2, for PyTorch itself."),
 )
 def command(
     model: Path | None,
@@ -55,6 +56,7 @@ def command(
     resume: bool,
     out: Path,
     float_file: bool,
+    torch_file: bool,
     **options: Any,
 ) -> None:
     """Quantize MODEL and write OUT/model.onnx, report.json and recipe.yaml.
@@ -112,7 +114,7 @@ def command(
         work_folder=out.with_name(f"{out.name}.finetuning"),
         resume=resume,
     )
-    result.save(out, float_file)
+    result.save(out, float_file, torch_file)
     report = result.report.to_json()
     console.print(accuracy_table(report))
     for line in summary_lines(report):

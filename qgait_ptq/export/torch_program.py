@@ -1,0 +1,124 @@
+"""``model.pt2``: the quantized network as an ExportedProgram that PyTorch loads without this package.
+
+Quantizers become the operators ``quantize_per_tensor`` and ``dequantize_per_tensor`` of
+``quantized_decomposed``, weights int8 tensors behind ``dequantize_per_channel``: what torch.ao's own export makes,
+and what inductor turns into integer kernels. ``import torch.ao.quantization.fx._decomposed`` registers them.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import torch
+import torch.ao.quantization.fx._decomposed  # registers the operators
+from torch import Tensor, fx
+
+from qgait_ptq.errors import ExportError, first_line
+from qgait_ptq.graph.attributes import attribute, remove_unused
+from qgait_ptq.graph.conversion import to_device
+from qgait_ptq.graph.trace import EXAMPLE_BATCH, EXAMPLE_FRAMES, Capture, quiet_torch
+from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
+from qgait_ptq.quantizer.grid import quantize
+
+OPERATORS = torch.ops.quantized_decomposed
+
+
+def export_program(quantized: fx.GraphModule, capture: Capture) -> bytes:
+    """Write a calibrated graph as torch.export.save does.
+
+    Args:
+        quantized: with fake-quantize modules whose ranges are set.
+        capture: where the graph came from; its free dimensions are free in the program, which takes float32
+            ``[n, s, h, w]`` in [0, 1].
+
+    Raises:
+        ExportError: torch.export refuses the graph.
+    """
+    with quiet_torch():
+        graph_module = to_device(copy.deepcopy(quantized), torch.device("cpu"))
+    decompose_quantizers(graph_module)
+    example = torch.zeros(
+        capture.batch or EXAMPLE_BATCH, capture.frames or EXAMPLE_FRAMES, *capture.frame_shape
+    )
+    dynamic = dict.fromkeys(capture.free_axes, torch.export.Dim.AUTO)
+    buffer = io.BytesIO()
+    try:
+        with quiet_torch():
+            program = torch.export.export(graph_module, (example,), dynamic_shapes=(dynamic,))
+            torch.export.save(program, buffer)
+    except Exception as error:
+        raise ExportError(
+            f"the graph cannot be written as an ExportedProgram ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    return buffer.getvalue()
+
+
+def decompose_quantizers(graph_module: fx.GraphModule) -> None:
+    """Replace fake-quantize modules by torch's operators, in place."""
+    for node in list(graph_module.graph.nodes):
+        module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, FakeQuantize):
+            replace = _quantize_weight if module.channel_axis is not None else _quantize_activation
+            replacement = replace(graph_module, node, module)
+        elif isinstance(module, BiasFakeQuantize):
+            replacement = _round_bias(graph_module, node, module)
+        else:
+            continue
+        node.replace_all_uses_with(replacement)
+        graph_module.graph.erase_node(node)
+    remove_unused(graph_module)
+    graph_module.delete_all_unused_submodules()
+    graph_module.recompile()
+
+
+def _quantize_activation(graph_module: fx.GraphModule, node: fx.Node, module: FakeQuantize) -> fx.Node:
+    grid = module.grid
+    parameters = (
+        float(module.scale),
+        int(module.zero_point),
+        grid.quant_min,
+        grid.quant_max,
+        torch.int8 if grid.signed else torch.uint8,
+    )
+    graph = graph_module.graph
+    with graph.inserting_before(node):
+        integers = graph.call_function(OPERATORS.quantize_per_tensor.default, (node.args[0], *parameters))
+        return graph.call_function(OPERATORS.dequantize_per_tensor.default, (integers, *parameters))
+
+
+def _quantize_weight(graph_module: fx.GraphModule, node: fx.Node, module: FakeQuantize) -> fx.Node:
+    weight = attribute(graph_module, _parameter(node))
+    integers = quantize(weight, module.scale, module.zero_point, module.grid, module.channel_axis)
+    name = str(node.target)
+    stored = {
+        "integers": integers.to(torch.int8),
+        "scales": module.scale.float(),
+        "zero_points": torch.zeros_like(module.zero_point, dtype=torch.int64),
+    }
+    grid = module.grid
+    graph = graph_module.graph
+    with graph.inserting_before(node):
+        read = [_store(graph_module, f"{name}_{key}", value) for key, value in stored.items()]
+        limits = (module.channel_axis, grid.quant_min, grid.quant_max, torch.int8)
+        return graph.call_function(OPERATORS.dequantize_per_channel.default, (*read, *limits))
+
+
+def _round_bias(graph_module: fx.GraphModule, node: fx.Node, module: BiasFakeQuantize) -> fx.Node:
+    """The bias in float, with the values that its int32 numbers stand for."""
+    scales = [attribute(graph_module, str(argument.target)) for argument in node.args[1:]]  # type: ignore[union-attr]
+    bias = module(attribute(graph_module, _parameter(node)), *scales)
+    with graph_module.graph.inserting_before(node):
+        return _store(graph_module, f"{node.target}_values", bias)
+
+
+def _parameter(node: fx.Node) -> str:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)  # noqa: S101 - quantizers of weights and biases read parameters
+    return str(source.target)
+
+
+def _store(graph_module: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
+    flat = name.replace(".", "_")
+    graph_module.register_buffer(flat, value.detach().contiguous())
+    return graph_module.graph.get_attr(flat)
