@@ -1,8 +1,8 @@
 """``model.pt2``: the quantized network as an ExportedProgram that PyTorch loads without this package.
 
 Quantizers become the operators ``quantize_per_tensor`` and ``dequantize_per_tensor`` of
-``quantized_decomposed``, weights int8 tensors behind ``dequantize_per_channel``: what torch.ao's own export makes,
-and what inductor turns into integer kernels. ``import torch.ao.quantization.fx._decomposed`` registers them.
+``quantized_decomposed``, weights int8 tensors behind ``dequantize_per_channel``, as in torch.ao's own export:
+inductor makes integer kernels of that. ``import torch.ao.quantization.fx._decomposed`` registers them.
 """
 
 from __future__ import annotations

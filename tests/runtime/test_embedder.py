@@ -7,7 +7,7 @@ import torch
 
 import qgait_ptq as qg
 from qgait_ptq.config import IdcConfig
-from qgait_ptq.errors import DataError, ModelError
+from qgait_ptq.errors import ConfigError, DataError, ModelError
 from qgait_ptq.export.onnx_file import export_float
 from qgait_ptq.gait.dataset import GaitDataset
 from qgait_ptq.gait.zoo import GaitGraph
@@ -85,6 +85,11 @@ def test_files_that_are_not_ours_are_refused(tmp_path, path):
     (tmp_path / "cut.onnx").write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ModelError, match="cannot load it"):
         qg.Embedder(tmp_path / "cut.onnx")
+    newer = onnx.load(path)
+    newer.opset_import[0].version = 99
+    (tmp_path / "newer.onnx").write_bytes(newer.SerializeToString())
+    with pytest.raises(ModelError, match=r"a newer onnxruntime is needed"):
+        qg.Embedder(tmp_path / "newer.onnx")
     captured = capture(make_gaitbase(), (64, 44))
     onnx.save(export_float(captured.graph_module, captured, 21), tmp_path / "foreign.onnx")
     with pytest.raises(ModelError, match="not one that qgait-ptq wrote"):
@@ -110,3 +115,83 @@ def test_poses_are_embedded_as_they_are(tmp_path):
         embedder(np.full((5, 17, 3), np.nan))
     with pytest.raises(DataError, match="frames of 16×3"):
         embedder(np.zeros((5, 16, 3)))
+
+
+def test_a_long_sequence_in_pieces_gives_the_same_to_the_bit(path, walkers):
+    sequence = np.concatenate([walkers[i][0] for i in range(6)])
+    in_pieces, whole = qg.Embedder(path, longest_piece=16), qg.Embedder(path, longest_piece=10**6)
+    assert in_pieces.streams
+    np.testing.assert_array_equal(in_pieces(sequence), whole(sequence))
+    np.testing.assert_array_equal(in_pieces(sequence[:17]), whole(sequence[:17]))
+
+
+def test_networks_whose_frames_meet_otherwise_are_not_streamed(tmp_path, walkers):
+    """A mean over frames is no maximum, and a convolution over frames sees neighbours."""
+    torch.manual_seed(0)
+    config = qg.QuantConfig(idc=IdcConfig(enabled=False), rounding="nearest")
+    for name, network in {"mean": MeanOverFrames(), "neighbours": NeighbouringFrames()}.items():
+        folder = qg.quantize(network.eval(), walkers, config, device="cpu").save(tmp_path / name)
+        embedder = qg.Embedder(folder / "model.onnx", longest_piece=8)
+        assert not embedder.streams
+        assert embedder(walkers[0][0]).shape == (1, 8)
+
+
+def test_several_sequences_of_different_lengths(path, walkers):
+    embedder = qg.Embedder(path)
+    sequences = [walkers[0][0][:9], walkers[1][0]]
+    together = embedder.embed(sequences)
+    assert together.shape == (2, 16, 16)
+    np.testing.assert_array_equal(together[1], embedder(sequences[1]))
+    with pytest.raises(DataError, match=r"sequence 1: .*empty"):
+        embedder.embed([sequences[0], sequences[0][:0]])
+    with pytest.raises(DataError, match="no sequence"):
+        embedder.embed([])
+
+
+def test_a_sequence_is_matched_with_its_person(path, walkers):
+    embedder = qg.Embedder(path)
+    gallery = embedder.embed([walkers[i][0] for i in range(4)])
+    found = embedder.match(gallery, embedder(walkers[2][0]), top_k=2)
+    assert found.indices[0, 0] == 2
+    assert found.distances[0, 0] < found.distances[0, 1]
+
+
+def test_openvino_embeds_what_was_written_for_it_and_refuses_the_rest(path, walkers, tmp_path):
+    config = qg.QuantConfig(target="openvino", idc=IdcConfig(enabled=False), rounding="nearest")
+    result = qg.quantize(make_gaitbase(), walkers, config, device="cpu")
+    file = result.save(tmp_path, float_file=True) / "model.onnx"
+    embedder = qg.Embedder(file, runtime="openvino", threads=1)
+    given = torch.from_numpy(embedder(walkers[0][0]))
+    with torch.inference_mode():
+        expected = result.model(torch.from_numpy(walkers[0][0])[None].float() / 255)[0].T
+    assert torch.cosine_similarity(given.flatten(), expected.flatten(), dim=0) > 0.999
+    with pytest.raises(ModelError, match="written for the target openvino, not for onnxruntime"):
+        qg.Embedder(file)
+    with pytest.raises(ModelError, match="written for the target onnxruntime, not for openvino"):
+        qg.Embedder(path, runtime="openvino")
+    with pytest.raises(ConfigError, match="no runtime 'tensorflow'"):
+        qg.Embedder(path, runtime="tensorflow")
+    for runtime in ("onnxruntime", "openvino"):  # the float file is for both
+        assert qg.Embedder(tmp_path / "float.onnx", runtime=runtime)(walkers[0][0]).shape == (16, 16)
+
+
+class MeanOverFrames(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 8, 3, 2, 1)
+        self.linear = torch.nn.Linear(8, 8)
+
+    def forward(self, silhouettes):
+        n, s = silhouettes.shape[:2]
+        x = self.conv(silhouettes.flatten(0, 1).unsqueeze(1)).relu().amax((2, 3))
+        return self.linear(x.reshape(n, s, -1).mean(1))
+
+
+class NeighbouringFrames(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv3d(1, 8, 3, (1, 2, 2), 1)
+        self.linear = torch.nn.Linear(8, 8)
+
+    def forward(self, silhouettes):
+        return self.linear(self.conv(silhouettes.unsqueeze(1)).relu().amax((2, 3, 4)))

@@ -1,0 +1,33 @@
+"""From silhouettes to a name: the quantized network in ONNX Runtime.
+
+    python examples/deploy_onnxruntime.py qgait-out/model.onnx GALLERY_FOLDER PROBE_FILE
+
+GALLERY_FOLDER holds known people in the layout name/walk/view/*.pkl, PROBE_FILE one sequence, uint8 [s, h, w].
+"""
+
+import sys
+from pathlib import Path
+
+from qgait_ptq import Embedder
+from qgait_ptq.gait.dataset import GaitDataset
+from qgait_ptq.gait.sequences import read_sequence
+
+RUNTIME = "onnxruntime"
+
+
+def main(model: str, gallery_folder: str, probe_file: str) -> None:
+    """Embed the known people once, then look up the unknown one."""
+    embedder = Embedder(model, runtime=RUNTIME)
+    known = GaitDataset.from_directory(gallery_folder)
+    gallery = embedder.embed([silhouettes for silhouettes, _ in known])
+    probe = embedder(read_sequence(Path(probe_file)))
+    found = embedder.match(gallery, probe, top_k=3)
+    for index, distance in zip(found.indices[0], found.distances[0], strict=True):
+        record = known.records[index]
+        print(f"{record.subject}  distance {distance:.3f}  ({record.name})")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
