@@ -2,7 +2,7 @@
 
     python examples/deploy_onnxruntime.py qgait-out/model.onnx GALLERY_FOLDER PROBE_FILE
 
-GALLERY_FOLDER holds known people in the layout name/walk/view/*.pkl, PROBE_FILE one sequence, uint8 [s, h, w].
+GALLERY_FOLDER holds known people, name/walk/view/*.pkl; PROBE_FILE is one sequence, uint8 [s, h, w].
 """
 
 import sys

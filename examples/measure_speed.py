@@ -49,9 +49,9 @@ Files for their runtimes beside the float file of the same network, 1 × 30 fram
 python examples/measure_speed.py
 ```
 
-{machine}. One thread; CPU time of a call, files in turn, medians of {rounds} rounds, ratios within rounds. RAM is
-the peak of a process that loads and runs a file, less what it needs before. All widths, also of the first and the
-last layer, are the ones named; weights of 4 bits are stored two to a byte.
+{machine}. One thread; CPU time of a call, files in turn, medians of {rounds} rounds, ratios within
+rounds. RAM is the peak of a process that loads and runs a file, less what it needs before. All widths, also of
+the first and the last layer, are the ones named; weights of 4 bits are stored two to a byte.
 
 | network | runtime | file | CPU ms | × float | RAM MB | MB |
 |---|---|---|---:|---:|---:|---:|
@@ -108,8 +108,9 @@ def rows(label: str, runtime: str, measured: list[Measured]) -> list[str]:
     for one in measured:
         kind = one.path.stem.rsplit("-", 1)[1]
         ratio, low, high = one.timing.faster
+        faster = f"{ratio:.2f} ({low:.2f}–{high:.2f})"
         lines.append(
-            f"| {label} | {runtime} | {kind} | {one.timing.cpu_ms[0]:.1f} | {ratio:.2f} ({low:.2f}–{high:.2f}) "
+            f"| {label} | {runtime} | {kind} | {one.timing.cpu_ms[0]:.1f} | {faster} "
             f"| {one.peak_memory_mb:.0f} | {one.megabytes:.2f} |"
         )
     return lines
@@ -119,7 +120,7 @@ def streaming_memory(path: Path) -> list[float]:
     """Peak memory of a process that embeds a short and a long sequence, in MB."""
     return [
         float(
-            subprocess.run(
+            subprocess.run(  # noqa: S603 - ourselves
                 [sys.executable, "-c", STREAM, str(path), str(frames)],
                 capture_output=True,
                 text=True,
@@ -159,8 +160,8 @@ def main(out: Path, rounds: int) -> None:
         short, long = streaming_memory(folder / "gaitbase-onnxruntime-W8A8.onnx")
     text = INTRODUCTION.format(machine=processor(), rounds=rounds) + "\n".join(lines) + "\n"
     text += (
-        f"\nStreaming, GaitBase W8A8 in onnxruntime: a process that embeds {SHORT} frames needs {short:.0f} MB, "
-        f"one that embeds {LONG} frames {long:.0f} MB.\n"
+        f"\nStreaming, GaitBase W8A8 in onnxruntime: a process that embeds {SHORT} frames needs "
+        f"{short:.0f} MB, one that embeds {LONG} frames {long:.0f} MB.\n"
     )
     if noisy:
         text += "\nOthers used the machine in most rounds of some rows.\n"
