@@ -50,8 +50,8 @@ python examples/measure_speed.py
 ```
 
 {machine}. One thread; CPU time of a call, files in turn, medians of {rounds} rounds, ratios within
-rounds. RAM is the peak of a process that loads and runs a file, less what it needs before. All widths, also of
-the first and the last layer, are the ones named; weights of 4 bits are stored two to a byte.
+rounds. RAM is the peak of a process that loads and runs a file, less what it needs before. Widths are
+the ones named in all layers, the first and the last, too; weights of 4 bits are stored two to a byte.
 
 | network | runtime | file | CPU ms | × float | RAM MB | MB |
 |---|---|---|---:|---:|---:|---:|

@@ -52,6 +52,10 @@ def test_the_python_example_runs(walkers, tmp_path, monkeypatch):
     exec(python_block("import qgait_ptq"), names)
     assert names["embedding"].shape == (16, 16)
     assert (tmp_path / "out" / "model.onnx").exists()
+    names["known_sequences"] = [walkers[i][0] for i in range(4)]
+    names["silhouettes"] = walkers[1][0]
+    exec(python_block("embedder = qg.Embedder"), names)
+    assert names["found"].indices[0, 0] == 1
 
 
 def test_every_command_that_it_names_exists():

@@ -160,8 +160,9 @@ def open_onnxruntime(
 
 def _cannot_load(model: Path | bytes, runtime: str, error: Exception) -> ModelError:
     name = model if isinstance(model, Path) else "the model"
-    detail = " ".join(str(error).split())[:200]
-    # Both runtimes say so of files whose opset or format they do not know yet.
+    detail = " ".join(str(error).split())
+    # What the runtimes say of files whose opset or format they do not know yet.
     too_old = any(word in detail for word in ("IR version", "IR_VERSION", "opset", "Opset"))
+    detail = detail[:200]
     remedy = f"; a newer {runtime.split()[0]} is needed" if too_old else ""
     return ModelError(f"{name}: {runtime} cannot load it ({detail}){remedy}")

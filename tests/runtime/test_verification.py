@@ -81,7 +81,10 @@ def test_a_changed_weight_is_found_in_its_layer_and_behind_it_only(tmp_path, wal
     path = qg.quantize(make_gaitbase(), walkers, qg.QuantConfig(**FAST), device="cpu").save(tmp_path)
     path = path / "model.onnx"
     model = onnx.load(path)
-    weight = next(i for i in model.graph.initializer if "blocks_1" in i.name and i.name.endswith("quantized"))
+    producers = {name: node for node in model.graph.node for name in node.output}
+    (layer,) = (node for node in model.graph.node if node.name == "blocks.1.conv1")
+    stored = producers[layer.input[1]].input[0]
+    weight = next(i for i in model.graph.initializer if i.name == stored)
     changed = numpy_helper.to_array(weight).copy()
     changed.flat[:] = np.clip(changed.flat[:].astype(int) + 9, -127, 127)
     weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
