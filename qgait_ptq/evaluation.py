@@ -85,14 +85,19 @@ def accuracy_of(embeddings: list[Tensor], data: GaitData) -> dict[str, Accuracy]
         data: what was embedded.
 
     Returns:
-        ``float``, ``quantized`` and ``onnx``; nothing where the data have no gallery and probes.
+        ``float``, ``quantized``, ``onnx``, and ``onnx_float_gallery``: probes by the file, the gallery by the
+        float network, as where people were enrolled before. Nothing where the data have no gallery and
+        probes.
     """
     if data.test_set is None:
         return {}
-    return {
-        name: evaluate(embedding, data.test.records, data.test_set, data.metric)
+    records, test_set, metric = data.test.records, data.test_set, data.metric
+    accuracy = {
+        name: evaluate(embedding, records, test_set, metric)
         for name, embedding in zip(("float", "quantized", "onnx"), embeddings, strict=True)
     }
+    reference, _, file = embeddings
+    return accuracy | {"onnx_float_gallery": evaluate(file, records, test_set, metric, known=reference)}
 
 
 def agreement_of(embeddings: list[Tensor], config: QuantConfig) -> dict[str, float]:

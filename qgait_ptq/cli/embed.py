@@ -13,10 +13,7 @@ import click
 @click.option("--out", type=click.Path(path_type=Path), default="embeddings.npz", show_default=True)
 @click.option("--runtime", default="onnxruntime", show_default=True, help="onnxruntime or openvino.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Sequences at a time.  [default: the cores]")
-@click.option("--cut-columns", type=click.IntRange(min=0), help="Cut from each side of a frame.")
-def command(
-    model: Path, directory: Path, out: Path, runtime: str, jobs: int | None, cut_columns: int | None
-) -> None:
+def command(model: Path, directory: Path, out: Path, runtime: str, jobs: int | None) -> None:
     """Embed the sequences in DIRECTORY, of the layout subject/type/view, into one npz file.
 
     It holds embeddings [n, parts, channels] and the names of the sequences. A run that was stopped goes on
@@ -39,7 +36,8 @@ def command(
     progress = TerminalProgress(Console())
     check_writable(out.resolve().parent)
     embedder = Embedder(model, threads=1, runtime=runtime)
-    data = GaitDataset.from_directory(directory, reading=Reading(cut_columns, raw=embedder.raw))
+    # Frames as they are: the embedder cuts them as the network was calibrated.
+    data = GaitDataset.from_directory(directory, reading=Reading(cut_columns=0, raw=embedder.raw))
     with progress.stage("sequences", len(data)) as advance:
         resumed = embed_to_file(embedder, data, out, jobs or usable_cores(), advance)
     if resumed:

@@ -150,7 +150,11 @@ def arrange(data: GaitDataset, protocol: Protocol, listed_probes: Sequence[str] 
 
 
 def evaluate(
-    embeddings: Tensor, records: Sequence[SequenceRecord], test_set: TestSet, metric: Metric = "euclidean"
+    embeddings: Tensor,
+    records: Sequence[SequenceRecord],
+    test_set: TestSet,
+    metric: Metric = "euclidean",
+    known: Tensor | None = None,
 ) -> Accuracy:
     """Accuracy of embeddings under a protocol.
 
@@ -162,6 +166,8 @@ def evaluate(
         records: their labels.
         test_set: gallery and probes among them.
         metric: distance of two parts.
+        known: what the gallery was embedded with, where that was another network, ``[n, c, p]``; None takes
+            `embeddings`.
     """
     gallery = [records[i] for i in test_set.gallery]
     views = sorted({r.view for r in gallery} | {records[i].view for i in test_set.all_probes})
@@ -169,7 +175,7 @@ def evaluate(
     subjects = {name: index for index, name in enumerate(sorted({r.subject for r in records}))}
     gallery_subject = torch.tensor([subjects[r.subject] for r in gallery])
     gallery_view = torch.tensor([view_index[r.view] for r in gallery])
-    gallery_embeddings = embeddings[test_set.gallery]
+    gallery_embeddings = (embeddings if known is None else known)[test_set.gallery]
     rankings: dict[str, Ranking] = {}
     rank1: dict[str, float] = {}
     for name, indices in test_set.probes.items():

@@ -33,6 +33,7 @@ class GaitData:
             embeddings is measured.
         metric: distance of embeddings.
         description: one line.
+        cut_columns: cut from each side of a frame when it was read; None cuts what is empty in square ones.
     """
 
     calibration: GaitDataset
@@ -40,6 +41,7 @@ class GaitData:
     test_set: TestSet | None = None
     metric: Metric = "euclidean"
     description: str = field(default="")
+    cut_columns: int | None = None
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
@@ -86,7 +88,8 @@ def load_directory(
     description = (
         f"{root}: {len(split.train)} subjects calibrate, {len(split.test)} are tested ({len(test)} sequences)"
     )
-    return GaitData(calibration, test, arrange(test, rules, split.probes), metric, description)
+    test_set = arrange(test, rules, split.probes)
+    return GaitData(calibration, test, test_set, metric, description, reading.cut_columns)
 
 
 def load_walkers(workers: int = 1, advance: Callable[[], None] = lambda: None) -> GaitData:

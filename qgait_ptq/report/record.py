@@ -27,7 +27,8 @@ class Report:
         config: the configuration.
         target: what the file is for: its name, and the runtimes of the toolkit that may load it.
         data: what it was calibrated and tested on.
-        accuracy: ``float``, ``quantized``, ``onnx`` → accuracy in percent; empty without gallery and probes.
+        accuracy: of ``float``, ``quantized``, ``onnx``, ``onnx_float_gallery`` in percent; empty without
+            gallery and probes.
         agreement: cosine and SQNR between quantized and float embeddings.
         size_bytes: of the ``float`` and the quantized ``onnx`` file.
         parity: the file in the runtime against the simulation.
@@ -101,6 +102,7 @@ def build_report(
             "test_sequences": len(data.test),
             "protocol": data.test_set.protocol.name if data.test_set else None,
             "metric": data.metric,
+            "cut_columns": data.cut_columns,
         },
         accuracy={name: value.to_report() for name, value in accuracy.items()},
         agreement=agreement,

@@ -109,9 +109,20 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         *_stage_lines(report["calibration"]),
         f"embeddings against float: cosine {agreement['cosine_mean']:.4f} mean, "
         f"{agreement['cosine_min']:.4f} worst, SQNR {agreement['sqnr_db']:.1f} dB",
+        *_float_gallery_line(report["accuracy"]),
         f"file against simulation: cosine {parity['cosine_min']:.6f} on the worst of "
         f"{parity['sequences']} sequences",
     ]
+
+
+def _float_gallery_line(accuracy: Mapping[str, Any]) -> Iterator[str]:
+    """What becomes of people who were enrolled with the float network."""
+    if accuracy:
+        mixed = accuracy["onnx_float_gallery"]
+        yield (
+            f"gallery of the float network, probes of the file: rank-1 mean {mixed['rank1']['mean']:.2f} %, "
+            f"mAP {mixed['mAP']:.2f} %"
+        )
 
 
 def _stage_lines(calibration: Mapping[str, Any]) -> Iterator[str]:

@@ -78,14 +78,15 @@ class Embedder:
         self.frame_shape = tuple(size for size in frame_shape if size is not None)
         described = metadata.get("model", {})
         self.raw = bool(described.get("raw"))
+        self._cut_columns: int | None = metadata.get("data", {}).get("cut_columns")
         self.streams = bool(described.get("streams")) and runtime == ONNXRUNTIME
 
     def __call__(self, sequence: NDArray[Any]) -> NDArray[np.float32]:
         """Embed one sequence.
 
         Args:
-            sequence: silhouettes ``[s, h, w]``: uint8 in {0, 1} or 0..255, or bool. Square ones lose their
-                empty columns where the network takes narrower ones. Any numbers ``[s, ...]`` where `raw`.
+            sequence: silhouettes ``[s, h, w]``: uint8 in {0, 1} or 0..255, or bool. Wider ones are cut as
+                those that calibrated the network. Any numbers ``[s, ...]`` where `raw`.
 
         Returns:
             ``[parts, channels]`` float32; one part for networks without parts.
@@ -153,10 +154,11 @@ class Embedder:
             frames: NDArray[Any] = check_values(sequence, "the sequence")
         else:
             frames = check_silhouettes(sequence, "the sequence")
-            frames = frames if frames.shape[1:] == self.frame_shape else cut_width(frames)
+            if frames.shape[1:] != self.frame_shape and frames.shape[-1] > 2 * (self._cut_columns or 0):
+                frames = cut_width(frames, self._cut_columns)
         if frames.shape[1:] != self.frame_shape:
             raise DataError(
-                f"the sequence: {'frames' if self.raw else 'silhouettes'} of {shape_text(frames.shape[1:])}, "
+                f"the sequence: {'frames' if self.raw else 'silhouettes'} of {shape_text(sequence.shape[1:])}, "
                 f"{self.path} takes {shape_text(self.frame_shape)}"
             )
         return frames

@@ -101,6 +101,21 @@ def test_gait3d_takes_its_probes_from_the_partition_and_ranks_the_whole_gallery(
         arrange(data, get_protocol("gait3d"))
 
 
+def test_a_gallery_of_another_network_is_compared_with_the_probes():
+    """The distances are those between the two: a gallery that is turned away from the probes finds nobody."""
+    records = records_of(["a", "b", "c"], ["nm-01", "nm-05"])
+    test_set = arrange(GaitDataset(records), PROTOCOLS["casia-b"])
+    embeddings = noisy_embeddings(records, 0)
+    same = evaluate(embeddings, records, test_set, known=embeddings)
+    assert same == evaluate(embeddings, records, test_set)
+    swapped = embeddings.clone()
+    for mine, other in (("a", "b"), ("b", "c"), ("c", "a")):
+        wanted = [i for i, record in enumerate(records) if record.subject == mine]
+        taken = [i for i, record in enumerate(records) if record.subject == other]
+        swapped[wanted] = embeddings[taken]
+    assert evaluate(embeddings, records, test_set, known=swapped).rank1["mean"] == 0
+
+
 @pytest.mark.parametrize(
     ("records", "message"),
     [

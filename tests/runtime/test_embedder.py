@@ -10,6 +10,7 @@ from qgait_ptq.config import IdcConfig
 from qgait_ptq.errors import ConfigError, DataError, ModelError
 from qgait_ptq.export.onnx_file import export_float
 from qgait_ptq.gait.dataset import GaitDataset
+from qgait_ptq.gait.sequences import Reading
 from qgait_ptq.gait.zoo import GaitGraph
 from qgait_ptq.graph.trace import capture
 from tests.conftest import make_gaitbase, randomise_batch_norms
@@ -195,3 +196,17 @@ class NeighbouringFrames(torch.nn.Module):
 
     def forward(self, silhouettes):
         return self.linear(self.conv(silhouettes.unsqueeze(1)).relu().amax((2, 3, 4)))
+
+
+def test_wider_silhouettes_are_cut_as_those_that_calibrated(tmp_path, walkers_root, walkers):
+    """The file remembers the columns: 64×44 lost 6 on each side, and 32 are left."""
+    data = qg.load_directory(walkers_root, reading=Reading(cut_columns=6))
+    config = qg.QuantConfig(idc=IdcConfig(enabled=False), rounding="nearest")
+    embedder = qg.Embedder(
+        qg.quantize(make_gaitbase(), data, config, device="cpu").save(tmp_path) / "model.onnx"
+    )
+    assert embedder.frame_shape == (64, 32)
+    silhouettes = walkers[0][0]
+    np.testing.assert_array_equal(embedder(silhouettes), embedder(silhouettes[:, :, 6:-6]))
+    with pytest.raises(DataError, match="64×8"):
+        embedder(silhouettes[:, :, :8])
