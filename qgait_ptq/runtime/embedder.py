@@ -157,9 +157,9 @@ class Embedder:
             if frames.shape[1:] != self.frame_shape and frames.shape[-1] > 2 * (self._cut_columns or 0):
                 frames = cut_width(frames, self._cut_columns)
         if frames.shape[1:] != self.frame_shape:
+            kind, given = "frames" if self.raw else "silhouettes", shape_text(sequence.shape[1:])
             raise DataError(
-                f"the sequence: {'frames' if self.raw else 'silhouettes'} of {shape_text(sequence.shape[1:])}, "
-                f"{self.path} takes {shape_text(self.frame_shape)}"
+                f"the sequence: {kind} of {given}, {self.path} takes {shape_text(self.frame_shape)}"
             )
         return frames
 
