@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +35,6 @@ class Embedder:
 
     Attributes:
         metadata: what the toolkit wrote into the file.
-        session: the file in the runtime.
         frame_shape: of the frames that the network takes: ``(h, w)``, or ``(c, h, w)``.
         frames: fixed frame count; None where any is taken.
         raw: whether it takes values as they are, such as poses, instead of silhouettes.
@@ -68,13 +67,16 @@ class Embedder:
         self.path, self._threads, self._longest_piece = Path(path), threads, longest_piece
         if not self.path.is_file():
             raise ModelError(f"{self.path}: no such file")
-        self.session: Session = open_session(self.path, runtime, threads)
-        metadata = parse_metadata(self.session.properties)
+        self._runtime, self._loading = runtime, Lock()
+        self._whole: Session | None = open_session(self.path, runtime, threads)
+        self._parts: StreamingSession | None = None
+        metadata = parse_metadata(self._whole.properties)
         if metadata is None:
             raise ModelError(f"{self.path}: an ONNX file, but not one that qgait-ptq wrote")
         self.metadata: dict[str, Any] = metadata
         _check_target(self.path, metadata, runtime)
-        _, self.frames, *frame_shape = self.session.input_shape
+        self._takes_bytes = self._whole.takes_bytes
+        _, self.frames, *frame_shape = self._whole.input_shape
         self.frame_shape = tuple(size for size in frame_shape if size is not None)
         described = metadata.get("model", {})
         self.raw = bool(described.get("raw"))
@@ -97,8 +99,9 @@ class Embedder:
         frames = self._check(np.asarray(sequence))
         if self.frames is not None and len(frames) != self.frames:
             raise DataError(f"the sequence: {len(frames)} frames, {self.path} takes {self.frames}")
-        if self.streams and len(frames) > self._longest_piece:
-            embedding = self._streaming.run(self._pieces(frames))[0]
+        parts = self._load_parts() if self.streams and len(frames) > self._longest_piece else self._parts
+        if parts is not None:
+            embedding = parts.run(self._pieces(frames))[0]
         else:
             embedding = self.session.infer(self._as_input(frames))[0]
         return np.ascontiguousarray(embedding.reshape(len(embedding), -1).T)
@@ -129,14 +132,26 @@ class Embedder:
         metric = self.metadata.get("data", {}).get("metric", "euclidean")
         return match(gallery, probes, top_k, metric, index)
 
-    @cached_property
-    def _streaming(self) -> StreamingSession:
+    @property
+    def session(self) -> Session:
+        """The whole file in the runtime."""
+        with self._loading:
+            if self._whole is None:
+                self._whole = open_session(self.path, self._runtime, self._threads)
+            return self._whole
+
+    def _load_parts(self) -> StreamingSession:
+        """The file in two parts, in place of the whole: not both need be in memory."""
         # Here, so that onnxruntime and numpy are enough for what is not streamed.
         import onnx
 
         from qgait_ptq.runtime.streaming import StreamingSession
 
-        return StreamingSession(onnx.load(self.path), self._threads)
+        with self._loading:
+            if self._parts is None:
+                self._whole = None
+                self._parts = StreamingSession(onnx.load(self.path), self._threads)
+            return self._parts
 
     def _pieces(self, frames: NDArray[Any]) -> Iterator[NDArray[Any]]:
         for start in range(0, len(frames), self._longest_piece):
@@ -144,7 +159,7 @@ class Embedder:
 
     def _as_input(self, frames: NDArray[Any]) -> NDArray[Any]:
         """As a batch of the session's own type."""
-        if self.raw or self.session.takes_bytes:
+        if self.raw or self._takes_bytes:
             return frames[None]
         return frames[None].astype(np.float32) / np.float32(255)
 

@@ -198,15 +198,15 @@ class NeighbouringFrames(torch.nn.Module):
         return self.linear(self.conv(silhouettes.unsqueeze(1)).relu().amax((2, 3, 4)))
 
 
-def test_wider_silhouettes_are_cut_as_those_that_calibrated(tmp_path, walkers_root, walkers):
-    """The file remembers the columns: 64×44 lost 6 on each side, and 32 are left."""
-    data = qg.load_directory(walkers_root, reading=Reading(cut_columns=6))
+def test_wider_silhouettes_are_cut_as_those_that_calibrated(tmp_path, walkers_root):
+    """The file remembers the columns: 64×64 lost 16 on each side."""
+    data = qg.load_directory(walkers_root, reading=Reading(cut_columns=16))
     config = qg.QuantConfig(idc=IdcConfig(enabled=False), rounding="nearest")
-    embedder = qg.Embedder(
-        qg.quantize(make_gaitbase(), data, config, device="cpu").save(tmp_path) / "model.onnx"
-    )
+    result = qg.quantize(make_gaitbase(), data, config, device="cpu")
+    embedder = qg.Embedder(result.save(tmp_path) / "model.onnx")
     assert embedder.frame_shape == (64, 32)
-    silhouettes = walkers[0][0]
-    np.testing.assert_array_equal(embedder(silhouettes), embedder(silhouettes[:, :, 6:-6]))
+    square, _ = GaitDataset.from_directory(walkers_root, reading=Reading(cut_columns=0))[0]
+    assert square.shape[1:] == (64, 64)
+    np.testing.assert_array_equal(embedder(square), embedder(square[:, :, 16:-16]))
     with pytest.raises(DataError, match="64×8"):
-        embedder(silhouettes[:, :, :8])
+        embedder(square[:, :, :8])
