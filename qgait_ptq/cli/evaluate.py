@@ -39,15 +39,14 @@ def command(model: Path | None, recipe_file: Path | None, device: str, as_json: 
 
     from rich.console import Console
 
-    from qgait_ptq.cli.inputs import load_data, load_network
+    from qgait_ptq.cli.inputs import load_data, load_network, open_embedder
     from qgait_ptq.evaluation import evaluate_file, evaluate_network
     from qgait_ptq.report.terminal import TerminalProgress, evaluation_table
-    from qgait_ptq.runtime.embedder import Embedder
 
     console = Console(stderr=as_json)
     progress = TerminalProgress(console)
     if recipe.model.path.suffix == ".onnx":
-        embedder = Embedder(recipe.model.path)
+        embedder = open_embedder(recipe.model.path)
         data = load_data(recipe.data, progress)
         accuracy = evaluate_file(embedder, data, progress)
     else:

@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from qgait_ptq.config import DataSource, ModelSource
-from qgait_ptq.errors import ConfigError
+from qgait_ptq.errors import ConfigError, ModelError
+from qgait_ptq.export.metadata import parse_metadata
+from qgait_ptq.export.onnx_file import read_model
 from qgait_ptq.gait.adapters import ADAPTERS
 from qgait_ptq.gait.opengait import (
     PREFIX,
@@ -30,6 +32,8 @@ from qgait_ptq.gait.zoo import NETWORKS
 from qgait_ptq.graph.loading import import_object, load_model, make_module
 from qgait_ptq.graph.trace import set_to_inference
 from qgait_ptq.progress import Progress
+from qgait_ptq.runtime.embedder import Embedder
+from qgait_ptq.runtime.sessions import ONNXRUNTIME, is_installed
 
 
 def load_network(source: ModelSource, progress: Progress) -> tuple[nn.Module, dict[str, Any]]:
@@ -98,6 +102,26 @@ def load_data(source: DataSource, progress: Progress) -> GaitData:
     )
     with progress.stage("walkers", CALIBRATION_WALKERS + TEST_WALKERS) as advance:
         return load_walkers(workers=usable_cores(), advance=advance)
+
+
+def open_embedder(path: Path) -> Embedder:
+    """A written file in the runtime that it is for.
+
+    Raises:
+        ModelError: it is no file of this toolkit, or one that no runtime at hand runs.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file")
+    properties = {entry.key: entry.value for entry in read_model(path).metadata_props}
+    target = (parse_metadata(properties) or {}).get("target", {"name": "", "runtimes": [ONNXRUNTIME]})
+    at_hand = [runtime for runtime in target["runtimes"] if is_installed(runtime)]
+    if not at_hand:
+        wanted = " or ".join(target["runtimes"]) or "a runtime that is not at hand here"
+        raise ModelError(
+            f"{path}: written for the target {target['name']} and needs {wanted}; what it was tested with "
+            "when it was written is in the report.json beside it"
+        )
+    return Embedder(path, runtime=at_hand[0])
 
 
 def usable_cores() -> int:

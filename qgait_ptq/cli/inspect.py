@@ -113,18 +113,17 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
     """Print the errors of a result's layers."""
     from rich.console import Console
 
-    from qgait_ptq.cli.inputs import load_data, load_network
+    from qgait_ptq.cli.inputs import load_data, load_network, open_embedder
     from qgait_ptq.gait.embedding import network_batch
     from qgait_ptq.layer_comparison import compare_layers
     from qgait_ptq.planning import plan
     from qgait_ptq.report.reading import read_report
     from qgait_ptq.report.terminal import TerminalProgress, comparison_table
-    from qgait_ptq.runtime.embedder import Embedder
 
     console = Console(stderr=as_json)
     progress = TerminalProgress(console)
     report = read_report(folder)
-    embedder = Embedder(folder / "model.onnx")
+    embedder = open_embedder(folder / "model.onnx")
     network, _ = load_network(recipe.model, progress)
     data = load_data(recipe.data, progress)
     _, graph_module, _ = plan(

@@ -111,6 +111,16 @@ def test_a_file_of_another_target_is_refused_by_each_command(folders, walkers_ro
         assert "written for the target openvino" in run(*arguments, status=2).stderr
 
 
+def test_evaluate_takes_the_runtime_that_a_file_is_for(folders, walkers_root):
+    for target in ("onnxruntime", "openvino"):
+        found = json.loads(
+            run("evaluate", folders[target] / "model.onnx", "--data", walkers_root, "--json").stdout
+        )
+        report = json.loads((folders[target] / "report.json").read_text())
+        assert found["mAP"] > 30
+        assert report["target"] == {"name": target, "runtimes": [target]}
+
+
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_the_deployment_example_names_the_person(folders, walkers_root, runtime):
     probe = sorted(walkers_root.glob("*/nm-05/*/*.npz"))[0]

@@ -70,7 +70,7 @@ def test_a_file_computes_the_simulation_in_both_runtimes(files, walkers, network
         given = torch.from_numpy(run_session(session, silhouettes.numpy())).double().flatten()
         # In a runtime that a file is not for, parts of it compute in float32, and values near the edge of a
         # rounding step fall on its other side.
-        least = 0.999 if runtime in TARGETS[target].runtimes else 0.998
+        least = 0.999 if runtime in TARGETS[target].runtimes else 0.995
         assert torch.cosine_similarity(given, expected, dim=0) > least
 
 

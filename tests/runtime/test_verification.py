@@ -3,7 +3,6 @@
 import numpy as np
 import onnx
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -63,7 +62,7 @@ def test_an_addition_is_that_of_onnxruntime_to_the_byte(left, right, out, zero_a
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("bits", [(8, 8), (4, 8), (4, 4)])
+@pytest.mark.parametrize("bits", [(8, 8), (4, 4)])
 @pytest.mark.parametrize("network", [make_gaitbase, make_gaitset])
 def test_no_byte_of_a_file_differs(tmp_path, walkers, network, bits):
     config = qg.QuantConfig(weight_bits=bits[0], activation_bits=bits[1], minimum_agreement=-1, **FAST)
@@ -98,12 +97,12 @@ def test_a_changed_weight_is_found_in_its_layer_and_behind_it_only(tmp_path, wal
     assert not any(node.startswith(("stem", "blocks.0")) for node in differing)
 
 
-def test_random_batches_are_binary_and_of_the_files_own_type(tmp_path, walkers):
-    for input_type, dtype in (("uint8", np.uint8), ("float32", np.float32)):
-        config = qg.QuantConfig(input_type=input_type, **FAST)
-        folder = qg.quantize(make_gaitset(), walkers, config, device="cpu").save(tmp_path / input_type)
-        batches = random_batches(open_session(folder / "model.onnx", threads=1), 2, 5)
-        assert [batch.shape for batch in batches] == [(1, 5, 64, 44)] * 2
-        assert batches[0].dtype == dtype
-        assert len(np.unique(batches[0])) == 2
-        assert torch.isfinite(torch.from_numpy(batches[0].astype(np.float32))).all()
+@pytest.mark.parametrize(("element", "dtype"), [("UINT8", np.uint8), ("FLOAT", np.float32)])
+def test_random_batches_are_binary_and_of_the_files_own_type(element, dtype):
+    model = make_model([helper.make_node("Identity", ["x"], ["y"])], {}, {"x": ["n", "s", 64, 44]}, "y")
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = getattr(TensorProto, element)
+    batches = random_batches(open_session(model.SerializeToString(), threads=1), 2, 5)
+    assert [batch.shape for batch in batches] == [(1, 5, 64, 44)] * 2
+    assert {batch.dtype for batch in batches} == {np.dtype(dtype)}
+    assert all(len(np.unique(batch)) == 2 for batch in batches)
