@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from qgait_ptq.errors import QgaitError
     from qgait_ptq.gait.dataset import GaitDataset
     from qgait_ptq.gait.sources import GaitData, load_directory, load_walkers
-    from qgait_ptq.pipeline import QuantizationResult, quantize
+    from qgait_ptq.pipeline import quantize
+    from qgait_ptq.result import QuantizationResult
     from qgait_ptq.runtime.embedder import Embedder
 
 _HOMES = {
@@ -29,7 +30,7 @@ _HOMES = {
     "LayerBits": "qgait_ptq.config",
     "QgaitError": "qgait_ptq.errors",
     "QuantConfig": "qgait_ptq.config",
-    "QuantizationResult": "qgait_ptq.pipeline",
+    "QuantizationResult": "qgait_ptq.result",
     "load_directory": "qgait_ptq.gait.sources",
     "load_walkers": "qgait_ptq.gait.sources",
     "quantize": "qgait_ptq.pipeline",

@@ -26,7 +26,6 @@ from qgait_ptq.export.checks import (
 )
 from qgait_ptq.export.onnx_file import export_float, export_quantized, write_metadata
 from qgait_ptq.export.targets import get_target
-from qgait_ptq.export.torch_program import export_program
 from qgait_ptq.gait.dataset import GaitDataset
 from qgait_ptq.gait.embedding import embed_dataset, network_batch
 from qgait_ptq.gait.sources import GaitData, as_gait_data, load_walkers
@@ -36,8 +35,8 @@ from qgait_ptq.graph.trace import BATCH_AXIS, FRAME_AXIS, Capture
 from qgait_ptq.planning import REPORTED_FRAMES, plan
 from qgait_ptq.progress import Progress, Silent
 from qgait_ptq.reconstruction.resuming import SavedStates
-from qgait_ptq.report.record import Report, build_report
-from qgait_ptq.report.writing import write_result
+from qgait_ptq.report.record import build_report
+from qgait_ptq.result import QuantizationResult
 from qgait_ptq.runtime.sessions import (
     ONNXRUNTIME,
     RUNTIMES,
@@ -51,47 +50,6 @@ from qgait_ptq.runtime.streaming import can_stream
 from qgait_ptq.stages import CalibrationRun
 
 PARITY_SEQUENCES, SQNR_SEQUENCES = 50, 8
-
-
-@dataclass(frozen=True)
-class QuantizationResult:
-    """A quantized network.
-
-    Attributes:
-        model: the simulation: a graph with fake-quantize modules, ``[n, s, h, w]`` to the embedding.
-        report: what was done and how good it is.
-        onnx_model: the file for the runtime.
-        recipe: everything needed to repeat the run; None where the network came from Python.
-        float_model: the float network for the runtime, equalized.
-        captured: where the graph came from; says which sizes are free.
-    """
-
-    model: fx.GraphModule
-    report: Report
-    onnx_model: onnx.ModelProto
-    recipe: Recipe | None = None
-    float_model: onnx.ModelProto | None = None
-    captured: Capture | None = None
-
-    def save(self, folder: str | Path, float_file: bool = False, torch_file: bool = False) -> Path:
-        """Write ``model.onnx``, ``report.json`` and, where there is one, ``recipe.yaml``.
-
-        Args:
-            folder: made if need be.
-            float_file: also write ``float.onnx``, the network before quantization: to compare with, or to
-                embed a gallery.
-            torch_file: also write ``model.pt2``, an ExportedProgram for PyTorch itself.
-
-        Raises:
-            ExportError: torch.export refuses the graph.
-            ConfigError: the folder cannot be written; nothing is left behind.
-        """
-        models = {"model.onnx": self.onnx_model.SerializeToString()}
-        if float_file and self.float_model is not None:
-            models["float.onnx"] = self.float_model.SerializeToString()
-        if torch_file and self.captured is not None:
-            models["model.pt2"] = export_program(self.model, self.captured)
-        return write_result(Path(folder), models, self.report, self.recipe)
 
 
 def quantize(

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from qgait_ptq.errors import ModelError
+from qgait_ptq.export.integer_arithmetic import quantize_floats
 from qgait_ptq.export.onnx_file import read_model
-from qgait_ptq.export.simulate import quantize_floats, simulate
+from qgait_ptq.export.simulate import simulate
 from qgait_ptq.runtime.sessions import Session, open_onnxruntime
 
 Array = NDArray[Any]
