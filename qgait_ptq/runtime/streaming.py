@@ -30,8 +30,8 @@ class StreamingSession:
     Calling `run` from several threads is safe.
     """
 
-    def __init__(self, model: onnx.ModelProto, threads: int | None = None) -> None:
-        """Cut a file and load its parts.
+    def __init__(self, model: onnx.ModelProto, threads: int | None = None, spinning: bool = True) -> None:
+        """Cut a file and load its parts; the rest as of `open_session`.
 
         Raises:
             ValueError: it has no maximum over frames to be cut at.
@@ -40,8 +40,8 @@ class StreamingSession:
         if cut is None:
             raise ValueError("no maximum that separates frames from the embedding")
         first, second = split(model, cut)
-        self._first = open_onnxruntime(first.SerializeToString(), threads)
-        self._second = open_onnxruntime(second.SerializeToString(), threads)
+        self._first = open_onnxruntime(first.SerializeToString(), threads, spinning)
+        self._second = open_onnxruntime(second.SerializeToString(), threads, spinning)
         self._inputs = [value.name for value in self._second.get_inputs()]
         self._input, self._cut = model.graph.input[0].name, cut
 
@@ -70,7 +70,7 @@ def can_stream(model: onnx.ModelProto, example: NDArray[Any]) -> bool:
     example = example[:1, :TRIED_FRAMES]
     whole = open_onnxruntime(model.SerializeToString(), spinning=False)
     (expected,) = whole.run(None, {model.graph.input[0].name: example})
-    session = StreamingSession(model)
+    session = StreamingSession(model, spinning=False)
     for lengths in TRIED_PIECES:
         ends = np.cumsum(lengths)[:-1]
         try:

@@ -82,7 +82,9 @@ def verify(path: Path, batches: Sequence[Array]) -> Verification:
     plain = _expose(model)
     optimised = _optimise(model)
     exposed = _expose(optimised)
-    sessions = [open_onnxruntime(m.SerializeToString(), optimised=False) for m in (plain, exposed)]
+    sessions = [
+        open_onnxruntime(m.SerializeToString(), spinning=False, optimised=False) for m in (plain, exposed)
+    ]
     totals: dict[str, TensorCheck] = {}
     unknown: dict[str, None] = {}
     for batch in batches:

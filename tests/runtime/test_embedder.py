@@ -28,7 +28,7 @@ def path(result, tmp_path_factory):
 
 def test_a_sequence_gives_parts_times_channels(path, result, walkers):
     silhouettes, _ = walkers[0]
-    embedding = qg.Embedder(path)(silhouettes)
+    embedding = qg.Embedder(path, threads=1)(silhouettes)
     assert embedding.shape == (16, 16)
     with torch.inference_mode():
         expected = result.model(torch.from_numpy(silhouettes)[None].float() / 255)[0].T.numpy()
@@ -46,7 +46,7 @@ def test_masks_bools_and_square_silhouettes_are_the_same_sequence(path, walkers)
 
 
 def test_threads_may_share_an_embedder(path, walkers):
-    embedder = qg.Embedder(path)
+    embedder = qg.Embedder(path, threads=1)
     sequences = [walkers[i][0] for i in range(8)]
     expected = [embedder(sequence) for sequence in sequences]
     given = [None] * len(sequences)
@@ -74,7 +74,7 @@ def test_threads_may_share_an_embedder(path, walkers):
 )
 def test_what_is_no_sequence_is_refused(path, sequence, message):
     with pytest.raises(DataError, match=message):
-        qg.Embedder(path)(sequence)
+        qg.Embedder(path, threads=1)(sequence)
 
 
 def test_files_that_are_not_ours_are_refused(tmp_path, path):
@@ -138,7 +138,7 @@ def test_networks_whose_frames_meet_otherwise_are_not_streamed(tmp_path, walkers
 
 
 def test_several_sequences_of_different_lengths(path, walkers):
-    embedder = qg.Embedder(path)
+    embedder = qg.Embedder(path, threads=1)
     sequences = [walkers[0][0][:9], walkers[1][0]]
     together = embedder.embed(sequences)
     assert together.shape == (2, 16, 16)
@@ -150,7 +150,7 @@ def test_several_sequences_of_different_lengths(path, walkers):
 
 
 def test_a_sequence_is_matched_with_its_person(path, walkers):
-    embedder = qg.Embedder(path)
+    embedder = qg.Embedder(path, threads=1)
     gallery = embedder.embed([walkers[i][0] for i in range(4)])
     found = embedder.match(gallery, embedder(walkers[2][0]), top_k=2)
     assert found.indices[0, 0] == 2
