@@ -66,8 +66,14 @@ class _File:
     def all(self, *operators: str) -> Iterator[onnx.NodeProto]:
         return (node for node in self.nodes if node.op_type in operators)
 
-    def value(self, name: str) -> NDArray[np.generic]:
-        return numpy_helper.to_array(self.initializers[name])
+    def value(self, name: str) -> NDArray[np.generic] | None:
+        """A stored tensor; None where it is computed."""
+        return numpy_helper.to_array(self.initializers[name]) if name in self.initializers else None
+
+    def zero_point(self, node: onnx.NodeProto) -> NDArray[np.generic] | None:
+        """Of a Q or DQ node; without one it is uint8 zero, by ONNX."""
+        given = len(node.input) > 2 and node.input[2]
+        return self.value(node.input[2]) if given else np.zeros((), np.uint8)
 
     def source(self, name: str) -> onnx.NodeProto | None:
         """The node that gives a tensor, behind casts of constants and clips of integers."""
@@ -108,7 +114,8 @@ def _opset(file: _File, target: Target) -> Iterator[BrokenRule]:
 def _activation_type(file: _File, target: Target) -> Iterator[BrokenRule]:
     wanted = TensorProto.INT8 if target.rules.activation_signed else TensorProto.UINT8
     for node in file.activations():
-        found = file.initializers[node.input[2]].data_type
+        zero_point = file.zero_point(node)
+        found = wanted if zero_point is None else helper.np_dtype_to_tensor_dtype(zero_point.dtype)
         # The input's bytes are uint8 for every target: they are no choice of the quantizer.
         if found != wanted and node.input[0] not in file.inputs:
             yield BrokenRule("type of activations", node.name, f"{_type(found)} instead of {_type(wanted)}")
@@ -117,13 +124,18 @@ def _activation_type(file: _File, target: Target) -> Iterator[BrokenRule]:
 def _activation_zero_point(file: _File, target: Target) -> Iterator[BrokenRule]:
     if target.rules.activation_symmetric:
         for node in file.activations():
-            if np.any(file.value(node.input[2]).astype(np.int64) != 0):
+            zero_point = file.zero_point(node)
+            if zero_point is None or np.any(zero_point.astype(np.int64) != 0):
                 yield BrokenRule("zero-points are zero", node.name, "another zero_point")
 
 
 def _activation_scale(file: _File, target: Target) -> Iterator[BrokenRule]:
     for node in file.activations():
-        scale = file.value(node.input[1]).astype(np.float64)
+        stored = file.value(node.input[1])
+        if stored is None:
+            yield BrokenRule("one positive scale for an activation", node.name, "it is computed")
+            continue
+        scale = stored.astype(np.float64)
         if scale.ndim != 0 or not (np.isfinite(scale) and scale > 0):
             yield BrokenRule("one positive scale for an activation", node.name, str(scale))
 
@@ -149,7 +161,8 @@ def _weight_type(file: _File, target: Target) -> Iterator[BrokenRule]:
 
 def _weight_zero_point(file: _File, target: Target) -> Iterator[BrokenRule]:
     for node in file.weights():
-        if len(node.input) > 2 and np.any(file.value(node.input[2]).astype(np.int64) != 0):
+        zero_point = file.zero_point(node)
+        if zero_point is None or np.any(zero_point.astype(np.int64) != 0):
             yield BrokenRule("weights are symmetric", node.name, "a zero_point that is not zero")
 
 

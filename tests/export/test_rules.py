@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from qgait_ptq.config import IdcConfig, QuantConfig
 from qgait_ptq.errors import ConfigError, ExportError
@@ -190,3 +190,21 @@ def test_every_layer_of_tensorrt_and_openvino_is_planned_on_integers():
     for target in ("tensorrt", "openvino"):
         _, _, layers = plan(make_gaitbase(), (64, 44), QuantConfig(target=target))
         assert all(layer.integer for layer in layers), [layer.name for layer in layers if not layer.integer]
+
+
+def test_files_of_other_tools_are_judged_too():
+    """Without zero-points, which ONNX allows, and with a scale that is computed."""
+    shape = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
+    scale = helper.make_tensor_value_info("scale", TensorProto.FLOAT, [])
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale"], ["q"], name="Q"),
+        helper.make_node("DequantizeLinear", ["q", "scale"], ["y"], name="DQ"),
+    ]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])
+    model = helper.make_model(
+        helper.make_graph(nodes, "other", [shape, scale], [output]),
+        opset_imports=[helper.make_opsetid("", 18)],
+    )
+    found = {target: [rule.rule for rule in find_broken_rules(model, TARGETS[target])] for target in TARGETS}
+    assert found["generic-qdq"] == ["one positive scale for an activation"]
+    assert "type of activations" in found["tensorrt"]
