@@ -199,7 +199,7 @@ def test_version():
         ("quantize weights.pt --adapter nonsense SMALL", "module:name"),
         ("quantize weights.pt --adapter json:loads SMALL", "the adapter json:loads cannot make"),
         ("quantize --recipe nothing.yaml", "the recipe cannot be read"),
-        ("evaluate text.onnx", "cannot load it"),
+        ("evaluate text.onnx", "not an ONNX file"),
         ("walkers text.pt/w --identities 1", "cannot be written"),
         ("walkers w --identities 0", "0 is not in the range"),
         ("conjure", "No such command"),
