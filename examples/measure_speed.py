@@ -46,7 +46,7 @@ INTRODUCTION = """# Speed
 Files for their runtimes beside the float file of the same network, 1 × 30 frames. Made by
 
 ```sh
-python examples/measure_speed.py
+python examples/measure_speed.py --rounds {rounds}
 ```
 
 {machine}. One thread; CPU time of a call, files in turn, medians of {rounds} rounds, ratios within

@@ -51,7 +51,6 @@ def simulate(model: onnx.ModelProto, given: Given) -> dict[str, Array]:
 
     Returns:
         Name → integers, of every tensor behind a QuantizeLinear or behind the Clip that narrows it.
-
     """
     return _Simulation(model, given).run()
 

@@ -6,8 +6,9 @@ import hashlib
 import os
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ def embed_to_file(
         advance()
         return embedding
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with _removed_where_empty(pieces), ThreadPoolExecutor(jobs) as pool:
         for start in range(0, len(data), PIECE):
             count = min(PIECE, len(data) - start)
             piece = pieces / f"{start:08d}.npy"
@@ -79,6 +80,17 @@ def embed_to_file(
     _write(out, lambda file: np.savez(file, embeddings=embeddings, names=names))
     shutil.rmtree(pieces)
     return resumed
+
+
+@contextmanager
+def _removed_where_empty(folder: Path) -> Iterator[None]:
+    """What fails before anything was embedded leaves nothing behind."""
+    try:
+        yield
+    except BaseException:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def read_embeddings(path: Path) -> tuple[NDArray[np.float32], list[str]]:

@@ -6,21 +6,18 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from qgait_ptq.errors import ModelError
-from qgait_ptq.export.integer_arithmetic import quantize_floats
+from qgait_ptq.export.integer_arithmetic import Array, quantize_floats
 from qgait_ptq.export.onnx_file import read_model
 from qgait_ptq.export.simulate import simulate
 from qgait_ptq.runtime.sessions import Session, open_onnxruntime
 
-Array = NDArray[Any]
 TOKEN = "_token_"  # noqa: S105 - onnxruntime appends it to the names of nodes that it rebuilds
 BEFORE = "_pre_q"  # and this to a tensor in front of a quantizer that it moved there
 LAYOUT_KEEPING = frozenset({"QLinearLeakyRelu", "QLinearAdd", "Clip", "QLinearSigmoid", "QLinearConcat"})

@@ -87,6 +87,16 @@ def test_embed_writes_all_sequences_and_goes_on_where_it_was(folders, walkers_ro
     assert sorted(path.name for path in tmp_path.iterdir()) == ["embeddings.npz"]
 
 
+def test_embed_leaves_nothing_behind_where_the_first_sequence_is_wrong(folders, tmp_path):
+    view = tmp_path / "data" / "001" / "nm-01" / "090"
+    view.mkdir(parents=True)
+    np.save(view / "090.npy", np.ones((5, 64, 30), np.uint8))
+    out = tmp_path / "out.npz"
+    done = run("embed", folders["onnxruntime"] / "model.onnx", tmp_path / "data", "--out", out, status=2)
+    assert "001/nm-01/090" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
