@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qgait_ptq.errors import ConfigError
 
@@ -114,6 +114,26 @@ class FinetuneConfig(_Model):
     memory_mb: Positive = 2000
 
 
+class BudgetConfig(_Model):
+    """What the network may cost; the widths of its layers are chosen for it.
+
+    Attributes:
+        size_mb: of the file, in 10^6 bytes. Widths of weights are chosen; activations have the width that
+            they are given.
+        bops_percent: bit operations (multiply-accumulates × weight bits × activation bits), in percent of
+            those with 8 bits everywhere. Widths of weights and activations are chosen.
+    """
+
+    size_mb: Rate | None = None
+    bops_percent: Annotated[float, Field(gt=0, le=100)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> BudgetConfig:
+        if (self.size_mb is None) == (self.bops_percent is None):
+            raise ValueError("a budget is size_mb or bops_percent, one of both")
+        return self
+
+
 class QuantConfig(_Model):
     """How a network is quantized.
 
@@ -139,6 +159,12 @@ class QuantConfig(_Model):
         finetune: stage 2.
         layers: module path (a shell pattern; a module names all layers in it) or ``operator:conv3d`` → widths
             of layers that differ.
+        budget: chooses widths of layers by their sensitivity, the first and the last included; those that
+            `layers` names keep what it says.
+        target_accuracy: points of rank-1 of held-out identities against float, 0 or less: the smallest file
+            that keeps it.
+        max_drop: points of rank-1 of held-out identities that may be lost: widths are raised until no more
+            are.
         include: patterns, as of `layers`: quantize these layers only.
         exclude: patterns: leave these layers in float.
         target: runtime profile.
@@ -166,6 +192,9 @@ class QuantConfig(_Model):
     idc: IdcConfig = IdcConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     layers: dict[str, LayerBits] = Field(default_factory=dict)
+    budget: BudgetConfig | None = None
+    target_accuracy: Annotated[float, Field(le=0)] | None = None
+    max_drop: Weight | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     target: str = "onnxruntime"
@@ -176,10 +205,23 @@ class QuantConfig(_Model):
     minimum_parity: Annotated[float, Field(ge=-1, le=1)] = 0.999
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _one_goal(self) -> QuantConfig:
+        goals = ("budget", "target_accuracy", "max_drop")
+        given = [name for name in goals if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other: each of them chooses widths")
+        return self
+
     @property
     def label(self) -> str:
         """``W4A8``: widths of weights and activations."""
         return f"W{self.weight_bits}A{self.activation_bits}"
+
+    @property
+    def needs_held_out(self) -> bool:
+        """Whether rank-1 of identities decides that nothing is fitted to."""
+        return self.target_accuracy is not None or self.max_drop is not None
 
 
 class ModelSource(_Model):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from qgait_ptq.config import QuantConfig
 from qgait_ptq.device import choose_device
 from qgait_ptq.errors import CalibrationError, DataError
+from qgait_ptq.gait.comparison import compare_accuracy, compare_distances
 from qgait_ptq.gait.embedding import Embed, embed_dataset
 from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr
 from qgait_ptq.gait.protocols import Accuracy, evaluate
@@ -98,6 +102,31 @@ def accuracy_of(embeddings: list[Tensor], data: GaitData) -> dict[str, Accuracy]
     }
     reference, _, file = embeddings
     return accuracy | {"onnx_float_gallery": evaluate(file, records, test_set, metric, known=reference)}
+
+
+def comparison_of(
+    embeddings: list[Tensor], accuracy: Mapping[str, Accuracy], data: GaitData, seed: int
+) -> dict[str, Any]:
+    """What quantization changed, person by person.
+
+    Args:
+        embeddings: as of `accuracy_of`.
+        accuracy: from it.
+        data: what was embedded.
+        seed: of what is drawn.
+
+    Returns:
+        ``distances``, see `compare_distances`; and where there is accuracy, ``quantized`` and ``onnx``: the
+        paired differences from float.
+    """
+    reference, _, file = embeddings
+    found: dict[str, Any] = {
+        "distances": compare_distances(reference, file, data.test.records, data.metric, seed)
+    }
+    for name in ("quantized", "onnx"):
+        if accuracy:
+            found[name] = compare_accuracy(accuracy["float"].identities, accuracy[name].identities)
+    return found
 
 
 def agreement_of(embeddings: list[Tensor], config: QuantConfig) -> dict[str, float]:

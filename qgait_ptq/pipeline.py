@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from torch import Tensor, fx, nn
 from qgait_ptq.config import QuantConfig, Recipe
 from qgait_ptq.device import choose_device
 from qgait_ptq.errors import ExportError
-from qgait_ptq.evaluation import accuracy_of, agreement_of
+from qgait_ptq.evaluation import accuracy_of, agreement_of, comparison_of
 from qgait_ptq.export.checks import (
     Parity,
     compare_with_simulation,
@@ -26,17 +27,21 @@ from qgait_ptq.export.checks import (
 )
 from qgait_ptq.export.onnx_file import export_float, export_quantized, write_metadata
 from qgait_ptq.export.targets import get_target
+from qgait_ptq.gait.contact_sheet import draw_sequences, encode_png
 from qgait_ptq.gait.dataset import GaitDataset
 from qgait_ptq.gait.embedding import embed_dataset, network_batch
 from qgait_ptq.gait.sources import GaitData, as_gait_data, load_walkers
 from qgait_ptq.graph.conversion import in_double, to_device
 from qgait_ptq.graph.layers import LayerPlan, count_parameters, layer_scales, layer_sqnr, list_layers
+from qgait_ptq.graph.placement import place
 from qgait_ptq.graph.trace import BATCH_AXIS, FRAME_AXIS, Capture
-from qgait_ptq.planning import REPORTED_FRAMES, plan
+from qgait_ptq.mixed_precision import WidthChooser
+from qgait_ptq.planning import REPORTED_FRAMES, bit_widths, plan
 from qgait_ptq.progress import Progress, Silent
 from qgait_ptq.reconstruction.resuming import SavedStates
 from qgait_ptq.report.record import build_report
 from qgait_ptq.result import QuantizationResult
+from qgait_ptq.runtime.benchmark import QUIET_ENOUGH, compare_speed
 from qgait_ptq.runtime.sessions import (
     ONNXRUNTIME,
     RUNTIMES,
@@ -47,9 +52,11 @@ from qgait_ptq.runtime.sessions import (
     run_session,
 )
 from qgait_ptq.runtime.streaming import can_stream
+from qgait_ptq.runtime.workload import Setting
 from qgait_ptq.stages import CalibrationRun
 
 PARITY_SEQUENCES, SQNR_SEQUENCES = 50, 8
+SPEED_ROUNDS, SPEED_SECONDS = 5, 0.1
 
 
 def quantize(
@@ -90,11 +97,15 @@ def quantize(
     run = _Run(config or QuantConfig(), choose_device(device), progress or Silent(), work_folder, resume)
     gait_data = run.prepare(data)
     captured, network = run.capture(model, gait_data, frames, output)
+    run.choose_widths(captured, network, gait_data)
     quantized = run.calibrate(captured, network, gait_data)
     captured, onnx_model, session = run.export(captured, quantized, gait_data)
     float_model = export_float(network, captured, run.target.opset)
     parity, slow_layers = run.check(captured, quantized, onnx_model, session, gait_data)
     embeddings = run.embed(captured, network, quantized, session, gait_data)
+    accuracy = accuracy_of(embeddings, gait_data)
+    agreement = agreement_of(embeddings, run.config)
+    speed = run.measure_speed(float_model, onnx_model)
     layers = list_layers(network)
     report = build_report(
         model=_describe_model(captured, layers, embeddings[0], gait_data, source)
@@ -102,8 +113,9 @@ def quantize(
         config=run.config,
         target=run.target,
         data=gait_data,
-        accuracy=accuracy_of(embeddings, gait_data),
-        agreement=agreement_of(embeddings, run.config),
+        accuracy=accuracy,
+        comparison=comparison_of(embeddings, accuracy, gait_data, run.config.seed),
+        agreement=agreement,
         size_bytes={"float": float_model.ByteSize(), "onnx": onnx_model.ByteSize()},
         parity=parity,
         slow_layers=slow_layers,
@@ -112,14 +124,23 @@ def quantize(
         factors=run.factors,
         sqnr=run.sqnr,
         calibration=run.calibration,
+        allocation=run.allocation,
+        speed=speed,
         seconds=run.seconds,
     )
     write_metadata(onnx_model, report.metadata())
+    run.check_budget(onnx_model)
     write_metadata(float_model, report.float_metadata(RUNTIMES))
     if work_folder is not None and run.config.finetune.enabled:
         SavedStates.remove(work_folder)
     return QuantizationResult(
-        to_device(quantized, torch.device("cpu")), report, onnx_model, recipe, float_model, captured
+        to_device(quantized, torch.device("cpu")),
+        report,
+        onnx_model,
+        recipe,
+        float_model,
+        captured,
+        None if gait_data.raw else encode_png(draw_sequences(gait_data.calibration, run.config.seed)),
     )
 
 
@@ -136,6 +157,8 @@ class _Run:
     sqnr: dict[str, float] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     factors: dict[str, list[float]] = field(default_factory=dict)
+    allocation: dict[str, Any] = field(default_factory=dict)
+    chooser: WidthChooser | None = None
 
     def __post_init__(self) -> None:
         self.target = get_target(self.config.target)
@@ -178,6 +201,17 @@ class _Run:
             if axis in axes and size is not None:
                 self.progress.note(f"the network is taken with a {name} of {size} only: {why}")
 
+    def choose_widths(self, captured: Capture, network: fx.GraphModule, data: GaitData) -> None:
+        """Give each layer its width, where a budget or an accuracy is asked for; the graph is placed anew."""
+        if self.config.budget is None and not self.config.needs_held_out:
+            return
+        on_device = to_device(copy.deepcopy(network), self.device)
+        chooser = WidthChooser(self.config, captured, on_device, self.device, self, self.takes_bytes(data))
+        self.config, self.allocation = chooser.choose(data.calibration)
+        place(network, self.target.rules, bit_widths(self.config))
+        if self.config.needs_held_out:
+            self.chooser = chooser
+
     def calibrate(self, captured: Capture, network: fx.GraphModule, data: GaitData) -> fx.GraphModule:
         """The quantized graph, calibrated."""
         stages = CalibrationRun(
@@ -189,6 +223,7 @@ class _Run:
             self.work_folder,
             self.resume,
         )
+        stages.accept = self._accept(data)
         quantized = stages.run(data.calibration)
         self.calibration = stages.record
         self.factors = stages.equalization_factors
@@ -196,6 +231,20 @@ class _Run:
             few = data.calibration.choose(SQNR_SEQUENCES, self.config.seed)
             self.sqnr = layer_sqnr(network, quantized, self._batches(captured, few))
         return quantized
+
+    def _accept(self, data: GaitData) -> Callable[[fx.GraphModule], bool] | None:
+        """Whether a calibrated graph keeps the accuracy that was asked for."""
+        chooser = self.chooser
+        if chooser is None:
+            return None
+
+        def accept(quantized: fx.GraphModule) -> bool:
+            drop = chooser.drop(quantized, data.calibration)
+            kept = drop <= chooser.allowed_drop
+            self.allocation["held_out_drop"] = drop if kept else chooser.chosen_drop
+            return kept
+
+        return accept
 
     def export(
         self, captured: Capture, quantized: fx.GraphModule, data: GaitData
@@ -280,6 +329,38 @@ class _Run:
         if slow:
             self.progress.note(f"no integer kernel in the runtime for: {', '.join(slow)}")
         return parity, slow
+
+    def check_budget(self, model: onnx.ModelProto) -> None:
+        """The file is as small as was asked for.
+
+        Raises:
+            ExportError: it is not: sizes were estimated too low.
+        """
+        limit = self.config.budget.size_mb if self.config.budget else None
+        if limit is not None and model.ByteSize() > limit * 1e6:
+            raise ExportError(
+                f"the file has {model.ByteSize() / 1e6:.4f} MB, more than the budget of {limit:g} MB and "
+                "more than estimated; ask for a slightly smaller file"
+            )
+
+    def measure_speed(self, float_model: onnx.ModelProto, model: onnx.ModelProto) -> dict[str, Any]:
+        """A short look; `qgait-ptq bench` looks longer."""
+        if self.runtime not in self.target.runtimes:
+            return {}
+        setting = Setting(self.runtime, frames=REPORTED_FRAMES, rounds=SPEED_ROUNDS, seconds=SPEED_SECONDS)
+        with self.stage("speed"):
+            reference, own = compare_speed(
+                [float_model.SerializeToString(), model.SerializeToString()], setting
+            )
+        return {
+            "runtime": self.runtime,
+            "threads": setting.threads,
+            "frames": setting.frames,
+            "float_ms": reference.cpu_ms[0],
+            "onnx_ms": own.cpu_ms[0],
+            "faster": list(own.faster),
+            "noisy": own.noisy_rounds > QUIET_ENOUGH,
+        }
 
     def embed(
         self,

@@ -43,7 +43,7 @@ def plan(
         CaptureError: the network cannot be captured.
         ConfigError: the configuration names layers that the network does not have.
     """
-    target, widths = get_target(config.target), _widths(config)
+    target, widths = get_target(config.target), bit_widths(config)
     check_widths(target, widths)
     with quiet_torch():
         # The user's stays where it is, in the mode and the precision it is in.
@@ -59,7 +59,8 @@ def plan(
     return captured, graph_module, list_layers(graph_module)
 
 
-def _widths(config: QuantConfig) -> BitWidths:
+def bit_widths(config: QuantConfig) -> BitWidths:
+    """The widths of a configuration, as placement takes them."""
     return BitWidths(
         weight=config.weight_bits,
         activation=config.activation_bits,

@@ -8,9 +8,10 @@ from pathlib import Path
 import onnx
 from torch import fx
 
-from qgait_ptq.config import Recipe
+from qgait_ptq.config import Recipe, recipe_yaml
 from qgait_ptq.export.torch_program import export_program
 from qgait_ptq.graph.trace import Capture
+from qgait_ptq.report.page import render_report
 from qgait_ptq.report.record import Report
 from qgait_ptq.report.writing import write_result
 
@@ -26,6 +27,7 @@ class QuantizationResult:
         recipe: everything needed to repeat the run; None where the network came from Python.
         float_model: the float network for the runtime, equalized.
         captured: where the graph came from; says which sizes are free.
+        sheet: png of calibration silhouettes, for the page; None where there are none.
     """
 
     model: fx.GraphModule
@@ -34,9 +36,10 @@ class QuantizationResult:
     recipe: Recipe | None = None
     float_model: onnx.ModelProto | None = None
     captured: Capture | None = None
+    sheet: bytes | None = None
 
     def save(self, folder: str | Path, float_file: bool = False, torch_file: bool = False) -> Path:
-        """Write ``model.onnx``, ``report.json`` and, where there is one, ``recipe.yaml``.
+        """Write ``model.onnx``, ``report.html``, ``report.json`` and, where there is one, ``recipe.yaml``.
 
         Args:
             folder: made if need be.
@@ -53,4 +56,6 @@ class QuantizationResult:
             models["float.onnx"] = self.float_model.SerializeToString()
         if torch_file and self.captured is not None:
             models["model.pt2"] = export_program(self.model, self.captured)
-        return write_result(Path(folder), models, self.report, self.recipe)
+        recipe = None if self.recipe is None else recipe_yaml(self.recipe)
+        page = render_report(self.report.to_json(), recipe, self.sheet)
+        return write_result(Path(folder), models, self.report, recipe, page)

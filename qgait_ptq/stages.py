@@ -82,6 +82,7 @@ class CalibrationRun:
         resume: go on from the states found there.
         record: what the stages did, for the report.
         equalization_factors: layer → what its output channels were divided by.
+        accept: says whether what IDC and fine-tuning made of the graph may be kept; None keeps it.
     """
 
     config: QuantConfig
@@ -93,6 +94,7 @@ class CalibrationRun:
     resume: bool = False
     record: dict[str, Any] = field(default_factory=dict)
     equalization_factors: dict[str, list[float]] = field(default_factory=dict)
+    accept: Callable[[fx.GraphModule], bool] | None = None
 
     def run(self, data: GaitDataset) -> fx.GraphModule:
         """Calibrate on sequences; gives the quantized graph.
@@ -104,15 +106,35 @@ class CalibrationRun:
         chosen = data.choose(self.config.calibration_sequences, self.config.seed)
         training = self.training_data(self.cut(chosen, self.config.idc.frames))
         unlabelled = self.unlabelled_clips(chosen, training)
-        self.equalize(unlabelled)
-        quantized = self.set_ranges(chosen)
-        reference = self.float_reference(quantized)
-        self.correct(quantized, reference, unlabelled)
+        quantized, reference = self.run_without_labels(chosen, unlabelled)
+        before = copy.deepcopy(quantized.state_dict()) if self.accept else {}
         if training is not None and self.config.idc.enabled is not False:
             self.calibrate_distances(quantized, reference, training)
         if self.config.finetune.enabled:
             self.finetune(quantized, reference, unlabelled, training)
+        if self.accept and not self.accept(quantized):
+            quantized.load_state_dict(before)
+            self.listener.note("what IDC and fine-tuning changed costs held-out rank-1; it is undone")
+            self.record["undone_for_rank1"] = True
         return quantized
+
+    def run_without_labels(
+        self, chosen: GaitDataset, silhouettes: Tensor
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """Equalization, ranges and corrections.
+
+        Args:
+            chosen: sequences that ranges are observed on.
+            silhouettes: clips for the rest, ``[n, s, h, w]``.
+
+        Returns:
+            The quantized graph, and the same graph with its quantizers switched off.
+        """
+        self.equalize(silhouettes)
+        quantized = self.set_ranges(chosen)
+        reference = self.float_reference(quantized)
+        self.correct(quantized, reference, silhouettes)
+        return quantized, reference
 
     def cut(self, chosen: GaitDataset, frames: int) -> LabelledClips:
         """Clips of a length, or of the one that the network takes."""
@@ -120,7 +142,7 @@ class CalibrationRun:
 
     def equalize(self, silhouettes: Tensor) -> None:
         """Scale channels of the float network; it computes what it did."""
-        few = self._unlabelled_batches(silhouettes)[:EQUALIZATION_BATCHES]
+        few = self.unlabelled_batches(silhouettes)[:EQUALIZATION_BATCHES]
         with self.listener.stage("equalization"):
             done = equalize(self.network, few, Equalization(self.config.equalization))
         self.record["equalized_groups"] = done.groups
@@ -177,7 +199,7 @@ class CalibrationRun:
         )
         with self.listener.stage("rounding", len(quantized_layers(quantized))) as advance:
             left_alone = correct_layers(
-                reference, quantized, self._unlabelled_batches(silhouettes), settings, advance
+                reference, quantized, self.unlabelled_batches(silhouettes), settings, advance
             )
         if left_alone:
             self.record["shared_weights"] = left_alone
@@ -188,7 +210,11 @@ class CalibrationRun:
     def training_data(self, clips: LabelledClips) -> TrainingData | None:
         """Clips to learn from and to choose by; None where labels do not allow it."""
         config = self.config.idc
-        wanted = config.enabled is not False or (self.config.finetune.enabled and self.config.finetune.steps)
+        wanted = (
+            config.enabled is not False
+            or (self.config.finetune.enabled and self.config.finetune.steps)
+            or self.config.needs_held_out
+        )
         if not wanted:
             return None
         usable = len(usable_identities(clips.subjects))
@@ -229,7 +255,7 @@ class CalibrationRun:
             temperature=TemperatureSchedule(config.temperature, config.temperature),
             evaluate_every=config.evaluate_every,
             patience=config.patience,
-            micro_batch=self._micro_batch(),
+            micro_batch=self.clips_at_once(),
             seed=self.config.seed,
         )
         with self.listener.stage("IDC", config.steps) as advance:
@@ -267,13 +293,13 @@ class CalibrationRun:
             temperature=TemperatureSchedule(config.temperature_start, config.temperature_end),
             evaluate_every=self.config.idc.evaluate_every,
             patience=config.patience,
-            micro_batch=self._micro_batch(),
+            micro_batch=self.clips_at_once(),
             seed=self.config.seed + 1,  # other batches than those of stage 1
         )
-        batches = self._unlabelled_batches(silhouettes)
+        batches = self.unlabelled_batches(silhouettes)
         if self.resume and not (self.work_folder and self.work_folder.is_dir()):
             self.listener.note("nothing to resume: fine-tuning begins anew")
-        saved = SavedStates(self.work_folder, self._fingerprint(quantized, silhouettes), self.resume)
+        saved = SavedStates(self.work_folder, self.fingerprint(quantized, silhouettes), self.resume)
         steps = count_blocks(quantized, blocks.granularity) * blocks.steps + end_to_end.steps
         with self.listener.stage("fine-tuning", steps) as advance:
             run = Finetuning(quantized, reference, batches, data, self.loss(), self.device, saved)
@@ -291,14 +317,15 @@ class CalibrationRun:
         idc = self.config.idc
         return IdcLoss(idc.neg_weight, idc.pos_weight, idc.anchor_weight, idc.neighbour_weight)
 
-    def _unlabelled_batches(self, silhouettes: Tensor) -> list[Tensor]:
+    def unlabelled_batches(self, silhouettes: Tensor) -> list[Tensor]:
+        """Clips ``[n, s, h, w]`` as network inputs, on the device."""
         parts = silhouettes.split(self._batch_size(CLIPS_PER_BATCH))
         return [as_network_input(part.to(self.device)) for part in parts]
 
     def _batch_size(self, wanted: int) -> int:
         return self.captured.batch or wanted
 
-    def _micro_batch(self) -> int:
+    def clips_at_once(self) -> int:
         """How many clips fit into the memory for the backward pass."""
         if self.captured.batch is not None:
             return self.captured.batch
@@ -310,7 +337,8 @@ class CalibrationRun:
         )
         return max(1, int(self.config.idc.memory_mb * MEGABYTE / (SAVED_FACTOR * bytes_each)))
 
-    def _fingerprint(self, quantized: fx.GraphModule, silhouettes: Tensor) -> str:
+    def fingerprint(self, quantized: fx.GraphModule, silhouettes: Tensor) -> str:
+        """Of everything that decides what comes out of a graph and clips."""
         digest = hashlib.sha256(self.config.model_dump_json().encode())
         for name, value in sorted(quantized.state_dict().items()):
             digest.update(name.encode())

@@ -101,6 +101,37 @@ def correct_layers(
     return left_alone
 
 
+def correct_alone(
+    reference: fx.GraphModule,
+    candidates: Sequence[fx.GraphModule],
+    batches: Sequence[Tensor],
+    settings: CorrectionSettings,
+    advance: Callable[[], None] = lambda: None,
+) -> None:
+    """Round each layer's weight as if no other layer were quantized, in place.
+
+    Args:
+        reference: the graph with its quantizers switched off.
+        candidates: the same graph at several widths; ranges are set.
+        batches: silhouettes ``[n, s, h, w]`` in [0, 1].
+        settings: what is done.
+        advance: called after each layer.
+
+    Raises:
+        CalibrationError: the inputs of a layer are not finite.
+    """
+    stepper = Stepper(reference, batches, settings.memory)
+    shared = shared_parameters(reference)
+    for original, *others in zip(*map(quantized_layers, (reference, *candidates)), strict=True):
+        stepper.advance(original.weight_call.name)
+        if original.weight_path not in shared and (original.bias_path or "") not in shared:
+            weight, bias = weight_of(reference, original), tensor_of(reference, original.bias_parameter)
+            moments = _input_moments(original.node, weight.shape, stepper, stepper, settings)
+            for candidate, layer in zip(candidates, others, strict=True):
+                _correct(candidate, layer, weight, bias, moments, settings)
+        advance()
+
+
 def _correct(
     graph_module: fx.GraphModule,
     layer: QuantizedLayer,

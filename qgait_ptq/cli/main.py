@@ -14,11 +14,14 @@ COMMANDS = {
     "quantize": "quantize a network and write it for a runtime",
     "evaluate": "accuracy of a network or of a quantized file",
     "inspect": "layers, shapes, cost and planned quantization of a network",
+    "sensitivity": "damage of each layer and width to the ranking",
+    "compare": "results beside each other",
     "targets": "runtimes that files are written for, and their rules",
     "verify": "bytes of a file in the runtime that differ from the integer reference",
     "bench": "speed, memory and size of files, run in turn",
     "embed": "embed the sequences of a folder into one file",
     "walkers": "write synthetic walkers to disk",
+    "completion": "completion of commands and options in a shell",
 }
 BAD_INPUT, OUR_FAULT = 2, 1
 

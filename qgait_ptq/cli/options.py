@@ -67,6 +67,25 @@ WIDTH_OPTIONS = (
     click.option("--target", help="Runtime profile; see 'qgait-ptq targets'.  [default: onnxruntime]"),
     click.option("--input-type", help="Of the file: uint8, 0..255, or float32 in [0, 1].  [default: uint8]"),
 )
+GOAL_OPTIONS = (
+    click.option(
+        "--budget",
+        metavar="size=MB|bops=%",
+        help="Choose widths of layers: size=0.5MB of the file, or bops=30% of the operations at 8 bits.",
+    ),
+    click.option(
+        "--target-accuracy",
+        type=float,
+        metavar="POINTS",
+        help="The smallest file that keeps rank-1 of held-out identities within so many points: -0.3.",
+    ),
+    click.option(
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="Raise widths until held-out identities lose no more points of rank-1.",
+    ),
+)
 RECIPE_OPTION = click.option(
     "--recipe", "recipe_file", type=click.Path(path_type=Path), help="YAML; options given here override it."
 )
@@ -99,6 +118,8 @@ def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str
         values["model"]["path"] = str(model)
     _switch(values["quantization"], "idc", options.pop("idc", None))
     _switch(values["quantization"], "finetune", options.pop("finetune", None))
+    if options.get("budget") is not None:
+        options["budget"] = _parse_budget(options["budget"])
     bits = options.pop("bits", None)
     for name in ("weight_bits", "activation_bits"):
         options[name] = options.get(name) if options.get(name) is not None else bits
@@ -122,6 +143,18 @@ def _default_from_opengait(values: dict[str, Any]) -> None:
         values["data"].setdefault(name, value)
     if config.frames is not None:
         values["model"].setdefault("frames", config.frames)
+
+
+def _parse_budget(text: str) -> dict[str, float]:
+    """``size=0.6MB`` or ``bops=40%``."""
+    for name, unit, key in (("size", "MB", "size_mb"), ("bops", "%", "bops_percent")):
+        kind, equals, value = text.replace(" ", "").partition("=")
+        if kind == name and equals and value.upper().endswith(unit):
+            try:
+                return {key: float(value[: -len(unit)])}
+            except ValueError:
+                break
+    raise click.BadParameter(f"{text!r} is neither size=0.6MB nor bops=40%", param_hint="--budget")
 
 
 def _switch(quantization: dict[str, Any], stage: str, enabled: bool | None) -> None:

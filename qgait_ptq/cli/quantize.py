@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qgait_ptq.cli.options import (
     DATA_OPTIONS,
     DEVICE_OPTION,
+    GOAL_OPTIONS,
     MODEL_OPTIONS,
     RECIPE_OPTION,
     WIDTH_OPTIONS,
@@ -17,13 +20,17 @@ from qgait_ptq.cli.options import (
     build_recipe,
 )
 
+if TYPE_CHECKING:
+    from qgait_ptq.progress import Progress
+
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @apply_options(
     *WIDTH_OPTIONS,
+    *GOAL_OPTIONS,
     click.option("--observer", help="minmax, moving-average, percentile, mse or histogram.  [default: mse]"),
-    click.option("--weight-observer", help="minmax, percentile or mse.  [default: minmax]"),
+    click.option("--weight-observer", help="minmax, percentile or mse.  [default: mse]"),
     click.option(
         "--idc/--no-idc",
         default=None,
@@ -46,6 +53,13 @@ from qgait_ptq.cli.options import (
         show_default=True,
         help="Result folder.",
     ),
+    click.option("--dry-run", is_flag=True, help="Show layers, size and time to expect, and stop."),
+    click.option("--json", "as_json", is_flag=True, help="Print report.json instead of a table."),
+    click.option(
+        "--log-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Also write what runs, with the time, into this file.",
+    ),
     click.option("--float-file", is_flag=True, help="Also write OUT/float.onnx, to compare with."),
     click.option("--torch-file", is_flag=True, help="Also write OUT/model.pt2, for PyTorch itself."),
 )
@@ -57,9 +71,12 @@ def command(
     out: Path,
     float_file: bool,
     torch_file: bool,
+    dry_run: bool,
+    as_json: bool,
+    log_file: Path | None,
     **options: Any,
 ) -> None:
-    """Quantize MODEL and write OUT/model.onnx, report.json and recipe.yaml.
+    """Quantize MODEL and write OUT/model.onnx, report.html, report.json and recipe.yaml.
 
     MODEL is an exported program (torch.export.save), weights (a state_dict or a training checkpoint, with
     --model), or a pickled module (with --trust-pickle).
@@ -76,16 +93,27 @@ def command(
     from rich.console import Console
 
     from qgait_ptq.cli.inputs import absolute, load_data, load_network
+    from qgait_ptq.cli.plan import show_plan
+    from qgait_ptq.device import choose_device
     from qgait_ptq.export.targets import get_target
     from qgait_ptq.pipeline import quantize
+    from qgait_ptq.report.logging import LoggedProgress
     from qgait_ptq.report.terminal import TerminalProgress, accuracy_table, summary_lines
     from qgait_ptq.report.writing import check_writable
 
-    console = Console()
-    progress = TerminalProgress(console)
-    check_writable(out)
+    console = Console(stderr=as_json)
+    progress: Progress = TerminalProgress(console)
+    if log_file is not None:
+        progress = LoggedProgress(progress, log_file)
     get_target(recipe.quantization.target)
+    if not dry_run:
+        check_writable(out)
     network, source = load_network(recipe.model, progress)
+    if dry_run:
+        expected = show_plan(recipe, network, choose_device(device), progress, console)
+        if as_json:
+            click.echo(json.dumps(asdict(expected)))
+        return
     data = load_data(recipe.data, progress)
     repeatable = recipe.model_copy(
         update={
@@ -116,7 +144,9 @@ def command(
     )
     result.save(out, float_file, torch_file)
     report = result.report.to_json()
+    if as_json:
+        click.echo(json.dumps(report))
     console.print(accuracy_table(report))
     for line in summary_lines(report):
         progress.note(line)
-    progress.note(f"wrote {out}/model.onnx, report.json and recipe.yaml")
+    progress.note(f"wrote {out}/model.onnx, report.html, report.json and recipe.yaml")

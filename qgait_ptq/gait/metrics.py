@@ -133,6 +133,39 @@ def rank_gallery(distances: Tensor, matches: Tensor, admitted: Tensor | None = N
     )
 
 
+def single_shot_rank1(distances: Tensor, labels: Tensor, probes: Tensor | None = None) -> float:
+    """Rank-1 in percent, expected over all galleries with one sequence of each identity.
+
+    A sequence q is recognised by a gallery sequence p of its identity where the one sequence of every other
+    identity is farther away. If those are drawn at random, the probability is ``Π_j share_j(q, p)``, with
+    share_j the share of identity j's sequences that are farther from q than p is. The mean over all (q, p) is
+    exact, has no steps of one probe, and saturates later than rank-1 against all sequences: a few identities
+    tell networks apart.
+
+    Args:
+        distances: ``[n, n]``.
+        labels: identities, ``[n]``; at least two.
+        probes: which sequences are recognised, bool ``[n]``; None takes all. The others are in galleries.
+
+    Returns:
+        NaN where no identity has two sequences.
+    """
+    identities = labels.unique()
+    member = (labels[None] == identities[:, None]).double()
+    counts = member.sum(1)
+    recognised: list[Tensor] = []
+    for q in torch.arange(len(labels)) if probes is None else torch.nonzero(probes)[:, 0]:
+        row = distances[q]
+        others = identities != labels[q]
+        partners = torch.nonzero((labels == labels[q]) & (torch.arange(len(labels)) != q))[:, 0]
+        if len(partners) == 0:
+            continue
+        farther = (row[None] > row[partners, None]).double()
+        share = farther @ member[others].T / counts[others]
+        recognised.append(share.prod(1))
+    return 100 * float(torch.cat(recognised).mean()) if recognised else float("nan")
+
+
 def concatenate_rankings(rankings: list[Ranking]) -> Ranking:
     """Join the rankings of blocks of probes."""
     return Ranking(

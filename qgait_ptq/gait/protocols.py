@@ -74,6 +74,19 @@ def get_protocol(name: str) -> Protocol:
 
 
 @dataclass(frozen=True)
+class IdentityAccuracy:
+    """Accuracy of one identity's probes, in percent.
+
+    Attributes:
+        rank1: mean over its probe sets of the mean over its probes; of a probe, the mean over gallery views.
+        average_precision: mean over its probes.
+    """
+
+    rank1: float
+    average_precision: float
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """Recognition accuracy in percent.
 
@@ -84,6 +97,7 @@ class Accuracy:
         mean_average_precision: over all probes.
         mean_inverse_negative_penalty: over all probes.
         cmc: rank-1 to rank-20 over all probes.
+        identities: what each identity's probes contribute, for paired comparisons.
     """
 
     rank1: dict[str, float]
@@ -92,6 +106,7 @@ class Accuracy:
     mean_average_precision: float
     mean_inverse_negative_penalty: float
     cmc: list[float]
+    identities: dict[str, IdentityAccuracy] = field(default_factory=dict)
 
     def to_report(self) -> dict[str, Any]:
         """The keys of ``report.json``."""
@@ -178,6 +193,7 @@ def evaluate(
     gallery_embeddings = (embeddings if known is None else known)[test_set.gallery]
     rankings: dict[str, Ranking] = {}
     rank1: dict[str, float] = {}
+    firsts: dict[str, tuple[Tensor, Tensor]] = {}  # probe set → whose each probe is, and whether it is found
     for name, indices in test_set.probes.items():
         subject = torch.tensor([subjects[records[i].subject] for i in indices])
         view = torch.tensor([view_index[records[i].view] for i in indices])
@@ -190,13 +206,37 @@ def evaluate(
                 nearest.append(_nearest_per_view(distances, matches, gallery_view, len(views)))
         rankings[name] = concatenate_rankings(blocks)
         if test_set.protocol.per_view_pair:
-            rank1[name] = _mean_over_view_pairs(torch.cat(nearest), view, len(views))
+            correct = torch.cat(nearest)
+            rank1[name] = _mean_over_view_pairs(correct, view, len(views))
+            own_view = torch.arange(len(views)) == view[:, None]
+            firsts[name] = subject, correct.masked_fill(own_view, torch.nan).nanmean(1)
         else:
             rank1[name] = rankings[name].rank(1)
-    return _summarise(rankings, rank1)
+            firsts[name] = subject, (rankings[name].match_rank < 1).float()
+    return _summarise(rankings, rank1, _by_identity(rankings, firsts, sorted(subjects)))
 
 
-def _summarise(rankings: dict[str, Ranking], rank1: dict[str, float]) -> Accuracy:
+def _by_identity(
+    rankings: dict[str, Ranking], firsts: dict[str, tuple[Tensor, Tensor]], names: list[str]
+) -> dict[str, IdentityAccuracy]:
+    """Accuracy of each identity that has a probe with a match."""
+    found = {}
+    for number, name in enumerate(names):
+        ranks, precisions = [], []
+        for probe_set, (subject, first) in firsts.items():
+            own = (subject == number) & rankings[probe_set].valid
+            if bool(own.any()):
+                ranks.append(100 * float(first[own].double().mean()))
+                precisions.append(rankings[probe_set].average_precision[own].double())
+        if ranks:
+            precision = 100 * float(torch.cat(precisions).mean())
+            found[name] = IdentityAccuracy(sum(ranks) / len(ranks), precision)
+    return found
+
+
+def _summarise(
+    rankings: dict[str, Ranking], rank1: dict[str, float], identities: dict[str, IdentityAccuracy]
+) -> Accuracy:
     everything = concatenate_rankings(list(rankings.values()))
 
     def with_mean(values: dict[str, float]) -> dict[str, float]:
@@ -209,6 +249,7 @@ def _summarise(rankings: dict[str, Ranking], rank1: dict[str, float]) -> Accurac
         mean_average_precision=everything.mean_average_precision(),
         mean_inverse_negative_penalty=everything.mean_inverse_negative_penalty(),
         cmc=everything.cmc(),
+        identities=identities,
     )
 
 

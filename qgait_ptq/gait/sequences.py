@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qgait_ptq.errors import DataError, MissingExtraError
+from qgait_ptq.errors import DataError
 from qgait_ptq.gait.pickles import load_array_pickle
 
 ARRAY_SUFFIXES = (".pkl", ".npy", ".npz")
@@ -151,10 +151,8 @@ def _read_array(path: Path) -> Any:
 
 
 def _read_png_folder(folder: Path) -> NDArray[Any]:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise MissingExtraError("reading png silhouettes", "report") from None
+    from PIL import Image
+
     frames = []
     for file in sorted(folder.glob("*.png")):
         with Image.open(file) as image:

@@ -19,6 +19,8 @@ from qgait_ptq.gait.walkers.population import TRIALS, Split, split_identities
 from qgait_ptq.gait.walkers.rendering import condition_name, render_identities, subject_name, view_name
 
 CALIBRATION_WALKERS, TEST_WALKERS = 16, 20
+CALIBRATION_VIEWS, TEST_VIEWS = 1, 11  # of each walk
+WALKER_FRAME_SHAPE = (64, 44)
 SHARE_HELD_BACK = 4  # one in so many unlabelled sequences is kept for measuring agreement
 
 
@@ -99,13 +101,19 @@ def load_walkers(workers: int = 1, advance: Callable[[], None] = lambda: None) -
         workers: processes that render.
         advance: called after each identity.
     """
-    calibration = _render(Split.CALIBRATION, CALIBRATION_WALKERS, 1, workers, advance)
-    test = _render(Split.TEST, TEST_WALKERS, 11, workers, advance)
+    calibration = _render(Split.CALIBRATION, CALIBRATION_WALKERS, CALIBRATION_VIEWS, workers, advance)
+    test = _render(Split.TEST, TEST_WALKERS, TEST_VIEWS, workers, advance)
     description = (
         f"synthetic walkers: {CALIBRATION_WALKERS} identities calibrate, {TEST_WALKERS} others are tested "
         f"({len(test)} sequences, CASIA-B protocol)"
     )
     return GaitData(calibration, test, arrange(test, PROTOCOLS["casia-b"]), description=description)
+
+
+def walker_counts() -> tuple[int, int]:
+    """How many sequences of the built-in walkers calibrate, and how many are tested."""
+    trials = len(TRIALS)
+    return CALIBRATION_WALKERS * CALIBRATION_VIEWS * trials, TEST_WALKERS * TEST_VIEWS * trials
 
 
 def as_gait_data(data: Any) -> GaitData:

@@ -29,12 +29,17 @@ class Report:
         data: what it was calibrated and tested on.
         accuracy: of ``float``, ``quantized``, ``onnx``, ``onnx_float_gallery`` in percent; empty without
             gallery and probes.
+        comparison: what changed person by person: ``distances`` between sequences, and paired differences
+            from float of ``quantized`` and ``onnx``.
         agreement: cosine and SQNR between quantized and float embeddings.
         size_bytes: of the ``float`` and the quantized ``onnx`` file.
         parity: the file in the runtime against the simulation.
         slow_layers: quantized layers that the runtime does not run on integers.
         layers: for each weighted layer what was decided and how well it fares.
         calibration: what IDC and fine-tuning did: losses on the held-out identities, and what was kept.
+        allocation: how widths of layers were chosen; empty where the configuration gives them.
+        speed: a short look at the file beside the float network in its runtime; empty where that is not at
+            hand.
         seconds: stage → time.
     """
 
@@ -44,12 +49,15 @@ class Report:
     target: dict[str, Any]
     data: dict[str, Any]
     accuracy: dict[str, dict[str, Any]]
+    comparison: dict[str, Any]
     agreement: dict[str, float]
     size_bytes: dict[str, int]
     parity: dict[str, Any]
     slow_layers: list[str]
     layers: list[dict[str, Any]]
     calibration: dict[str, Any]
+    allocation: dict[str, Any]
+    speed: dict[str, Any]
     seconds: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
@@ -79,6 +87,7 @@ def build_report(
     target: Target,
     data: GaitData,
     accuracy: Mapping[str, Accuracy],
+    comparison: dict[str, Any],
     agreement: dict[str, float],
     size_bytes: dict[str, int],
     parity: Parity,
@@ -88,6 +97,8 @@ def build_report(
     factors: Mapping[str, list[float]],
     sqnr: Mapping[str, float],
     calibration: dict[str, Any],
+    allocation: dict[str, Any],
+    speed: dict[str, Any],
     seconds: dict[str, float],
 ) -> Report:
     """Gather what the stages gave."""
@@ -105,6 +116,7 @@ def build_report(
             "cut_columns": data.cut_columns,
         },
         accuracy={name: value.to_report() for name, value in accuracy.items()},
+        comparison=comparison,
         agreement=agreement,
         size_bytes=size_bytes,
         parity=asdict(parity),
@@ -126,5 +138,7 @@ def build_report(
             for layer in layers
         ],
         calibration=calibration,
+        allocation=allocation,
+        speed=speed,
         seconds=seconds,
     )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qgait_ptq.export.targets import Target
+    from qgait_ptq.report.comparing import Row
     from qgait_ptq.runtime.benchmark import Measured
     from qgait_ptq.runtime.verification import Verification
 
@@ -85,3 +86,25 @@ def _short_name(path: Path, paths: Sequence[Path]) -> str:
     """The file's name, with its folder where another file has the same name."""
     same = [other for other in paths if other.name == path.name]
     return path.name if len(same) == 1 else f"{path.parent.name}/{path.name}"
+
+
+def comparison_of_results(rows: Sequence[Row]) -> Table:
+    """Results in the order in which they were given."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("result", overflow="fold", min_width=8)
+    for heading in ("widths", "MB", "rank-1, %", "from float", "mAP, %", "SQNR, dB", "faster"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        change = "" if row.change is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row.change)
+        table.add_row(
+            row.name,
+            row.widths,
+            f"{row.megabytes:.3f}",
+            "" if row.rank1 is None else f"{row.rank1:.2f}",
+            change,
+            "" if row.mean_average_precision is None else f"{row.mean_average_precision:.2f}",
+            f"{row.sqnr_db:.1f}",
+            "" if row.faster is None else f"{row.faster:.2f}×",
+        )
+    table.caption = "From float: points of rank-1, paired 95 % interval over identities"
+    return table

@@ -19,6 +19,8 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from qgait_ptq.report.widths import widths_label
+
 COLUMNS = {"float": "float", "quantized": "quantized", "onnx": "ONNX file"}
 MEGABYTE = 1e6
 
@@ -63,8 +65,7 @@ def accuracy_table(report: Mapping[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for name, values in _accuracy_rows(report["accuracy"]):
         table.add_row(name, *values)
-    config, size = report["config"], report["size_bytes"]
-    bits = f"W{config['weight_bits']}A{config['activation_bits']}"
+    size, bits = report["size_bytes"], widths_label(report)
     ratio = size["float"] / size["onnx"]
     table.add_row("bits", "32", bits, bits)
     table.add_row(
@@ -141,6 +142,13 @@ def _gain(losses: Mapping[str, float]) -> str:
     return f"loss {losses['start']:.4f} → {losses['best']:.4f}"
 
 
+def duration(seconds: float) -> str:
+    """``40 s``, ``7 min``, ``1.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def layer_table(layers: list[Mapping[str, Any]], title: str) -> Table:
     """The weighted layers: shapes, cost and widths.
 
@@ -194,3 +202,25 @@ def comparison_table(layers: Sequence[Mapping[str, Any]], title: str) -> Table:
 
 def _bits(bits: int | None) -> str:
     return "float" if bits is None else str(bits)
+
+
+def sensitivity_table(entries: Sequence[Mapping[str, Any]]) -> Table:
+    """Damage of each weight and each input, one column a width, worst first.
+
+    Args:
+        entries: of `describe_sensitivity`.
+    """
+    widths = sorted({int(entry["bits"]) for entry in entries})
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for entry in entries:
+        row = found.setdefault((", ".join(entry["layers"]), entry["kind"]), {})
+        row[int(entry["bits"])] = float(entry["distance_error"])
+    table = Table(title="change of distances between people, %, when this alone is quantized")
+    table.add_column("layer", overflow="fold")
+    table.add_column("", no_wrap=True)
+    for bits in widths:
+        table.add_column(f"{bits} bits", justify="right", no_wrap=True)
+    for (layers, kind), row in sorted(found.items(), key=lambda item: -max(item[1].values())):
+        name = "weights" if kind == "weights" else "input"
+        table.add_row(layers, name, *(f"{row[bits]:.2f}" if bits in row else "" for bits in widths))
+    return table

@@ -8,19 +8,21 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from qgait_ptq.config import Recipe, recipe_yaml
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.report.record import Report
 
 
-def write_result(folder: Path, models: dict[str, bytes], report: Report, recipe: Recipe | None) -> Path:
-    """Write models, ``report.json`` and ``recipe.yaml`` into a folder.
+def write_result(
+    folder: Path, models: dict[str, bytes], report: Report, recipe: str | None, page: str
+) -> Path:
+    """Write models, ``report.json``, ``report.html`` and ``recipe.yaml`` into a folder.
 
     Args:
         folder: made if need be; other files in it are left alone.
         models: file name → serialized ONNX.
         report: of the run.
-        recipe: None writes no recipe.
+        recipe: its text; None writes no recipe.
+        page: the report for people.
 
     Returns:
         The folder.
@@ -28,9 +30,9 @@ def write_result(folder: Path, models: dict[str, bytes], report: Report, recipe:
     Raises:
         ConfigError: the folder cannot be written, or the disk is full; nothing is left behind.
     """
-    contents = {**models, "report.json": _json_bytes(report)}
+    contents = {**models, "report.json": _json_bytes(report), "report.html": page.encode()}
     if recipe is not None:
-        contents["recipe.yaml"] = recipe_yaml(recipe).encode()
+        contents["recipe.yaml"] = recipe.encode()
     made = _make_folder(folder)
     try:
         beside = Path(tempfile.mkdtemp(dir=folder, prefix=".qgait-ptq-"))
@@ -46,6 +48,21 @@ def write_result(folder: Path, models: dict[str, bytes], report: Report, recipe:
             parent.rmdir()
         raise ConfigError(f"{folder}: the result cannot be written ({error.strerror or error})") from None
     return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write one file, whole or not at all.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        beside.write_text(text)
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def check_writable(folder: Path) -> None:

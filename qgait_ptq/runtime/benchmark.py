@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,16 @@ def measure(
     samples = interleave(calls, setting.rounds, setting.seconds, advance)
     timings = [summarize(own, samples[0]) for own in samples]
     return [_describe(path, timing, setting) for path, timing in zip(paths, timings, strict=True)]
+
+
+def compare_speed(models: list[bytes], setting: Setting) -> list[Timing]:
+    """Compare models in memory, each with the first."""
+    calls: list[Callable[[], Any]] = []
+    for model in models:
+        session = open_session(model, setting.runtime, setting.threads)
+        calls.append(partial(session.infer, example_input(session, setting)))
+    samples = interleave(calls, setting.rounds, setting.seconds)
+    return [summarize(own, samples[0]) for own in samples]
 
 
 def summarize(samples: list[Sample], reference: list[Sample]) -> Timing:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qgait_ptq.errors import DataError, MissingExtraError
+from qgait_ptq.errors import DataError
+from qgait_ptq.gait.contact_sheet import encode_png, join_frames
 from qgait_ptq.gait.sequences import cut_width
 from qgait_ptq.gait.walkers.clothing import Condition
 from qgait_ptq.gait.walkers.population import WalkerSettings, render_identity
@@ -17,7 +18,6 @@ from qgait_ptq.gait.walkers.population import WalkerSettings, render_identity
 SHOWN_VIEWS = (0, 54, 90)  # degrees
 SHOWN_FRAMES = (0, 5, 10, 15)
 MOST_WALKERS = 12
-LINE, PAPER = 1, np.uint8(90)  # width and grey of the lines between frames
 
 
 def draw_contact_sheet(
@@ -39,9 +39,8 @@ def draw_contact_sheet(
         for label, silhouettes in render_identity(identity, settings or WalkerSettings(), trials):
             if label.view in SHOWN_VIEWS:
                 frames.extend(cut_width(silhouettes)[list(SHOWN_FRAMES)])
-        framed = [np.pad(frame, ((0, LINE), (0, LINE)), constant_values=PAPER) for frame in frames]
-        rows.append(np.concatenate(framed, axis=1))
-    return np.concatenate(rows)
+        rows.append(frames)
+    return join_frames(rows)
 
 
 def write_contact_sheet(
@@ -50,17 +49,12 @@ def write_contact_sheet(
     """Draw walkers into a png file.
 
     Raises:
-        MissingExtraError: pillow is not installed.
         DataError: the file cannot be written.
     """
-    try:
-        from PIL import Image
-    except ImportError:
-        raise MissingExtraError("drawing a contact sheet", "report") from None
-    image = Image.fromarray(draw_contact_sheet(identities, settings))
+    png = encode_png(draw_contact_sheet(identities, settings))
     beside = path.with_name(f".{path.name}.part")
     try:
-        image.save(beside, format="PNG")
+        beside.write_bytes(png)
         os.replace(beside, path)
     except OSError as error:
         beside.unlink(missing_ok=True)

@@ -1,0 +1,52 @@
+"""``qgait-ptq compare``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("results", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RESULT...")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also write a page with the fronts of size, speed and accuracy.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def command(results: tuple[Path, ...], html: Path | None, as_json: bool) -> None:
+    """Results of quantize beside each other: widths, size, accuracy, speed.
+
+    All must have been tested on the same data.
+
+    \b
+    Example:
+      qgait-ptq compare qgait-out again --html compared.html
+    """
+    from rich.console import Console
+
+    from qgait_ptq.report.comparing import compare_reports, render_comparison, short_names
+    from qgait_ptq.report.reading import read_report
+    from qgait_ptq.report.runtime_tables import comparison_of_results
+    from qgait_ptq.report.writing import write_text
+
+    reports = dict(zip(short_names(results), map(read_report, results), strict=True))
+    rows = compare_reports(reports)
+    first = next(iter(reports.values()))
+    accuracy = first["accuracy"].get("float")
+    if html is not None:
+        page = render_comparison(
+            rows, first["data"]["description"], accuracy["rank1"]["mean"] if accuracy else None
+        )
+        write_text(html, page)
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows]))
+        return
+    console = Console()
+    console.print(comparison_of_results(rows))
+    if html is not None:
+        console.print(f"wrote {html}", highlight=False, markup=False)

@@ -1,0 +1,60 @@
+"""``qgait-ptq quantize --dry-run``: what would be done, and what it would take."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from qgait_ptq.cli.inputs import load_data
+from qgait_ptq.config import Recipe
+from qgait_ptq.expectation import Expectation, expect
+from qgait_ptq.export.targets import get_target
+from qgait_ptq.gait.sources import WALKER_FRAME_SHAPE, walker_counts
+from qgait_ptq.planning import plan
+from qgait_ptq.progress import Progress
+from qgait_ptq.report.terminal import duration, layer_table
+
+
+def show_plan(
+    recipe: Recipe, network: nn.Module, device: torch.device, progress: Progress, console: Console
+) -> Expectation:
+    """Print the layers with their widths, the expected size and the expected time.
+
+    Args:
+        recipe: what would be done.
+        network: of it.
+        device: where it would run.
+        progress: told what runs.
+        console: where tables go.
+    """
+    config = recipe.quantization
+    if recipe.data.root is None:  # the built-in walkers need not be rendered to be counted
+        frame_shape: tuple[int, ...] = WALKER_FRAME_SHAPE
+        sequences = walker_counts()
+    else:
+        data = load_data(recipe.data, progress)
+        frame_shape, sequences = data.frame_shape, (len(data.calibration), len(data.test))
+    captured, graph, layers = plan(
+        network, frame_shape, config, frames=recipe.model.frames, output=recipe.model.output
+    )
+    expected = expect(config, captured, graph, layers, get_target(config.target), sequences, device)
+    title = f"{recipe.model.path.name}, {config.label} for {config.target}"
+    console.print(layer_table([asdict(layer) for layer in layers], title))
+    goal = config.budget or config.target_accuracy or config.max_drop
+    if goal is not None:
+        progress.note("widths will be chosen anew; sensitivity and its candidates take several times as long")
+    for line in (
+        *(f"{layer.name}: {layer.note}" for layer in layers if layer.note),
+        f"{min(config.calibration_sequences, sequences[0])} of {sequences[0]} sequences calibrate, "
+        f"{sequences[1]} are tested",
+        f"the file: about {expected.file_bytes / 1e6:.2f} MB",
+        f"the time: about {duration(expected.total_seconds)} here ("
+        + ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in expected.seconds.items())
+        + "), half or twice that",
+        "nothing was quantized (--dry-run)",
+    ):
+        progress.note(line)
+    return expected

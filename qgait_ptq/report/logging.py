@@ -1,0 +1,56 @@
+"""A log file of a run: what each stage did and how long it took, line by line, while it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from qgait_ptq.errors import ConfigError
+from qgait_ptq.progress import Advance, Progress
+
+
+class LoggedProgress:
+    """Passes everything on, and writes it into a file with the time of day."""
+
+    def __init__(self, listener: Progress, path: Path) -> None:
+        """Begin a log.
+
+        Args:
+            listener: is told, too.
+            path: of the log; lines are added to what is there.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        self.listener, self.path = listener, path
+        self._write(f"{path.name} begins")
+
+    def stage(self, name: str, steps: int | None = None) -> AbstractContextManager[Advance]:
+        """Enter a stage."""
+        return self._stage(name, steps)
+
+    def note(self, text: str) -> None:
+        """Say one line."""
+        self.listener.note(text)
+        self._write(text)
+
+    @contextmanager
+    def _stage(self, name: str, steps: int | None) -> Iterator[Advance]:
+        self._write(f"{name}: begins" + (f", {steps} steps" if steps is not None else ""))
+        started = time.perf_counter()
+        try:
+            with self.listener.stage(name, steps) as advance:
+                yield advance
+        except BaseException as error:
+            self._write(f"{name}: stopped by {type(error).__name__}: {error}")
+            raise
+        self._write(f"{name}: {time.perf_counter() - started:.1f} s")
+
+    def _write(self, line: str) -> None:
+        try:
+            with self.path.open("a") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+        except OSError as error:
+            raise ConfigError(f"{self.path}: the log cannot be written ({error.strerror or error})") from None

@@ -1,0 +1,230 @@
+"""``report.html``: one self-contained page from what ``report.json`` holds."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from qgait_ptq.report.drawing import DARK, LIGHT
+from qgait_ptq.report.plots import WORST_LAYERS, report_figures
+from qgait_ptq.report.widths import widths_label
+
+Report = Mapping[str, Any]
+MEGABYTE = 1e6
+LITTLE = 1.0  # points of rank-1 that a verdict calls little
+NETWORKS = ("float", "quantized", "onnx")
+
+
+def render_template(name: str, **values: Any) -> str:
+    """Fill a template; what is put in is escaped unless the template says otherwise."""
+    environment = Environment(
+        loader=PackageLoader("qgait_ptq.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=False,
+    )
+    return environment.get_template(name).render(light=LIGHT, dark=DARK, **values)
+
+
+def render_report(report: Report, recipe: str | None = None, sheet: bytes | None = None) -> str:
+    """The page of one run.
+
+    Args:
+        report: as in ``report.json``.
+        recipe: text of ``recipe.yaml``; None where the network came from Python.
+        sheet: png of calibration silhouettes.
+    """
+    good, text = verdict(report)
+    return render_template(
+        "report.html.j2",
+        title=_title(report),
+        report=report,
+        verdict={"good": good, "text": text},
+        tiles=list(_tiles(report)),
+        accuracy=list(_accuracy_rows(report)),
+        identities=_identities(report),
+        figures=report_figures(report),
+        stages=list(_stages(report)),
+        notes=list(_notes(report)),
+        layers=_layers(report),
+        sheet=base64.b64encode(sheet).decode() if sheet else None,
+        recipe=recipe,
+        configuration=yaml.safe_dump(report["config"], sort_keys=False),
+    )
+
+
+def verdict(report: Report) -> tuple[bool, str]:
+    """Whether the file ranks about as the float network does, and that in one sentence."""
+    label, ratio = widths_label(report), report["size_bytes"]["float"] / report["size_bytes"]["onnx"]
+    smaller = f"in a file {ratio:.1f} times smaller"
+    if not report["accuracy"]:
+        cosine = report["agreement"]["cosine_mean"]
+        return cosine >= 0.99, (
+            f"{label}: embeddings agree with the float ones by a mean cosine of {cosine:.4f}, {smaller}. "
+            "The data have no gallery and probes, so ranking was not measured."
+        )
+    before, after = (report["accuracy"][name]["rank1"]["mean"] for name in ("float", "onnx"))
+    change = report["comparison"]["onnx"]["rank1"]
+    known = f"95 % interval {change['low']:+.2f} to {change['high']:+.2f} points"
+    lost = before - after
+    if change["high"] < 0 and lost > LITTLE:
+        words = f"loses {lost:.2f} points of rank-1"
+    elif change["high"] < 0:
+        words = f"loses {lost:.2f} points of rank-1, little but not by chance"
+    elif change["low"] <= 0 <= change["high"]:
+        words = "ranks as the float network does, as far as these people can tell"
+    else:
+        words = "ranks no worse than the float network"
+    return lost <= LITTLE, (
+        f"{label}: the file {words} (mean rank-1 {before:.2f} % → {after:.2f} %, {known}), {smaller}."
+    )
+
+
+def _title(report: Report) -> str:
+    path = report["model"].get("path")
+    name = str(path).replace("\\", "/").rpartition("/")[2] if path else "network from Python"
+    return f"{name}, {widths_label(report)} for {report['target']['name']}"
+
+
+def _tiles(report: Report) -> Iterator[tuple[str, str]]:
+    size, agreement, model = report["size_bytes"], report["agreement"], report["model"]
+    if report["accuracy"]:
+        accuracy = report["accuracy"]
+        yield "mean rank-1, file", f"{accuracy['onnx']['rank1']['mean']:.2f} %"
+        yield "mAP, file", f"{accuracy['onnx']['mAP']:.2f} %"
+    yield "size", f"{size['onnx'] / MEGABYTE:.2f} MB"
+    yield "size, float", f"{size['float'] / MEGABYTE:.2f} MB"
+    speed = report["speed"]
+    if speed:
+        yield f"speed in {speed['runtime']}", f"{speed['faster'][0]:.2f}×"
+        yield f"time of {speed['frames']} frames", f"{speed['onnx_ms']:.1f} ms"
+    yield "embeddings, cosine", f"{agreement['cosine_mean']:.4f}"
+    yield "embeddings, SQNR", f"{agreement['sqnr_db']:.1f} dB"
+    yield "parameters", f"{model['parameters'] / 1e6:.2f} M"
+    yield f"MACs, {model['macs_frames']} frames", f"{model['macs'] / 1e9:.2f} G"
+
+
+def _accuracy_rows(report: Report) -> Iterator[tuple[str, ...]]:
+    accuracy = report["accuracy"]
+    if not accuracy:
+        return
+    changes = report["comparison"]["onnx"]
+    mixed = accuracy["onnx_float_gallery"]
+    for condition in accuracy["float"]["rank1"]:
+        values = [accuracy[name]["rank1"][condition] for name in NETWORKS]
+        interval = changes["rank1"] if condition == "mean" else None
+        yield _row(f"rank-1 {condition}", values, interval, mixed["rank1"][condition])
+    for metric in ("mAP", "mINP"):
+        values = [accuracy[name][metric] for name in NETWORKS]
+        yield _row(metric, values, changes.get(metric), mixed[metric])
+
+
+def _row(
+    name: str, values: list[float], interval: Mapping[str, float] | None, mixed: float
+) -> tuple[str, ...]:
+    change = f"{values[-1] - values[0]:+.2f}"
+    if interval is not None:
+        change += f" [{interval['low']:+.2f}, {interval['high']:+.2f}]"
+    return (name, *(f"{value:.2f}" for value in values), change, f"{mixed:.2f}")
+
+
+def _identities(report: Report) -> int:
+    return int(report["comparison"]["onnx"]["rank1"]["identities"]) if report["accuracy"] else 0
+
+
+def _stages(report: Report) -> Iterator[str]:
+    config, calibration = report["config"], report["calibration"]
+    data, seconds = report["data"], report["seconds"]
+    words = {
+        "data": "data found and listed",
+        "capture": "network captured, simplified, and compared with the original at several sizes",
+        "layer errors": "errors of the layers' outputs",
+        "export": "file written and compared with the simulation at several sizes",
+        "parity": f"file compared with the simulation on {report['parity']['sequences']} sequences",
+        "speed": "file and float network run in turn",
+        "sensitivity": "sensitivity of every layer at every width",
+        "ranges": f"ranges of activations ({config['observer']}) and weights ({config['weight_observer']})",
+        "equalization": f"equalization of channels ({config['equalization']})",
+        "rounding": f"rounding of weights ({config['rounding']})"
+        + (" with bias correction" if config["bias_correction"] else ""),
+        "IDC": "IDC, calibration of distances between people: " + _outcome(calibration.get("idc") or {}),
+        "fine-tuning": "fine-tuning: " + ("undone" if _undone(calibration) else "kept"),
+        "evaluation": f"evaluation on {data['test_sequences']} test sequences"
+        + (f", protocol {data['protocol']}, {data['metric']} distances" if data["protocol"] else ""),
+    }
+    yield f"{data['calibration_sequences']} calibration sequences, seed {config['seed']}"
+    for stage, spent in seconds.items():
+        yield f"{words.get(stage, stage)} ({spent:.1f} s)"
+
+
+def _outcome(idc: Mapping[str, Any]) -> str:
+    if not idc.get("kept"):
+        return "no step served the held-out identities better, so it is undone"
+    loss = idc["held_out_loss"]
+    return f"loss on held-out identities {loss['start']:.4f} → {loss['best']:.4f}, step {idc['best_step']}"
+
+
+def _undone(calibration: Mapping[str, Any]) -> bool:
+    return (calibration.get("finetune") or {}).get("kept") == "start"
+
+
+def _notes(report: Report) -> Iterator[str]:
+    left_out = (report["calibration"].get("idc") or {}).get("left_out")
+    if left_out:
+        yield str(left_out)
+    for name, value in (("frame count", report["model"]["frames"]), ("batch size", report["model"]["batch"])):
+        if value is not None:
+            yield f"the file takes a {name} of {value} only"
+    if report["slow_layers"]:
+        yield f"no integer kernel in the runtime for: {', '.join(report['slow_layers'])}"
+    for layer in report["layers"]:
+        if layer["note"]:
+            yield f"{layer['name']}: {layer['note']}"
+    parity = report["parity"]
+    yield (
+        f"the file agrees with the simulation by a cosine of {parity['cosine_min']:.6f} on the worst of "
+        f"{parity['sequences']} sequences"
+    )
+    if report["speed"].get("noisy"):
+        yield "others used the machine while speed was measured: 'qgait-ptq bench' measures it longer"
+
+
+def _layers(report: Report) -> list[dict[str, Any]]:
+    errors = sorted(layer["sqnr_db"] for layer in report["layers"] if layer["sqnr_db"] is not None)
+    limit = errors[min(WORST_LAYERS, len(errors)) - 1] if errors else float("-inf")
+    return [
+        {
+            "name": layer["name"],
+            "op": layer["op"],
+            "w": layer["weight_bits"] or "float",
+            "a": layer["activation_bits"] or "float",
+            "kernel": "integer" if layer["integer"] else "float",
+            "mmac": f"{layer['macs'] / 1e6:.1f}",
+            "parameters": f"{layer['parameters']:,}",
+            "range": _input_range(layer),
+            "scales": _weight_scales(layer["scales"]),
+            "sqnr": "" if layer["sqnr_db"] is None else f"{layer['sqnr_db']:.1f}",
+            "worst": layer["sqnr_db"] is not None and layer["sqnr_db"] <= limit,
+        }
+        for layer in report["layers"]
+    ]
+
+
+def _input_range(layer: Mapping[str, Any]) -> str:
+    scales = layer["scales"]
+    if "activation_scale" not in scales:
+        return ""
+    scale, low = scales["activation_scale"], -scales["activation_zero_point"]
+    # Signed grids have their zero-point between negative integers.
+    if scales["activation_zero_point"] < 0 or layer.get("activation_signed"):
+        low -= 1 << (layer["activation_bits"] - 1)
+    return f"{scale * low:.3g} … {scale * (low + (1 << layer['activation_bits']) - 1):.3g}"
+
+
+def _weight_scales(scales: Mapping[str, Any]) -> str:
+    found = scales.get("weight_scales")
+    return "" if not found else f"{min(found):.2g} … {max(found):.2g}"

@@ -1,0 +1,253 @@
+"""The figures of a report: each takes what ``report.json`` holds and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qgait_ptq.report.drawing import (
+    DIFFERENT,
+    FILE,
+    FLOAT,
+    INK,
+    QUANTIZED,
+    SAME,
+    WORST,
+    Figure,
+    draw,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Report = Mapping[str, Any]
+WORST_LAYERS, SHOWN_LAYERS = 3, 40
+ROW_HEIGHT = 0.2  # inches, of a layer's bar
+NETWORKS = (
+    ("float", "float", FLOAT, "-"),
+    ("quantized", "quantized", QUANTIZED, "--"),
+    ("onnx", "file", FILE, ":"),
+)
+PAIRS = (("same", "same person", SAME), ("different", "different people", DIFFERENT))
+
+
+def report_figures(report: Report) -> list[Figure]:
+    """All figures that a report has the figures for."""
+    drawn = (
+        cmc_figure(report) if report["accuracy"] else None,
+        histogram_figure(report),
+        scatter_figure(report),
+        loss_figure(report),
+        layer_figure(report),
+        front_figure(report) if report["allocation"].get("front") else None,
+    )
+    return [figure for figure in drawn if figure is not None]
+
+
+def cmc_figure(report: Report) -> Figure:
+    """Cumulative match characteristic of the three networks."""
+
+    def paint(axes: Axes) -> None:
+        for name, label, colour, style in NETWORKS:
+            curve = report["accuracy"][name]["cmc"]
+            axes.plot(range(1, len(curve) + 1), curve, style, color=colour, label=label, linewidth=2)
+        lowest = min(report["accuracy"][name]["cmc"][0] for name, *_ in NETWORKS)
+        axes.set_ylim(lowest - max(1.0, 0.1 * (100 - lowest)), 100.5)
+        axes.set_xticks([1, 5, 10, 15, 20])
+        axes.set(xlabel="rank k", ylabel="probes found among the first k, %")
+        axes.legend(loc="lower right")
+
+    return draw(
+        "cmc",
+        "Cumulative match characteristic",
+        "Higher is better; where the lines lie on each other, quantization changed nothing.",
+        paint,
+    )
+
+
+def histogram_figure(report: Report) -> Figure:
+    """Distances of pairs of sequences, before and after."""
+    distances = report["comparison"]["distances"]
+    edges = distances["edges"]
+
+    def paint(axes: Axes) -> None:
+        for name, label, colour in PAIRS:
+            for network, style in (("float", "--"), ("quantized", "-")):
+                shares = [100 * share for share in distances[network][name]]
+                title = f"{label}, {'float' if network == 'float' else 'file'}"
+                axes.stairs(shares, edges, color=colour, linestyle=style, label=title, linewidth=1.5)
+        axes.set(xlabel="distance of two embeddings", ylabel="pairs, %")
+        axes.set_ylim(bottom=0)
+        axes.legend()
+
+    return draw(
+        "distances",
+        "Distances between sequences",
+        "The less the colours overlap, the better people are told apart; dashed is float, solid the file.",
+        paint,
+    )
+
+
+def scatter_figure(report: Report) -> Figure:
+    """Each pair's distance in the file over its distance in float."""
+    pairs = report["comparison"]["distances"]["pairs"]
+
+    def paint(axes: Axes) -> None:
+        highest = max(
+            (value for points in pairs.values() for point in points for value in point), default=1.0
+        )
+        axes.plot([0, highest], [0, highest], color=INK, linewidth=0.8)
+        for (name, label, colour), marker in zip(PAIRS, ("o", "s"), strict=True):
+            if pairs[name]:
+                before, after = zip(*pairs[name], strict=True)
+                axes.plot(before, after, marker, color=colour, label=label, markersize=2.6, alpha=0.7, mew=0)
+        axes.set(xlabel="distance, float", ylabel="distance, file")
+        axes.legend(loc="upper left")
+
+    return draw(
+        "distortion",
+        "What quantization did to distances",
+        "On the line nothing changed; scatter about it swaps neighbours, a common slope does not.",
+        paint,
+    )
+
+
+def loss_figure(report: Report) -> Figure | None:
+    """Losses of the learning stages on held-out identities; None where none learned."""
+    calibration = report["calibration"]
+    idc = calibration.get("idc") or {}
+    end_to_end = (calibration.get("finetune") or {}).get("end_to_end") or {}
+    curves = [
+        (label, stage["curve"], stage["best_step"], colour, style)
+        for label, stage, colour, style in (
+            ("IDC", idc, FLOAT, "-"),
+            ("fine-tuning, end to end", end_to_end, QUANTIZED, "--"),
+        )
+        if stage.get("curve")
+    ]
+    if not curves:
+        return None
+
+    def paint(axes: Axes) -> None:
+        for label, curve, best, colour, style in curves:
+            steps, losses = zip(*curve, strict=True)
+            axes.plot(steps, losses, style, color=colour, label=label, marker="o", markersize=3)
+            chosen = dict(curve).get(best)
+            if chosen is not None:
+                axes.plot([best], [chosen], "*", color=colour, markersize=12)
+        axes.set(xlabel="step", ylabel="loss on held-out identities")
+        axes.legend()
+
+    return draw(
+        "losses",
+        "Learning stages",
+        "The star marks the step that was kept; a star at step 0 says that no step was better.",
+        paint,
+    )
+
+
+def layer_figure(report: Report) -> Figure:
+    """Errors of the layers' outputs, worst first."""
+    layers = [layer for layer in report["layers"] if layer["sqnr_db"] is not None]
+    shown = sorted(layers, key=lambda layer: float(layer["sqnr_db"]))[:SHOWN_LAYERS]
+    left = len(layers) - len(shown)
+
+    def paint(axes: Axes) -> None:
+        colours = [WORST if number < WORST_LAYERS else FLOAT for number in range(len(shown))]
+        names = [_with_bits(layer) for layer in shown]
+        bars = axes.barh(range(len(shown)), [layer["sqnr_db"] for layer in shown], color=colours)
+        for bar in bars[:WORST_LAYERS]:
+            bar.set_hatch("//")
+        axes.set_yticks(range(len(shown)), names, fontsize=8)
+        axes.invert_yaxis()
+        axes.set(xlabel="signal to quantization noise of the output, dB")
+        axes.grid(axis="y", visible=False)
+
+    more = f"; {left} better ones are left out" if left else ""
+    return draw(
+        "layers",
+        "Errors layer by layer",
+        f"Longer is better; the hatched ones are worst{more}. Errors of the layers before are contained.",
+        paint,
+        height=1.0 + ROW_HEIGHT * len(shown),
+    )
+
+
+def front_figure(report: Report) -> Figure:
+    """The best widths for each cost, and those that were taken."""
+    allocation = report["allocation"]
+    by_size = allocation["by"] == "size"
+    chosen = allocation["chosen"]
+
+    def cost(point: Mapping[str, Any]) -> float:
+        return point["file_bytes"] / 1e6 if by_size else point["bops_percent"]
+
+    def paint(axes: Axes) -> None:
+        points = [*allocation["front"], chosen]
+        points = sorted(points, key=cost)
+        axes.plot(
+            [cost(p) for p in points], [p["distortion"] for p in points], "o-", color=FLOAT, markersize=4
+        )
+        axes.plot([cost(chosen)], [chosen["distortion"]], "*", color=WORST, markersize=14, label="taken")
+        axes.set_yscale("log")
+        axes.set(
+            xlabel="size of the file, MB" if by_size else "bit operations, % of those with 8 bits everywhere",
+            ylabel="predicted distortion of distances",
+        )
+        axes.legend()
+
+    return draw(
+        "front",
+        "Widths of layers: cost and damage",
+        "Each point has the least predicted damage at its cost; lower and further left is better.",
+        paint,
+    )
+
+
+def sensitivity_figure(entries: Sequence[Mapping[str, Any]]) -> Figure:
+    """Damage of each group alone, as a table of colours.
+
+    Args:
+        entries: of `describe_sensitivity`.
+    """
+    rows = list(dict.fromkeys((entry["kind"], tuple(entry["layers"])) for entry in entries))
+    widths = sorted({int(entry["bits"]) for entry in entries})
+    values = {(e["kind"], tuple(e["layers"]), e["bits"]): float(e["distance_error"]) for e in entries}
+
+    def paint(axes: Axes) -> None:
+        import numpy as np
+        from matplotlib.colors import LogNorm
+
+        table = np.array([[values.get((*row, bits), np.nan) for bits in widths] for row in rows])
+        table = np.maximum(table, 1e-3)
+        norm = LogNorm(np.nanmin(table), max(np.nanmax(table), 2 * np.nanmin(table)))
+        mesh = axes.pcolormesh(table, cmap="cividis", norm=norm, edgecolors="none")
+        for y, line in enumerate(table):
+            for x, value in enumerate(line):
+                if np.isfinite(value):
+                    ink = "#ffffff" if norm(value) < 0.55 else "#000000"
+                    axes.text(
+                        x + 0.5, y + 0.5, f"{value:.2g}", ha="center", va="center", fontsize=7, color=ink
+                    )
+        axes.set_xticks([x + 0.5 for x in range(len(widths))], [f"{bits}" for bits in widths])
+        names = [f"{'weights' if kind == 'weights' else 'input'} {layers[0]}" for kind, layers in rows]
+        axes.set_yticks([y + 0.5 for y in range(len(rows))], names, fontsize=8)
+        axes.invert_yaxis()
+        axes.set(xlabel="bits")
+        axes.grid(visible=False)
+        axes.figure.colorbar(mesh, ax=axes, label="change of distances between people, %")
+
+    return draw(
+        "sensitivity",
+        "Damage of each tensor alone",
+        "Percent by which distances between people change when only this is quantized; brighter is worse.",
+        paint,
+        height=1.2 + ROW_HEIGHT * len(rows),
+    )
+
+
+def _with_bits(layer: Mapping[str, Any]) -> str:
+    widths = (
+        "float" if layer["weight_bits"] is None else f"W{layer['weight_bits']}A{layer['activation_bits']}"
+    )
+    return f"{layer['name']} ({widths})"
