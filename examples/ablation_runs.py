@@ -49,6 +49,7 @@ COMMON: dict[str, Any] = {
     "finetune": {"block_steps": 100, "steps": 60},
 }
 # What makes figures comparable; runs under other terms are not mixed with these.
+Part = tuple[list[int], int, Any]  # walkers, views of each walk, trials
 TERMS = json.loads(json.dumps([COMMON, CALIBRATION_IDENTITIES, TEST_IDENTITIES, TEST_VIEWS, DISTRACTORS]))
 
 
@@ -60,17 +61,24 @@ def render_walkers(folder: Path, seeds: int) -> None:
 
 
 def _render(path: Path, name: str) -> None:
-    def numbers(split: Split, first: int, count: int) -> list[int]:
-        return list(range(FIRST_IDENTITY[split] + first, FIRST_IDENTITY[split] + first + count))
-
     if name == "test":
-        parts: list[tuple[list[int], int, Any]] = [
+        parts: list[Part] = [
             (numbers(Split.TEST, FIRST_TEST, TEST_IDENTITIES), TEST_VIEWS, TRIALS),
             (numbers(Split.DISTRACTOR, 0, DISTRACTORS), 1, TRIALS[:1]),
         ]
     else:
         first = FIRST_CALIBRATION + CALIBRATION_IDENTITIES * int(name.rpartition("-")[2])
         parts = [(numbers(Split.CALIBRATION, first, CALIBRATION_IDENTITIES), 1, TRIALS)]
+    render_parts(path, parts)
+
+
+def numbers(split: Split, first: int, count: int) -> list[int]:
+    """Walkers of a split."""
+    return list(range(FIRST_IDENTITY[split] + first, FIRST_IDENTITY[split] + first + count))
+
+
+def render_parts(path: Path, parts: list[Part]) -> None:
+    """Render walkers, each part with its views and trials, into one file."""
     arrays = {}
     for identities, views, trials in parts:
         for walks in render_identities(identities, trials=trials, views_per_trial=views):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,11 +52,17 @@ class QuantizationResult:
             ExportError: torch.export refuses the graph.
             ConfigError: the folder cannot be written; nothing is left behind.
         """
-        models = {"model.onnx": self.onnx_model.SerializeToString()}
-        if float_file and self.float_model is not None:
-            models["float.onnx"] = self.float_model.SerializeToString()
-        if torch_file and self.captured is not None:
-            models["model.pt2"] = export_program(self.model, self.captured)
+        report = self.report.to_json()
         recipe = None if self.recipe is None else recipe_yaml(self.recipe)
-        page = render_report(self.report.to_json(), recipe, self.sheet)
-        return write_result(Path(folder), models, self.report, recipe, page)
+        contents = {
+            "model.onnx": self.onnx_model.SerializeToString(),
+            "report.json": (json.dumps(report, indent=1) + "\n").encode(),
+            "report.html": render_report(report, recipe, self.sheet).encode(),
+        }
+        if recipe is not None:
+            contents["recipe.yaml"] = recipe.encode()
+        if float_file and self.float_model is not None:
+            contents["float.onnx"] = self.float_model.SerializeToString()
+        if torch_file and self.captured is not None:
+            contents["model.pt2"] = export_program(self.model, self.captured)
+        return write_result(Path(folder), contents)

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from qgait_ptq.errors import ConfigError
-from qgait_ptq.report.record import Report
 
 
-def write_result(
-    folder: Path, models: dict[str, bytes], report: Report, recipe: str | None, page: str
-) -> Path:
-    """Write models, ``report.json``, ``report.html`` and ``recipe.yaml`` into a folder.
+def write_result(folder: Path, contents: Mapping[str, bytes]) -> Path:
+    """Write the files of a result into a folder.
 
     Args:
         folder: made if need be; other files in it are left alone.
-        models: file name → serialized ONNX.
-        report: of the run.
-        recipe: its text; None writes no recipe.
-        page: the report for people.
+        contents: file name → what it holds.
 
     Returns:
         The folder.
@@ -30,9 +24,6 @@ def write_result(
     Raises:
         ConfigError: the folder cannot be written, or the disk is full; nothing is left behind.
     """
-    contents = {**models, "report.json": _json_bytes(report), "report.html": page.encode()}
-    if recipe is not None:
-        contents["recipe.yaml"] = recipe.encode()
     made = _make_folder(folder)
     try:
         beside = Path(tempfile.mkdtemp(dir=folder, prefix=".qgait-ptq-"))
@@ -97,7 +88,3 @@ def _make_folder(folder: Path) -> list[Path]:
             parent.rmdir()
         raise ConfigError(f"{folder}: not writable ({error.strerror or error})") from None
     return made
-
-
-def _json_bytes(report: Report) -> bytes:
-    return (json.dumps(report.to_json(), indent=1) + "\n").encode()

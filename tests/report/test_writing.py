@@ -5,36 +5,30 @@ from pathlib import Path
 
 import pytest
 
-from qgait_ptq.config import ModelSource, Recipe
 from qgait_ptq.errors import ConfigError
-from qgait_ptq.report.record import Report
 from qgait_ptq.report.writing import check_writable, write_result
-
-REPORT = Report({}, {}, {}, {}, {}, {}, {}, {}, {}, [], [], {}, {})
 
 
 def names(folder):
     return sorted(file.name for file in folder.iterdir())
 
 
-def test_model_report_and_recipe_are_written(tmp_path):
-    write_result(
-        tmp_path / "out", {"model.onnx": b"model"}, REPORT, Recipe(model=ModelSource(path=Path("m.pt")))
-    )
-    assert names(tmp_path / "out") == ["model.onnx", "recipe.yaml", "report.json"]
+def test_all_files_are_written(tmp_path):
+    write_result(tmp_path / "out", {"model.onnx": b"model", "report.json": b"{}"})
+    assert names(tmp_path / "out") == ["model.onnx", "report.json"]
 
 
 def test_an_older_result_is_replaced_and_other_files_stay(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for content in (b"old", b"new"):
-        write_result(tmp_path, {"model.onnx": content}, REPORT, None)
+        write_result(tmp_path, {"model.onnx": content})
     assert (tmp_path / "model.onnx").read_bytes() == b"new"
-    assert names(tmp_path) == ["model.onnx", "notes.txt", "report.json"]
+    assert names(tmp_path) == ["model.onnx", "notes.txt"]
 
 
 def test_a_folder_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    for act in (check_writable, lambda folder: write_result(folder, {"model.onnx": b"model"}, REPORT, None)):
+    for act in (check_writable, lambda folder: write_result(folder, {"model.onnx": b"model"})):
         with pytest.raises(ConfigError, match="not writable"):
             act(tmp_path / "file" / "deep" / "out")
     assert names(tmp_path) == ["file"]
@@ -50,11 +44,10 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
     code = (
         "from pathlib import Path\n"
         "from qgait_ptq.errors import ConfigError\n"
-        "from tests.report.test_writing import REPORT\n"
         "from qgait_ptq.report.writing import write_result\n"
         "try:\n"
         f"    folder = Path({str(tmp_path / 'new' / 'out')!r})\n"
-        "    write_result(folder, {'model.onnx': b'x' * 100_000}, REPORT, None)\n"
+        "    write_result(folder, {'model.onnx': b'x' * 100_000})\n"
         "except ConfigError as error:\n"
         "    print(error)\n"
     )

@@ -1,0 +1,169 @@
+"""``report.html`` and the page of a comparison, looked at in a real browser."""
+
+import io
+import re
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import qgait_ptq as qg
+from qgait_ptq.errors import ConfigError
+from qgait_ptq.gait.sources import load_directory
+from qgait_ptq.report.comparing import compare_reports, pareto_positions, render_comparison
+from qgait_ptq.report.page import render_report, verdict
+from tests.conftest import make_gaitbase
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+WIDTHS = (400, 900, 1600)  # a phone, a tablet, a desk
+
+
+@pytest.fixture(scope="module")
+def result(walkers_root):
+    data = load_directory(walkers_root)
+    return qg.quantize(make_gaitbase(), data, qg.QuantConfig(weight_bits=4, calibration_sequences=12))
+
+
+@pytest.fixture(scope="module")
+def report(result):
+    return result.report.to_json()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield browser
+        browser.close()
+
+
+def open_page(browser, path, width, scheme):
+    """The page, what its console said, and what it asked for."""
+    page = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}).new_page()
+    said, requested = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: requested.append(request.url))
+    page.goto(path.as_uri())
+    return page, said, requested
+
+
+@pytest.fixture(scope="module")
+def pages(result, report, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    result.save(folder / "out")
+    rows = compare_reports({"a": report, "b": report})
+    (folder / "compared.html").write_text(render_comparison(rows, "walkers", 80.0))
+    return {"report": folder / "out" / "report.html", "comparison": folder / "compared.html"}
+
+
+@pytest.mark.parametrize("name", ["report", "comparison"])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_is_quiet_asks_for_nothing_and_fits(browser, pages, name, width, scheme):
+    page, said, requested = open_page(browser, pages[name], width, scheme)
+    assert said == []
+    assert requested == [pages[name].as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_picture_shows_something_in_both_schemes(browser, pages, scheme):
+    page, *_ = open_page(browser, pages["report"], 900, scheme)
+    figures = page.locator("figure")
+    assert figures.count() >= 5  # CMC, histograms, scatter, layers, silhouettes
+    for number in range(figures.count()):
+        picture = figures.nth(number).locator("svg, img").first
+        image = np.asarray(Image.open(io.BytesIO(picture.screenshot())).convert("L"), dtype=int)
+        background = np.bincount(image.ravel()).argmax()
+        assert (abs(image - background) > 40).mean() > 0.005
+    page.context.close()
+
+
+def test_every_figure_is_described_and_says_how_to_read_it(pages):
+    html = pages["report"].read_text()
+    figures = re.findall(r"<figure.*?</figure>", html, flags=re.DOTALL)
+    for figure in figures:
+        assert re.search(r"<figcaption>.{20,}</figcaption>", figure)
+        assert 'role="img" aria-label="' in figure or 'alt="' in figure
+
+
+def test_colours_come_from_the_page(pages):
+    html = pages["report"].read_text()
+    assert "#0101" not in html
+    assert "var(--float)" in html
+
+
+def test_the_page_is_one_file_without_a_script(pages):
+    html = pages["report"].read_text()
+    assert "<script" not in html
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", html)
+
+
+def test_the_same_report_gives_the_same_page(report):
+    assert render_report(report) == render_report(report)
+
+
+def test_names_are_escaped(report):
+    changed = {**report, "data": {**report["data"], "description": "<b>people</b>"}}
+    assert "&lt;b&gt;people&lt;/b&gt;" in render_report(changed)
+
+
+def test_without_gallery_and_probes_the_page_speaks_of_agreement(report):
+    without = {
+        **report,
+        "accuracy": {},
+        "comparison": {"distances": report["comparison"]["distances"]},
+    }
+    assert "ranking was not measured" in render_report(without)
+
+
+@pytest.mark.parametrize(
+    ("after", "low", "high", "words", "good"),
+    [
+        (80.0, -0.5, 0.5, "ranks as the float network does", True),
+        (79.5, -0.9, -0.1, "little but not by chance", True),
+        (70.0, -12.0, -8.0, "loses 10.00 points", False),
+        (81.0, 0.2, 1.5, "no worse", True),
+    ],
+)
+def test_the_verdict_says_what_was_lost_and_whether_by_chance(report, after, low, high, words, good):
+    rank1 = {"nm": 80.0, "mean": 80.0}
+    changed = {
+        **report,
+        "accuracy": {
+            **report["accuracy"],
+            "float": {**report["accuracy"]["float"], "rank1": rank1},
+            "onnx": {**report["accuracy"]["onnx"], "rank1": {"nm": after, "mean": after}},
+        },
+        "comparison": {"onnx": {"rank1": {"mean": after - 80, "low": low, "high": high, "identities": 9}}},
+    }
+    found, text = verdict(changed)
+    assert words in text
+    assert found is good
+
+
+def test_results_of_different_test_sets_are_not_compared(report):
+    other = {**report, "data": {**report["data"], "test_sequences": 7}}
+    with pytest.raises(ConfigError, match=r"different data \(test_sequences: \d+ and 7\)"):
+        compare_reports({"a": report, "b": other})
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12))
+def test_what_is_on_the_front_is_beaten_by_nothing(points):
+    costs, qualities = zip(*points, strict=True)
+    front = {points[i] for i in pareto_positions(costs, qualities)}
+    for point in points:
+        beaten = any(o != point and o[0] <= point[0] and o[1] >= point[1] for o in points)
+        assert (point in front) == (not beaten)
