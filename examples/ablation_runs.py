@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from qgait_ptq.calibration.clips import Clips
 from qgait_ptq.calibration.training import TrainingData
-from qgait_ptq.config import QuantConfig, parse
+from qgait_ptq.config import QuantConfig
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.gait.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
 from qgait_ptq.gait.embedding import embed_dataset
@@ -32,6 +32,7 @@ from qgait_ptq.gait.walkers.population import FIRST_IDENTITY, TRIALS, Split
 from qgait_ptq.gait.walkers.rendering import condition_name, render_identities, subject_name, view_name
 from qgait_ptq.gait.zoo import NETWORKS
 from qgait_ptq.planning import plan
+from qgait_ptq.recipes import parse
 from qgait_ptq.stages import CalibrationRun
 
 CALIBRATION_IDENTITIES, FIRST_CALIBRATION = 16, 1000

@@ -36,7 +36,7 @@ from ablation_runs import (
 from ablation_tables import bootstrap, by_identity
 from torch import Tensor
 
-from qgait_ptq.config import QuantConfig, parse
+from qgait_ptq.config import QuantConfig
 from qgait_ptq.export.onnx_file import export_quantized
 from qgait_ptq.export.targets import get_target
 from qgait_ptq.gait.dataset import GaitDataset
@@ -49,6 +49,7 @@ from qgait_ptq.graph.placement import place
 from qgait_ptq.mixed_precision import WidthChooser
 from qgait_ptq.planning import bit_widths, plan
 from qgait_ptq.progress import Silent
+from qgait_ptq.recipes import parse
 from qgait_ptq.stages import CalibrationRun
 
 NETWORK = Path(__file__).parent / "models" / "gaitbase-small.pt"

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from qgait_ptq.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Bits = Annotated[int, Field(ge=2, le=8)]
 ActivationObserver = Literal["minmax", "moving-average", "percentile", "mse", "histogram"]
@@ -281,61 +278,3 @@ class Recipe(_Model):
     model: ModelSource
     data: DataSource = DataSource()
     quantization: QuantConfig = QuantConfig()
-
-
-Parsed = TypeVar("Parsed", bound=BaseModel)
-
-
-def parse(model: type[Parsed], values: Any, where: str) -> Parsed:
-    """Validate values as a configuration.
-
-    Args:
-        model: which one.
-        values: a mapping.
-        where: named in errors.
-
-    Raises:
-        ConfigError: names the field, what is wrong with it, and what was given.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        given = "" if first["type"] in ("extra_forbidden", "missing") else f", not {first['input']!r}"
-        raise ConfigError(f"{where}: {field}: {first['msg']}{given}") from None
-
-
-def read_yaml(path: Path, what: str) -> Any:
-    """Read a YAML file.
-
-    Args:
-        path: the file.
-        what: it is, for errors.
-
-    Raises:
-        ConfigError: it cannot be read, or is not YAML.
-    """
-    try:
-        return yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: {what} cannot be read ({error.strerror or error})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a recipe file as a mapping; `parse` validates it after options have been merged in.
-
-    Raises:
-        ConfigError: no such file, or not a YAML mapping.
-    """
-    values = read_yaml(path, "the recipe")
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping with the keys model, data and quantization")
-    return values
-
-
-def recipe_yaml(recipe: Recipe) -> str:
-    """The recipe as YAML text."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)

@@ -16,7 +16,7 @@ from qgait_ptq.graph.trace import Capture
 from qgait_ptq.planning import REPORTED_FRAMES
 
 INT4_BITS, FLOAT_BITS = 4, 32
-GRAPH_BYTES, LAYER_BYTES = 20_000, 2_500  # of a file's nodes, names and metadata
+GRAPH_BYTES, LAYER_BYTES = 8_000, 1_500  # of a file's nodes, names and metadata
 # Seconds of a stage in runs of the float network over the same frames, as seen with GaitBase-small and
 # GaitBase on 2 cores; they differ by half between machines and networks.
 RANGES, ROUNDING, LEARNING_STEP, BLOCK_STEP = 1.6, 6.0, 5.0, 0.8

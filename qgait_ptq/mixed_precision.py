@@ -66,6 +66,7 @@ class WidthChooser:
         byte_input: the file takes uint8.
         work_folder: for the states of the measurement; None keeps none.
         resume: go on from the states found there.
+        sequences: that sensitivity is measured on, at most.
         looks: what was calibrated and ranked on the way.
     """
 
@@ -77,6 +78,7 @@ class WidthChooser:
     byte_input: bool = False
     work_folder: Path | None = None
     resume: bool = False
+    sequences: int = MEASURED_SEQUENCES
     looks: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -162,7 +164,7 @@ class WidthChooser:
         Raises:
             DataError: all sequences are of one identity.
         """
-        chosen = data.choose(min(MEASURED_SEQUENCES, self.config.calibration_sequences), self.config.seed)
+        chosen = data.choose(min(self.sequences, self.config.calibration_sequences), self.config.seed)
         run = self._calibration(self.config, copy.deepcopy(self.network))
         clips = run.cut(chosen, self.config.idc.frames)
         if len(set(clips.subjects)) < 2:

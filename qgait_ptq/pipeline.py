@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,6 @@ def quantize(
         accuracy=accuracy,
         comparison=comparison_of(embeddings, accuracy, gait_data, run.config.seed),
         agreement=agreement,
-        size_bytes={"float": float_model.ByteSize(), "onnx": onnx_model.ByteSize()},
         parity=parity,
         slow_layers=slow_layers,
         layers=layers,
@@ -131,11 +130,12 @@ def quantize(
     write_metadata(onnx_model, report.metadata())
     run.check_budget(onnx_model)
     write_metadata(float_model, report.float_metadata(RUNTIMES))
+    sizes = {"float": float_model.ByteSize(), "onnx": onnx_model.ByteSize()}
     if work_folder is not None and run.config.finetune.enabled:
         SavedStates.remove(work_folder)
     return QuantizationResult(
         to_device(quantized, torch.device("cpu")),
-        report,
+        replace(report, size_bytes=sizes),
         onnx_model,
         recipe,
         float_model,

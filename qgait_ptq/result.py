@@ -9,9 +9,10 @@ from pathlib import Path
 import onnx
 from torch import fx
 
-from qgait_ptq.config import Recipe, recipe_yaml
+from qgait_ptq.config import Recipe
 from qgait_ptq.export.torch_program import export_program
 from qgait_ptq.graph.trace import Capture
+from qgait_ptq.recipes import recipe_yaml
 from qgait_ptq.report.page import render_report
 from qgait_ptq.report.record import Report
 from qgait_ptq.report.writing import write_result

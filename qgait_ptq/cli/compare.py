@@ -25,7 +25,7 @@ def command(results: tuple[Path, ...], html: Path | None, as_json: bool) -> None
 
     \b
     Example:
-      qgait-ptq compare qgait-out again --html compared.html
+      qgait-ptq compare casia-w4a8 again --html compared.html
     """
     from rich.console import Console
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from qgait_ptq.config import DataSource, ModelSource, Recipe, parse, read_recipe
+from qgait_ptq.config import DataSource, ModelSource, Recipe
+from qgait_ptq.recipes import parse, read_recipe
 
 Command = Callable[..., Any]
 
@@ -128,7 +129,7 @@ def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str
             values[_section(name)][name] = value
     _default_from_opengait(values)
     values["model"]["arguments"] = _arguments(values["model"].get("arguments") or {})
-    return parse(Recipe, values, str(recipe_file or "options"))
+    return parse(Recipe, values, str(recipe_file or "options"), recipe_file)
 
 
 def _default_from_opengait(values: dict[str, Any]) -> None:

@@ -46,6 +46,13 @@ class Widths(click.ParamType[tuple[int, ...]]):
     *DATA_OPTIONS,
     *MODEL_OPTIONS,
     RECIPE_OPTION,
+    click.option(
+        "--sequences",
+        type=click.IntRange(min=2),
+        default=64,
+        show_default=True,
+        help="Of the calibration set, to measure on.",
+    ),
     click.option("--seed", type=int, help="Of the choice of sequences.  [default: 0]"),
     DEVICE_OPTION,
     click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Also draw it, svg."),
@@ -61,6 +68,7 @@ def command(
     model: Path | None,
     recipe_file: Path | None,
     widths: tuple[int, ...],
+    sequences: int,
     device: str,
     plot: Path | None,
     resume: Path | None,
@@ -100,7 +108,14 @@ def command(
         network, data.frame_shape, config, frames=recipe.model.frames, output=recipe.model.output
     )
     chooser = WidthChooser(
-        config, captured, to_device(graph, place), place, progress, work_folder=resume, resume=True
+        config,
+        captured,
+        to_device(graph, place),
+        place,
+        progress,
+        work_folder=resume,
+        resume=True,
+        sequences=sequences,
     )
     narrowest = chooser.target.storage.narrowest_activations
     inputs = tuple(bits for bits in widths if bits >= narrowest) or (narrowest,)

@@ -19,8 +19,8 @@ from typing import Any
 
 from torch import nn
 
-from qgait_ptq.config import read_yaml
 from qgait_ptq.errors import ConfigError, ModelError, first_line
+from qgait_ptq.recipes import read_yaml
 
 PREFIX = "opengait:"  # of a model factory: ``opengait:Baseline``
 PROTOCOLS_BY_DATA = {

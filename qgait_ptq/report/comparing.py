@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MEGABYTE = 1e6
+NEEDED = ("data", "accuracy", "agreement", "size_bytes", "target", "config", "layers")  # of a report
 SAME_TEST = ("description", "test_sequences", "protocol", "metric")  # what makes accuracies comparable
 
 
@@ -59,8 +60,16 @@ def compare_reports(reports: Mapping[str, Mapping[str, Any]]) -> list[Row]:
         reports: name → what its ``report.json`` holds.
 
     Raises:
-        ConfigError: tested on different data: their figures say nothing about each other.
+        ConfigError: tested on different data, so that their figures say nothing about each other, or written
+            by another version.
     """
+    for name, report in reports.items():
+        missing = [key for key in NEEDED if key not in report]
+        if missing:
+            raise ConfigError(
+                f"{name}: its report was written by another version and lacks {', '.join(missing)}; "
+                "quantize again from its recipe.yaml"
+            )
     first_name, first = next(iter(reports.items()))
     for name, report in reports.items():
         for key in SAME_TEST:

@@ -89,7 +89,6 @@ def build_report(
     accuracy: Mapping[str, Accuracy],
     comparison: dict[str, Any],
     agreement: dict[str, float],
-    size_bytes: dict[str, int],
     parity: Parity,
     slow_layers: list[str],
     layers: list[LayerPlan],
@@ -101,7 +100,7 @@ def build_report(
     speed: dict[str, Any],
     seconds: dict[str, float],
 ) -> Report:
-    """Gather what the stages gave."""
+    """Gather what the stages gave; sizes are known when the files have their metadata, which is from here."""
     return Report(
         toolkit={"qgait_ptq": version("qgait-ptq"), "torch": torch.__version__},
         model=model,
@@ -118,7 +117,7 @@ def build_report(
         accuracy={name: value.to_report() for name, value in accuracy.items()},
         comparison=comparison,
         agreement=agreement,
-        size_bytes=size_bytes,
+        size_bytes={},
         parity=asdict(parity),
         slow_layers=slow_layers,
         layers=[

@@ -93,9 +93,14 @@ def test_inspect_refuses_a_folder_that_is_no_result(quantized, tmp_path):
     assert_refused(run("inspect", "--against", tmp_path), "damaged")
 
 
-def test_quantize_writes_three_files_and_prints_the_table(quantized):
+def test_quantize_writes_four_files_and_prints_the_table(quantized):
     out, done = quantized
-    assert sorted(file.name for file in out.iterdir()) == ["model.onnx", "recipe.yaml", "report.json"]
+    assert sorted(file.name for file in out.iterdir()) == [
+        "model.onnx",
+        "recipe.yaml",
+        "report.html",
+        "report.json",
+    ]
     for text in ("rank-1 nm", "rank-1 mean", "mAP", "W4A4", "ONNX file", "size, MB"):
         assert text in done.stdout
     assert done.stderr == ""
