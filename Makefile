@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: help demo test test-slow lint check clean
+.PHONY: help demo test test-slow lint docs check clean
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -33,7 +33,10 @@ lint: $(VENV)/dev  ## Lint, format and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test  ## What CI runs.
+docs: $(VENV)/dev  ## Build the documentation into docs-out/; a broken link is an error.
+	$(BIN)/mkdocs build --quiet --config-file docs/site/mkdocs.yml
+
+check: lint docs test  ## What CI runs.
 
 clean:  ## Remove the environment and what the demo wrote.
-	rm -rf $(VENV) demo-out
+	rm -rf $(VENV) demo-out docs-out

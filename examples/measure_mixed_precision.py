@@ -14,7 +14,7 @@ import copy
 import json
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,6 @@ from qgait_ptq.stages import CalibrationRun
 
 NETWORK = Path(__file__).parent / "models" / "gaitbase-small.pt"
 TEST_IDENTITIES = 60
-UNIFORM = "uniform W4A4"
 
 
 @dataclass(frozen=True)
@@ -63,26 +62,40 @@ class Variant:
 
     Attributes:
         name: of the row.
-        settings: of `QuantConfig`.
         says: what the row is, for the table.
+        settings: of `QuantConfig`.
+        against: the row that costs the same.
     """
 
     name: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    says: str = ""
+    says: str
+    settings: dict[str, Any]
+    against: str | None = None
+
+
+def uniform(
+    name: str, says: str, weight_bits: int, activation_bits: int, against: str | None = None
+) -> Variant:
+    """One width for all layers but the first and the last, which have 8 bits."""
+    return Variant(name, says, {"weight_bits": weight_bits, "activation_bits": activation_bits}, against)
+
+
+def within(name: str, says: str, against: str, activation_bits: int = 8, **budget: float) -> Variant:
+    """Widths chosen for a budget."""
+    return Variant(name, says, {"activation_bits": activation_bits, "budget": budget}, against)
 
 
 VARIANTS = (
-    Variant(UNIFORM, {"weight_bits": 4, "activation_bits": 4}, "8 bits in the first and the last layer"),
-    Variant("uniform W4A8", {"weight_bits": 4, "activation_bits": 8}, "the same with 8-bit inputs"),
-    Variant(
-        "size of W4A4, inputs 4 bits",
-        {"activation_bits": 4, "budget": {"size_mb": 0.464}},
-        "weights chosen, same inputs as W4A4",
-    ),
-    Variant("size of W4A4", {"budget": {"size_mb": 0.464}}, "weights chosen, 8-bit inputs"),
-    Variant("three quarters of it", {"budget": {"size_mb": 0.355}}, "weights chosen, 8-bit inputs"),
-    Variant("operations of W4A4", {"budget": {"bops_percent": 25.38}}, "weights and inputs chosen"),
+    uniform("W4A4", "uniform", 4, 4),
+    uniform("W3A3", "uniform", 3, 3),
+    within("operations of W3A3", "weights and inputs chosen", "W3A3", bops_percent=14.51),
+    uniform("W2A4", "uniform", 2, 4),
+    within("operations of W2A4", "weights and inputs chosen", "W2A4", bops_percent=12.95),
+    within("size of W4A4", "weights chosen, 8-bit inputs", "W4A4", size_mb=0.464),
+    within("three quarters of it", "weights chosen, 8-bit inputs", "W4A4", size_mb=0.355),
+    uniform("W4A8", "uniform, the size of W4A4", 4, 8, "W4A4"),
+    within("operations of W4A4", "weights and inputs chosen", "W4A4", bops_percent=25.39),
+    within("size of W4A4, 4-bit inputs", "weights chosen", "W4A4", activation_bits=4, size_mb=0.464),
 )
 
 
@@ -182,39 +195,45 @@ def load_network() -> torch.nn.Module:
 
 
 def write_table(runs: list[dict[str, Any]], out: Path) -> None:
-    """One row a variant; differences are paired with uniform W4A4 by seed and identity."""
-    by_name = {variant.name: [run for run in runs if run["name"] == variant.name] for variant in VARIANTS}
-    uniform = {run["seed"]: run for run in by_name[UNIFORM]}
-    some = runs[0]
+    """One row a variant; differences are paired with uniform widths of the same cost."""
+    by_name = {
+        variant.name: {run["seed"]: run for run in runs if run["name"] == variant.name}
+        for variant in VARIANTS
+    }
     lines = [
         f"Synthetic walkers: {TEST_IDENTITIES} test identities, {DISTRACTORS} distractors in the gallery. "
-        f"Float: rank-1 {by_identity([some], 'rank1', 'float').mean():.2f} %, "
-        f"mAP {by_identity([some], 'ap', 'float').mean():.2f} %. Δ against {UNIFORM}, paired 95 % interval "
-        "over seeds and identities.",
+        f"Float: rank-1 {by_identity(runs[:1], 'rank1', 'float').mean():.2f} %, "
+        f"mAP {by_identity(runs[:1], 'ap', 'float').mean():.2f} %. Uniform widths have 8 bits in the "
+        "first and the last layer. Δ with the paired 95 % interval over seeds and identities.",
         "",
-        "| widths | | seeds | MB | bit operations, % | rank-1 | mAP | SQNR, dB | Δ rank-1 | Δ mAP | CPU s |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| widths | | seeds | MB | bit operations, % | rank-1 | mAP | SQNR, dB | against | Δ rank-1 |"
+        " Δ mAP | CPU s |",
+        "|---|---|---|---:|---:|---:|---:|---:|---|---:|---:|---:|",
     ]
-    for variant in VARIANTS:
-        mine = [run for run in by_name[variant.name] if run["seed"] in uniform]
-        if mine:
-            lines.append(_line(variant, mine, [uniform[run["seed"]] for run in mine]))
+    lines += [_line(variant, by_name) for variant in VARIANTS if by_name[variant.name]]
     beside = out / "mixed_precision.md.part"
     beside.write_text("\n".join(lines) + "\n")
     os.replace(beside, out / "mixed_precision.md")
 
 
-def _line(variant: Variant, mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
-    cells = [variant.name, variant.says, str(len(mine)), f"{np.mean([r['bytes'] for r in mine]) / 1e6:.3f}"]
-    cells.append(f"{np.mean([run['bops_percent'] for run in mine]):.1f}")
-    cells += [f"{by_identity(mine, measure).mean():.2f}" for measure in ("rank1", "ap")]
-    cells.append(f"{np.mean([run['sqnr_db'] for run in mine]):.2f}")
+def _line(variant: Variant, by_name: dict[str, dict[int, dict[str, Any]]]) -> str:
+    by_seed = by_name[variant.name]
+    runs = list(by_seed.values())
+    cells = [variant.name, variant.says, str(len(runs)), f"{np.mean([r['bytes'] for r in runs]) / 1e6:.3f}"]
+    cells.append(f"{np.mean([run['bops_percent'] for run in runs]):.1f}")
+    cells += [f"{by_identity(runs, measure).mean():.2f}" for measure in ("rank1", "ap")]
+    cells += [f"{np.mean([run['sqnr_db'] for run in runs]):.2f}", variant.against or ""]
+    others = by_name.get(variant.against or "", {})
+    seeds = [seed for seed in by_seed if seed in others]
     for measure in ("rank1", "ap"):
+        if not seeds:
+            cells.append("")
+            continue
+        mine, theirs = ([row[seed] for seed in seeds] for row in (by_seed, others))
         difference = by_identity(mine, measure) - by_identity(theirs, measure)
         low, high = bootstrap(difference)
-        same = variant.name == UNIFORM
-        cells.append("" if same else f"{difference.mean():+.2f} [{low:+.2f}, {high:+.2f}]")
-    cells.append(f"{np.mean([run['cpu_seconds'] for run in mine]):.0f}")
+        cells.append(f"{difference.mean():+.2f} [{low:+.2f}, {high:+.2f}]")
+    cells.append(f"{np.mean([run['cpu_seconds'] for run in runs]):.0f}")
     return "| " + " | ".join(cells) + " |"
 
 
