@@ -7,20 +7,17 @@ for, candidates are calibrated without labels and ranked on identities that noth
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
 from qgait_ptq.allocation.costs import CostModel
-from qgait_ptq.allocation.groups import Kind, WidthGroup, find_groups, layer_costs
+from qgait_ptq.allocation.groups import Kind, WidthGroup
 from qgait_ptq.allocation.ranking import HeldOutRanking
 from qgait_ptq.allocation.search import Candidate, first_good, raise_widths
-from qgait_ptq.allocation.sensitivity import Sensitivity, measure_sensitivity
 from qgait_ptq.allocation.solver import (
     Allocation,
     Damages,
@@ -30,26 +27,20 @@ from qgait_ptq.allocation.solver import (
     pareto_front,
     smallest_cost,
 )
-from qgait_ptq.calibration.clips import Clips
-from qgait_ptq.calibration.correction import CorrectionSettings, Rounding, correct_alone
 from qgait_ptq.config import LayerBits, QuantConfig
-from qgait_ptq.errors import CalibrationError, ConfigError, DataError
-from qgait_ptq.export.onnx_file import export_quantized
-from qgait_ptq.export.targets import get_target
+from qgait_ptq.errors import CalibrationError, ConfigError
 from qgait_ptq.gait.clips import split_identities_off
 from qgait_ptq.gait.dataset import GaitDataset
-from qgait_ptq.graph.insert import insert_quantizers
 from qgait_ptq.graph.layers import list_layers
 from qgait_ptq.graph.placement import names_layer, place
 from qgait_ptq.graph.trace import Capture
 from qgait_ptq.planning import bit_widths
-from qgait_ptq.progress import Advance, Silent
-from qgait_ptq.reconstruction.resuming import SavedStates
-from qgait_ptq.stages import MEGABYTE, CalibrationRun, StageListener
+from qgait_ptq.progress import Silent
+from qgait_ptq.sensitivity import SensitivityMeasurement, describe_sensitivity
+from qgait_ptq.stages import CalibrationRun, StageListener
 
 ALL_WIDTHS = (2, 3, 4, 6, 8)
 STORED_WIDTHS = (4, 8)  # of weights; others take the room of the next wider one
-MEASURED_SEQUENCES = 64
 MEGABYTES = 1e6  # of files, as in tables
 
 
@@ -64,9 +55,6 @@ class WidthChooser:
         device: where it runs.
         listener: is told what runs.
         byte_input: the file takes uint8.
-        work_folder: for the states of the measurement; None keeps none.
-        resume: go on from the states found there.
-        sequences: that sensitivity is measured on, at most.
         looks: what was calibrated and ranked on the way.
     """
 
@@ -76,14 +64,13 @@ class WidthChooser:
     device: torch.device
     listener: StageListener
     byte_input: bool = False
-    work_folder: Path | None = None
-    resume: bool = False
-    sequences: int = MEASURED_SEQUENCES
     looks: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.target = get_target(self.config.target)
-        self.groups = find_groups(insert_quantizers(self.network))
+        self.measurement = SensitivityMeasurement(
+            self.config, self.captured, self.network, self.device, self.listener, self.byte_input
+        )
+        self.target, self.groups = self.measurement.target, self.measurement.groups
         self.resource = _resource(self.config)
         self.chosen_drop = 0.0
         self._float_rank1: float | None = None
@@ -97,7 +84,7 @@ class WidthChooser:
             DataError: labels do not allow to rank held-out identities.
         """
         options = self.options()
-        sensitivity = self.measure(data, _by_kind(self.groups, options))
+        sensitivity = self.measurement.measure(data, _by_kind(self.groups, options))
         measured, costs = sensitivity.damages(), sensitivity.costs
         damages = [{bits: measured[i][bits] for bits in admitted} for i, admitted in enumerate(options)]
         front = [] if self.config.max_drop is not None else pareto_front(damages, costs, self.resource)
@@ -153,82 +140,6 @@ class WidthChooser:
 
     def _nodes(self, name: str) -> Iterable[fx.Node]:
         return (node for node in self.network.graph.nodes if node.name == name)
-
-    def measure(self, data: GaitDataset, widths: Mapping[Kind, Sequence[int]]) -> Sensitivity:
-        """The damage of each group at each width.
-
-        Args:
-            data: labelled sequences.
-            widths: to be measured.
-
-        Raises:
-            DataError: all sequences are of one identity.
-        """
-        chosen = data.choose(min(self.sequences, self.config.calibration_sequences), self.config.seed)
-        run = self._calibration(self.config, copy.deepcopy(self.network))
-        clips = run.cut(chosen, self.config.idc.frames)
-        if len(set(clips.subjects)) < 2:
-            raise DataError("the calibration set is of one identity; how people move apart takes two")
-        needed = sorted({8, *widths[Kind.WEIGHTS], *widths[Kind.ACTIVATIONS]})
-        layers = sum(group.kind is Kind.WEIGHTS for group in self.groups)
-        with self.listener.stage("widths", len(needed) * len(chosen) + layers) as advance:
-            run.listener = _Steps(advance)
-            run.equalize(clips.silhouettes)
-            by_width = {bits: self._calibrated(run, bits, chosen) for bits in needed}
-            reference = run.float_reference(by_width[8])
-            batches = run.unlabelled_batches(clips.silhouettes)
-            self._round_alone(reference, by_width, batches, advance)
-        states = SavedStates(
-            self.work_folder, run.fingerprint(reference, clips.silhouettes) + str(widths), self.resume
-        )
-        size = run.clips_at_once()
-        with self.listener.stage("sensitivity", -(-len(clips.subjects) // size)) as advance:
-            labelled = Clips(clips.silhouettes, clips.labels)
-            measurements = measure_sensitivity(
-                reference,
-                by_width,
-                self.groups,
-                widths,
-                labelled,
-                size,
-                self.device,
-                states,
-                advance,
-            )
-        file = export_quantized(by_width[8], self.captured, self.target, self.byte_input)
-        macs = {layer.node: layer.macs for layer in list_layers(self.network)}
-        costs = CostModel.of_file(
-            layer_costs(by_width[8], self.groups, macs),
-            self.target.storage.int4_weights,
-            file.ByteSize(),
-        )
-        return Sensitivity(tuple(self.groups), tuple(measurements), costs)
-
-    def _calibrated(self, run: CalibrationRun, bits: int, chosen: GaitDataset) -> fx.GraphModule:
-        """The equalized network with all quantizers at one width, ranges set."""
-        uniform = self.config.model_copy(
-            update={"weight_bits": bits, "activation_bits": bits, "edge_bits": bits, "layers": {}}
-        )
-        place(run.network, self.target.rules, bit_widths(uniform))
-        return run.set_ranges(chosen)
-
-    def _round_alone(
-        self,
-        reference: fx.GraphModule,
-        by_width: Mapping[int, fx.GraphModule],
-        batches: list[torch.Tensor],
-        advance: Advance,
-    ) -> None:
-        config = self.config
-        if config.rounding == "nearest" and not config.bias_correction:
-            return
-        settings = CorrectionSettings(
-            Rounding(config.rounding),
-            bias=config.bias_correction,
-            seed=config.seed,
-            memory=config.finetune.memory_mb * MEGABYTE,
-        )
-        correct_alone(reference, list(by_width.values()), batches, settings, advance)
 
     def _within_budget(self, damages: Damages, costs: CostModel) -> Allocation:
         budget = self.config.budget
@@ -333,18 +244,6 @@ class WidthChooser:
         return CalibrationRun(config, self.captured, network, self.device, self.listener)
 
 
-class _Steps(Silent):
-    """Passes the steps of inner stages on to one bar."""
-
-    def __init__(self, advance: Advance) -> None:
-        self.advance = advance
-
-    @contextmanager
-    def stage(self, name: str, steps: int | None = None) -> Iterator[Advance]:
-        """Enter a stage."""
-        yield self.advance
-
-
 def _resource(config: QuantConfig) -> Resource:
     by_operations = config.budget is not None and config.budget.bops_percent is not None
     return Resource.BIT_OPERATIONS if by_operations else Resource.SIZE
@@ -365,20 +264,3 @@ def _describe(allocation: Allocation, costs: CostModel) -> dict[str, Any]:
         "file_bytes": allocation.file_bytes,
         "bops_percent": 100 * allocation.bit_operations / costs.all_bit_operations,
     }
-
-
-def describe_sensitivity(sensitivity: Sensitivity) -> list[dict[str, Any]]:
-    """One entry for each group and width, as ``report.json`` and ``--json`` have it."""
-    return [
-        {
-            "layers": list(group.layers),
-            "kind": group.kind.value,
-            "bits": measurement.bits,
-            "distance_error": measurement.damage.distance_error,
-            "rank1_drop": measurement.damage.rank1_drop,
-            "sqnr_db": measurement.damage.sqnr_db,
-            "distortion": measurement.damage.distortion,
-        }
-        for measurement in sensitivity.measurements
-        for group in (sensitivity.groups[measurement.group],)
-    ]

@@ -2,61 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from qgait_ptq.config import QuantConfig, Recipe
 from qgait_ptq.device import choose_device
-from qgait_ptq.errors import ExportError
 from qgait_ptq.evaluation import accuracy_of, agreement_of, comparison_of
-from qgait_ptq.export.checks import (
-    Parity,
-    compare_with_simulation,
-    find_failing_axes,
-    layers_without_integer_kernel,
-)
-from qgait_ptq.export.onnx_file import export_float, export_quantized, write_metadata
-from qgait_ptq.export.targets import get_target
+from qgait_ptq.export.onnx_file import export_float, write_metadata
 from qgait_ptq.gait.contact_sheet import draw_sequences, encode_png
 from qgait_ptq.gait.dataset import GaitDataset
-from qgait_ptq.gait.embedding import embed_dataset, network_batch
-from qgait_ptq.gait.sources import GaitData, as_gait_data, load_walkers
-from qgait_ptq.graph.conversion import in_double, to_device
-from qgait_ptq.graph.layers import LayerPlan, count_parameters, layer_scales, layer_sqnr, list_layers
-from qgait_ptq.graph.placement import place
-from qgait_ptq.graph.trace import BATCH_AXIS, FRAME_AXIS, Capture
-from qgait_ptq.mixed_precision import WidthChooser
-from qgait_ptq.planning import REPORTED_FRAMES, bit_widths, plan
+from qgait_ptq.gait.sources import GaitData
+from qgait_ptq.graph.conversion import to_device
+from qgait_ptq.graph.layers import LayerPlan, count_parameters, layer_scales, list_layers
+from qgait_ptq.graph.trace import Capture
+from qgait_ptq.planning import REPORTED_FRAMES
 from qgait_ptq.progress import Progress, Silent
 from qgait_ptq.reconstruction.resuming import SavedStates
 from qgait_ptq.report.record import build_report
 from qgait_ptq.result import QuantizationResult
-from qgait_ptq.runtime.benchmark import QUIET_ENOUGH, compare_speed
+from qgait_ptq.run import Run
 from qgait_ptq.runtime.sessions import (
-    ONNXRUNTIME,
     RUNTIMES,
-    Session,
-    as_session_input,
-    is_installed,
-    open_session,
-    run_session,
 )
-from qgait_ptq.runtime.streaming import can_stream
-from qgait_ptq.runtime.workload import Setting
-from qgait_ptq.stages import CalibrationRun
-
-PARITY_SEQUENCES, SQNR_SEQUENCES = 50, 8
-SPEED_ROUNDS, SPEED_SECONDS = 5, 0.1
 
 
 def quantize(
@@ -94,7 +65,7 @@ def quantize(
     Raises:
         QgaitError: a subclass that says what in the input is wrong.
     """
-    run = _Run(config or QuantConfig(), choose_device(device), progress or Silent(), work_folder, resume)
+    run = Run(config or QuantConfig(), choose_device(device), progress or Silent(), work_folder, resume)
     gait_data = run.prepare(data)
     captured, network = run.capture(model, gait_data, frames, output)
     run.choose_widths(captured, network, gait_data)
@@ -142,257 +113,6 @@ def quantize(
         captured,
         None if gait_data.raw else encode_png(draw_sequences(gait_data.calibration, run.config.seed)),
     )
-
-
-@dataclass
-class _Run:
-    """What the stages of one run share: settings, device, and who is told."""
-
-    config: QuantConfig
-    device: torch.device
-    progress: Progress
-    work_folder: Path | None = None
-    resume: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)
-    sqnr: dict[str, float] = field(default_factory=dict)
-    calibration: dict[str, Any] = field(default_factory=dict)
-    factors: dict[str, list[float]] = field(default_factory=dict)
-    allocation: dict[str, Any] = field(default_factory=dict)
-    chooser: WidthChooser | None = None
-
-    def __post_init__(self) -> None:
-        self.target = get_target(self.config.target)
-
-    @contextmanager
-    def stage(self, name: str, steps: int | None = None) -> Iterator[Callable[[], None]]:
-        """Time a stage and tell that it runs."""
-        started = time.perf_counter()
-        with self.progress.stage(name, steps) as advance:
-            yield advance
-        self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - started, 3)
-
-    def note(self, text: str) -> None:
-        """Say one line that the user should know."""
-        self.progress.note(text)
-
-    def prepare(self, data: Any) -> GaitData:
-        with self.stage("data"):
-            if data is not None:
-                return as_gait_data(data)
-            self.progress.note("no data given: quantizing for the built-in synthetic walkers")
-            return load_walkers()
-
-    def capture(
-        self, model: nn.Module, data: GaitData, frames: int | None, output: str | None
-    ) -> tuple[Capture, fx.GraphModule]:
-        """The captured, simplified and annotated float graph."""
-        with self.stage("capture"):
-            captured, network, _ = plan(model, data.frame_shape, self.config, frames=frames, output=output)
-            pinned = {BATCH_AXIS, FRAME_AXIS} - captured.free_axes - ({FRAME_AXIS} if frames else set())
-            self._tell_pinned(captured, pinned, "its capture is right at no other")
-        return captured, network
-
-    def _tell_pinned(self, captured: Capture, axes: set[int], why: str) -> None:
-        """Say which sizes the file takes only."""
-        for axis, name, size in (
-            (BATCH_AXIS, "batch size", captured.batch),
-            (FRAME_AXIS, "frame count", captured.frames),
-        ):
-            if axis in axes and size is not None:
-                self.progress.note(f"the network is taken with a {name} of {size} only: {why}")
-
-    def choose_widths(self, captured: Capture, network: fx.GraphModule, data: GaitData) -> None:
-        """Give each layer its width, where a budget or an accuracy is asked for; the graph is placed anew."""
-        if self.config.budget is None and not self.config.needs_held_out:
-            return
-        on_device = to_device(copy.deepcopy(network), self.device)
-        chooser = WidthChooser(self.config, captured, on_device, self.device, self, self.takes_bytes(data))
-        self.config, self.allocation = chooser.choose(data.calibration)
-        place(network, self.target.rules, bit_widths(self.config))
-        if self.config.needs_held_out:
-            self.chooser = chooser
-
-    def calibrate(self, captured: Capture, network: fx.GraphModule, data: GaitData) -> fx.GraphModule:
-        """The quantized graph, calibrated."""
-        stages = CalibrationRun(
-            self.config,
-            captured,
-            to_device(network, self.device),
-            self.device,
-            self,
-            self.work_folder,
-            self.resume,
-        )
-        stages.accept = self._accept(data)
-        quantized = stages.run(data.calibration)
-        self.calibration = stages.record
-        self.factors = stages.equalization_factors
-        with self.stage("layer errors"):
-            few = data.calibration.choose(SQNR_SEQUENCES, self.config.seed)
-            self.sqnr = layer_sqnr(network, quantized, self._batches(captured, few))
-        return quantized
-
-    def _accept(self, data: GaitData) -> Callable[[fx.GraphModule], bool] | None:
-        """Whether a calibrated graph keeps the accuracy that was asked for."""
-        chooser = self.chooser
-        if chooser is None:
-            return None
-
-        def accept(quantized: fx.GraphModule) -> bool:
-            drop = chooser.drop(quantized, data.calibration)
-            kept = drop <= chooser.allowed_drop
-            self.allocation["held_out_drop"] = drop if kept else chooser.chosen_drop
-            return kept
-
-        return accept
-
-    def export(
-        self, captured: Capture, quantized: fx.GraphModule, data: GaitData
-    ) -> tuple[Capture, onnx.ModelProto, Session]:
-        """The model for the runtime, right at every size that it declares; what it is not is pinned.
-
-        Raises:
-            ExportError: it is wrong even where batch size and frame count are fixed.
-        """
-        with self.stage("export"):
-            exact = in_double(quantized)
-            for _ in range(3):  # as captured, then with one and with both dimensions pinned
-                model = export_quantized(quantized, captured, self.target, self.takes_bytes(data))
-                session = open_session(model.SerializeToString(), self.runtime, spinning=False)
-                failing = find_failing_axes(
-                    partial(run_session, session),
-                    lambda batch: exact(batch.to(self.device).double()).float(),
-                    self._clips(captured, data),
-                    captured.sizes,
-                    self.config.minimum_parity,
-                )
-                if not failing:
-                    return captured, model, session
-                wrong = failing & captured.free_axes
-                wrong = {FRAME_AXIS} & wrong or wrong
-                if not wrong:
-                    break
-                captured = captured.pin(wrong)
-                self._tell_pinned(captured, wrong, "the file would be wrong at another")
-        raise ExportError("the file differs from the simulation even where its batch and frames are fixed")
-
-    @property
-    def runtime(self) -> str:
-        """Where the file is tried: its own runtime where that is at hand, else onnxruntime, in float."""
-        own = [name for name in self.target.runtimes if is_installed(name)]
-        return own[0] if own else ONNXRUNTIME
-
-    def takes_bytes(self, data: GaitData) -> bool:
-        """Whether the file takes silhouettes as uint8."""
-        return self.config.input_type == "uint8" and self.target.byte_input and not data.raw
-
-    def streams(self, captured: Capture, model: onnx.ModelProto, data: GaitData) -> bool:
-        """Whether the file gives the same for a sequence in pieces."""
-        if ONNXRUNTIME not in self.target.runtimes or captured.frames is not None:
-            return False
-        clips = self._clips(captured, data).numpy()
-        return can_stream(model, as_session_input(clips, self.takes_bytes(data)))
-
-    def _clips(self, captured: Capture, data: GaitData) -> Tensor:
-        """Test sequences as a batch ``[n, s, h, w]`` of the largest sizes that captures are checked at."""
-        batch, frames = (max(sizes) for sizes in zip(*captured.sizes, strict=True))
-        chosen = data.test.choose(batch, self.config.seed)
-        clips = [
-            network_batch(silhouettes, record, captured.frame_shape, frames) for silhouettes, record in chosen
-        ]
-        return torch.cat([clips[index % len(clips)] for index in range(batch)])
-
-    def check(
-        self,
-        captured: Capture,
-        quantized: fx.GraphModule,
-        model: onnx.ModelProto,
-        session: Session,
-        data: GaitData,
-    ) -> tuple[Parity, list[str]]:
-        """Parity with the simulation, and the layers that the runtime does not run on integers.
-
-        Integer kernels sum exactly, float32 does not: the simulation runs in float64 here.
-        """
-        exact = in_double(quantized)
-        chosen = data.test.choose(PARITY_SEQUENCES, self.config.seed)
-        with self.stage("parity", len(chosen)) as advance:
-            parity = compare_with_simulation(
-                partial(run_session, session),
-                lambda batch: exact(batch.double()).float(),
-                self._batches(captured, chosen, advance),
-                self.config.minimum_parity,
-            )
-            integer = [layer.name for layer in list_layers(quantized) if layer.integer]
-            look = ONNXRUNTIME in self.target.runtimes
-            slow = layers_without_integer_kernel(model.SerializeToString(), integer) if look else []
-        if slow:
-            self.progress.note(f"no integer kernel in the runtime for: {', '.join(slow)}")
-        return parity, slow
-
-    def check_budget(self, model: onnx.ModelProto) -> None:
-        """The file is as small as was asked for.
-
-        Raises:
-            ExportError: it is not: sizes were estimated too low.
-        """
-        limit = self.config.budget.size_mb if self.config.budget else None
-        if limit is not None and model.ByteSize() > limit * 1e6:
-            raise ExportError(
-                f"the file has {model.ByteSize() / 1e6:.4f} MB, more than the budget of {limit:g} MB and "
-                "more than estimated; ask for a slightly smaller file"
-            )
-
-    def measure_speed(self, float_model: onnx.ModelProto, model: onnx.ModelProto) -> dict[str, Any]:
-        """A short look; `qgait-ptq bench` looks longer."""
-        if self.runtime not in self.target.runtimes:
-            return {}
-        setting = Setting(self.runtime, frames=REPORTED_FRAMES, rounds=SPEED_ROUNDS, seconds=SPEED_SECONDS)
-        with self.stage("speed"):
-            reference, own = compare_speed(
-                [float_model.SerializeToString(), model.SerializeToString()], setting
-            )
-        return {
-            "runtime": self.runtime,
-            "threads": setting.threads,
-            "frames": setting.frames,
-            "float_ms": reference.cpu_ms[0],
-            "onnx_ms": own.cpu_ms[0],
-            "faster": list(own.faster),
-            "noisy": own.noisy_rounds > QUIET_ENOUGH,
-        }
-
-    def embed(
-        self,
-        captured: Capture,
-        network: fx.GraphModule,
-        quantized: fx.GraphModule,
-        session: Session,
-        data: GaitData,
-    ) -> list[Tensor]:
-        """Embeddings of the test sequences: of the float network, of the simulation, of the file."""
-        with self.stage("evaluation", len(data.test)) as advance:
-            return embed_dataset(
-                data.test,
-                [
-                    lambda batch: network(batch.to(self.device)),
-                    lambda batch: quantized(batch.to(self.device)),
-                    lambda batch: torch.from_numpy(run_session(session, batch.numpy())),
-                ],
-                captured.frame_shape,
-                captured.frames,
-                advance,
-            )
-
-    def _batches(
-        self, captured: Capture, data: GaitDataset, advance: Callable[[], None] = lambda: None
-    ) -> Iterator[Tensor]:
-        """Sequences as batches of one, on the device, of at most the configured frames."""
-        for silhouettes, record in data:
-            yield network_batch(
-                silhouettes, record, captured.frame_shape, captured.frames, self.config.calibration_frames
-            ).to(self.device)
-            advance()
 
 
 def _describe_model(

@@ -186,20 +186,28 @@ class CalibrationRun:
         set_quantizing(reference, False)
         return reference
 
-    def correct(self, quantized: fx.GraphModule, reference: fx.GraphModule, silhouettes: Tensor) -> None:
-        """Compensating rounding and bias correction."""
+    @property
+    def corrects(self) -> bool:
+        """Whether anything is corrected at all."""
+        return self.config.rounding != "nearest" or self.config.bias_correction
+
+    def corrections(self) -> CorrectionSettings:
+        """How weights are rounded and biases corrected."""
         config = self.config
-        if config.rounding == "nearest" and not config.bias_correction:
-            return
-        settings = CorrectionSettings(
+        return CorrectionSettings(
             Rounding(config.rounding),
             bias=config.bias_correction,
             seed=config.seed,
             memory=config.finetune.memory_mb * MEGABYTE,
         )
+
+    def correct(self, quantized: fx.GraphModule, reference: fx.GraphModule, silhouettes: Tensor) -> None:
+        """Compensating rounding and bias correction."""
+        if not self.corrects:
+            return
         with self.listener.stage("rounding", len(quantized_layers(quantized))) as advance:
             left_alone = correct_layers(
-                reference, quantized, self.unlabelled_batches(silhouettes), settings, advance
+                reference, quantized, self.unlabelled_batches(silhouettes), self.corrections(), advance
             )
         if left_alone:
             self.record["shared_weights"] = left_alone

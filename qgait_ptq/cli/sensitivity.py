@@ -92,12 +92,12 @@ def command(
     from qgait_ptq.cli.inputs import load_data, load_network
     from qgait_ptq.device import choose_device
     from qgait_ptq.graph.conversion import to_device
-    from qgait_ptq.mixed_precision import WidthChooser, describe_sensitivity
     from qgait_ptq.planning import plan
     from qgait_ptq.report.drawing import standalone
     from qgait_ptq.report.plots import sensitivity_figure
     from qgait_ptq.report.terminal import TerminalProgress, sensitivity_table
     from qgait_ptq.report.writing import write_text
+    from qgait_ptq.sensitivity import SensitivityMeasurement, describe_sensitivity
 
     console = Console(stderr=as_json)
     progress = TerminalProgress(console)
@@ -107,7 +107,7 @@ def command(
     captured, graph, _ = plan(
         network, data.frame_shape, config, frames=recipe.model.frames, output=recipe.model.output
     )
-    chooser = WidthChooser(
+    measurement = SensitivityMeasurement(
         config,
         captured,
         to_device(graph, place),
@@ -117,9 +117,9 @@ def command(
         resume=True,
         sequences=sequences,
     )
-    narrowest = chooser.target.storage.narrowest_activations
+    narrowest = measurement.target.storage.narrowest_activations
     inputs = tuple(bits for bits in widths if bits >= narrowest) or (narrowest,)
-    sensitivity = chooser.measure(data.calibration, {Kind.WEIGHTS: widths, Kind.ACTIVATIONS: inputs})
+    sensitivity = measurement.measure(data.calibration, {Kind.WEIGHTS: widths, Kind.ACTIVATIONS: inputs})
     entries = describe_sensitivity(sensitivity)
     if plot is not None:
         write_text(plot, standalone(sensitivity_figure(entries)))

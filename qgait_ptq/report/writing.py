@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qgait_ptq.errors import ConfigError
+from qgait_ptq.whole_files import write_whole
 
 
 def write_result(folder: Path, contents: Mapping[str, bytes]) -> Path:
@@ -47,12 +48,9 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    beside = path.with_name(f".{path.name}.part")
     try:
-        beside.write_text(text)
-        os.replace(beside, path)
+        write_whole(path, text.encode())
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 

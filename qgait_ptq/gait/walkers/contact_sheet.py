@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from qgait_ptq.gait.contact_sheet import encode_png, join_frames
 from qgait_ptq.gait.sequences import cut_width
 from qgait_ptq.gait.walkers.clothing import Condition
 from qgait_ptq.gait.walkers.population import WalkerSettings, render_identity
+from qgait_ptq.whole_files import write_whole
 
 SHOWN_VIEWS = (0, 54, 90)  # degrees
 SHOWN_FRAMES = (0, 5, 10, 15)
@@ -52,10 +52,7 @@ def write_contact_sheet(
         DataError: the file cannot be written.
     """
     png = encode_png(draw_contact_sheet(identities, settings))
-    beside = path.with_name(f".{path.name}.part")
     try:
-        beside.write_bytes(png)
-        os.replace(beside, path)
+        write_whole(path, png)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise DataError(f"{path}: the picture cannot be written ({error.strerror or error})") from None
