@@ -49,7 +49,7 @@ from qgait_ptq.runtime.workload import Setting
 from qgait_ptq.stages import CalibrationRun
 
 PARITY_SEQUENCES, SQNR_SEQUENCES = 50, 8
-SPEED_ROUNDS, SPEED_SECONDS = 5, 0.1
+SPEED_ROUNDS, SPEED_SECONDS = 5, 0.05
 
 
 @dataclass

@@ -66,6 +66,7 @@ def test_layers_of_an_eight_bit_file_agree_whatever_equalization_scaled(make, wa
     assert min(layer.sqnr_db for layer in apart.values()) < compared[0].sqnr_db - 3
 
 
+@pytest.mark.slow
 def test_fewer_bits_make_larger_errors_and_float_layers_are_not_listed(walkers_root, tmp_path):
     compared = {}
     for bits in (8, 2):

@@ -6,6 +6,8 @@ import qgait_ptq as qg
 from qgait_ptq.config import BudgetConfig
 from qgait_ptq.errors import CalibrationError, ConfigError, DataError
 from qgait_ptq.gait.sources import GaitData
+from qgait_ptq.report.page import render_report
+from qgait_ptq.report.widths import allocation_lines
 from tests.conftest import make_gaitbase
 
 FAST = {
@@ -57,11 +59,21 @@ def test_the_report_knows_how_widths_were_chosen(by_size):
     assert {"layers", "kind", "bits", "distance_error", "rank1_drop"} <= set(allocation["sensitivity"][0])
 
 
+def test_the_page_draws_the_front(by_size):
+    assert '<figure id="front">' in render_report(by_size.report.to_json())
+
+
+def test_people_are_told_how_widths_were_chosen(by_size):
+    (line,) = allocation_lines(by_size.report.to_json())
+    assert line == "widths chosen for a file of 0.07 MB: weights 4 to 8 bits, inputs 8 bits"
+
+
 def test_the_same_seed_gives_the_same_file(by_size, data):
     again = quantize(data, **BY_SIZE)
     assert again.onnx_model.SerializeToString() == by_size.onnx_model.SerializeToString()
 
 
+@pytest.mark.slow
 def test_bit_operations_are_shared_out_over_weights_and_inputs(data):
     layers = quantize(data, budget={"bops_percent": 30}, **QUICK).report.layers
     spent = sum(layer["macs"] * layer["weight_bits"] * layer["activation_bits"] for layer in layers)
@@ -86,15 +98,18 @@ def test_widths_are_raised_until_no_more_rank1_is_lost(data):
     report = quantize(data, weight_bits=2, activation_bits=2, max_drop=1.0).report
     looks = report.allocation["looks"]
     assert looks[0]["drop"] > 1.0 >= report.allocation["held_out_drop"]
+    assert f"found with {len(looks)} calibrations" in "".join(allocation_lines(report.to_json()))
     assert any(layer["weight_bits"] > 2 or layer["activation_bits"] > 2 for layer in report.layers[1:-1])
 
 
+@pytest.mark.slow
 def test_the_smallest_file_that_keeps_an_accuracy_is_found(data):
     result = quantize(data, target_accuracy=-100.0, **QUICK)
     front = result.report.allocation["front"]
     assert result.report.allocation["chosen"]["file_bytes"] == min(point["file_bytes"] for point in front)
 
 
+@pytest.mark.slow
 def test_an_accuracy_that_no_widths_keep_is_an_error(data, monkeypatch):
     # Better than float by two points: a drop that no candidate reaches.
     from qgait_ptq.mixed_precision import WidthChooser

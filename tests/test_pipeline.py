@@ -104,7 +104,7 @@ def test_the_file_carries_what_it_is_but_no_paths(evaluated, walkers_root):
 
 def test_a_result_is_saved_whole(evaluated, tmp_path):
     folder = evaluated.save(tmp_path / "a" / "b")
-    assert sorted(file.name for file in folder.iterdir()) == ["model.onnx", "report.json"]
+    assert sorted(file.name for file in folder.iterdir()) == ["model.onnx", "report.html", "report.json"]
     assert json.loads((folder / "report.json").read_text())["model"]["parts"] == 16
 
 

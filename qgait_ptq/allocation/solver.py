@@ -7,6 +7,7 @@ that both were taken, which is linear. HiGHS (`scipy.optimize.milp`) proves its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Damages = Sequence[Mapping[int, float]]
 FRONT_POINTS = 16
+TOLERANCE = 2e-6  # of rows; twice that of HiGHS
 
 
 class Resource(StrEnum):
@@ -107,6 +109,14 @@ def allocate(damages: Damages, costs: CostModel, resource: Resource, limit: floa
     Raises:
         MissingExtraError: scipy is not installed.
     """
+    limit = math.floor(limit)
+    found = _allocate(damages, costs, resource, limit)
+    if found is not None and found.cost(resource) > limit:  # by the solver's tolerance, a millionth
+        found = _allocate(damages, costs, resource, math.floor(limit * (1 - TOLERANCE)))
+    return found
+
+
+def _allocate(damages: Damages, costs: CostModel, resource: Resource, limit: int) -> Allocation | None:
     program = _Program()
     chosen = [
         {bits: program.variable(damage, integer=True) for bits, damage in options.items()}

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from qgait_ptq.report.drawing import DARK, LIGHT
 from qgait_ptq.report.plots import WORST_LAYERS, report_figures
-from qgait_ptq.report.widths import widths_label
+from qgait_ptq.report.widths import allocation_lines, widths_label
 
 Report = Mapping[str, Any]
 MEGABYTE = 1e6
@@ -173,6 +173,7 @@ def _undone(calibration: Mapping[str, Any]) -> bool:
 
 
 def _notes(report: Report) -> Iterator[str]:
+    yield from allocation_lines(report)
     left_out = (report["calibration"].get("idc") or {}).get("left_out")
     if left_out:
         yield str(left_out)

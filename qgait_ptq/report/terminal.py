@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from qgait_ptq.report.widths import widths_label
+from qgait_ptq.report.widths import allocation_lines, widths_label
 
 COLUMNS = {"float": "float", "quantized": "quantized", "onnx": "ONNX file"}
 MEGABYTE = 1e6
@@ -107,6 +107,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
     agreement, parity = report["agreement"], report["parity"]
     return [
         str(report["data"]["description"]),
+        *allocation_lines(report),
         *_stage_lines(report["calibration"]),
         f"embeddings against float: cosine {agreement['cosine_mean']:.4f} mean, "
         f"{agreement['cosine_min']:.4f} worst, SQNR {agreement['sqnr_db']:.1f} dB",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -19,6 +19,40 @@ def widths_label(report: Mapping[str, Any]) -> str:
     weights = _mean(report, "weight_bits", "parameters")
     activations = _mean(report, "activation_bits", "macs")
     return f"W{weights:.1f}A{activations:.1f}"
+
+
+def allocation_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """How widths were chosen, for people; nothing where the configuration gave them.
+
+    Args:
+        report: as in ``report.json``.
+    """
+    allocation, config = report.get("allocation"), report["config"]
+    if not allocation:
+        return
+    goal = "held-out identities lose no more rank-1 than was allowed"
+    if config["budget"] is not None:
+        size, operations = config["budget"]["size_mb"], config["budget"]["bops_percent"]
+        goal = f"a file of {size:g} MB" if size is not None else f"{operations:g} % of the bit operations"
+    layers = report["layers"]
+    spans = [
+        _span([layer[key] for layer in layers if layer[key] is not None])
+        for key in ("weight_bits", "activation_bits")
+    ]
+    yield f"widths chosen for {goal}: weights {spans[0]} bits, inputs {spans[1]} bits"
+    if allocation["in_float"]:
+        yield f"left in float for it: {', '.join(allocation['in_float'])}"
+    if "held_out_drop" in allocation:
+        looks = len(allocation["looks"])
+        yield (
+            f"held-out identities lose {allocation['held_out_drop']:.2f} points of rank-1, found with "
+            f"{looks} calibration{'s' * (looks > 1)}"
+        )
+
+
+def _span(widths: list[int]) -> str:
+    low, high = min(widths), max(widths)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _mean(report: Mapping[str, Any], bits: str, by: str) -> float:

@@ -27,7 +27,7 @@ def every_allocation(damages):
     return [describe(widths, damages, COSTS) for widths in product(*damages)]
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(DAMAGES, st.sampled_from(list(Resource)), st.floats(0, 1))
 def test_no_other_widths_within_the_budget_do_less_damage(damages, resource, share):
     candidates = every_allocation(damages)

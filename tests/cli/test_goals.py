@@ -114,6 +114,7 @@ def test_sensitivity_prints_a_table_and_draws_it(checkpoint, walkers_root, tmp_p
     assert worst["bits"] == 2
 
 
+@pytest.mark.slow
 def test_states_of_another_measurement_are_refused(checkpoint, walkers_root, tmp_path):
     arguments = (*sensitivity(checkpoint, walkers_root), "--resume", tmp_path / "states")
     assert run(*arguments, "--widths", "8").returncode == 0
