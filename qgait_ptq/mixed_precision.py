@@ -7,7 +7,7 @@ for, candidates are calibrated without labels and ranked on identities that noth
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,12 +20,10 @@ from qgait_ptq.allocation.ranking import HeldOutRanking
 from qgait_ptq.allocation.search import Candidate, first_good, raise_widths
 from qgait_ptq.allocation.solver import (
     Allocation,
-    Damages,
     Resource,
     allocate,
     describe,
     pareto_front,
-    smallest_cost,
 )
 from qgait_ptq.config import LayerBits, QuantConfig
 from qgait_ptq.errors import CalibrationError, ConfigError
@@ -84,12 +82,20 @@ class WidthChooser:
             DataError: labels do not allow to rank held-out identities.
         """
         options = self.options()
+        costs = self.measurement.costs(data)
+        # What cannot be done is found before minutes of measuring.
+        if self.config.budget is not None:
+            self._check_budget(options, costs)
+        else:
+            self.ranking(data)
         sensitivity = self.measurement.measure(data, _by_kind(self.groups, options))
-        measured, costs = sensitivity.damages(), sensitivity.costs
+        measured = sensitivity.damages()
         damages = [{bits: measured[i][bits] for bits in admitted} for i, admitted in enumerate(options)]
         front = [] if self.config.max_drop is not None else pareto_front(damages, costs, self.resource)
         if self.config.budget is not None:
-            chosen = Candidate(self._within_budget(damages, costs).widths)
+            best = allocate(damages, costs, self.resource, self._limit(costs))
+            assert best is not None  # noqa: S101 - the narrowest widths are within it
+            chosen = Candidate(best.widths)
         elif self.config.target_accuracy is not None:
             chosen = self._accurate_enough(data, [Candidate(a.widths) for a in front])
         else:
@@ -108,7 +114,8 @@ class WidthChooser:
     def options(self) -> list[tuple[int, ...]]:
         """For each group the widths that it may take."""
         layers = {layer.name: layer for layer in list_layers(self.network)}
-        nodes = {layer.name: node for layer in layers.values() for node in self._nodes(layer.node)}
+        by_name = {node.name: node for node in self.network.graph.nodes}
+        nodes = {layer.name: by_name[layer.node] for layer in layers.values()}
         found = []
         for group in self.groups:
             layer = layers[group.layers[0]]
@@ -138,26 +145,30 @@ class WidthChooser:
             for pattern, bits in self.config.layers.items()
         )
 
-    def _nodes(self, name: str) -> Iterable[fx.Node]:
-        return (node for node in self.network.graph.nodes if node.name == name)
-
-    def _within_budget(self, damages: Damages, costs: CostModel) -> Allocation:
+    def _check_budget(self, options: Sequence[tuple[int, ...]], costs: CostModel) -> None:
+        """Refuse a budget that not even the narrowest widths keep."""
+        narrowest = [min(admitted) for admitted in options]
+        size, operations = costs.file_bytes(narrowest), costs.total_bit_operations(narrowest)
+        if (size if self.resource is Resource.SIZE else operations) <= self._limit(costs):
+            return
         budget = self.config.budget
         assert budget is not None  # noqa: S101 - asked for
-        smallest = smallest_cost(damages, costs, self.resource)
-        if budget.size_mb is not None:
-            limit = budget.size_mb * MEGABYTES
-            least = f"the smallest file for {self.target.name} has {smallest / MEGABYTES:.2f} MB"
+        if self.resource is Resource.SIZE:
             asked = f"size={budget.size_mb:g}MB"
+            least = f"the smallest file for {self.target.name} has {size / MEGABYTES:.2f} MB"
         else:
-            assert budget.bops_percent is not None  # noqa: S101 - one of both
-            limit = budget.bops_percent / 100 * costs.all_bit_operations
-            least = f"the narrowest widths have {100 * smallest / costs.all_bit_operations:.1f} %"
             asked = f"bops={budget.bops_percent:g}%"
-        found = allocate(damages, costs, self.resource, limit)
-        if found is None:
-            raise ConfigError(f"the budget {asked} cannot be met: {least}")
-        return found
+            least = f"the narrowest widths have {100 * operations / costs.all_bit_operations:.1f} %"
+        raise ConfigError(f"the budget {asked} cannot be met: {least}")
+
+    def _limit(self, costs: CostModel) -> float:
+        """The budget in bytes or in bit operations."""
+        budget = self.config.budget
+        assert budget is not None  # noqa: S101 - asked for
+        if budget.size_mb is not None:
+            return budget.size_mb * MEGABYTES
+        assert budget.bops_percent is not None  # noqa: S101 - one of both
+        return budget.bops_percent / 100 * costs.all_bit_operations
 
     def _accurate_enough(self, data: GaitDataset, candidates: Sequence[Candidate]) -> Candidate:
         """The cheapest candidate that loses little enough of the held-out identities' rank-1."""

@@ -79,9 +79,7 @@ class SensitivityMeasurement:
             DataError: all sequences are of one identity.
         """
         chosen = data.choose(min(self.sequences, self.config.calibration_sequences), self.config.seed)
-        run = CalibrationRun(
-            self.config, self.captured, copy.deepcopy(self.network), self.device, self.listener
-        )
+        run = self._run()
         clips = run.cut(chosen, self.config.idc.frames)
         if len(set(clips.subjects)) < 2:
             raise DataError("the calibration set is of one identity; how people move apart takes two")
@@ -112,14 +110,24 @@ class SensitivityMeasurement:
                 states,
                 advance,
             )
-        file = export_quantized(by_width[WIDEST], self.captured, self.target, self.byte_input)
+        return Sensitivity(tuple(self.groups), tuple(measurements))
+
+    def costs(self, data: GaitDataset) -> CostModel:
+        """What widths cost; needs one sequence, and no measurement.
+
+        Args:
+            data: sequences.
+        """
+        run = self._run()
+        quantized = self._calibrated(run, WIDEST, data.choose(1, self.config.seed))
+        file = export_quantized(quantized, self.captured, self.target, self.byte_input)
         macs = {layer.node: layer.macs for layer in list_layers(self.network)}
-        costs = CostModel.of_file(
-            layer_costs(by_width[WIDEST], self.groups, macs),
-            self.target.storage.int4_weights,
-            file.ByteSize(),
-        )
-        return Sensitivity(tuple(self.groups), tuple(measurements), costs)
+        layers = layer_costs(quantized, self.groups, macs)
+        return CostModel.of_file(layers, self.target.storage.int4_weights, file.ByteSize())
+
+    def _run(self) -> CalibrationRun:
+        """The calibrating stages on a copy of the network, told to nobody."""
+        return CalibrationRun(self.config, self.captured, copy.deepcopy(self.network), self.device, Silent())
 
     def _calibrated(self, run: CalibrationRun, bits: int, chosen: GaitDataset) -> fx.GraphModule:
         """The equalized network with all quantizers at one width, ranges set."""

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
-from qgait_ptq.allocation.costs import CostModel
 from qgait_ptq.allocation.damage import Damage, judge_damage
 from qgait_ptq.allocation.groups import Kind, WidthGroup
 from qgait_ptq.calibration.clips import Clips
@@ -46,12 +45,10 @@ class Sensitivity:
     Attributes:
         groups: what has a width.
         measurements: of the groups.
-        costs: of the layers.
     """
 
     groups: tuple[WidthGroup, ...]
     measurements: tuple[Measurement, ...]
-    costs: CostModel
 
     def damages(self) -> list[dict[int, float]]:
         """For each group, width → distortion."""

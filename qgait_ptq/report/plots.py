@@ -40,6 +40,7 @@ def report_figures(report: Report) -> list[Figure]:
         loss_figure(report),
         layer_figure(report),
         front_figure(report) if report["allocation"].get("front") else None,
+        sensitivity_figure(report["allocation"]["sensitivity"]) if report["allocation"] else None,
     )
     return [figure for figure in drawn if figure is not None]
 
