@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MEGABYTE = 1e6
 NEEDED = ("data", "accuracy", "agreement", "size_bytes", "target", "config", "layers")  # of a report
-SAME_TEST = ("description", "test_sequences", "protocol", "metric")  # what makes accuracies comparable
+SAME_TEST = ("test_sequences", "protocol", "metric", "test_names")  # what makes accuracies comparable
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,17 @@ def compare_reports(reports: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     first_name, first = next(iter(reports.items()))
     for name, report in reports.items():
         for key in SAME_TEST:
-            if report["data"][key] != first["data"][key]:
+            if report["data"].get(key) != first["data"].get(key):
                 raise ConfigError(
-                    f"{first_name} and {name} were tested on different data ({key}: {first['data'][key]!r} "
-                    f"and {report['data'][key]!r}); their accuracies cannot be compared"
+                    f"{first_name} and {name} were tested on different data ({_tested(first)}; "
+                    f"{_tested(report)}); their accuracies cannot be compared"
                 )
     return [_row(name, report) for name, report in reports.items()]
+
+
+def _tested(report: Mapping[str, Any]) -> str:
+    data = report["data"]
+    return f"{data['description']}, {data['test_sequences']} sequences, {data['metric']}"
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -110,6 +111,7 @@ def build_report(
             "description": data.description,
             "calibration_sequences": min(config.calibration_sequences, len(data.calibration)),
             "test_sequences": len(data.test),
+            "test_names": _digest(record.name for record in data.test.records),
             "protocol": data.test_set.protocol.name if data.test_set else None,
             "metric": data.metric,
             "cut_columns": data.cut_columns,
@@ -141,3 +143,8 @@ def build_report(
         speed=speed,
         seconds=seconds,
     )
+
+
+def _digest(names: Iterable[str]) -> str:
+    """Tells test sets apart, wherever they lie."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
