@@ -39,6 +39,16 @@ def test_the_report_has_the_promised_keys(evaluated):
     json.dumps(report, allow_nan=False)
 
 
+@pytest.mark.parametrize("target", ["onnxruntime", "litert-int8"])
+def test_ranges_are_those_that_the_integers_stand_for(walkers, target):
+    result = qg.quantize(make_gaitbase(), pairs(walkers), qg.QuantConfig(**FAST, target=target))
+    for layer in result.report.layers[1:]:
+        low, high = layer["scales"]["activation_range"]
+        assert low <= 0 < high
+        assert high - low == pytest.approx(255 * layer["scales"]["activation_scale"])
+    assert result.report.layers[1]["scales"]["activation_range"][0] == 0  # behind a ReLU
+
+
 def test_eight_bits_rank_as_float_does(evaluated):
     accuracy = evaluated.report.accuracy
     for name in ("quantized", "onnx"):

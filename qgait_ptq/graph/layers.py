@@ -105,7 +105,8 @@ def _input_bits(layer: fx.Node, nodes: dict[str, fx.Node]) -> int | None:
 def layer_scales(graph_module: fx.GraphModule) -> dict[str, dict[str, Any]]:
     """Scales of a calibrated graph's layers, by node.
 
-    Each layer has ``activation_scale``, ``activation_zero_point`` and ``weight_scales``, as far as quantized.
+    Each layer has ``activation_scale``, ``activation_zero_point``, the ``activation_range`` that these
+    represent, and ``weight_scales``, as far as quantized.
     """
     scales = {}
     for node in graph_module.graph.nodes:
@@ -123,6 +124,10 @@ def layer_scales(graph_module: fx.GraphModule) -> dict[str, dict[str, Any]]:
             else:
                 found["activation_scale"] = quantizer.scale.item()
                 found["activation_zero_point"] = quantizer.zero_point.item()
+                found["activation_range"] = [
+                    found["activation_scale"] * (end - found["activation_zero_point"])
+                    for end in (quantizer.grid.quant_min, quantizer.grid.quant_max)
+                ]
         scales[node.name] = found
     return scales
 

@@ -206,7 +206,7 @@ def _layers(report: Report) -> list[dict[str, Any]]:
             "kernel": "integer" if layer["integer"] else "float",
             "mmac": f"{layer['macs'] / 1e6:.1f}",
             "parameters": f"{layer['parameters']:,}",
-            "range": _input_range(layer),
+            "range": _input_range(layer["scales"]),
             "scales": _weight_scales(layer["scales"]),
             "sqnr": "" if layer["sqnr_db"] is None else f"{layer['sqnr_db']:.1f}",
             "worst": layer["sqnr_db"] is not None and layer["sqnr_db"] <= limit,
@@ -215,15 +215,9 @@ def _layers(report: Report) -> list[dict[str, Any]]:
     ]
 
 
-def _input_range(layer: Mapping[str, Any]) -> str:
-    scales = layer["scales"]
-    if "activation_scale" not in scales:
-        return ""
-    scale, low = scales["activation_scale"], -scales["activation_zero_point"]
-    # Signed grids have their zero-point between negative integers.
-    if scales["activation_zero_point"] < 0 or layer.get("activation_signed"):
-        low -= 1 << (layer["activation_bits"] - 1)
-    return f"{scale * low:.3g} … {scale * (low + (1 << layer['activation_bits']) - 1):.3g}"
+def _input_range(scales: Mapping[str, Any]) -> str:
+    found = scales.get("activation_range")
+    return "" if found is None else f"{found[0]:.3g} … {found[1]:.3g}"
 
 
 def _weight_scales(scales: Mapping[str, Any]) -> str:
