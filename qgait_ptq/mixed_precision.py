@@ -22,6 +22,7 @@ from qgait_ptq.allocation.solver import (
     Allocation,
     Resource,
     allocate,
+    check_solver,
     describe,
     pareto_front,
 )
@@ -78,9 +79,12 @@ class WidthChooser:
 
         Raises:
             ConfigError: the budget cannot be met.
+            MissingExtraError: there is no solver for a budget.
             CalibrationError: the accuracy cannot be met.
             DataError: labels do not allow to rank held-out identities.
         """
+        if self.config.max_drop is None:
+            check_solver()
         options = self.options()
         costs = self.measurement.costs(data)
         # What cannot be done is found before minutes of measuring.

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,10 +75,8 @@ class _Program:
 
     def solve(self) -> NDArray[np.float64] | None:
         """Values of the variables; None where no values keep all rows."""
-        try:
-            from scipy import optimize, sparse
-        except ImportError:
-            raise MissingExtraError("choosing widths", "mixed-precision") from None
+        from scipy import optimize, sparse
+
         matrix = sparse.lil_matrix((len(self.rows), len(self.objective)))
         for number, (terms, _, _) in enumerate(self.rows):
             for position, factor in terms.items():
@@ -94,6 +93,16 @@ class _Program:
         return None if result.x is None else np.asarray(result.x)
 
 
+def check_solver() -> None:
+    """Find out before the work whether there is a solver.
+
+    Raises:
+        MissingExtraError: scipy is not installed.
+    """
+    if find_spec("scipy") is None:
+        raise MissingExtraError("choosing widths", "mixed-precision")
+
+
 def allocate(damages: Damages, costs: CostModel, resource: Resource, limit: float) -> Allocation | None:
     """The widths with the least damage whose cost is within a limit.
 
@@ -105,9 +114,6 @@ def allocate(damages: Damages, costs: CostModel, resource: Resource, limit: floa
 
     Returns:
         None where even the cheapest widths cost more.
-
-    Raises:
-        MissingExtraError: scipy is not installed.
     """
     limit = math.floor(limit)
     found = _allocate(damages, costs, resource, limit)
