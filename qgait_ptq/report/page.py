@@ -126,7 +126,7 @@ def _accuracy_rows(report: Report) -> Iterator[tuple[str, ...]]:
 def _row(
     name: str, values: list[float], interval: Mapping[str, float] | None, mixed: float
 ) -> tuple[str, ...]:
-    change = f"{values[-1] - values[0]:+.2f}"
+    change = f"{round(values[-1] - values[0], 2) + 0.0:+.2f}"  # without a minus before zero
     if interval is not None:
         change += f" [{interval['low']:+.2f}, {interval['high']:+.2f}]"
     return (name, *(f"{value:.2f}" for value in values), change, f"{mixed:.2f}")

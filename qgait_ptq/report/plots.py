@@ -53,7 +53,8 @@ def cmc_figure(report: Report) -> Figure:
             curve = report["accuracy"][name]["cmc"]
             axes.plot(range(1, len(curve) + 1), curve, style, color=colour, label=label, linewidth=2)
         lowest = min(report["accuracy"][name]["cmc"][0] for name, *_ in NETWORKS)
-        axes.set_ylim(lowest - max(1.0, 0.1 * (100 - lowest)), 100.5)
+        room = max(0.2, 0.1 * (100 - lowest))
+        axes.set_ylim(lowest - room, 100 + room / 4)
         axes.set_xticks([1, 5, 10, 15, 20])
         axes.set(xlabel="rank k", ylabel="probes found among the first k, %")
         axes.legend(loc="lower right")
