@@ -30,7 +30,8 @@ def allocation_lines(report: Mapping[str, Any]) -> Iterator[str]:
     allocation, config = report.get("allocation"), report["config"]
     if not allocation:
         return
-    goal = "held-out identities lose no more rank-1 than was allowed"
+    allowed = config["max_drop"] if config["max_drop"] is not None else -(config["target_accuracy"] or 0.0)
+    goal = f"at most {allowed:g} points of rank-1 lost"
     if config["budget"] is not None:
         size, operations = config["budget"]["size_mb"], config["budget"]["bops_percent"]
         goal = f"a file of {size:g} MB" if size is not None else f"{operations:g} % of the bit operations"
@@ -45,7 +46,7 @@ def allocation_lines(report: Mapping[str, Any]) -> Iterator[str]:
     if "held_out_drop" in allocation:
         looks = len(allocation["looks"])
         yield (
-            f"held-out identities lose {allocation['held_out_drop']:.2f} points of rank-1, found with "
+            f"rank-1 of held-out identities changes by {-allocation['held_out_drop']:+.2f} points, found with "
             f"{looks} calibration{'s' * (looks > 1)}"
         )
 
