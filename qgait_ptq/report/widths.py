@@ -46,8 +46,8 @@ def allocation_lines(report: Mapping[str, Any]) -> Iterator[str]:
     if "held_out_drop" in allocation:
         looks = len(allocation["looks"])
         yield (
-            f"rank-1 of held-out identities changes by {-allocation['held_out_drop']:+.2f} points, found with "
-            f"{looks} calibration{'s' * (looks > 1)}"
+            f"rank-1 of held-out identities changes by {-allocation['held_out_drop']:+.2f} points, "
+            f"found with {looks} calibration{'s' * (looks > 1)}"
         )
 
 
