@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from qgait_ptq.calibration.distances import by_part, pairwise_distances
-from qgait_ptq.gait.metrics import single_shot_rank1
+from qgait_ptq.gait.metrics import embedding_sqnr, single_shot_rank1
 
 TINY = 1e-12
 
@@ -47,12 +46,10 @@ def judge_damage(reference: Tensor, quantized: Tensor, labels: Tensor) -> Damage
     unit = wanted[:, different].mean().clamp_min(TINY)
     change = given - wanted
     before, after = wanted.mean(0), given.mean(0)
-    noise = (reference.double() - quantized.double()).square().sum().clamp_min(TINY)
-    signal = reference.double().square().sum().clamp_min(TINY)
     drop = single_shot_rank1(before, labels) - single_shot_rank1(after, labels)
     return Damage(
         distortion=float((change[:, different] / unit).square().mean()),
         distance_error=100 * float((after - before)[different].abs().mean() / before[different].mean()),
-        sqnr_db=float(10 * torch.log10(signal / noise)),
+        sqnr_db=embedding_sqnr(reference, quantized),
         rank1_drop=None if math.isnan(drop) else drop,
     )

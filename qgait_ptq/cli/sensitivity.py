@@ -91,6 +91,7 @@ def command(
     from qgait_ptq.allocation.groups import Kind
     from qgait_ptq.cli.inputs import load_data, load_network
     from qgait_ptq.device import choose_device
+    from qgait_ptq.errors import ConfigError
     from qgait_ptq.graph.conversion import to_device
     from qgait_ptq.planning import plan
     from qgait_ptq.report.drawing import standalone
@@ -99,6 +100,8 @@ def command(
     from qgait_ptq.report.writing import write_text
     from qgait_ptq.sensitivity import SensitivityMeasurement, describe_sensitivity
 
+    if plot is not None and not plot.parent.is_dir():  # found before minutes of measuring
+        raise ConfigError(f"{plot.parent}: no such folder; make it, or draw elsewhere")
     console = Console(stderr=as_json)
     progress = TerminalProgress(console)
     network, _ = load_network(recipe.model, progress)

@@ -121,6 +121,11 @@ def test_states_of_another_measurement_are_refused(checkpoint, walkers_root, tmp
     assert_refused(run(*arguments, "--widths", "4"), "belongs to a run with other settings")
 
 
+def test_a_picture_that_cannot_be_drawn_is_refused_before_measuring(checkpoint, tmp_path):
+    done = run("sensitivity", checkpoint, *SMALL, "--plot", tmp_path / "no" / "such.svg")
+    assert_refused(done, "no such folder; make it, or draw elsewhere")
+
+
 def test_widths_that_are_none_are_refused(checkpoint):
     assert_refused(run("sensitivity", checkpoint, "--widths", "4,16"), "no list of widths from 2 to 8")
 
