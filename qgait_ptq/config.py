@@ -16,6 +16,7 @@ Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Modality = Annotated[int, Field(ge=0)]
 
 
 class _Model(BaseModel):
@@ -141,7 +142,8 @@ class QuantConfig(_Model):
     Attributes:
         weight_bits: width of weights, 2 to 8.
         activation_bits: width of the inputs of weighted layers, 2 to 8.
-        edge_bits: width of both in the first and the last weighted layer.
+        edge_bits: width of both in the first and the last weighted layer, and in all that read the network's
+            inputs.
         elementwise_bits: width of tensors that no weighted layer reads, such as the branches of a residual
             addition.
         observer: how ranges of activations are found.
@@ -258,7 +260,8 @@ class DataSource(_Model):
         metric: distance of embeddings.
         cut_columns: cut from each side of a frame; None cuts the empty columns of square frames.
         longest: frames of a sequence that are used at most.
-        modality: which of several array files in a folder is read, in the order of their names.
+        modality: which of several array files in a folder is read, in the order of their names, from 0; a
+            list of them for a network of several inputs.
         raw: take arrays as they are, such as poses, instead of as silhouettes.
     """
 
@@ -268,8 +271,19 @@ class DataSource(_Model):
     metric: Literal["euclidean", "cosine"] = "euclidean"
     cut_columns: Annotated[int, Field(ge=0)] | None = None
     longest: Annotated[int, Field(ge=1)] = 720
-    modality: Annotated[int, Field(ge=0)] = 0
+    modality: Modality | Annotated[tuple[Modality, ...], Field(min_length=1)] = 0
     raw: bool = False
+
+    @property
+    def modalities(self) -> tuple[int, ...]:
+        """All that are read, in the order in which the network takes them."""
+        return self.modality if isinstance(self.modality, tuple) else (self.modality,)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> DataSource:
+        if len(set(self.modalities)) < len(self.modalities):
+            raise ValueError(f"modality {list(self.modalities)} names a file twice")
+        return self
 
 
 class Recipe(_Model):

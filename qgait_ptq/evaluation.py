@@ -17,6 +17,7 @@ from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr
 from qgait_ptq.gait.protocols import Accuracy, evaluate
 from qgait_ptq.gait.sequences import shape_text
 from qgait_ptq.gait.sources import GaitData
+from qgait_ptq.graph.frame_parts import join_inputs
 from qgait_ptq.graph.trace import embedding_network
 from qgait_ptq.progress import Progress, Silent
 from qgait_ptq.runtime.embedder import Embedder
@@ -46,7 +47,8 @@ def evaluate_network(
         DataError: the data have no gallery and probes, or sequences of different sizes.
     """
     place = choose_device(device)
-    network = embedding_network(network.cpu(), data.frame_shape, frames, output).to(place)
+    joined = join_inputs(network.cpu(), data.layout)
+    network = embedding_network(joined, data.frame_shape, frames, output).to(place)
     return _evaluate(lambda batch: network(batch.to(place)), data, frames, progress or Silent())
 
 
@@ -61,6 +63,11 @@ def evaluate_file(embedder: Embedder, data: GaitData, progress: Progress | None 
     Raises:
         DataError: the data have no gallery and probes, or silhouettes of another size.
     """
+    if data.layout != embedder.layout:
+        raise DataError(
+            f"{embedder.path} takes {embedder.layout or 'one input'}, the data have "
+            f"{data.layout or 'one'}; name its modalities in order (--modality)"
+        )
     if data.frame_shape != embedder.frame_shape:
         raise DataError(
             f"{embedder.path} takes silhouettes of {shape_text(embedder.frame_shape)}, "

@@ -20,7 +20,7 @@ from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.layers import OutputKeeper
 from qgait_ptq.graph.operators import WEIGHTED, is_operator
 from qgait_ptq.graph.shapes import is_free, observed_shape, record_free_axes
-from qgait_ptq.runtime.sessions import as_session_input, open_onnxruntime, takes_bytes
+from qgait_ptq.runtime.sessions import as_session_inputs, open_onnxruntime, session_inputs
 
 DECIBELS = 10.0
 
@@ -86,6 +86,7 @@ def compare_layers(
     recorded = dict(zip(_with_calls([str(layer["name"]) for layer in layers]), layers, strict=True))
     quantized = [name for name, layer in recorded.items() if layer["weight_bits"] is not None]
     session, outputs = _open_with_outputs(file, quantized)
+    inputs = session_inputs(session)
     if set(nodes) != set(recorded) or set(outputs) != set(quantized):
         differing = sorted((set(nodes) ^ set(recorded)) | (set(outputs) ^ set(quantized)))[:3]
         raise ModelError(f"{file}: written from another network; layers that differ: {', '.join(differing)}")
@@ -96,8 +97,9 @@ def compare_layers(
     for batch, _ in sequences:
         with torch.inference_mode():
             keeper.run(batch)
-        feed = as_session_input(batch.numpy(), takes_bytes(session))
-        given = session.run(list(outputs.values()), {session.get_inputs()[0].name: feed})
+        values = as_session_inputs(batch.numpy(), inputs)
+        feed = {one.name: value for one, value in zip(inputs, values, strict=True)}
+        given = session.run(list(outputs.values()), feed)
         for name, array in zip(outputs, given, strict=True):
             factors = recorded[name].get("equalization_factors")
             output = torch.from_numpy(np.asarray(array))

@@ -80,7 +80,7 @@ def quantize(
     layers = list_layers(network)
     report = build_report(
         model=_describe_model(captured, layers, embeddings[0], gait_data, source)
-        | {"streams": run.streams(captured, onnx_model, gait_data)},
+        | {"streams": run.streams(captured, onnx_model, session, gait_data)},
         config=run.config,
         target=run.target,
         data=gait_data,
@@ -126,6 +126,7 @@ def _describe_model(
         **(source or {}),
         "frame_shape": list(captured.frame_shape),
         "raw": data.raw,
+        "inputs": data.layout.describe() if data.layout else [],
         "frames": captured.frames,
         "batch": captured.batch,
         "channels": embedding.shape[1],

@@ -8,6 +8,8 @@ from torch import fx, nn
 
 from qgait_ptq.config import QuantConfig
 from qgait_ptq.export.targets import check_widths, get_target
+from qgait_ptq.frame_layout import FrameLayout
+from qgait_ptq.graph.frame_parts import check_all_read, join_inputs
 from qgait_ptq.graph.late_rectifiers import move_rectifiers_behind_maxima
 from qgait_ptq.graph.layers import LayerPlan, list_layers
 from qgait_ptq.graph.placement import place
@@ -26,6 +28,7 @@ def plan(
     *,
     frames: int | None = None,
     output: str | None = None,
+    layout: FrameLayout | None = None,
 ) -> tuple[Capture, fx.GraphModule, list[LayerPlan]]:
     """Capture a network and decide what is quantized, without data.
 
@@ -35,6 +38,7 @@ def plan(
         config: widths and target.
         frames: for networks that take one frame count only.
         output: names the embedding, for networks that give several tensors.
+        layout: for networks of several inputs, all of which lie in frames ``(F,)``.
 
     Returns:
         The capture, the simplified and annotated float graph, and its layers.
@@ -47,8 +51,9 @@ def plan(
     check_widths(target, widths)
     with quiet_torch():
         # The user's stays where it is, in the mode and the precision it is in.
-        network = copy.deepcopy(model).cpu().float()
+        network = join_inputs(copy.deepcopy(model).cpu().float(), layout)
     captured = capture(network, frame_shape, frames, output)
+    check_all_read(captured.graph_module, network)
     others = [captured.example(*sizes) for sizes in captured.checked]
     graph_module = simplify(captured.graph_module, captured.example(), *others).requires_grad_(False)
     if target.late_leaky_rectifiers:

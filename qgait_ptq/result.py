@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import onnx
@@ -11,6 +13,7 @@ from torch import fx
 
 from qgait_ptq.config import Recipe
 from qgait_ptq.export.torch_program import export_program
+from qgait_ptq.graph.frame_parts import input_parts, split_inputs
 from qgait_ptq.graph.trace import Capture
 from qgait_ptq.recipes import recipe_yaml
 from qgait_ptq.report.page import render_report
@@ -23,7 +26,7 @@ class QuantizationResult:
     """A quantized network.
 
     Attributes:
-        model: the simulation: a graph with fake-quantize modules, ``[n, s, h, w]`` to the embedding.
+        simulation: a graph with fake-quantize modules, as the stages have it: one tensor to the embedding.
         report: what was done and how good it is.
         onnx_model: the file for the runtime.
         recipe: everything needed to repeat the run; None where the network came from Python.
@@ -32,13 +35,22 @@ class QuantizationResult:
         sheet: png of calibration silhouettes, for the page; None where there are none.
     """
 
-    model: fx.GraphModule
+    simulation: fx.GraphModule
     report: Report
     onnx_model: onnx.ModelProto
     recipe: Recipe | None = None
     float_model: onnx.ModelProto | None = None
     captured: Capture | None = None
     sheet: bytes | None = None
+
+    @cached_property
+    def model(self) -> fx.GraphModule:
+        """The simulation as the network was: ``[n, s, h, w]``, or each of its inputs, to the embedding."""
+        if not input_parts(self.simulation):
+            return self.simulation
+        model = copy.deepcopy(self.simulation)
+        split_inputs(model)
+        return model
 
     def save(self, folder: str | Path, float_file: bool = False, torch_file: bool = False) -> Path:
         """Write ``model.onnx``, ``report.html``, ``report.json`` and, where there is one, ``recipe.yaml``.
@@ -65,5 +77,5 @@ class QuantizationResult:
         if float_file and self.float_model is not None:
             contents["float.onnx"] = self.float_model.SerializeToString()
         if torch_file and self.captured is not None:
-            contents["model.pt2"] = export_program(self.model, self.captured)
+            contents["model.pt2"] = export_program(self.simulation, self.captured)
         return write_result(Path(folder), contents)

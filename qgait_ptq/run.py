@@ -39,7 +39,7 @@ from qgait_ptq.runtime.benchmark import QUIET_ENOUGH, compare_speed
 from qgait_ptq.runtime.sessions import (
     ONNXRUNTIME,
     Session,
-    as_session_input,
+    as_session_inputs,
     is_installed,
     open_session,
     run_session,
@@ -96,7 +96,9 @@ class Run:
     ) -> tuple[Capture, fx.GraphModule]:
         """The captured, simplified and annotated float graph."""
         with self.stage("capture"):
-            captured, network, _ = plan(model, data.frame_shape, self.config, frames=frames, output=output)
+            captured, network, _ = plan(
+                model, data.frame_shape, self.config, frames=frames, output=output, layout=data.layout
+            )
             pinned = {BATCH_AXIS, FRAME_AXIS} - captured.free_axes - ({FRAME_AXIS} if frames else set())
             self._tell_pinned(captured, pinned, "its capture is right at no other")
         return captured, network
@@ -195,12 +197,12 @@ class Run:
         """Whether the file takes silhouettes as uint8."""
         return self.config.input_type == "uint8" and self.target.byte_input and not data.raw
 
-    def streams(self, captured: Capture, model: onnx.ModelProto, data: GaitData) -> bool:
+    def streams(self, captured: Capture, model: onnx.ModelProto, session: Session, data: GaitData) -> bool:
         """Whether the file gives the same for a sequence in pieces."""
         if ONNXRUNTIME not in self.target.runtimes or captured.frames is not None:
             return False
         clips = self._clips(captured, data).numpy()
-        return can_stream(model, as_session_input(clips, self.takes_bytes(data)))
+        return can_stream(model, as_session_inputs(clips, session.inputs))
 
     def _clips(self, captured: Capture, data: GaitData) -> Tensor:
         """Test sequences as a batch ``[n, s, h, w]`` of the largest sizes that captures are checked at."""

@@ -37,7 +37,8 @@ def command(model: Path, directory: Path, out: Path, runtime: str, jobs: int | N
     check_writable(out.resolve().parent)
     embedder = Embedder(model, threads=1, runtime=runtime)
     # Frames as they are: the embedder cuts them as the network was calibrated.
-    data = GaitDataset.from_directory(directory, reading=Reading(cut_columns=0, raw=embedder.raw))
+    reading = Reading(cut_columns=0, raw=embedder.raw, modalities=embedder.modalities)
+    data = GaitDataset.from_directory(directory, reading=reading)
     with progress.stage("sequences", len(data)) as advance:
         resumed = embed_to_file(embedder, data, out, jobs or usable_cores(), advance)
     if resumed:

@@ -91,12 +91,15 @@ def load_data(source: DataSource, progress: Progress) -> GaitData:
     if source.raw and source.cut_columns:
         raise ConfigError("--cut-columns belongs to silhouettes; values of --raw are taken as they are")
     if source.root is not None:
-        reading = Reading(source.cut_columns, source.longest, source.modality, source.raw)
+        reading = Reading(source.cut_columns, source.longest, source.modalities, source.raw)
         return load_directory(source.root, source.partition, source.protocol, source.metric, reading)
     if source.partition is not None:
         raise ConfigError("--partition belongs to a data set; name its root with --data")
     if source.raw or source.cut_columns:
         raise ConfigError("--raw and --cut-columns belong to a data set; name its root with --data")
+    if source.modalities != (0,):
+        read = ", ".join(map(str, source.modalities))
+        raise ConfigError(f"modality {read} is of a data set; name its root with --data")
     progress.note(
         "no --data: using the built-in synthetic walkers; figures on them say nothing about real recordings"
     )

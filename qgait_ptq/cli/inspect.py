@@ -13,6 +13,7 @@ from qgait_ptq.cli.options import MODEL_OPTIONS, RECIPE_OPTION, WIDTH_OPTIONS, a
 
 if TYPE_CHECKING:
     from qgait_ptq.config import Recipe
+    from qgait_ptq.frame_layout import FrameLayout
 
 COMPARED_SEQUENCES = 24
 
@@ -32,6 +33,13 @@ COMPARED_SEQUENCES = 24
     click.option(
         "--channels", type=click.IntRange(min=1), help="Of a frame, for networks that take [n, s, c, h, w]."
     ),
+    click.option(
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar="SHAPE[:integers]",
+        help="Frame of an input of a network of several, in order: --input 64x44 --input 85.",
+    ),
     *MODEL_OPTIONS,
     RECIPE_OPTION,
     click.option(
@@ -48,6 +56,7 @@ def command(
     height: int,
     width: int | None,
     channels: int | None,
+    inputs: tuple[str, ...],
     against: Path | None,
     as_json: bool,
     **options: Any,
@@ -78,13 +87,17 @@ def command(
     network, _ = load_network(recipe.model, TerminalProgress(console))
     square = np.zeros((1, height, height), np.uint8)
     size = (height, width or cut_width(square, recipe.data.cut_columns).shape[-1])
-    frame_shape = size if channels is None else (channels, *size)
+    frame_shape: tuple[int, ...] = size if channels is None else (channels, *size)
+    layout = _parse_inputs(inputs)
+    if layout is not None:
+        frame_shape = (layout.size,)
     captured, graph_module, layers = plan(
         network,
         frame_shape,
         recipe.quantization,
         frames=recipe.model.frames,
         output=recipe.model.output,
+        layout=layout,
     )
     if as_json:
         click.echo(json.dumps([asdict(layer) for layer in layers]))
@@ -95,7 +108,7 @@ def command(
     console.print(
         layer_table(
             [asdict(layer) for layer in layers],
-            f"{recipe.model.path.name} on 1 × {frames} frames of {shape_text(frame_shape)}, "
+            f"{recipe.model.path.name} on 1 × {frames} frames of {layout or shape_text(frame_shape)}, "
             f"{recipe.quantization.label} for {recipe.quantization.target}",
         )
     )
@@ -107,6 +120,25 @@ def command(
         f"batch {captured.batch or 'free'}, frames {captured.frames or 'free'}",
     ):
         console.print(line, highlight=False, markup=False)
+
+
+def _parse_inputs(texts: tuple[str, ...]) -> FrameLayout | None:
+    """The layout of ``64x44`` and ``17:integers``; None where nothing is said."""
+    from qgait_ptq.frame_layout import FrameLayout, FramePart, PartKind
+    from qgait_ptq.gait.modalities import modality_name
+
+    parts = []
+    for index, text in enumerate(texts):
+        sizes, colon, kind = text.partition(":")
+        try:
+            shape = tuple(int(size) for size in sizes.split("x"))
+            found = PartKind(kind) if colon else PartKind.VALUES
+        except ValueError:
+            shape, found = (), PartKind.VALUES
+        if not shape or min(shape) < 1:
+            raise click.BadParameter(f"{text!r} is neither 64x44 nor 17:integers", param_hint="--input")
+        parts.append(FramePart(modality_name(index), shape, found))
+    return FrameLayout(tuple(parts)) if parts else None
 
 
 def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
@@ -132,6 +164,7 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
         recipe.quantization,
         frames=recipe.model.frames,
         output=recipe.model.output,
+        layout=embedder.layout,
     )
     chosen = data.test.choose(COMPARED_SEQUENCES, recipe.quantization.seed)
     limit = recipe.quantization.calibration_frames

@@ -46,6 +46,13 @@ DATA_OPTIONS = (
         "--raw", is_flag=True, default=None, help="Not silhouettes: take arrays as they are (poses)."
     ),
     click.option(
+        "--modality",
+        type=click.IntRange(min=0),
+        multiple=True,
+        metavar="NUMBER",
+        help="Which array file of a folder, from 0; several for a network of several inputs.  [default: 0]",
+    ),
+    click.option(
         "--cut-columns",
         type=int,
         help="Cut from each side of a frame.  [default: what is empty in square ones]",

@@ -33,12 +33,19 @@ def show_plan(
     config = recipe.quantization
     if recipe.data.root is None:  # the built-in walkers need not be rendered to be counted
         frame_shape: tuple[int, ...] = WALKER_FRAME_SHAPE
+        layout = None
         sequences = walker_counts()
     else:
         data = load_data(recipe.data, progress)
-        frame_shape, sequences = data.frame_shape, (len(data.calibration), len(data.test))
+        frame_shape, layout = data.frame_shape, data.layout
+        sequences = len(data.calibration), len(data.test)
     captured, graph, layers = plan(
-        network, frame_shape, config, frames=recipe.model.frames, output=recipe.model.output
+        network,
+        frame_shape,
+        config,
+        frames=recipe.model.frames,
+        output=recipe.model.output,
+        layout=layout,
     )
     expected = expect(config, captured, graph, layers, get_target(config.target), sequences, device)
     title = f"{recipe.model.path.name}, {config.label} for {config.target}"

@@ -108,7 +108,12 @@ def command(
     data = load_data(recipe.data, progress)
     place, config = choose_device(device), recipe.quantization
     captured, graph, _ = plan(
-        network, data.frame_shape, config, frames=recipe.model.frames, output=recipe.model.output
+        network,
+        data.frame_shape,
+        config,
+        frames=recipe.model.frames,
+        output=recipe.model.output,
+        layout=data.layout,
     )
     measurement = SensitivityMeasurement(
         config,

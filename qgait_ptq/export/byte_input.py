@@ -6,18 +6,17 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-BYTE_SCALE, BYTE_ZERO = "silhouettes.byte_scale", "silhouettes.byte_zero_point"
 LARGEST = 255
 
 
-def take_bytes(model: onnx.ModelProto) -> None:
-    """Let a lowered model take uint8 instead of float32, in place; what it computes stays the same.
+def take_bytes(model: onnx.ModelProto, name: str) -> None:
+    """Let an input of a lowered model be uint8 instead of float32, in place; what it computes stays the same.
 
     The bytes are the numbers of a quantizer with scale 1/255 and zero_point 0. Where the network's own input
     quantizer is just that, as it is at 8 bits, it goes; else a DequantizeLinear comes before it.
     """
     graph = model.graph
-    (given,) = graph.input
+    (given,) = (value for value in graph.input if value.name == name)
     given.type.tensor_type.elem_type = TensorProto.UINT8
     constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     readers = [node for node in graph.node if given.name in node.input and node.op_type != "Shape"]
@@ -40,7 +39,7 @@ def _is_byte_quantizer(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -
 
 def _dequantize(graph: onnx.GraphProto, name: str) -> None:
     """Give the readers of the input's values these in [0, 1]."""
-    values = f"{name}.values"
+    values, scale, zero_point = f"{name}.values", f"{name}.byte_scale", f"{name}.byte_zero_point"
     for node in graph.node:
         if node.op_type not in ("DequantizeLinear", "Shape"):
             for index, read in enumerate(node.input):
@@ -48,12 +47,12 @@ def _dequantize(graph: onnx.GraphProto, name: str) -> None:
                     node.input[index] = values
     graph.initializer.extend(
         [
-            numpy_helper.from_array(np.asarray(1 / LARGEST, np.float32), BYTE_SCALE),
-            numpy_helper.from_array(np.asarray(0, np.uint8), BYTE_ZERO),
+            numpy_helper.from_array(np.asarray(1 / LARGEST, np.float32), scale),
+            numpy_helper.from_array(np.asarray(0, np.uint8), zero_point),
         ]
     )
     node = helper.make_node(
-        "DequantizeLinear", [name, BYTE_SCALE, BYTE_ZERO], [values], name=f"{values}.DequantizeLinear"
+        "DequantizeLinear", [name, scale, zero_point], [values], name=f"{values}.DequantizeLinear"
     )
     graph.node.insert(0, node)
 

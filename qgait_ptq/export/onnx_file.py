@@ -17,10 +17,13 @@ from qgait_ptq.export.markers import mark_quantizers, translation_table
 from qgait_ptq.export.metadata import METADATA_KEY, metadata_text
 from qgait_ptq.export.rules import check_rules
 from qgait_ptq.export.targets import Target
+from qgait_ptq.frame_layout import PartKind
 from qgait_ptq.graph.conversion import to_device
-from qgait_ptq.graph.trace import EXAMPLE_BATCH, EXAMPLE_FRAMES, Capture, quiet_torch
+from qgait_ptq.graph.frame_parts import input_parts, split_inputs, split_values
+from qgait_ptq.graph.trace import Capture, quiet_torch
 
 INPUT, OUTPUT = "silhouettes", "embedding"
+RESERVED = "qgait."  # of names that no value inside a network has
 DIMENSIONS = ("batch", "frames")
 SMALLEST_IR_VERSION = 10  # the first that knows INT4; older runtimes refuse newer ones
 
@@ -48,7 +51,10 @@ def export_quantized(
     exported = _export(marked, capture, target.opset, translation_table())
     model = lower_markers(exported, markers, target.storage)
     if byte_input:
-        take_bytes(model)
+        parts = input_parts(graph_module).values()
+        silhouettes = [part.name for part in parts if part.kind is PartKind.SILHOUETTES]
+        for name in silhouettes if parts else [INPUT]:
+            take_bytes(model, name)
     _check(model)
     check_rules(model, target)
     return model
@@ -74,22 +80,23 @@ def write_metadata(model: onnx.ModelProto, metadata: dict[str, Any]) -> None:
 def _export(
     graph_module: fx.GraphModule, capture: Capture, opset: int, table: dict[Any, Any]
 ) -> onnx.ModelProto:
-    example = torch.zeros(
-        capture.batch or EXAMPLE_BATCH, capture.frames or EXAMPLE_FRAMES, *capture.frame_shape
-    )
-    free = (capture.batch is None, capture.frames is None)
-    dynamic = {axis: torch.export.Dim.AUTO for axis, is_free in enumerate(free) if is_free}
+    parts = split_inputs(graph_module)
+    examples = split_values(capture.empty_example(), parts)
+    dynamic = dict.fromkeys(sorted(capture.free_axes), torch.export.Dim.AUTO)
+    wanted = [*([part.name for part in parts] or [INPUT]), OUTPUT]
+    names = {f"{RESERVED}{name}": name for name in wanted}
+    *inputs, output = names
     try:
         with quiet_torch():
             program = torch.onnx.export(
                 to_device(graph_module, torch.device("cpu")),
-                (example,),
+                examples,
                 dynamo=True,
                 opset_version=opset,
-                dynamic_shapes=(dynamic,),
+                dynamic_shapes=(dynamic,) * len(examples),
                 custom_translation_table=table,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
+                input_names=inputs,
+                output_names=[output],
                 verbose=False,
             )
     except Exception as error:
@@ -98,19 +105,31 @@ def _export(
         ) from error
     assert program is not None  # noqa: S101 - dynamo=True gives a program
     model = program.model_proto
-    _name_dimensions(model, free)
+    _rename_values(model, names)
+    _name_dimensions(model, capture.free_axes)
     _strip_debug_information(model)
     model.ir_version = SMALLEST_IR_VERSION
     return model
 
 
-def _name_dimensions(model: onnx.ModelProto, free: tuple[bool, bool]) -> None:
+def _rename_values(model: onnx.ModelProto, names: dict[str, str]) -> None:
+    """Give inputs and output their names; a value that has one of them, such as ``embedding``, gives it up."""
+    changes = {name: f"{name}.inner" for name in names.values()} | names
+    graph = model.graph
+    for node in graph.node:
+        for values in (node.input, node.output):
+            values[:] = [changes.get(value, value) for value in values]
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = changes.get(value.name, value.name)
+
+
+def _name_dimensions(model: onnx.ModelProto, free_axes: frozenset[int]) -> None:
     """Call the free dimensions ``batch`` and ``frames`` instead of torch's symbols."""
-    dimensions = model.graph.input[0].type.tensor_type.shape.dim
-    names = {}
-    for axis, is_free in enumerate(free):
-        if is_free:
-            names[dimensions[axis].dim_param] = DIMENSIONS[axis]
+    names = {
+        given.type.tensor_type.shape.dim[axis].dim_param: DIMENSIONS[axis]
+        for given in model.graph.input
+        for axis in free_axes
+    }
     for value in (*model.graph.input, *model.graph.output):
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param in names:

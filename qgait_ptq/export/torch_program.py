@@ -17,7 +17,8 @@ from torch import Tensor, fx
 from qgait_ptq.errors import ExportError, first_line
 from qgait_ptq.graph.attributes import attribute, remove_unused
 from qgait_ptq.graph.conversion import to_device
-from qgait_ptq.graph.trace import EXAMPLE_BATCH, EXAMPLE_FRAMES, Capture, quiet_torch
+from qgait_ptq.graph.frame_parts import split_inputs, split_values
+from qgait_ptq.graph.trace import Capture, quiet_torch
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
 from qgait_ptq.quantizer.grid import quantize
 
@@ -30,7 +31,7 @@ def export_program(quantized: fx.GraphModule, capture: Capture) -> bytes:
     Args:
         quantized: with fake-quantize modules whose ranges are set.
         capture: where the graph came from; its free dimensions are free in the program, which takes float32
-            ``[n, s, h, w]`` in [0, 1].
+            ``[n, s, h, w]`` in [0, 1], or what else the network takes.
 
     Raises:
         ExportError: torch.export refuses the graph.
@@ -38,14 +39,12 @@ def export_program(quantized: fx.GraphModule, capture: Capture) -> bytes:
     with quiet_torch():
         graph_module = to_device(copy.deepcopy(quantized), torch.device("cpu"))
     decompose_quantizers(graph_module)
-    example = torch.zeros(
-        capture.batch or EXAMPLE_BATCH, capture.frames or EXAMPLE_FRAMES, *capture.frame_shape
-    )
+    examples = split_values(capture.empty_example(), split_inputs(graph_module))
     dynamic = dict.fromkeys(capture.free_axes, torch.export.Dim.AUTO)
     buffer = io.BytesIO()
     try:
         with quiet_torch():
-            program = torch.export.export(graph_module, (example,), dynamic_shapes=(dynamic,))
+            program = torch.export.export(graph_module, examples, dynamic_shapes=(dynamic,) * len(examples))
             torch.export.save(program, buffer)
     except Exception as error:
         raise ExportError(

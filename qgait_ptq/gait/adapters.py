@@ -1,5 +1,7 @@
 """Adapters: from a network's calling convention to ``forward(silhouettes [n, s, h, w]) -> embedding``.
 
+A network of several inputs takes each as an argument of its own.
+
 An adapter is a module that wraps the network. Write your own in a few lines and name it on the command
 line: ``--adapter mypackage.adapters:MyAdapter``; its class is called with the network.
 """
@@ -24,9 +26,11 @@ class OpenGaitAdapter(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, silhouettes: Tensor) -> Tensor:
-        """``[n, s, h, w]`` to ``[n, c, p]``."""
-        result = self.network(([silhouettes], None, None, None, None))
+    def forward(self, *modalities: Tensor) -> Tensor:
+        """Silhouettes ``[n, s, h, w]``, and what else the network takes, to ``[n, c, p]``."""
+        # OpenGait brings all modalities to float.
+        floats = [given if given.is_floating_point() else given.float() for given in modalities]
+        result = self.network((floats, None, None, None, None))
         embedding: Tensor = result["inference_feat"]["embeddings"]
         return embedding
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from qgait_ptq.frame_layout import FrameLayout, PartKind
 from qgait_ptq.gait.dataset import GaitDataset, Silhouettes
 
 SHOWN_SEQUENCES, SHOWN_FRAMES = 6, 14
@@ -26,13 +27,15 @@ def draw_sequences(data: GaitDataset, seed: int) -> NDArray[np.uint8]:
     """Some sequences of a set, each with frames from its whole length.
 
     Args:
-        data: silhouettes ``[s, h, w]``, or maps ``[s, c, h, w]``, of which the first channel is drawn.
+        data: silhouettes ``[s, h, w]``, or maps ``[s, c, h, w]``, of which the first channel is drawn; the
+            first such of several inputs.
         seed: of the choice.
 
     Returns:
         A grey image ``[rows, columns]``.
     """
-    return join_frames([_frames(sequence) for sequence, _ in data.choose(SHOWN_SEQUENCES, seed)])
+    chosen = data.choose(SHOWN_SEQUENCES, seed)
+    return join_frames([_frames(_silhouettes(sequence, data.layout)) for sequence, _ in chosen])
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
@@ -40,6 +43,13 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def _silhouettes(sequence: Silhouettes, layout: FrameLayout | None) -> Silhouettes:
+    if layout is None:
+        return sequence
+    name = next(part.name for part in layout.parts if part.kind is PartKind.SILHOUETTES)
+    return layout.unpack(sequence)[name]
 
 
 def _frames(sequence: Silhouettes) -> list[NDArray[np.uint8]]:

@@ -6,7 +6,7 @@ kept after a read, so memory does not grow with the set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
+from qgait_ptq.frame_layout import FrameLayout, layout_of
+from qgait_ptq.gait.modalities import (
+    as_modalities,
+    check_layout,
+    check_modalities,
+    modality_name,
+    read_modalities,
+    read_packed,
+)
 from qgait_ptq.gait.sequences import (
     ARRAY_SUFFIXES,
     DEFAULT_READING,
@@ -76,15 +85,22 @@ class GaitDataset:
         (3, ['anna', 'ben'])
     """
 
-    def __init__(self, records: Sequence[SequenceRecord], description: str = "") -> None:
+    def __init__(
+        self,
+        records: Sequence[SequenceRecord],
+        description: str = "",
+        layout: FrameLayout | None = None,
+    ) -> None:
         """Hold records.
 
         Args:
             records: the sequences, in the order in which they are iterated.
             description: one line for reports: where the data come from.
+            layout: of sequences of several inputs, which records give side by side, ``[s, F]`` float32.
         """
         self.records = list(records)
         self.description = description or f"{len(self.records)} sequences"
+        self.layout = layout
 
     @classmethod
     def from_directory(
@@ -96,7 +112,8 @@ class GaitDataset:
         """Find the sequences of an OpenGait layout, ``root/subject/type/view/*.pkl``.
 
         Array files may be pkl, npy or npz; a view folder may hold png frames instead. Where a view folder
-        holds several array files (modalities, sorted by name), the first is taken, unless told otherwise.
+        holds several array files (modalities, sorted by name), the first is taken, unless told otherwise;
+        several are the inputs of a network that takes several.
 
         Args:
             root: the top folder.
@@ -117,32 +134,53 @@ class GaitDataset:
                 f"{root}: {len(missing)} subjects have no folder ({', '.join(missing[:5])}); "
                 "does the partition belong to this data set?"
             )
-        records = [record for subject in wanted for record in _subject_records(root / subject, reading)]
-        if not records:
+        found = [place for subject in wanted for place in _find_sequences(root / subject, reading)]
+        if not found:
             raise DataError(f"{root}: no sequence found; the layout is root/subject/type/view/*.pkl")
-        return cls(records, f"{root} ({len(wanted)} subjects, {len(records)} sequences)")
+        layout = (
+            layout_of(read_modalities(found[0].sources, reading)) if len(reading.modalities) > 1 else None
+        )
+        records = [place.to_record(reading, layout) for place in found]
+        return cls(records, f"{root} ({len(wanted)} subjects, {len(records)} sequences)", layout)
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[tuple[Any, Any]], raw: bool = False) -> GaitDataset:
         """Make a set in memory from ``(sequence [s, h, w], label)`` pairs.
 
         Args:
-            pairs: of arrays and labels.
+            pairs: of sequences and labels. A sequence is an array; or for a network of several inputs a tuple
+                of arrays, or a dictionary of them by the names that the file's inputs shall have, see
+                `check_modalities`.
             raw: take arrays ``[s, ...]`` as they are, such as poses, instead of as silhouettes.
 
         Raises:
             DataError: something is not a pair, or not a silhouette sequence.
         """
-        records = []
+        records: list[SequenceRecord] = []
+        layout: FrameLayout | None = None
         for index, pair in enumerate(pairs):
             try:
                 sequence, label = pair
             except (TypeError, ValueError):
                 raise DataError(f"item {index} of the data is not a (sequence, label) pair") from None
-            array, where = np.asarray(sequence), f"sequence {index}"
-            array = check_values(array, where) if raw else cut_width(check_silhouettes(array, where))
-            records.append(SequenceRecord(str(label), f"seq-{index:04d}", "000", partial(_identity, array)))
-        return cls(records)
+            where, several = f"sequence {index}", as_modalities(sequence)
+            if records and (several is None) != (layout is None):
+                raise DataError(f"{where}: one array, or several, as the sequences before it")
+            load: Callable[[], Silhouettes]
+            if several is not None:
+                arrays = {
+                    name: cut_width(array) if array.dtype == np.uint8 else array
+                    for name, array in check_modalities(several, where, raw).items()
+                }
+                layout = layout or layout_of(arrays)
+                check_layout(arrays, layout, where)
+                load = partial(layout.pack, list(arrays.values()))
+            else:
+                array = np.asarray(sequence)
+                array = check_values(array, where) if raw else cut_width(check_silhouettes(array, where))
+                load = partial(_identity, array)
+            records.append(SequenceRecord(str(label), f"seq-{index:04d}", "000", load))
+        return cls(records, layout=layout)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -162,7 +200,7 @@ class GaitDataset:
 
     def where(self, keep: Callable[[SequenceRecord], bool]) -> GaitDataset:
         """The records for which `keep` says yes."""
-        return GaitDataset([record for record in self.records if keep(record)], self.description)
+        return GaitDataset([record for record in self.records if keep(record)], self.description, self.layout)
 
     def choose(self, count: int, seed: int = 0) -> GaitDataset:
         """Draw `count` sequences, spread evenly over the identities and at random within each.
@@ -179,27 +217,52 @@ class GaitDataset:
             for queue in queues:
                 if queue and len(chosen) < count:
                     chosen.append(int(queue.pop()))
-        return GaitDataset([self.records[i] for i in sorted(chosen)], self.description)
+        return GaitDataset([self.records[i] for i in sorted(chosen)], self.description, self.layout)
 
 
 def _identity(array: Silhouettes) -> Silhouettes:
     return array
 
 
-def _subject_records(folder: Path, reading: Reading) -> Iterator[SequenceRecord]:
+@dataclass(frozen=True)
+class _Place:
+    """Where a sequence lies: the files of its modalities, by the names of a network's inputs."""
+
+    subject: str
+    condition: str
+    view: str
+    sources: Mapping[str, Path]
+
+    def to_record(self, reading: Reading, layout: FrameLayout | None) -> SequenceRecord:
+        load: Callable[[], Silhouettes]
+        if layout is None:
+            (source,) = self.sources.values()
+            load = partial(read_sequence, source, reading)
+        else:
+            load = partial(read_packed, self.sources, reading, layout)
+        return SequenceRecord(self.subject, self.condition, self.view, load)
+
+
+def _find_sequences(folder: Path, reading: Reading) -> Iterator[_Place]:
+    """The sequences of one subject."""
     for condition in _folders(folder):
         for view in _folders(condition):
             arrays = sorted(file for file in view.iterdir() if file.suffix in ARRAY_SUFFIXES)
-            if len(arrays) > reading.modality:
-                source = arrays[reading.modality]
-            elif arrays:
-                raise DataError(f"{view}: holds {len(arrays)} array files, no modality {reading.modality}")
+            if arrays:
+                sources = {
+                    modality_name(index): arrays[index] for index in reading.modalities if index < len(arrays)
+                }
+                if len(sources) < len(reading.modalities):
+                    raise DataError(
+                        f"{view}: holds {len(arrays)} array files, no modality {max(reading.modalities)}"
+                    )
             elif any(view.glob("*.png")):
-                source = view
+                if reading.modalities != (0,):
+                    raise DataError(f"{view}: holds png frames, which are one modality")
+                sources = {modality_name(0): view}
             else:
                 continue
-            load = partial(read_sequence, source, reading)
-            yield SequenceRecord(folder.name, condition.name, view.name, load)
+            yield _Place(folder.name, condition.name, view.name, sources)
 
 
 def _folders(parent: Path) -> list[Path]:

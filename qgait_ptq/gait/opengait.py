@@ -33,6 +33,7 @@ PROTOCOLS_BY_DATA = {
 METRICS = {"euc": "euclidean", "cos": "cosine"}
 # Values divided by 255, which is done to all data; the second cuts columns, too.
 APPLIED_TRANSFORMS = ("BaseSilTransform", "BaseSilCuttingTransform")
+NO_TRANSFORM = "NoOperation"  # of what is no silhouettes, such as a body model
 FIXED_FRAMES = "fixed"  # how the names of samplers begin that give each sequence the same length
 MODELS = "modeling.models"  # the package of its networks
 
@@ -46,7 +47,7 @@ class OpenGaitConfig:
         network: class name.
         model_cfg: what its ``build_network`` takes.
         data: of the evaluation, by the names that recipes have: ``metric``, ``protocol`` (where the toolkit
-            has one for the data set), ``cut_columns``, ``longest``, ``modality``.
+            has one for the data set), ``cut_columns``, ``longest``, ``modality``, ``raw``.
         frames: how many the sampler gives of every sequence; None where it gives all.
         not_applied: transforms of the evaluation that the toolkit does not know.
     """
@@ -63,8 +64,8 @@ def read_opengait_config(path: Path) -> OpenGaitConfig:
     """Read an OpenGait yaml.
 
     Raises:
-        ConfigError: it cannot be read, names no model, a metric that is not known, or several modalities, or
-            a section is not of the kind that OpenGait reads.
+        ConfigError: it cannot be read, names no model, a metric that is not known, or no modality, or a
+            section is not of the kind that OpenGait reads.
     """
     values = read_yaml(path, "the OpenGait configuration")
     model_cfg = values.get("model_cfg") if isinstance(values, dict) else None
@@ -83,9 +84,11 @@ def read_opengait_config(path: Path) -> OpenGaitConfig:
     if not isinstance(in_use, list):
         raise ConfigError(f"{path}: data_cfg.data_in_use is {in_use!r}, not a list of true and false")
     used = [index for index, is_used in enumerate(in_use) if is_used]
-    if len(used) != 1:
-        raise ConfigError(f"{path}: data_cfg.data_in_use takes {len(used)} modalities; the toolkit reads one")
-    found["modality"] = used[0]
+    if not used:
+        raise ConfigError(f"{path}: data_cfg.data_in_use takes no modality")
+    found["modality"] = used[0] if len(used) == 1 else used
+    if transforms and all(name == NO_TRANSFORM for name, _ in transforms):
+        found["raw"] = True
     fixed = str(sampler.get("sample_type", "")).startswith(FIXED_FRAMES)
     return OpenGaitConfig(
         path,
@@ -93,7 +96,7 @@ def read_opengait_config(path: Path) -> OpenGaitConfig:
         model_cfg,
         found,
         sampler.get("frames_num_fixed") if fixed else None,
-        tuple(name for name, _ in transforms if name not in APPLIED_TRANSFORMS),
+        tuple(name for name, _ in transforms if name not in (*APPLIED_TRANSFORMS, NO_TRANSFORM)),
     )
 
 
@@ -121,8 +124,9 @@ def _transforms(path: Path, configured: Any) -> list[tuple[str, Mapping[str, Any
 
 
 def _cut(transforms: list[tuple[str, Mapping[str, Any]]]) -> dict[str, int]:
-    """How many columns the first transform cuts, where that is not the toolkit's own rule."""
-    name, settings = transforms[0] if transforms else ("", {})
+    """How many columns the first transform of silhouettes cuts, where that is not the toolkit's own rule."""
+    of_silhouettes = [transform for transform in transforms if transform[0] in APPLIED_TRANSFORMS]
+    name, settings = of_silhouettes[0] if of_silhouettes else ("", {})
     if name == "BaseSilTransform":
         return {"cut_columns": 0}
     return {"cut_columns": settings["cutting"]} if settings.get("cutting") is not None else {}

@@ -24,13 +24,13 @@ class Reading:
     Attributes:
         cut_columns: cut from each side of a frame; None cuts what is empty in square frames, see `cut_width`.
         longest: frames to keep at most, from the beginning.
-        modality: which of several array files in a folder, in the order of their names.
+        modalities: which of several array files in a folder, in the order of their names.
         raw: take arrays as they are, such as poses; nothing is scaled, and no column is cut.
     """
 
     cut_columns: int | None = None
     longest: int | None = None
-    modality: int = 0
+    modalities: tuple[int, ...] = (0,)
     raw: bool = False
 
 
@@ -50,16 +50,33 @@ def read_sequence(path: Path, reading: Reading = DEFAULT_READING) -> NDArray[Any
     Raises:
         DataError: the file cannot be read, is empty, or does not hold silhouettes.
     """
-    try:
-        array = _read_array(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read as silhouettes ({error})") from None
+    array = read_array(path)
     if reading.raw:
         return check_values(array, str(path))[: reading.longest]
-    silhouettes = check_silhouettes(array, str(path))[: reading.longest]
+    return cut_sequence(check_silhouettes(array, str(path)), reading, str(path))[: reading.longest]
+
+
+def read_array(path: Path) -> Any:
+    """What a file or a folder of png frames holds, unchecked.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return _read_array(path)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: cannot be read as silhouettes ({error})") from None
+
+
+def cut_sequence(silhouettes: NDArray[np.uint8], reading: Reading, where: str) -> NDArray[np.uint8]:
+    """Cut the columns that a reading leaves out.
+
+    Raises:
+        DataError: frames that are not wide enough.
+    """
     if reading.cut_columns is not None and silhouettes.shape[-1] <= 2 * reading.cut_columns:
         raise DataError(
-            f"{path}: frames of {shape_text(silhouettes.shape[1:])}; {reading.cut_columns} columns on each "
+            f"{where}: frames of {shape_text(silhouettes.shape[1:])}; {reading.cut_columns} columns on each "
             "side cannot be cut from them"
         )
     return cut_width(silhouettes, reading.cut_columns)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from qgait_ptq.errors import DataError
+from qgait_ptq.frame_layout import FrameLayout
 from qgait_ptq.gait.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
 from qgait_ptq.gait.metrics import Metric
 from qgait_ptq.gait.partition import read_partition
@@ -36,6 +37,7 @@ class GaitData:
         metric: distance of embeddings.
         description: one line.
         cut_columns: cut from each side of a frame when it was read; None cuts what is empty in square ones.
+        modalities: which of several array files of a folder were read.
     """
 
     calibration: GaitDataset
@@ -44,16 +46,24 @@ class GaitData:
     metric: Metric = "euclidean"
     description: str = field(default="")
     cut_columns: int | None = None
+    modalities: tuple[int, ...] = (0,)
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
-        """Shape of one frame: ``(h, w)`` of silhouettes, ``(c, h, w)`` of maps."""
+        """Shape of one frame: ``(h, w)`` of silhouettes, ``(c, h, w)`` of maps, ``(F,)`` of several."""
         sequence, _ = self.calibration[0]
         return sequence.shape[1:]
 
     @property
+    def layout(self) -> FrameLayout | None:
+        """How several inputs lie side by side; None where there is one."""
+        return self.calibration.layout
+
+    @property
     def raw(self) -> bool:
-        """Whether the values are no silhouettes, and taken as they are."""
+        """Whether nothing among the values is a silhouette, and all are taken as they are."""
+        if self.layout is not None:
+            return not self.layout.has_silhouettes
         sequence, _ = self.calibration[0]
         return sequence.dtype != np.uint8
 
@@ -91,7 +101,7 @@ def load_directory(
         f"{root}: {len(split.train)} subjects calibrate, {len(split.test)} are tested ({len(test)} sequences)"
     )
     test_set = arrange(test, rules, split.probes)
-    return GaitData(calibration, test, test_set, metric, description, reading.cut_columns)
+    return GaitData(calibration, test, test_set, metric, description, reading.cut_columns, reading.modalities)
 
 
 def load_walkers(workers: int = 1, advance: Callable[[], None] = lambda: None) -> GaitData:
@@ -135,7 +145,8 @@ def as_gait_data(data: Any) -> GaitData:
         raise DataError("the data hold no sequence")
     held = [r for i, r in enumerate(records) if i % SHARE_HELD_BACK == SHARE_HELD_BACK - 1] or list(records)
     kept = [r for i, r in enumerate(records) if i % SHARE_HELD_BACK != SHARE_HELD_BACK - 1]
-    return GaitData(GaitDataset(kept), GaitDataset(held), description=data.description)
+    calibration, test = (GaitDataset(some, layout=data.layout) for some in (kept, held))
+    return GaitData(calibration, test, description=data.description)
 
 
 def _render(split: Split, count: int, views: int, workers: int, advance: Callable[[], None]) -> GaitDataset:

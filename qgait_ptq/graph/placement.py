@@ -13,6 +13,7 @@ from torch import fx
 
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.graph.attributes import layer_name, tensor_of
+from qgait_ptq.graph.frame_parts import is_network_input
 from qgait_ptq.graph.operators import ADDITIONS, RESHAPES, is_operator, operator_name
 from qgait_ptq.graph.shapes import observed_shape
 from qgait_ptq.graph.specs import (
@@ -235,7 +236,7 @@ class _Plan:
         """Weight and activation bits of a layer; the last pattern that names it wins."""
         widths = self.widths
         weight, activation = widths.weight, widths.activation
-        if layer in (self.candidates[0], self.candidates[-1]):
+        if layer in (self.candidates[0], self.candidates[-1]) or self._is_input(layer.args[0]):
             weight = activation = widths.edge
         for pattern, (own_weight, own_activation) in widths.layers.items():
             if names_layer(pattern, layer):
@@ -252,7 +253,7 @@ class _Plan:
     def _is_input(self, node: object) -> bool:
         while is_operator(node, self.rules.value_preserving):
             node = node.args[0]  # type: ignore[attr-defined]
-        return isinstance(node, fx.Node) and node.op == "placeholder"
+        return is_network_input(node)
 
     def _with_weight(self, layer: fx.Node, annotation: Annotation) -> Annotation:
         bits, _ = self._layer_bits(layer)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from qgait_ptq.graph.attributes import tensor_of
+from qgait_ptq.graph.frame_parts import is_network_input
 from qgait_ptq.graph.operators import VALUE_PRESERVING, is_operator
 from qgait_ptq.graph.specs import annotation_of
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
@@ -102,4 +103,4 @@ def weight_of(graph_module: fx.GraphModule, layer: QuantizedLayer) -> Tensor:
 def _is_input(node: object) -> bool:
     while is_operator(node, VALUE_PRESERVING) or (isinstance(node, fx.Node) and node.op == "call_module"):
         node = node.args[0]  # type: ignore[attr-defined]
-    return isinstance(node, fx.Node) and node.op == "placeholder"
+    return is_network_input(node)

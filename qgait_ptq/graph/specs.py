@@ -115,7 +115,7 @@ class BitWidths:
     Attributes:
         weight: of weighted layers.
         activation: of their inputs.
-        edge: of both, in the first and the last weighted layer.
+        edge: of both, in the first and the last weighted layer, and in all that read the network's inputs.
         elementwise: of tensors that feed no weighted layer, such as both branches of a residual addition.
         weight_observer: for the ranges of weights.
         activation_observer: for the ranges of activations.

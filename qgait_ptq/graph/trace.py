@@ -59,6 +59,10 @@ class Capture:
         """Random silhouettes ``[n, s, h, w]`` that the graph takes; fixed dimensions have their way."""
         return random_silhouettes(self.batch or sequences, self.frames or length, self.frame_shape)
 
+    def empty_example(self) -> Tensor:
+        """Zeros of the sizes of `example`, for exporters, which look at sizes only."""
+        return torch.zeros(self.batch or EXAMPLE_BATCH, self.frames or EXAMPLE_FRAMES, *self.frame_shape)
+
     @property
     def free_axes(self) -> frozenset[int]:
         """Which of batch and frames may have any size."""

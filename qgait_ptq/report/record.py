@@ -115,6 +115,7 @@ def build_report(
             "protocol": data.test_set.protocol.name if data.test_set else None,
             "metric": data.metric,
             "cut_columns": data.cut_columns,
+            "modalities": list(data.modalities),
         },
         accuracy={name: value.to_report() for name, value in accuracy.items()},
         comparison=comparison,

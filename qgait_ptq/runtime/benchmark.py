@@ -20,7 +20,7 @@ from qgait_ptq.runtime.memory import measure_memory
 from qgait_ptq.runtime.peak import measure_peak
 from qgait_ptq.runtime.sampling import Sample, interleave
 from qgait_ptq.runtime.sessions import open_session
-from qgait_ptq.runtime.workload import Setting, example_input
+from qgait_ptq.runtime.workload import Setting, example_inputs
 
 NOISY = 0.1  # share of the wall time of a sample that others used
 QUIET_ENOUGH = 0.5  # of the rounds
@@ -94,7 +94,7 @@ def compare_speed(models: list[bytes], setting: Setting) -> list[Timing]:
     calls: list[Callable[[], Any]] = []
     for model in models:
         session = open_session(model, setting.runtime, setting.threads)
-        calls.append(partial(session.infer, example_input(session, setting)))
+        calls.append(partial(session.infer, *example_inputs(session, setting)))
     samples = interleave(calls, setting.rounds, setting.seconds)
     return [summarize(own, samples[0]) for own in samples]
 
@@ -125,13 +125,13 @@ def _quartiles(values: list[float]) -> tuple[float, float, float]:
 
 def _call(path: Path, setting: Setting) -> Callable[[], Any]:
     session = open_session(path, setting.runtime, setting.threads)
-    batch = example_input(session, setting)
+    batches = example_inputs(session, setting)
     try:
-        session.infer(batch)
+        session.infer(*batches)
     except Exception as error:  # the runtimes' exceptions have no common public base
-        detail = " ".join(str(error).split())[:200]
-        raise ModelError(f"{path}: does not run on {list(batch.shape)} ({detail})") from None
-    return lambda: session.infer(batch)
+        detail, shapes = " ".join(str(error).split())[:200], [list(batch.shape) for batch in batches]
+        raise ModelError(f"{path}: does not run on {shapes} ({detail})") from None
+    return lambda: session.infer(*batches)
 
 
 def _describe(path: Path, timing: Timing, setting: Setting) -> Measured:

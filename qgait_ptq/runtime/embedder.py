@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from qgait_ptq.errors import ConfigError, DataError, ModelError
 from qgait_ptq.export.metadata import parse_metadata
+from qgait_ptq.frame_layout import BYTE, PartKind, parse_layout
+from qgait_ptq.gait.modalities import as_modalities, check_layout, check_modalities
 from qgait_ptq.gait.sequences import check_silhouettes, check_values, cut_width, shape_text
 from qgait_ptq.runtime.matching import Index, Matches, match
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, open_session
@@ -19,6 +21,7 @@ from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, open_session
 if TYPE_CHECKING:
     from qgait_ptq.runtime.streaming import StreamingSession
 
+Recording = NDArray[Any] | tuple[NDArray[Any], ...] | Mapping[str, NDArray[Any]]
 LONGEST_PIECE = 60  # frames that are in the runtime at a time, where the network can be streamed
 
 
@@ -35,8 +38,12 @@ class Embedder:
 
     Attributes:
         metadata: what the toolkit wrote into the file.
-        frame_shape: of the frames that the network takes: ``(h, w)``, or ``(c, h, w)``.
+        layout: of the inputs, where the network takes several; else None.
+        frame_shape: of the frames that the network takes: ``(h, w)``, or ``(c, h, w)``; ``(F,)``, all numbers
+            of a frame, where it takes several inputs.
         frames: fixed frame count; None where any is taken.
+        modalities: which array files of a folder the network was calibrated with, in the order of their
+            names.
         raw: whether it takes values as they are, such as poses, instead of silhouettes.
         streams: whether long sequences go through in pieces, with the same result to the bit: the network's
             frames meet in a maximum, and the runtime is onnxruntime.
@@ -75,20 +82,23 @@ class Embedder:
             raise ModelError(f"{self.path}: an ONNX file, but not one that qgait-ptq wrote")
         self.metadata: dict[str, Any] = metadata
         _check_target(self.path, metadata, runtime)
-        self._takes_bytes = self._whole.takes_bytes
-        _, self.frames, *frame_shape = self._whole.input_shape
-        self.frame_shape = tuple(size for size in frame_shape if size is not None)
-        described = metadata.get("model", {})
+        self._inputs = self._whole.inputs
+        self.frames = self._inputs[0].shape[1]
+        described, data = metadata.get("model", {}), metadata.get("data", {})
         self.raw = bool(described.get("raw"))
-        self._cut_columns: int | None = metadata.get("data", {}).get("cut_columns")
+        self.layout = parse_layout(described["inputs"]) if described.get("inputs") else None
+        self.frame_shape = self._inputs[0].frame_shape if self.layout is None else (self.layout.size,)
+        self._cut_columns: int | None = data.get("cut_columns")
+        self.modalities: tuple[int, ...] = tuple(data.get("modalities", (0,)))
         self.streams = bool(described.get("streams")) and runtime == ONNXRUNTIME
 
-    def __call__(self, sequence: NDArray[Any]) -> NDArray[np.float32]:
+    def __call__(self, sequence: Recording) -> NDArray[np.float32]:
         """Embed one sequence.
 
         Args:
             sequence: silhouettes ``[s, h, w]``: uint8 in {0, 1} or 0..255, or bool. Wider ones are cut as
-                those that calibrated the network. Any numbers ``[s, ...]`` where `raw`.
+                those that calibrated the network. Any numbers ``[s, ...]`` where `raw`. For a network of
+                several inputs a tuple of arrays, or a dictionary of them by the names in `layout`.
 
         Returns:
             ``[parts, channels]`` float32; one part for networks without parts.
@@ -96,17 +106,18 @@ class Embedder:
         Raises:
             DataError: another type, shape or size, or no frame.
         """
-        frames = self._check(np.asarray(sequence))
-        if self.frames is not None and len(frames) != self.frames:
-            raise DataError(f"the sequence: {len(frames)} frames, {self.path} takes {self.frames}")
-        parts = self._load_parts() if self.streams and len(frames) > self._longest_piece else self._parts
+        inputs = self._check(sequence)
+        length = len(inputs[0])
+        if self.frames is not None and length != self.frames:
+            raise DataError(f"the sequence: {length} frames, {self.path} takes {self.frames}")
+        parts = self._load_parts() if self.streams and length > self._longest_piece else self._parts
         if parts is not None:
-            embedding = parts.run(self._pieces(frames))[0]
+            embedding = parts.run(self._pieces(inputs, length))[0]
         else:
-            embedding = self.session.infer(self._as_input(frames))[0]
+            embedding = self.session.infer(*self._as_inputs(inputs))[0]
         return np.ascontiguousarray(embedding.reshape(len(embedding), -1).T)
 
-    def embed(self, sequences: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+    def embed(self, sequences: Sequence[Recording]) -> NDArray[np.float32]:
         """Embed sequences of any lengths, one after the other: ``[n, parts, channels]``.
 
         Raises:
@@ -153,24 +164,54 @@ class Embedder:
                 self._parts = StreamingSession(onnx.load(self.path), self._threads)
             return self._parts
 
-    def _pieces(self, frames: NDArray[Any]) -> Iterator[NDArray[Any]]:
-        for start in range(0, len(frames), self._longest_piece):
-            yield self._as_input(frames[start : start + self._longest_piece])
+    def _pieces(self, inputs: list[NDArray[Any]], length: int) -> Iterator[list[NDArray[Any]]]:
+        for start in range(0, length, self._longest_piece):
+            yield self._as_inputs([frames[start : start + self._longest_piece] for frames in inputs])
 
-    def _as_input(self, frames: NDArray[Any]) -> NDArray[Any]:
-        """As a batch of the session's own type."""
-        if self.raw or self._takes_bytes:
-            return frames[None]
-        return frames[None].astype(np.float32) / np.float32(255)
+    def _as_inputs(self, inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        """As a batch of the session's own types."""
+        return [
+            frames[None].astype(np.float32) / BYTE
+            if frames.dtype == np.uint8 and not given.takes_bytes
+            else frames[None]
+            for frames, given in zip(inputs, self._inputs, strict=True)
+        ]
 
-    def _check(self, sequence: NDArray[Any]) -> NDArray[Any]:
+    def _check(self, sequence: Recording) -> list[NDArray[Any]]:
+        """Frames of each input, of the shape that the network takes."""
+        several = as_modalities(sequence)
+        if self.layout is None:
+            if several is not None:
+                raise DataError(f"the sequence: {len(several)} arrays, {self.path} takes one")
+            return [self._check_one(np.asarray(sequence))]
+        names = [part.name for part in self.layout.parts]
+        if several is None or len(several) != len(names):
+            given = "one array" if several is None else f"{len(several)} arrays"
+            raise DataError(f"the sequence: {given}, {self.path} takes {len(names)}: {', '.join(names)}")
+        if isinstance(sequence, tuple):
+            several = dict(zip(names, sequence, strict=True))
+        if set(several) != set(names):
+            raise DataError(f"the sequence: {', '.join(several)}; {self.path} takes {', '.join(names)}")
+        ordered = {name: several[name] for name in names}
+        arrays = check_modalities(ordered, "the sequence", self.raw)
+        for part in self.layout.parts:
+            if part.kind is PartKind.SILHOUETTES:
+                arrays[part.name] = self._cut(arrays[part.name], part.shape)
+        check_layout(arrays, self.layout, "the sequence")
+        return list(arrays.values())
+
+    def _cut(self, frames: NDArray[Any], frame_shape: tuple[int, ...]) -> NDArray[Any]:
+        """Without the columns that were cut where the network was calibrated."""
+        if frames.shape[1:] != frame_shape and frames.shape[-1] > 2 * (self._cut_columns or 0):
+            return cut_width(frames, self._cut_columns)
+        return frames
+
+    def _check_one(self, sequence: NDArray[Any]) -> NDArray[Any]:
         """Frames of the shape that the network takes."""
         if self.raw:
             frames: NDArray[Any] = check_values(sequence, "the sequence")
         else:
-            frames = check_silhouettes(sequence, "the sequence")
-            if frames.shape[1:] != self.frame_shape and frames.shape[-1] > 2 * (self._cut_columns or 0):
-                frames = cut_width(frames, self._cut_columns)
+            frames = self._cut(check_silhouettes(sequence, "the sequence"), self.frame_shape)
         if frames.shape[1:] != self.frame_shape:
             kind, given = "frames" if self.raw else "silhouettes", shape_text(sequence.shape[1:])
             raise DataError(

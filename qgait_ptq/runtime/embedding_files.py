@@ -54,9 +54,9 @@ def embed_to_file(
     resumed, parts = 0, []
 
     def embed(index: int) -> NDArray[np.float32]:
-        silhouettes, record = data[index]
+        sequence, record = data[index]
         try:
-            embedding = embedder(silhouettes)
+            embedding = embedder(sequence if data.layout is None else data.layout.unpack(sequence))
         except DataError as error:
             raise DataError(f"{record.name}: {error}") from None
         advance()

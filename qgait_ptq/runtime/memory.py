@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qgait_ptq.errors import ModelError
 from qgait_ptq.runtime.sessions import OPENVINO, open_session
-from qgait_ptq.runtime.workload import Setting, example_input
+from qgait_ptq.runtime.workload import Setting, example_inputs
 
 
 def measure_memory(path: Path, setting: Setting) -> float:
@@ -51,7 +51,7 @@ def _print_memory(path: str, runtime: str, threads: str, frames: str, batch: str
         import openvino  # noqa: F401 - what importing needs is not the file's
     before = _peak_memory()
     session = open_session(Path(path), runtime, setting.threads)
-    session.infer(example_input(session, setting))
+    session.infer(*example_inputs(session, setting))
     sys.stdout.write(json.dumps(_peak_memory() - before))
 
 

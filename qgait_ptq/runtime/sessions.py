@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,43 +14,94 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import ConfigError, MissingExtraError, ModelError
+from qgait_ptq.frame_layout import BYTE
 
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 RUNTIMES = (ONNXRUNTIME, OPENVINO)
-BYTE = np.float32(255)
+# Types of inputs as onnxruntime names them.
+TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
+
+
+@dataclass(frozen=True)
+class SessionInput:
+    """An input of a loaded network.
+
+    Attributes:
+        name: in the file.
+        shape: ``(batch, frames, ...)``; None where any size is taken.
+        dtype: float32; uint8 of silhouettes as bytes, 0..255; int64.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether it takes silhouettes as uint8."""
+        return self.dtype == np.uint8
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Of one frame."""
+        return tuple(size or 1 for size in self.shape[2:])
+
+    def example(self, batch: int, frames: int, rng: np.random.Generator, share: float = 0.3) -> NDArray[Any]:
+        """Random binary values of its type; a share of them is not zero. Fixed sizes have their way."""
+        shape = (self.shape[0] or batch, self.shape[1] or frames, *self.frame_shape)
+        values = rng.random(shape) < share
+        return values.astype(self.dtype) * (255 if self.takes_bytes else 1)
 
 
 class Session(Protocol):
-    """A loaded network of one input and one output.
+    """A loaded network of one output.
 
     Attributes:
-        input_shape: ``(batch, frames, ...)``; None where any size is taken.
-        takes_bytes: the input is uint8, 0..255; else float32.
+        inputs: one, or those of a network of several, in order.
         properties: what the file carries beside the network.
     """
 
-    input_shape: tuple[int | None, ...]
-    takes_bytes: bool
+    inputs: tuple[SessionInput, ...]
     properties: Mapping[str, str]
 
-    def infer(self, batch: NDArray[Any]) -> NDArray[np.float32]:
-        """Run a batch of the input's own type; may be called from several threads."""
+    def infer(self, *batches: NDArray[Any]) -> NDArray[np.float32]:
+        """Run a batch of each input, of its own type; may be called from several threads."""
         ...
 
 
 def run_session(session: Session, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run a batch of float32 as the network was trained with it: silhouettes in [0, 1], or raw values."""
-    return session.infer(as_session_input(batch, session.takes_bytes))
+    """Run a batch of float32 as the stages have it: silhouettes in [0, 1], values, or all inputs in one."""
+    return session.infer(*as_session_inputs(batch, session.inputs))
 
 
-def as_session_input(batch: NDArray[np.float32], takes_bytes: bool) -> NDArray[Any]:
-    """Silhouettes in [0, 1] as the bytes that a file may take."""
-    return np.rint(batch * BYTE).astype(np.uint8) if takes_bytes else batch
+def as_session_inputs(batch: NDArray[np.float32], inputs: Sequence[SessionInput]) -> list[NDArray[Any]]:
+    """What a file takes, of the types that it takes, from values as of `run_session`."""
+    if len(inputs) == 1:
+        return [_as_type(batch, inputs[0])]
+    sizes = [math.prod(given.frame_shape) for given in inputs]
+    parts = np.split(batch, np.cumsum(sizes)[:-1], axis=2)
+    return [
+        _as_type(part.reshape(*part.shape[:2], *given.frame_shape), given)
+        for part, given in zip(parts, inputs, strict=True)
+    ]
 
 
-def takes_bytes(session: onnxruntime.InferenceSession) -> bool:
-    """Whether a session of onnxruntime takes uint8."""
-    return bool(session.get_inputs()[0].type == "tensor(uint8)")
+def _as_type(values: NDArray[np.float32], given: SessionInput) -> NDArray[Any]:
+    if given.dtype == values.dtype:
+        return np.ascontiguousarray(values)
+    return np.rint(values * BYTE if given.takes_bytes else values).astype(given.dtype)
+
+
+def session_inputs(session: onnxruntime.InferenceSession) -> tuple[SessionInput, ...]:
+    """The inputs of a session of onnxruntime."""
+    return tuple(
+        SessionInput(
+            given.name,
+            tuple(size if isinstance(size, int) else None for size in given.shape),
+            np.dtype(TYPES[given.type]),
+        )
+        for given in session.get_inputs()
+    )
 
 
 def open_session(
@@ -85,15 +138,13 @@ class OnnxRuntimeSession:
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
-        given = session.get_inputs()[0]
-        self._input = given.name
-        self.input_shape = tuple(size if isinstance(size, int) else None for size in given.shape)
-        self.takes_bytes = takes_bytes(session)
+        self.inputs = session_inputs(session)
         self.properties: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
 
-    def infer(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+    def infer(self, *batches: NDArray[Any]) -> NDArray[np.float32]:
         """Run a batch."""
-        (output,) = self._session.run(None, {self._input: batch})
+        feed = {given.name: batch for given, batch in zip(self.inputs, batches, strict=True)}
+        (output,) = self._session.run(None, feed)
         return np.asarray(output)
 
 
@@ -117,15 +168,19 @@ class OpenVinoSession:
             self._compiled = core.compile_model(core.read_model(content), "CPU", settings)
         except Exception as error:  # OpenVINO's and protobuf's exceptions have no common public base
             raise _cannot_load(model, f"OpenVINO {openvino.__version__}", error) from None
-        given = self._compiled.input(0)
-        shape = given.get_partial_shape()
-        self.input_shape = tuple(size.get_length() if size.is_static else None for size in shape)
-        self.takes_bytes = given.get_element_type() == openvino.Type.u8
+        self.inputs = tuple(
+            SessionInput(
+                given.get_any_name(),
+                tuple(size.get_length() if size.is_static else None for size in given.get_partial_shape()),
+                np.dtype(given.get_element_type().to_dtype()),
+            )
+            for given in self._compiled.inputs
+        )
         self.properties: Mapping[str, str] = {entry.key: entry.value for entry in properties}
 
-    def infer(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+    def infer(self, *batches: NDArray[Any]) -> NDArray[np.float32]:
         """Run a batch; each call has a request of its own, so that threads do not meet."""
-        output = self._compiled.create_infer_request().infer({0: batch})[0]
+        output = self._compiled.create_infer_request().infer(dict(enumerate(batches)))[0]
         return np.array(output)
 
 

@@ -8,7 +8,7 @@ is the same to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,39 +42,42 @@ class StreamingSession:
         first, second = split(model, cut)
         self._first = open_onnxruntime(first.SerializeToString(), threads, spinning)
         self._second = open_onnxruntime(second.SerializeToString(), threads, spinning)
+        self._read_first = [value.name for value in self._first.get_inputs()]
         self._inputs = [value.name for value in self._second.get_inputs()]
-        self._input, self._cut = model.graph.input[0].name, cut
+        self._given, self._cut = [value.name for value in model.graph.input], cut
 
-    def run(self, pieces: Iterator[NDArray[Any]]) -> NDArray[np.float32]:
-        """Embed a sequence that comes in pieces ``[n, s_i, ...]`` of the file's own input type."""
+    def run(self, pieces: Iterator[Sequence[NDArray[Any]]]) -> NDArray[np.float32]:
+        """Embed a sequence that comes in pieces: of each input ``[n, s_i, ...]``, of its own type."""
         running: list[NDArray[Any]] | None = None
-        last = np.empty(0)
+        last: dict[str, NDArray[Any]] = {}
         for piece in pieces:
-            last = piece
-            maxima = self._first.run(self._cut, {self._input: piece})
+            last = dict(zip(self._given, piece, strict=True))
+            maxima = self._first.run(self._cut, {name: last[name] for name in self._read_first})
             running = maxima if running is None else list(map(np.maximum, running, maxima))
-        feed = dict(zip(self._cut, running or [], strict=True)) | {self._input: last}
+        feed = dict(zip(self._cut, running or [], strict=True)) | last
         (embedding,) = self._second.run(None, {name: feed[name] for name in self._inputs})
         return np.asarray(embedding)
 
 
-def can_stream(model: onnx.ModelProto, example: NDArray[Any]) -> bool:
+def can_stream(model: onnx.ModelProto, examples: Sequence[NDArray[Any]]) -> bool:
     """Whether a file can be cut and gives the same in pieces, to the bit.
 
     Args:
         model: a written file with free frame count.
-        example: its input, ``[n, s, ...]`` with s of at least `TRIED_FRAMES`.
+        examples: its inputs, ``[n, s, ...]`` with s of at least `TRIED_FRAMES`.
     """
     if find_cut(model) is None:
         return False
-    example = example[:1, :TRIED_FRAMES]
+    examples = [example[:1, :TRIED_FRAMES] for example in examples]
     whole = open_onnxruntime(model.SerializeToString(), spinning=False)
-    (expected,) = whole.run(None, {model.graph.input[0].name: example})
+    names = [value.name for value in model.graph.input]
+    (expected,) = whole.run(None, dict(zip(names, examples, strict=True)))
     session = StreamingSession(model, spinning=False)
     for lengths in TRIED_PIECES:
         ends = np.cumsum(lengths)[:-1]
         try:
-            given = session.run(iter(np.split(example, ends, axis=1)))
+            pieces = zip(*(np.split(example, ends, axis=1) for example in examples), strict=True)
+            given = session.run(pieces)
         except Exception:  # onnxruntime's exceptions have no common public base
             return False  # what is behind the cut depends on the frame count
         if given.shape != np.shape(expected) or not np.array_equal(given, expected):
@@ -91,7 +94,7 @@ def find_cut(model: onnx.ModelProto) -> list[str] | None:
             readers.setdefault(name, []).append(node)
     outputs = {value.name for value in graph.output}
     cut: list[str] = []
-    pending, seen = [graph.input[0].name], set[str]()
+    pending, seen = [value.name for value in graph.input], set[str]()
     while pending:
         name = pending.pop()
         if name in outputs:
@@ -123,7 +126,7 @@ def split(model: onnx.ModelProto, cut: list[str]) -> tuple[onnx.ModelProto, onnx
     typed = onnx.shape_inference.infer_shapes(model, data_prop=False)
     types = {value.name: value.type.tensor_type.elem_type for value in typed.graph.value_info}
     boundary = [helper.make_tensor_value_info(name, types[name], None) for name in cut]
-    given = [model.graph.input[0]]
+    given = list(model.graph.input)
     first = _part(model, cut, set(), given, boundary)
     second_inputs = [*boundary, *given]
     second = _part(model, [o.name for o in model.graph.output], set(cut), second_inputs, model.graph.output)

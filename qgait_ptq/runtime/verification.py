@@ -65,12 +65,12 @@ class Verification:
         return sum(tensor.differing for tensor in self.tensors)
 
 
-def verify(path: Path, batches: Sequence[Array]) -> Verification:
+def verify(path: Path, batches: Sequence[Sequence[Array]]) -> Verification:
     """Compare a file in onnxruntime, as it is deployed, with the integer reference.
 
     Args:
         path: of a file with Q/DQ nodes.
-        batches: of the file's own input type, ``[n, s, ...]``.
+        batches: of each input of the file, ``[n, s, ...]`` of its own type.
 
     Raises:
         ModelError: no such file, or onnxruntime cannot run it.
@@ -85,7 +85,7 @@ def verify(path: Path, batches: Sequence[Array]) -> Verification:
     totals: dict[str, TensorCheck] = {}
     unknown: dict[str, None] = {}
     for batch in batches:
-        feed = {model.graph.input[0].name: batch}
+        feed = {given.name: values for given, values in zip(model.graph.input, batch, strict=True)}
         as_written, as_run = (_run(session, feed) for session in sessions)
         # Floats as the runtime has them, where it still has them; one that it quantizes earlier, it renames.
         renamed = {name.removesuffix(BEFORE): value for name, value in as_run.items()}
@@ -95,15 +95,13 @@ def verify(path: Path, batches: Sequence[Array]) -> Verification:
     return Verification(tuple(totals.values()), tuple(unknown))
 
 
-def random_batches(session: Session, sequences: int, frames: int) -> list[Array]:
-    """Random binary silhouettes of a session's own type and sizes, each a batch."""
+def random_batches(session: Session, sequences: int, frames: int) -> list[list[Array]]:
+    """Random binary silhouettes, or other values, of a session's own types and sizes, each a batch."""
     rng = np.random.default_rng(0)
-    batch, fixed, *frame_shape = session.input_shape
-    shape = (batch or 1, fixed or frames, *(size or 1 for size in frame_shape))
-    drawn = [rng.random(shape) < rng.uniform(0.2, 0.6) for _ in range(sequences)]
-    if session.takes_bytes:
-        return [silhouettes.astype(np.uint8) * np.uint8(255) for silhouettes in drawn]
-    return [silhouettes.astype(np.float32) for silhouettes in drawn]
+    return [
+        [given.example(1, frames, rng, rng.uniform(0.2, 0.6)) for given in session.inputs]
+        for _ in range(sequences)
+    ]
 
 
 def _sum_up(before: TensorCheck | None, check: TensorCheck) -> TensorCheck:

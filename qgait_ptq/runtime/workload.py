@@ -23,9 +23,7 @@ class Setting:
     seconds: float = 0.3
 
 
-def example_input(session: Session, setting: Setting) -> NDArray[Any]:
-    """Random binary silhouettes of the session's own type and sizes."""
-    batch, frames, *frame_shape = session.input_shape
-    shape = (batch or setting.batch, frames or setting.frames, *(size or 1 for size in frame_shape))
-    silhouettes = np.random.default_rng(0).random(shape) < 0.3
-    return silhouettes.astype(np.uint8) * 255 if session.takes_bytes else silhouettes.astype(np.float32)
+def example_inputs(session: Session, setting: Setting) -> list[NDArray[Any]]:
+    """Random binary silhouettes, or other values, of the session's own types and sizes."""
+    rng = np.random.default_rng(0)
+    return [given.example(setting.batch, setting.frames, rng) for given in session.inputs]

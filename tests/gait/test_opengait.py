@@ -58,6 +58,18 @@ def test_the_modality_in_use_is_the_one_that_is_read(path):
     assert read(path, {"data_in_use": [False, True, False]}).data["modality"] == 1
 
 
+def test_several_modalities_are_the_inputs_in_their_order(path):
+    transform = [{"type": "BaseSilCuttingTransform", "cutting": 5}, {"type": "NoOperation"}]
+    found = read(path, {"data_in_use": [True, False, True]}, {"transform": transform})
+    assert (found.data["modality"], found.data["cut_columns"]) == ([0, 2], 5)
+    assert "raw" not in found.data
+    assert found.not_applied == ()
+
+
+def test_what_is_not_transformed_is_taken_as_it_is(path):
+    assert read(path, evaluator={"transform": [{"type": "NoOperation"}]}).data["raw"] is True
+
+
 def test_transforms_that_are_not_known_are_named(path):
     assert read(path, evaluator={"transform": [{"type": "BaseRgbTransform"}]}).not_applied == (
         "BaseRgbTransform",
@@ -70,7 +82,7 @@ def test_transforms_that_are_not_known_are_named(path):
         ("model_cfg: {}", "no OpenGait configuration"),
         ("just text", "no OpenGait configuration"),
         ("model_cfg: {model: A}\nevaluator_cfg: {metric: manhattan}", "'manhattan'; known are euc, cos"),
-        ("model_cfg: {model: A}\ndata_cfg: {data_in_use: [true, true]}", "takes 2 modalities"),
+        ("model_cfg: {model: A}\ndata_cfg: {data_in_use: [false, false]}", "takes no modality"),
         ("model_cfg: {model: A}\ndata_cfg: {data_in_use: true}", "not a list of true and false"),
         ("model_cfg: {model: A}\nevaluator_cfg: 5", "evaluator_cfg is 5, not a mapping"),
         ("model_cfg: {model: A}\nevaluator_cfg: {transform: [Cut]}", "not a list of mappings"),

@@ -172,13 +172,13 @@ def test_a_reading_says_which_file_of_a_folder_and_how_much_of_it(tmp_path):
     maps = np.arange(5 * 2 * 64 * 64, dtype=np.uint32).reshape(5, 2, 64, 64).astype(np.uint8)
     np.save(view / "0-silhouettes.npy", WALK)
     np.save(view / "1-maps.npy", maps)
-    reading = Reading(cut_columns=1, longest=3, modality=1)
+    reading = Reading(cut_columns=1, longest=3, modalities=(1,))
     read, _ = GaitDataset.from_directory(tmp_path, reading=reading)[0]
     np.testing.assert_array_equal(read, maps[:3, ..., 1:-1])
     with pytest.raises(DataError, match="holds 2 array files, no modality 2"):
-        GaitDataset.from_directory(tmp_path, reading=Reading(modality=2))
+        GaitDataset.from_directory(tmp_path, reading=Reading(modalities=(2,)))
     with pytest.raises(DataError, match="32 columns on each side"):
-        GaitDataset.from_directory(tmp_path, reading=Reading(cut_columns=32, modality=1))[0]
+        GaitDataset.from_directory(tmp_path, reading=Reading(cut_columns=32, modalities=(1,)))[0]
 
 
 def test_raw_values_are_taken_as_they_are(tmp_path):

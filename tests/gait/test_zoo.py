@@ -9,6 +9,7 @@ import torch
 from qgait_ptq.export.checks import layers_without_integer_kernel
 from qgait_ptq.export.onnx_file import export_quantized
 from qgait_ptq.export.targets import get_target
+from qgait_ptq.frame_layout import FrameLayout, FramePart, PartKind
 from qgait_ptq.gait.zoo import (
     DeepGaitV2P3D,
     GaitBase,
@@ -17,9 +18,11 @@ from qgait_ptq.gait.zoo import (
     GaitPart,
     GaitSet,
     SkeletonGaitPlus,
+    SmplGait,
     SwinGait,
 )
 from qgait_ptq.graph.conversion import in_double
+from qgait_ptq.graph.frame_parts import join_inputs
 from qgait_ptq.graph.layers import count_parameters, list_layers
 from qgait_ptq.runtime.sessions import open_session, run_session
 from tests.conftest import randomise_batch_norms
@@ -34,16 +37,28 @@ SMALL = {
     "SkeletonGait++": lambda: SkeletonGaitPlus(channels=(4, 8, 8, 16), embedding=16),
     "SwinGait": lambda: SwinGait(channels=(4, 8), heads=2, blocks=2, embedding=16),
     "GaitGraph": lambda: GaitGraph(channels=(4, 8), embedding=16),
+    "SMPLGait": lambda: join_inputs(SmplGait(channels=(4, 8, 8), embedding=16), SILHOUETTES_AND_BODIES),
 }
-FRAME_SHAPE = {"SkeletonGait++": (3, 64, 44), "GaitGraph": (17, 3)}
+SILHOUETTES_AND_BODIES = FrameLayout(
+    (
+        FramePart("silhouettes", (64, 44), PartKind.SILHOUETTES),
+        FramePart("bodies", (85,), PartKind.VALUES),
+    )
+)
+FRAME_SHAPE = {
+    "SkeletonGait++": (3, 64, 44),
+    "GaitGraph": (17, 3),
+    "SMPLGait": (SILHOUETTES_AND_BODIES.size,),
+}
 FLOAT_LAYERS = {"GaitGraph": []}  # its embedding is normalised behind the last layer
-FULL_SIZE = {"GaitSet": 2.59, "GaitPart": 1.20, "GaitGL": 2.49, "GaitBase": 6.99, "DeepGaitV2-P3D": 13.2}
+FULL_SIZE = {"GaitSet": 2.59, "GaitPart": 1.20, "GaitGL": 2.49, "GaitBase": 6.99, "DeepGaitV2-P3D": 13.2, "SMPLGait": 3.29}
 FULL = {
     "GaitSet": GaitSet,
     "GaitPart": GaitPart,
     "GaitGL": GaitGL,
     "GaitBase": GaitBase,
     "DeepGaitV2-P3D": DeepGaitV2P3D,
+    "SMPLGait": SmplGait,
 }
 
 

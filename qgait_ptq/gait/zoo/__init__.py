@@ -11,6 +11,7 @@ from qgait_ptq.gait.zoo.gaitgraph import GaitGraph
 from qgait_ptq.gait.zoo.gaitpart import GaitPart
 from qgait_ptq.gait.zoo.gaitset import GaitSet, gaitset_small
 from qgait_ptq.gait.zoo.skeletongait import SkeletonGaitPlus
+from qgait_ptq.gait.zoo.smplgait import SmplGait
 from qgait_ptq.gait.zoo.swingait import SwinGait
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -23,6 +24,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "gaitset": GaitSet,
     "gaitset-small": gaitset_small,
     "skeletongait++": SkeletonGaitPlus,
+    "smplgait": SmplGait,
     "swingait": SwinGait,
 }
 
@@ -35,6 +37,7 @@ __all__ = [
     "GaitPart",
     "GaitSet",
     "SkeletonGaitPlus",
+    "SmplGait",
     "SwinGait",
     "gaitbase_small",
     "gaitset_small",

@@ -1,0 +1,115 @@
+"""Networks of several inputs, as graphs of one input, and back.
+
+In the graph each input is a node `FRAME_PART`, which takes it out of frames that hold all of them. It is an
+operator of its own, so that no rewrite looks through it, and each input has a quantizer of its own.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, fx, nn
+
+from qgait_ptq.errors import CaptureError
+from qgait_ptq.frame_layout import FrameLayout, FramePart, PartKind
+
+
+@torch.library.custom_op("qgait_ptq::frame_part", mutates_args=())
+def take_frame_part(frames: Tensor, name: str, start: int, shape: list[int], kind: str) -> Tensor:
+    """Take one input out of frames ``[n, s, F]``: ``[n, s, *shape]``."""
+    part = frames[..., start : start + math.prod(shape)].reshape(*frames.shape[:2], *shape)
+    return part.round().to(torch.int64) if kind == PartKind.INTEGERS else part.clone()
+
+
+@take_frame_part.register_fake
+def _(frames: Tensor, name: str, start: int, shape: list[int], kind: str) -> Tensor:
+    dtype = torch.int64 if kind == PartKind.INTEGERS else frames.dtype
+    return frames.new_empty((*frames.shape[:2], *shape), dtype=dtype)
+
+
+FRAME_PART = torch.ops.qgait_ptq.frame_part.default
+
+
+class SeveralInputs(nn.Module):
+    """A network of several inputs, called with all of them in one tensor."""
+
+    def __init__(self, network: nn.Module, layout: FrameLayout) -> None:
+        super().__init__()
+        self.network, self.layout = network, layout
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """``[n, s, F]`` to what the network gives."""
+        given: Tensor = self.network(
+            *(
+                FRAME_PART(frames, part.name, start, list(part.shape), part.kind.value)
+                for part, start in zip(self.layout.parts, self.layout.starts, strict=True)
+            )
+        )
+        return given
+
+
+def join_inputs(network: nn.Module, layout: FrameLayout | None) -> nn.Module:
+    """The network behind one input; itself where data have no layout, because they are one array."""
+    return network if layout is None else SeveralInputs(network, layout)
+
+
+def input_parts(graph_module: fx.GraphModule) -> dict[fx.Node, FramePart]:
+    """The nodes that stand for inputs; none where the graph takes one tensor."""
+    return {
+        node: FramePart(str(node.args[1]), tuple(node.args[3]), PartKind(node.args[4]))
+        for node in graph_module.graph.nodes
+        if node.op == "call_function" and node.target is FRAME_PART
+    }
+
+
+def is_network_input(node: object) -> bool:
+    """Whether a node gives an input of the network."""
+    return isinstance(node, fx.Node) and (node.op == "placeholder" or node.target is FRAME_PART)
+
+
+def check_all_read(graph_module: fx.GraphModule, network: nn.Module) -> None:
+    """Check that a captured network reads all inputs that it is given.
+
+    Raises:
+        CaptureError: names those that change nothing.
+    """
+    if isinstance(network, SeveralInputs):
+        read = {part.name for part in input_parts(graph_module).values()}
+        unread = [part.name for part in network.layout.parts if part.name not in read]
+        if unread:
+            raise CaptureError(f"the network does not read its input {', '.join(unread)}; leave that out")
+
+
+def split_inputs(graph_module: fx.GraphModule) -> list[FramePart]:
+    """Give a graph its several inputs back, in place.
+
+    Returns:
+        What they are, in order; nothing where it has one, and is left as it is.
+    """
+    parts = input_parts(graph_module)
+    if not parts:
+        return []
+    graph = graph_module.graph
+    (joined,) = (node for node in graph.nodes if node.op == "placeholder")
+    with graph.inserting_before(joined):
+        given = {node: graph.placeholder(part.name) for node, part in parts.items()}
+    for node, placeholder in given.items():
+        node.replace_all_uses_with(placeholder)
+        graph.erase_node(node)
+    # What else is read of it are its sizes, which all inputs have.
+    joined.replace_all_uses_with(next(iter(given.values())))
+    graph.erase_node(joined)
+    graph_module.recompile()
+    return list(parts.values())
+
+
+def split_values(frames: Tensor, parts: list[FramePart]) -> tuple[Tensor, ...]:
+    """Frames ``[n, s, F]`` as the inputs of a graph that was split; as they are where it was not."""
+    if not parts:
+        return (frames,)
+    starts = FrameLayout(tuple(parts)).starts
+    return tuple(
+        take_frame_part(frames, part.name, start, list(part.shape), part.kind.value)
+        for part, start in zip(parts, starts, strict=True)
+    )
