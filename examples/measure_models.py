@@ -25,7 +25,7 @@ from qgait_ptq.config import IdcConfig, QuantConfig
 from qgait_ptq.export.checks import compare_with_simulation, layers_without_integer_kernel
 from qgait_ptq.export.onnx_file import export_float, export_quantized
 from qgait_ptq.export.targets import get_target
-from qgait_ptq.gait.dataset import GaitDataset, SequenceRecord
+from qgait_ptq.gait.dataset import GaitDataset
 from qgait_ptq.gait.embedding import as_parts, network_batch
 from qgait_ptq.gait.metrics import embedding_cosine
 from qgait_ptq.gait.sequences import cut_width
@@ -34,6 +34,7 @@ from qgait_ptq.gait.walkers.population import Split, split_identities
 from qgait_ptq.gait.walkers.rendering import render_identities, subject_name
 from qgait_ptq.gait.zoo import NETWORKS
 from qgait_ptq.graph.conversion import in_double
+from qgait_ptq.graph.frame_parts import join_inputs
 from qgait_ptq.graph.layers import LayerPlan, count_parameters, list_layers
 from qgait_ptq.graph.trace import Capture
 from qgait_ptq.planning import REPORTED_FRAMES, plan
@@ -41,16 +42,17 @@ from qgait_ptq.progress import Silent
 from qgait_ptq.runtime.sessions import open_session, run_session
 from qgait_ptq.stages import CalibrationRun
 
-# Name in the table, frames of it.
-MODELS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "gaitset": ("GaitSet", (64, 44)),
-    "gaitpart": ("GaitPart", (64, 44)),
-    "gaitgl": ("GaitGL", (64, 44)),
-    "gaitbase": ("GaitBase", (64, 44)),
-    "deepgaitv2-p3d": ("DeepGaitV2-P3D", (64, 44)),
-    "swingait": ("Swin-style", (64, 44)),
-    "skeletongait++": ("SkeletonGait++", (3, 64, 44)),
-    "gaitgraph": ("GaitGraph", (17, 3)),
+# Name in the table, frames of each of its inputs.
+MODELS: dict[str, tuple[str, tuple[tuple[int, ...], ...]]] = {
+    "gaitset": ("GaitSet", ((64, 44),)),
+    "gaitpart": ("GaitPart", ((64, 44),)),
+    "gaitgl": ("GaitGL", ((64, 44),)),
+    "gaitbase": ("GaitBase", ((64, 44),)),
+    "deepgaitv2-p3d": ("DeepGaitV2-P3D", ((64, 44),)),
+    "swingait": ("Swin-style", ((64, 44),)),
+    "skeletongait++": ("SkeletonGait++", ((3, 64, 44),)),
+    "gaitgraph": ("GaitGraph", ((17, 3),)),
+    "smplgait": ("SMPLGait", ((64, 44), (85,))),
 }
 WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
 CALIBRATION, TESTED = 16, 6
@@ -67,7 +69,7 @@ python examples/measure_models.py
 Weights are random with batch norm statistics of a real pass, so the table is about structure, size and
 agreement, not about recognition; random weights are also harder to quantize than trained ones. {calibration}
 synthetic sequences calibrate (corrections without labels, no IDC), {tested} of other people are measured.
-Skeleton maps are made of parts of the silhouette, poses are random walks.
+Skeleton maps are made of parts of the silhouette, poses and body models are random walks.
 
 - *frames*: whether the file takes any number of them; batch sizes are free throughout.
 - *int8*: share of the multiply-accumulates of convolutions and fully connected layers that onnxruntime runs
@@ -79,22 +81,21 @@ Skeleton maps are made of parts of the silhouette, poses are random walks.
 """
 
 
-def render(split: Split, count: int, frame_shape: tuple[int, ...]) -> GaitDataset:
-    """Sequences of as many people, as frames of the shape that a network takes."""
+def render(split: Split, count: int, frame_shapes: tuple[tuple[int, ...], ...]) -> GaitDataset:
+    """Sequences of as many people, as frames of the shapes that a network takes."""
     walks = render_identities(
         split_identities(split, count), trials=((Condition.NORMAL, 1),), views_per_trial=1
     )
-    records = []
+    pairs = []
     for walk in walks:
         for label, silhouettes in walk:
-            frames = as_input(cut_width(silhouettes), frame_shape)
-            load = partial(np.asarray, frames)
-            records.append(SequenceRecord(subject_name(label.identity), "nm-01", "090", load))
-    return GaitDataset(records)
+            inputs = tuple(as_input(cut_width(silhouettes), shape) for shape in frame_shapes)
+            pairs.append((inputs if len(inputs) > 1 else inputs[0], subject_name(label.identity)))
+    return GaitDataset.from_pairs(pairs)
 
 
-def as_input(silhouettes: NDArray[np.uint8], frame_shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Silhouettes themselves; with maps of their upper and lower half; or poses that wander."""
+def as_input(silhouettes: NDArray[np.uint8], frame_shape: tuple[int, ...]) -> NDArray[Any]:
+    """Silhouettes themselves; with maps of their upper and lower half; or poses and bodies that wander."""
     if frame_shape == silhouettes.shape[1:]:
         return silhouettes
     if frame_shape[1:] == silhouettes.shape[1:]:
@@ -102,6 +103,9 @@ def as_input(silhouettes: NDArray[np.uint8], frame_shape: tuple[int, ...]) -> ND
         upper[:, 32:], lower[:, :32] = 0, 0
         return np.stack([silhouettes, upper, lower], axis=1)
     rng = np.random.default_rng(int(silhouettes.sum()))
+    if len(frame_shape) == 1:  # of a body model, around zero
+        wandering = rng.normal(0, 0.1, (len(silhouettes), *frame_shape)).cumsum(0)
+        return (wandering + rng.uniform(-2, 2, frame_shape)).astype(np.float32)
     steps = rng.normal(0, 4, (len(silhouettes), *frame_shape)).cumsum(0) + rng.uniform(60, 200, frame_shape)
     return steps.clip(0, 255).astype(np.uint8)
 
@@ -109,7 +113,7 @@ def as_input(silhouettes: NDArray[np.uint8], frame_shape: tuple[int, ...]) -> ND
 def make_network(name: str, data: GaitDataset) -> nn.Module:
     """Random weights, and batch norm statistics of one real pass over two sequences."""
     torch.manual_seed(0)
-    network = NETWORKS[name]()
+    network = join_inputs(NETWORKS[name](), data.layout)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = None
@@ -122,13 +126,13 @@ def make_network(name: str, data: GaitDataset) -> nn.Module:
 
 def measure(name: str) -> dict[str, Any]:
     """One network at all widths."""
-    label, frame_shape = MODELS[name]
+    label, frame_shapes = MODELS[name]
     calibration, tested = (
-        render(split, count, frame_shape)
+        render(split, count, frame_shapes)
         for split, count in ((Split.CALIBRATION, CALIBRATION), (Split.TEST, TESTED))
     )
     network = make_network(name, calibration)
-    found: dict[str, Any] = {"label": label, "frame_shape": frame_shape, "parity": {}, "cosine": {}}
+    found: dict[str, Any] = {"label": label, "frame_shapes": frame_shapes, "parity": {}, "cosine": {}}
     found["bytes"] = {}
     for bits, (weight_bits, activation_bits) in WIDTHS.items():
         config = QuantConfig(
@@ -139,7 +143,7 @@ def measure(name: str) -> dict[str, Any]:
             idc=IdcConfig(enabled=False),
             minimum_parity=-1,
         )
-        captured, graph, layers = plan(network, frame_shape, config)
+        captured, graph, layers = plan(network, calibration[0][0].shape[1:], config)
         quantized = CalibrationRun(config, captured, graph, torch.device("cpu"), Silent()).run(calibration)
         model = export_quantized(quantized, captured, get_target(config.target))
         session = open_session(model.SerializeToString(), spinning=False)
@@ -209,7 +213,7 @@ def markdown(measured: dict[str, dict[str, Any]]) -> str:
         size = {bits: count / 1e6 for bits, count in found["bytes"].items()}
         cells = [
             found["label"],
-            "×".join(map(str, found["frame_shape"])),
+            " + ".join("×".join(map(str, shape)) for shape in found["frame_shapes"]),
             f"{found['parameters'] / 1e6:.2f}",
             f"{found['macs'] / 1e9:.2f}",
             "any" if found["frames"] is None else f"{found['frames']} only",

@@ -113,7 +113,7 @@ def _export(
 
 
 def _rename_values(model: onnx.ModelProto, names: dict[str, str]) -> None:
-    """Give inputs and output their names; a value that has one of them, such as ``embedding``, gives it up."""
+    """Name inputs and output; a value that has such a name, as of a node ``embedding``, gives it up."""
     changes = {name: f"{name}.inner" for name in names.values()} | names
     graph = model.graph
     for node in graph.node:

@@ -28,6 +28,12 @@ from qgait_ptq.runtime.sessions import open_session, run_session
 from tests.conftest import randomise_batch_norms
 from tests.networks import quantize_network
 
+SILHOUETTES_AND_BODIES = FrameLayout(
+    (
+        FramePart("silhouettes", (64, 44), PartKind.SILHOUETTES),
+        FramePart("bodies", (85,), PartKind.VALUES),
+    )
+)
 SMALL = {
     "GaitSet": lambda: GaitSet(channels=(4, 8, 8), embedding=16),
     "GaitPart": lambda: GaitPart(channels=(4, 8, 16), embedding=16),
@@ -39,19 +45,20 @@ SMALL = {
     "GaitGraph": lambda: GaitGraph(channels=(4, 8), embedding=16),
     "SMPLGait": lambda: join_inputs(SmplGait(channels=(4, 8, 8), embedding=16), SILHOUETTES_AND_BODIES),
 }
-SILHOUETTES_AND_BODIES = FrameLayout(
-    (
-        FramePart("silhouettes", (64, 44), PartKind.SILHOUETTES),
-        FramePart("bodies", (85,), PartKind.VALUES),
-    )
-)
 FRAME_SHAPE = {
     "SkeletonGait++": (3, 64, 44),
     "GaitGraph": (17, 3),
     "SMPLGait": (SILHOUETTES_AND_BODIES.size,),
 }
 FLOAT_LAYERS = {"GaitGraph": []}  # its embedding is normalised behind the last layer
-FULL_SIZE = {"GaitSet": 2.59, "GaitPart": 1.20, "GaitGL": 2.49, "GaitBase": 6.99, "DeepGaitV2-P3D": 13.2, "SMPLGait": 3.29}
+FULL_SIZE = {
+    "GaitSet": 2.59,
+    "GaitPart": 1.20,
+    "GaitGL": 2.49,
+    "GaitBase": 6.99,
+    "DeepGaitV2-P3D": 13.2,
+    "SMPLGait": 3.29,
+}
 FULL = {
     "GaitSet": GaitSet,
     "GaitPart": GaitPart,
