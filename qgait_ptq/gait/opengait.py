@@ -20,6 +20,7 @@ from typing import Any
 from torch import nn
 
 from qgait_ptq.errors import ConfigError, ModelError, first_line
+from qgait_ptq.gait.missing_imports import without_missing
 from qgait_ptq.recipes import read_yaml
 
 PREFIX = "opengait:"  # of a model factory: ``opengait:Baseline``
@@ -178,7 +179,8 @@ def find_opengait() -> Path:
 def _importable(folder: Path) -> Iterator[None]:
     """Let OpenGait's packages be imported, and its package of networks without importing all of them.
 
-    That package imports every network, with everything that any of them depends on.
+    That package imports every network, with everything that any of them depends on; and what any of them
+    imports leads to the trainer, whose requirements need not be installed.
     """
     package = ModuleType(MODELS)
     package.__path__ = [str(folder / "modeling" / "models")]
@@ -187,7 +189,8 @@ def _importable(folder: Path) -> Iterator[None]:
         if MODELS not in sys.modules:
             importlib.import_module("modeling")
             sys.modules[MODELS] = package
-        yield
+        with without_missing(folder):
+            yield
     except ModelError:
         raise
     except Exception as error:

@@ -6,6 +6,7 @@ operator of its own, so that no rewrite looks through it, and each input has a q
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import torch
@@ -49,9 +50,31 @@ class SeveralInputs(nn.Module):
         return given
 
 
+class OneInput(nn.Module):
+    """A network of any number of inputs that is given one: torch.export wants to know how many there are."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """``[n, s, ...]`` to what the network gives."""
+        given: Tensor = self.network(frames)
+        return given
+
+
 def join_inputs(network: nn.Module, layout: FrameLayout | None) -> nn.Module:
-    """The network behind one input; itself where data have no layout, because they are one array."""
-    return network if layout is None else SeveralInputs(network, layout)
+    """The network behind one input.
+
+    Args:
+        network: of one input or several.
+        layout: None where data are one array; the network is left as it is, if it takes just that.
+    """
+    if layout is not None:
+        return SeveralInputs(network, layout)
+    parameters = inspect.signature(network.forward).parameters.values()
+    takes_any = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+    return OneInput(network) if takes_any else network
 
 
 def input_parts(graph_module: fx.GraphModule) -> dict[fx.Node, FramePart]:

@@ -21,7 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from qgait_ptq.errors import ModelError, first_line
+from qgait_ptq.errors import ModelError, QgaitError, first_line
 from qgait_ptq.graph.exported_program import load_exported_program
 from qgait_ptq.graph.trace import set_to_inference
 
@@ -228,6 +228,8 @@ def make_module(factory: Callable[..., Any], name: str, *arguments: Any, **keywo
     """
     try:
         network = factory(*arguments, **keywords)
+    except QgaitError:
+        raise
     except Exception as error:
         given = f" with {keywords}" if keywords else ""
         raise ModelError(

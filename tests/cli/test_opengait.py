@@ -18,6 +18,7 @@ from tests.cli.test_cli import assert_refused, run
 BASE_MODEL = """
 import torch.nn as nn
 from utils import message
+from a_logger_that_is_not_installed.boards import SummaryWriter
 class BaseModel(nn.Module):
     def __init__(self, cfgs, training):
         raise RuntimeError("wants a process group, a GPU and data")

@@ -1,0 +1,102 @@
+"""Code bases imported although some of what they import is not installed.
+
+A network is a few files of a code base whose others plot, log, augment and evaluate. What those import, and
+the network does not use, need not be installed where it is quantized.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+# Modules that are there and cannot be imported without another one.
+NEEDS = {"torch.utils.tensorboard": "tensorboard"}
+
+
+class _Absent(type):
+    """The class of names in modules that are not installed: as good as any until they are used."""
+
+    def __call__(cls, *arguments: Any, **named: Any) -> Any:
+        raise ModuleNotFoundError(f"{cls.__qualname__} is used, and {cls.__module__} is not installed")
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _absent(cls.__module__, f"{cls.__qualname__}.{name}")
+
+
+class AbsentModule(ModuleType):
+    """Stands for a module that is not installed; any name can be imported from it, and none can be called."""
+
+    __path__: list[str] = []  # noqa: RUF012 - so that it counts as a package
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _absent(self.__name__.partition(".")[0], f"{self.__name__}.{name}")
+
+
+def _absent(package: str, name: str) -> Any:
+    return _Absent(name.rpartition(".")[2], (), {"__module__": package, "__qualname__": name})
+
+
+@contextmanager
+def without_missing(folder: Path) -> Iterator[tuple[str, ...]]:
+    """Let code in a folder be imported without the modules that are not installed.
+
+    Args:
+        folder: on the path; the code base in it.
+
+    Yields:
+        Names of what is not installed.
+    """
+    missing = find_missing(folder)
+    added = {name: AbsentModule(name) for name in missing if name not in sys.modules}
+    sys.modules.update(added)
+    try:
+        yield missing
+    finally:
+        for name, module in added.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+
+
+def find_missing(folder: Path) -> tuple[str, ...]:
+    """Modules that code in a folder imports and that are not installed, with the packages around them."""
+    own = {entry.stem for entry in folder.iterdir() if entry.suffix == ".py" or entry.is_dir()}
+    wanted = {name for file in folder.rglob("*.py") for name in _imported(file)}
+    missing: set[str] = set()
+    for name in wanted:
+        steps = name.split(".")
+        if steps[0] not in own and not _is_installed(name):
+            paths = (".".join(steps[: count + 1]) for count in range(len(steps)))
+            missing.update(path for path in paths if not _is_installed(path))
+    return tuple(sorted(missing))
+
+
+def _imported(file: Path) -> Iterator[str]:
+    """Modules that a file imports by their whole name."""
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError):
+        return  # Python will say what is wrong with it, if it is needed
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module
+
+
+def _is_installed(name: str) -> bool:
+    if name in NEEDS:
+        return _is_installed(NEEDS[name])
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError, AttributeError):  # the package around it is not there, or is a module
+        return False
