@@ -258,7 +258,7 @@ class DataSource(_Model):
         partition: partition json; None looks for ``partition.json`` in the root.
         protocol: of the evaluation.
         metric: distance of embeddings.
-        cut_columns: cut from each side of a frame; None cuts the empty columns of square frames.
+        cut_columns: cut from each side of a frame; None cuts the empty columns of square silhouettes.
         longest: frames of a sequence that are used at most.
         modality: which of several array files in a folder is read, in the order of their names, from 0; a
             list of them for a network of several inputs.

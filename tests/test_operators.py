@@ -46,6 +46,18 @@ class Gate(nn.Module):
         return maps * self.activation(gates)
 
 
+class LabelledParts(nn.Module):
+    """Features weighed by parts of the body, as in parsing networks: sums and products of masks."""
+
+    def forward(self, maps):
+        labels = (maps[:, :1] * 4).long()
+        part = labels == -1
+        for label in (1, 2):
+            part += labels == label
+        part = part * (labels != 3)
+        return part.float() * maps * 0.75 + (~part).float() * maps * 0.25
+
+
 class OverPlaces(nn.Module):
     """A sequence operator over the rows, columns being averaged."""
 
@@ -140,6 +152,7 @@ class Recurrent(nn.Module):
 
 
 # Name → the network, and the operators that stay in float with their layers on integers all the same.
+MASKS = {"eq", "ne", "logical_or", "logical_and", "bitwise_not"}
 INNER = {
     "depthwise convolution": (nn.Conv2d(8, 8, 3, padding=1, groups=8), 8, set()),
     "grouped convolution": (nn.Conv2d(8, 8, 3, padding=1, groups=2), 8, set()),
@@ -174,6 +187,7 @@ INNER = {
     "zero padding": (nn.ZeroPad2d(1), 8, {"pad"}),
     "concatenation": (Function(lambda maps: torch.cat([maps, maps.flip(3)], 1)), 16, {"flip", "cat"}),
     "split and multiply": (Function(lambda maps: torch.mul(*maps.chunk(2, 1))), 4, {"mul"}),
+    "sums of masks": (LabelledParts(), 8, MASKS | {"mul", "add", "to"}),
     "clamp": (Function(lambda maps: maps.clamp(0, 1)), 8, {"clamp"}),
 }  # fmt: skip
 

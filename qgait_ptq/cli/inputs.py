@@ -88,8 +88,6 @@ def load_data(source: DataSource, progress: Progress) -> GaitData:
         ConfigError: no such protocol, options of a data set without a root, or two that exclude each other.
     """
     get_protocol(source.protocol)
-    if source.raw and source.cut_columns:
-        raise ConfigError("--cut-columns belongs to silhouettes; values of --raw are taken as they are")
     if source.root is not None:
         reading = Reading(source.cut_columns, source.longest, source.modalities, source.raw)
         return load_directory(source.root, source.partition, source.protocol, source.metric, reading)

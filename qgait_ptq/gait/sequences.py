@@ -22,10 +22,11 @@ class Reading:
     """How sequences are read.
 
     Attributes:
-        cut_columns: cut from each side of a frame; None cuts what is empty in square frames, see `cut_width`.
+        cut_columns: cut from each side of a frame; None cuts what is empty in square frames of silhouettes,
+            see `cut_width`.
         longest: frames to keep at most, from the beginning.
         modalities: which of several array files in a folder, in the order of their names.
-        raw: take arrays as they are, such as poses; nothing is scaled, and no column is cut.
+        raw: take arrays as they are, such as poses; nothing is scaled, and columns are cut only if asked for.
     """
 
     cut_columns: int | None = None
@@ -51,9 +52,8 @@ def read_sequence(path: Path, reading: Reading = DEFAULT_READING) -> NDArray[Any
         DataError: the file cannot be read, is empty, or does not hold silhouettes.
     """
     array = read_array(path)
-    if reading.raw:
-        return check_values(array, str(path))[: reading.longest]
-    return cut_sequence(check_silhouettes(array, str(path)), reading, str(path))[: reading.longest]
+    check = check_values if reading.raw else check_silhouettes
+    return cut_sequence(check(array, str(path)), reading, str(path))[: reading.longest]
 
 
 def read_array(path: Path) -> Any:
@@ -68,18 +68,18 @@ def read_array(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read as silhouettes ({error})") from None
 
 
-def cut_sequence(silhouettes: NDArray[np.uint8], reading: Reading, where: str) -> NDArray[np.uint8]:
-    """Cut the columns that a reading leaves out.
+def cut_sequence(frames: NDArray[Any], reading: Reading, where: str) -> NDArray[Any]:
+    """Cut the columns that a reading leaves out of checked frames.
 
     Raises:
         DataError: frames that are not wide enough.
     """
-    if reading.cut_columns is not None and silhouettes.shape[-1] <= 2 * reading.cut_columns:
+    if reading.cut_columns is not None and frames.shape[-1] <= 2 * reading.cut_columns:
         raise DataError(
-            f"{where}: frames of {shape_text(silhouettes.shape[1:])}; {reading.cut_columns} columns on each "
+            f"{where}: frames of {shape_text(frames.shape[1:])}; {reading.cut_columns} columns on each "
             "side cannot be cut from them"
         )
-    return cut_width(silhouettes, reading.cut_columns)
+    return cut_width(frames, 0 if reading.raw and reading.cut_columns is None else reading.cut_columns)
 
 
 def check_silhouettes(array: Any, where: str) -> NDArray[np.uint8]:
@@ -136,7 +136,7 @@ def shape_text(frame_shape: tuple[int, ...]) -> str:
     return "×".join(map(str, frame_shape))
 
 
-def cut_width(silhouettes: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.uint8]:
+def cut_width(silhouettes: NDArray[Any], columns: int | None = None) -> NDArray[Any]:
     """Cut columns from both sides of each frame.
 
     Args:

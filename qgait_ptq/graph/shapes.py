@@ -11,7 +11,8 @@ from torch import Tensor, fx
 
 from qgait_ptq.graph.operators import CONVOLUTIONS, WEIGHTED, is_operator
 
-SHAPE_KEY, INTEGER_KEY, FREE_KEY = "qgait.shape", "qgait.integer", "qgait.free_axes"
+SHAPE_KEY, DTYPE_KEY, INTEGER_KEY = "qgait.shape", "qgait.dtype", "qgait.integer"
+FREE_KEY = "qgait.free_axes"
 
 
 class ShapeRecorder(fx.Interpreter):
@@ -28,7 +29,7 @@ class ShapeRecorder(fx.Interpreter):
         """Run a node and record what it gives."""
         result = super().run_node(n)
         if isinstance(result, Tensor):
-            n.meta[SHAPE_KEY] = tuple(result.shape)
+            n.meta[SHAPE_KEY], n.meta[DTYPE_KEY] = tuple(result.shape), result.dtype
         elif isinstance(result, int):
             n.meta[INTEGER_KEY] = result
         return result
@@ -67,6 +68,12 @@ def observed_shape(node: object) -> tuple[int, ...] | None:
     """Shape that a node gave on the example; None before `record_shapes` or where it gives no tensor."""
     shape: tuple[int, ...] | None = node.meta.get(SHAPE_KEY) if isinstance(node, fx.Node) else None
     return shape
+
+
+def observed_dtype(node: object) -> torch.dtype | None:
+    """Type of the tensor that a node gave on the example; None as of `observed_shape`."""
+    dtype: torch.dtype | None = node.meta.get(DTYPE_KEY) if isinstance(node, fx.Node) else None
+    return dtype
 
 
 def observed_integer(argument: object) -> int:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from qgait_ptq.graph.attributes import add_parameter, origin, remove_unused, tensor_of
+from qgait_ptq.graph.masks import masks_to_logic
 from qgait_ptq.graph.maxima import unify_maxima
 from qgait_ptq.graph.operators import MATRIX_PRODUCTS, aten, is_operator
 from qgait_ptq.graph.shapes import is_free, observed_shape, record_free_axes, record_shapes
@@ -40,6 +41,7 @@ def unify_spelling(graph_module: fx.GraphModule, examples: Sequence[Tensor]) -> 
     """
     record_free_axes(graph_module, examples)
     drop_whole_slices(graph_module)
+    masks_to_logic(graph_module)
     unify_maxima(graph_module)
     attention_to_four_axes(graph_module)
     pieces_to_slices(graph_module)

@@ -202,16 +202,16 @@ class Embedder:
 
     def _cut(self, frames: NDArray[Any], frame_shape: tuple[int, ...]) -> NDArray[Any]:
         """Without the columns that were cut where the network was calibrated."""
+        if self.raw and self._cut_columns is None:
+            return frames
         if frames.shape[1:] != frame_shape and frames.shape[-1] > 2 * (self._cut_columns or 0):
             return cut_width(frames, self._cut_columns)
         return frames
 
     def _check_one(self, sequence: NDArray[Any]) -> NDArray[Any]:
         """Frames of the shape that the network takes."""
-        if self.raw:
-            frames: NDArray[Any] = check_values(sequence, "the sequence")
-        else:
-            frames = self._cut(check_silhouettes(sequence, "the sequence"), self.frame_shape)
+        check = check_values if self.raw else check_silhouettes
+        frames: NDArray[Any] = self._cut(check(sequence, "the sequence"), self.frame_shape)
         if frames.shape[1:] != self.frame_shape:
             kind, given = "frames" if self.raw else "silhouettes", shape_text(sequence.shape[1:])
             raise DataError(

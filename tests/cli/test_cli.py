@@ -80,7 +80,7 @@ def test_inspect_lists_the_layers_of_a_result_worst_first(quantized):
 def test_options_of_data_without_data_are_refused(checkpoint, tmp_path):
     quantize = ("quantize", checkpoint, *SMALL, "--out", tmp_path / "out")
     assert_refused(run(*quantize, "--raw"), "name its root with --data")
-    assert_refused(run(*quantize, "--data", tmp_path, "--raw", "--cut-columns", 3), "belongs to silhouettes")
+    assert_refused(run(*quantize, "--modality", 1), "modality 1 is of a data set; name its root with --data")
     assert not (tmp_path / "out").exists()
 
 

@@ -193,6 +193,16 @@ def test_raw_values_are_taken_as_they_are(tmp_path):
         GaitDataset.from_directory(tmp_path)[0]
 
 
+def test_label_maps_are_taken_as_they_are_and_cut_if_asked_for(tmp_path):
+    maps = np.random.default_rng(0).integers(0, 12, (5, 64, 64), dtype=np.uint8)
+    np.save(tmp_path / "parsing.npy", maps)
+    whole = read_sequence(tmp_path / "parsing.npy", Reading(raw=True))
+    cut = read_sequence(tmp_path / "parsing.npy", Reading(raw=True, cut_columns=10))
+    np.testing.assert_array_equal(whole, maps)
+    np.testing.assert_array_equal(cut, maps[..., 10:-10])
+    assert whole.dtype == cut.dtype == np.float32
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [
