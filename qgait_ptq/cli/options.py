@@ -62,7 +62,9 @@ WIDTH_OPTIONS = (
     click.option("--bits", type=int, help="Bits of weights and activations, 2 to 8.  [default: 8]"),
     click.option("--weight-bits", type=int, help="Bits of weights."),
     click.option("--activation-bits", type=int, help="Bits of activations."),
-    click.option("--edge-bits", type=int, help="Bits in layers that read the input, and in the last.  [default: 8]"),
+    click.option(
+        "--edge-bits", type=int, help="Bits in layers that read the input, and in the last.  [default: 8]"
+    ),
     click.option(
         "--include", metavar="PATTERN", multiple=True, help="Quantize these layers only; may be repeated."
     ),

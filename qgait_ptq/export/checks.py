@@ -14,14 +14,42 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, fx
 
 from qgait_ptq.errors import ExportError
 from qgait_ptq.export.lowering import CALL_MARK
+from qgait_ptq.graph.conversion import in_double
 
 INTEGER_KERNELS = frozenset(
     {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"}
 )
+
+
+# A file may be so many times as far from the simulation as that is in float32 from itself in float64: in a deep
+# network with random weights, one value that falls to the other side of a rounding step moves thousands behind
+# it, and two correct ways of summing end that far apart.
+AMPLIFIED = 3.0
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """The quantized graph, as what a file is compared with.
+
+    Attributes:
+        exact: in float64: integer kernels sum exactly.
+        single: in float32; asked only where a file differs, for how much the network amplifies rounding.
+    """
+
+    exact: Callable[[Tensor], Tensor]
+    single: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def of(cls, quantized: fx.GraphModule, device: torch.device | None = None) -> Simulation:
+        """Of a graph with quantizers; batches are moved to a device."""
+        double = in_double(quantized)
+        return cls(
+            lambda batch: double(batch.to(device).double()).float(), lambda batch: quantized(batch.to(device))
+        )
 
 
 @dataclass(frozen=True)
@@ -32,16 +60,19 @@ class Parity:
         cosine_min: of the worst sequence.
         max_abs: largest difference of an embedding's value.
         sequences: how many were compared.
+        single_cosine_min: of the simulation in float32 with that in float64, on sequences on which the file
+            agreed less than asked for; 1 where there were none.
     """
 
     cosine_min: float
     max_abs: float
     sequences: int
+    single_cosine_min: float = 1.0
 
 
 def compare_with_simulation(
     run: Callable[[NDArray[np.float32]], NDArray[np.float32]],
-    simulate: Callable[[Tensor], Tensor],
+    simulation: Simulation,
     batches: Iterable[Tensor],
     minimum_cosine: float,
 ) -> Parity:
@@ -49,17 +80,18 @@ def compare_with_simulation(
 
     Args:
         run: the file in the runtime.
-        simulate: the quantized graph.
+        simulation: the quantized graph.
         batches: silhouettes ``[1, s, h, w]`` of different lengths.
-        minimum_cosine: below it the file is refused.
+        minimum_cosine: below it the file is refused, unless the network amplifies rounding as much, see
+            `AMPLIFIED`.
 
     Raises:
         ExportError: the file computes something else than the simulation.
     """
-    cosines, differences = [], []
+    cosines, differences, single, wrong = [], [], [1.0], False
     with torch.inference_mode():
         for batch in batches:
-            expected = simulate(batch).cpu()
+            expected = simulation.exact(batch).cpu()
             given = torch.from_numpy(run(batch.cpu().numpy()))
             if given.shape != expected.shape:
                 raise ExportError(
@@ -68,18 +100,22 @@ def compare_with_simulation(
                 )
             cosines.append(_smallest_cosine(expected, given))
             differences.append((expected - given).abs().max().item())
-    parity = Parity(min(cosines), max(differences), len(cosines))
-    if not parity.cosine_min >= minimum_cosine:
+            if not cosines[-1] >= minimum_cosine:
+                single.append(_smallest_cosine(expected, simulation.single(batch).cpu()))
+                wrong = wrong or not 1 - cosines[-1] <= AMPLIFIED * (1 - single[-1])
+    parity = Parity(min(cosines), max(differences), len(cosines), min(single))
+    if wrong:
         raise ExportError(
             f"the file differs from the simulation: cosine {parity.cosine_min:.6f} on the worst of "
-            f"{parity.sequences} sequences, at least {minimum_cosine} is asked for"
+            f"{parity.sequences} sequences, at least {minimum_cosine} is asked for (the simulation in float32 "
+            f"differs from that in float64 by {parity.single_cosine_min:.6f})"
         )
     return parity
 
 
 def find_failing_axes(
     run: Callable[[NDArray[np.float32]], NDArray[np.float32]],
-    simulate: Callable[[Tensor], Tensor],
+    simulation: Simulation,
     silhouettes: Tensor,
     sizes: Iterable[tuple[int, int]],
     minimum_cosine: float,
@@ -90,10 +126,11 @@ def find_failing_axes(
 
     Args:
         run: the file in the runtime.
-        simulate: the quantized graph, right at all sizes.
+        simulation: the quantized graph, right at all sizes.
         silhouettes: ``[n, s, h, w]``, at least as large as all `sizes`.
         sizes: (batch, frames) to try.
-        minimum_cosine: below it the file is wrong; so it is where an embedding differs by as much in length.
+        minimum_cosine: as of `compare_with_simulation`; a file is also wrong where an embedding differs by as
+            much in length.
 
     Returns:
         Of 0 (batch) and 1 (frames) those along which a wrong size differs from the median size; both where
@@ -108,17 +145,27 @@ def find_failing_axes(
         part = silhouettes[:batch, :frames]
         try:
             with torch.inference_mode():
-                expected = simulate(part).cpu()
+                expected = simulation.exact(part).cpu()
         except RuntimeError:  # a size that the network itself does not take
             continue
         try:
             given = torch.from_numpy(run(part.cpu().numpy()))
         except Exception:  # onnxruntime's exceptions have no common public base
             given = expected.new_empty(0)
-        if given.shape != expected.shape or not _largest_relative_error(expected, given) <= allowed:
+        if given.shape != expected.shape or not _is_close(expected, given, allowed, simulation, part):
             differing = {axis for axis, size in enumerate((batch, frames)) if size != usual[axis]}
             failing |= differing or {0, 1}
     return failing
+
+
+def _is_close(expected: Tensor, given: Tensor, allowed: float, simulation: Simulation, part: Tensor) -> bool:
+    error = _largest_relative_error(expected, given)
+    if error <= allowed:
+        return True
+    with torch.inference_mode():
+        single = _largest_relative_error(expected, simulation.single(part).cpu())
+    # Errors in length, not their squares as 1 - cosine is.
+    return error <= math.sqrt(AMPLIFIED) * single
 
 
 def _smallest_cosine(expected: Tensor, given: Tensor) -> float:

@@ -7,7 +7,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from qgait_ptq.errors import ExportError
-from qgait_ptq.export.checks import compare_with_simulation, layers_without_integer_kernel
+from qgait_ptq.export.checks import Simulation, compare_with_simulation, layers_without_integer_kernel
 from qgait_ptq.export.onnx_file import export_float, export_quantized
 from qgait_ptq.export.targets import get_target
 from qgait_ptq.graph.layers import list_layers
@@ -46,16 +46,9 @@ def operators(model):
 def test_the_file_agrees_with_the_simulation_on_real_sequences(files, batches, widths):
     quantized, model = files[widths]
     session = open_session(model.SerializeToString(), spinning=False)
-    exact = quantized.graph.double()
-    try:
-        parity = compare_with_simulation(
-            lambda batch: run_session(session, batch),
-            lambda batch: exact(batch.double()).float(),
-            batches,
-            0.9999,
-        )
-    finally:
-        quantized.graph.float()
+    parity = compare_with_simulation(
+        lambda batch: run_session(session, batch), Simulation.of(quantized.graph), batches, 0.9999
+    )
     assert parity.sequences == len(batches)
     assert parity.cosine_min >= 0.9999
 
@@ -172,5 +165,8 @@ def test_a_file_that_differs_from_the_simulation_is_refused(files, batches):
     session = open_session(model.SerializeToString(), spinning=False)
     with pytest.raises(ExportError, match="differs from the simulation"):
         compare_with_simulation(
-            lambda batch: np.roll(run_session(session, batch), 1, axis=1), quantized.graph, batches, 0.999
+            lambda batch: np.roll(run_session(session, batch), 1, axis=1),
+            Simulation.of(quantized.graph),
+            batches,
+            0.999,
         )

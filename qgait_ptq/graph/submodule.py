@@ -1,0 +1,254 @@
+"""A part of a network that is quantized alone, while the rest runs as the user wrote it.
+
+For networks of which not all can be captured. The part sees tensors of the network's own making; here they
+are brought to sequences ``[n, s, ...]``, as the stages have them, and back.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qgait_ptq.errors import CaptureError, ConfigError, first_line
+from qgait_ptq.graph.trace import EXAMPLE_BATCH, EXAMPLE_FRAMES, set_to_inference
+from qgait_ptq.inputs import random_silhouettes
+
+Size = tuple[int, int]  # sequences, frames
+Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class FramesAt:
+    """Where the frames of ``n`` sequences lie in a tensor.
+
+    Attributes:
+        axis: 0 where the first axis holds all frames of all sequences, ``n·s``; another one where it holds
+            frames and the first one sequences; None where there are no frames any more.
+    """
+
+    axis: int | None
+
+    def to_sequences(self, tensor: Tensor, sequences: int) -> Tensor:
+        """Bring the frames to the second axis: ``[n, s, ...]``."""
+        if self.axis == 0:
+            return tensor.unflatten(0, (sequences, -1))
+        return tensor if self.axis is None else tensor.movedim(self.axis, 1)
+
+    def from_sequences(self, tensor: Tensor) -> Tensor:
+        """Undo `to_sequences`."""
+        if self.axis == 0:
+            return tensor.flatten(0, 1)
+        return tensor if self.axis is None else tensor.movedim(1, self.axis)
+
+
+@dataclass(frozen=True)
+class PartShapes:
+    """What a part takes and gives.
+
+    Attributes:
+        given: where the frames lie in its input.
+        result: where they lie in its output.
+        result_shape: of its output, without sequences and frames.
+    """
+
+    given: FramesAt
+    result: FramesAt
+    result_shape: tuple[int, ...]
+
+    def flatten_result(self, result: Tensor, sequences: int) -> Tensor:
+        """The output as a file gives it: ``[n, s, F]``, ``[n, c, F]`` or ``[n, c]``."""
+        moved = self.result.to_sequences(result, sequences)
+        return moved.flatten(2) if moved.ndim > 3 else moved
+
+    def restore_result(self, flat: Tensor) -> Tensor:
+        """Undo `flatten_result`."""
+        leading = 1 if self.result.axis is None else 2
+        return self.result.from_sequences(flat.reshape(*flat.shape[:leading], *self.result_shape))
+
+    def describe(self) -> dict[str, Any]:
+        """For the file; `parse_shapes` reads it."""
+        return {
+            "given_axis": self.given.axis,
+            "result_axis": self.result.axis,
+            "result_shape": list(self.result_shape),
+        }
+
+
+def parse_shapes(described: Mapping[str, Any]) -> PartShapes:
+    """Undo `PartShapes.describe`."""
+    given, result = (FramesAt(described[f"{name}_axis"]) for name in ("given", "result"))
+    return PartShapes(given, result, tuple(described["result_shape"]))
+
+
+class Part(nn.Module):
+    """A submodule as a network that takes sequences; its layers keep the names they have in the whole."""
+
+    def __init__(self, submodule: nn.Module, name: str, shapes: PartShapes) -> None:
+        super().__init__()
+        # Names that no submodule has.
+        self._part_path, self._part_shapes = name, shapes
+        *packages, last = name.split(".")
+        holder: nn.Module = self
+        for package in packages:
+            inner = nn.Module()
+            holder.add_module(package, inner)
+            holder = inner
+        holder.add_module(last, submodule)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """``[n, s, ...]`` to the flattened output."""
+        result = self.get_submodule(self._part_path)(self._part_shapes.given.from_sequences(frames))
+        return self._part_shapes.flatten_result(result, frames.shape[0])
+
+
+class Replacement(nn.Module):
+    """Stands in a network in the place of a part, and computes it in another way."""
+
+    def __init__(self, run: Run, shapes: PartShapes) -> None:
+        super().__init__()
+        self.run, self.shapes = run, shapes
+
+    def forward(self, given: Tensor) -> Tensor:
+        """What the part takes to what it gives."""
+        # Where frames of all sequences lie in one axis, they may as well be those of one sequence.
+        return self.shapes.restore_result(self.run(self.shapes.given.to_sequences(given, 1)))
+
+
+@dataclass(frozen=True)
+class IsolatedPart:
+    """A network, and a part of it.
+
+    Attributes:
+        host: the network, giving the embedding alone, in eval mode.
+        name: of the part, in the network that the user has.
+        path: of the part, in `host`.
+        shapes: of what it takes and gives.
+    """
+
+    host: nn.Module
+    name: str
+    path: str
+    shapes: PartShapes
+
+    @property
+    def part(self) -> Part:
+        """The part as a network of its own."""
+        return Part(self.host.get_submodule(self.path), self.name, self.shapes)
+
+    def record(self, batch: Tensor) -> Tensor:
+        """What the part is given when the network sees sequences; as sequences ``[n, s, ...]``."""
+        with torch.inference_mode():
+            given, _ = observe_call(self.host, self.path, batch)
+        return self.shapes.given.to_sequences(given, batch.shape[0])
+
+    def around(self, run: Run) -> nn.Module:
+        """The network with the part computed by `run`, which takes and gives what `Part` does."""
+        host = copy.deepcopy(self.host)
+        host.set_submodule(self.path, Replacement(run, self.shapes))
+        return host
+
+
+def isolate(
+    network: nn.Module, host: nn.Module, name: str, frame_shape: tuple[int, ...], frames: int | None = None
+) -> IsolatedPart:
+    """Find what a part of a network takes and gives, by running the network.
+
+    Args:
+        network: as the user has it, inside of `host`.
+        host: what takes ``[n, s, ...]`` and gives the embedding; with the network's modules in it.
+        name: of the part, a module path in `network`.
+        frame_shape: of the frames that the network takes.
+        frames: for networks that take one frame count only.
+
+    Raises:
+        ConfigError: the network has no such module.
+        CaptureError: the network does not run, or the part is not called once with one tensor to give one, or
+            it is not clear where its frames lie.
+    """
+    set_to_inference(host)
+    names = [path for path, _ in network.named_modules() if path]
+    if name not in names:
+        nearest = ", ".join(get_close_matches(name, names, n=3, cutoff=0.0)) or "no module at all"
+        raise ConfigError(f"the network has no module {name!r}; the nearest are {nearest}")
+    submodule = network.get_submodule(name)
+    path = next(path for path, module in host.named_modules() if module is submodule)
+    length = frames or EXAMPLE_FRAMES
+    observed: dict[Size, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    for size in ((EXAMPLE_BATCH, length), (EXAMPLE_BATCH + 1, length), (EXAMPLE_BATCH, length + 4)):
+        try:
+            with torch.inference_mode():
+                given, result = observe_call(host, path, random_silhouettes(*size, frame_shape))
+        except CaptureError:
+            raise
+        except Exception as error:
+            if observed:
+                continue  # one size only, it seems
+            raise CaptureError(
+                f"the network does not run on sequences {[*size, *frame_shape]} "
+                f"({type(error).__name__}: {first_line(error)})"
+            ) from error
+        observed[size] = tuple(given.shape), tuple(result.shape)
+    given_at = _find_frames({size: shapes[0] for size, shapes in observed.items()}, f"the input of {name}")
+    result_at = _find_frames({size: shapes[1] for size, shapes in observed.items()}, f"the output of {name}")
+    if given_at.axis is None or (given_at.axis == 0) != (result_at.axis == 0):
+        raise CaptureError(
+            f"{name} takes {list(given.shape)} and gives {list(result.shape)} for {list(size)} sequences and "
+            "frames; a part either treats each frame alone, or takes whole sequences; name another one"
+        )
+    shapes = PartShapes(given_at, result_at, _without_frames(tuple(result.shape), result_at))
+    return IsolatedPart(host, name, path, shapes)
+
+
+def observe_call(host: nn.Module, path: str, batch: Tensor) -> tuple[Tensor, Tensor]:
+    """Input and output of a submodule while a network runs.
+
+    Raises:
+        CaptureError: it is not called, called again, or takes or gives something else than one tensor.
+    """
+    calls: list[tuple[Any, Any, Any]] = []
+
+    def keep(_: nn.Module, arguments: Any, named: Any, result: Any) -> None:
+        calls.append((arguments, named, result))
+
+    handle = host.get_submodule(path).register_forward_hook(keep, with_kwargs=True)
+    try:
+        host(batch)
+    finally:
+        handle.remove()
+    if len(calls) != 1:
+        raise CaptureError(f"{path} is called {len(calls)} times in one pass; a part is called once")
+    arguments, named, result = calls[0]
+    given = (*arguments, *named.values())
+    if len(given) != 1 or not isinstance(given[0], Tensor) or not isinstance(result, Tensor):
+        taken = ", ".join(type(value).__name__ for value in given)
+        raise CaptureError(
+            f"{path} takes ({taken}) and gives a {type(result).__name__}; a part takes and gives one tensor"
+        )
+    return given[0], result
+
+
+def _find_frames(shapes: Mapping[Size, tuple[int, ...]], what: str) -> FramesAt:
+    """Where the frames lie in tensors of several sizes."""
+    (_, length), first = next(iter(shapes.items()))
+    if all(shape[0] == n * s and shape[1:] == first[1:] for (n, s), shape in shapes.items()):
+        return FramesAt(0)
+    ranks = {len(shape) for shape in shapes.values()}
+    if len(ranks) == 1 and all(shape[0] == n for (n, _), shape in shapes.items()):
+        sizes = list(zip(*shapes.values(), strict=True))
+        varying = [axis for axis in range(1, len(first)) if len(set(sizes[axis])) > 1]
+        if len(shapes) < 2 or not varying:  # one frame count only: then the axis of that size, if any
+            varying = [axis for axis in range(1, len(first)) if first[axis] == length]
+            varying = varying if len({s for _, s in shapes}) < 2 else []
+        if len(varying) <= 1:
+            return FramesAt(varying[0] if varying else None)
+    raise CaptureError(f"it is not clear where frames lie in {what}, of shapes {sorted(shapes.values())}")
+
+
+def _without_frames(shape: tuple[int, ...], frames: FramesAt) -> tuple[int, ...]:
+    return tuple(size for axis, size in enumerate(shape) if axis not in (0, frames.axis))
