@@ -75,9 +75,8 @@ Skeleton maps are made of parts of the silhouette, poses and body models are ran
   on integers, looked up in its optimised graph.
 - *cosine*: between quantized and float embeddings, mean over sequences; *file* is the smallest cosine between
   file and simulation, over sequences of {lengths} frames and all three widths. In brackets, below 0.999: of the
-  simulation in float32 with itself in float64. A deep network with random weights amplifies a value that falls to the
-  other side of a rounding step, so that two correct ways of summing end that far apart; `qgait-ptq verify` finds no byte
-  that differs from exact integer arithmetic (tested for GaitBase, GaitSet and P3D).
+  simulation in float32 with itself in float64. A deep network with random weights amplifies a value that falls
+  to the other side of a rounding step, so that two correct ways of summing end that far apart.
 - *MB*: of the float file and, beside its share of it, of the quantized one.
 
 """

@@ -25,9 +25,9 @@ INTEGER_KERNELS = frozenset(
 )
 
 
-# A file may be so many times as far from the simulation as that is in float32 from itself in float64: in a deep
-# network with random weights, one value that falls to the other side of a rounding step moves thousands behind
-# it, and two correct ways of summing end that far apart.
+# A file may be so many times as far from the simulation as that is in float32 from itself in float64: in a
+# deep network with random weights, one value that falls to the other side of a rounding step moves thousands
+# behind it, and two correct ways of summing end that far apart.
 AMPLIFIED = 3.0
 
 
@@ -129,8 +129,8 @@ def find_failing_axes(
         simulation: the quantized graph, right at all sizes.
         silhouettes: ``[n, s, h, w]``, at least as large as all `sizes`.
         sizes: (batch, frames) to try.
-        minimum_cosine: as of `compare_with_simulation`; a file is also wrong where an embedding differs by as
-            much in length.
+        minimum_cosine: as of `compare_with_simulation`; a file is also wrong where an embedding differs by
+            as much in length.
 
     Returns:
         Of 0 (batch) and 1 (frames) those along which a wrong size differs from the median size; both where
