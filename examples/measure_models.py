@@ -74,9 +74,9 @@ Skeleton maps are made of parts of the silhouette, poses and body models are ran
 - *int8*: share of the multiply-accumulates of convolutions and fully connected layers that onnxruntime runs
   on integers, looked up in its optimised graph.
 - *cosine*: between quantized and float embeddings, mean over sequences; *file* is the smallest cosine between
-  file and simulation, over sequences of {lengths} frames and all three widths. In brackets, below 0.999: of the
-  simulation in float32 with itself in float64. A deep network with random weights amplifies a value that falls
-  to the other side of a rounding step, so that two correct ways of summing end that far apart.
+  file and simulation, over sequences of {lengths} frames and all three widths. In brackets, below 0.999:
+  of the simulation in float32 with itself in float64. A deep network with random weights amplifies a value
+  that falls to the other side of a rounding step: two correct ways of summing end that far apart.
 - *MB*: of the float file and, beside its share of it, of the quantized one.
 
 """

@@ -107,8 +107,8 @@ def compare_with_simulation(
     if wrong:
         raise ExportError(
             f"the file differs from the simulation: cosine {parity.cosine_min:.6f} on the worst of "
-            f"{parity.sequences} sequences, at least {minimum_cosine} is asked for (the simulation in float32 "
-            f"differs from that in float64 by {parity.single_cosine_min:.6f})"
+            f"{parity.sequences} sequences, at least {minimum_cosine} is asked for (the simulation in "
+            f"float32 differs from that in float64 by {parity.single_cosine_min:.6f})"
         )
     return parity
 
