@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qgait_ptq.pipeline import quantize
     from qgait_ptq.result import QuantizationResult
     from qgait_ptq.runtime.embedder import Embedder
+    from qgait_ptq.runtime.submodule_file import load_submodule
 
 _HOMES = {
     "Embedder": "qgait_ptq.runtime.embedder",
@@ -32,6 +33,7 @@ _HOMES = {
     "QuantConfig": "qgait_ptq.config",
     "QuantizationResult": "qgait_ptq.result",
     "load_directory": "qgait_ptq.gait.sources",
+    "load_submodule": "qgait_ptq.runtime.submodule_file",
     "load_walkers": "qgait_ptq.gait.sources",
     "quantize": "qgait_ptq.pipeline",
 }
@@ -45,6 +47,7 @@ __all__ = [
     "QuantConfig",
     "QuantizationResult",
     "load_directory",
+    "load_submodule",
     "load_walkers",
     "quantize",
 ]

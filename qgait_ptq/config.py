@@ -236,6 +236,7 @@ class ModelSource(_Model):
         trust_pickle: whether a pickled module may run its code.
         frames: fixed frame count; None lets it be free.
         output: names the embedding among several outputs, such as ``inference_feat.embeddings``.
+        submodule: module path of the one part that is captured and quantized; None takes the whole network.
         sha256: of the file, written by the toolkit.
     """
 
@@ -247,6 +248,7 @@ class ModelSource(_Model):
     trust_pickle: bool = False
     frames: Annotated[int, Field(ge=1)] | None = None
     output: str | None = None
+    submodule: str | None = None
     sha256: str | None = None
 
 

@@ -38,6 +38,7 @@ def quantize(
     device: str = "auto",
     frames: int | None = None,
     output: str | None = None,
+    submodule: str | None = None,
     source: dict[str, Any] | None = None,
     recipe: Recipe | None = None,
     progress: Progress | None = None,
@@ -55,6 +56,8 @@ def quantize(
         device: ``auto`` takes a GPU where there is one; ``cpu``, ``cuda``.
         frames: for networks that take one frame count only.
         output: names the embedding, for networks that give several tensors, such as ``features.0``.
+        submodule: capture and quantize this module of the network only, where the rest cannot be captured;
+            the file holds it alone, and `qgait_ptq.load_submodule` puts it back in place.
         source: what the report says of the model, such as its path and hash.
         recipe: stored with the result.
         progress: told what runs.
@@ -67,20 +70,30 @@ def quantize(
     """
     run = Run(config or QuantConfig(), choose_device(device), progress or Silent(), work_folder, resume)
     gait_data = run.prepare(data)
-    captured, network = run.capture(model, gait_data, frames, output)
-    run.choose_widths(captured, network, gait_data)
-    quantized = run.calibrate(captured, network, gait_data)
-    captured, onnx_model, session = run.export(captured, quantized, gait_data)
+    part = None if submodule is None else run.take_part(model, submodule, gait_data, frames, output)
+    if part is None:
+        seen = gait_data
+        captured, network = run.capture(model, seen, frames, output)
+        run.choose_widths(captured, network, seen)
+    else:
+        seen = part.data
+        captured, network = run.capture(part.model, seen, part.isolated.frames, None)
+    quantized = run.calibrate(captured, network, seen)
+    captured, onnx_model, session = run.export(captured, quantized, seen)
     float_model = export_float(network, captured, run.target.opset)
-    parity, slow_layers = run.check(captured, quantized, onnx_model, session, gait_data)
-    embeddings = run.embed(captured, network, quantized, session, gait_data)
+    parity, slow_layers = run.check(captured, quantized, onnx_model, session, seen)
+    whole_frames = captured.frames if part is None else frames
+    embeddings = run.embed(network, quantized, session, gait_data, whole_frames, part)
     accuracy = accuracy_of(embeddings, gait_data)
     agreement = agreement_of(embeddings, run.config)
     speed = run.measure_speed(float_model, onnx_model)
     layers = list_layers(network)
     report = build_report(
-        model=_describe_model(captured, layers, embeddings[0], gait_data, source)
-        | {"streams": run.streams(captured, onnx_model, session, gait_data)},
+        model=_describe_model(captured, layers, embeddings[0], seen, source)
+        | {
+            "streams": part is None and run.streams(captured, onnx_model, session, seen),
+            "submodule": None if part is None else part.describe(),
+        },
         config=run.config,
         target=run.target,
         data=gait_data,

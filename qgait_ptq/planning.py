@@ -16,6 +16,7 @@ from qgait_ptq.graph.placement import place
 from qgait_ptq.graph.shapes import record_shapes
 from qgait_ptq.graph.simplify import simplify
 from qgait_ptq.graph.specs import BitWidths
+from qgait_ptq.graph.submodule import isolate
 from qgait_ptq.graph.trace import Capture, capture, quiet_torch
 
 REPORTED_FRAMES = 30  # multiply-accumulates are stated for a sequence of so many frames
@@ -29,6 +30,7 @@ def plan(
     frames: int | None = None,
     output: str | None = None,
     layout: FrameLayout | None = None,
+    submodule: str | None = None,
 ) -> tuple[Capture, fx.GraphModule, list[LayerPlan]]:
     """Capture a network and decide what is quantized, without data.
 
@@ -39,6 +41,7 @@ def plan(
         frames: for networks that take one frame count only.
         output: names the embedding, for networks that give several tensors.
         layout: for networks of several inputs, all of which lie in frames ``(F,)``.
+        submodule: plan this module of the network alone.
 
     Returns:
         The capture, the simplified and annotated float graph, and its layers.
@@ -47,6 +50,9 @@ def plan(
         CaptureError: the network cannot be captured.
         ConfigError: the configuration names layers that the network does not have.
     """
+    if submodule is not None:
+        part = isolate(model, submodule, frame_shape, frames, output, layout)
+        return plan(part.part, part.frame_shape, config, frames=part.frames)
     target, widths = get_target(config.target), bit_widths(config)
     check_widths(target, widths)
     with quiet_torch():

@@ -27,13 +27,14 @@ from qgait_ptq.export.checks import (
 from qgait_ptq.export.onnx_file import export_quantized
 from qgait_ptq.export.targets import get_target
 from qgait_ptq.gait.dataset import GaitDataset
-from qgait_ptq.gait.embedding import embed_dataset, network_batch
+from qgait_ptq.gait.embedding import Embed, embed_dataset, network_batch
 from qgait_ptq.gait.sources import GaitData, as_gait_data, load_walkers
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.graph.layers import layer_sqnr, list_layers
 from qgait_ptq.graph.placement import place
 from qgait_ptq.graph.trace import BATCH_AXIS, FRAME_AXIS, Capture
 from qgait_ptq.mixed_precision import WidthChooser
+from qgait_ptq.partial import PartialNetwork, part_config, take_part
 from qgait_ptq.planning import REPORTED_FRAMES, bit_widths, plan
 from qgait_ptq.progress import Progress
 from qgait_ptq.runtime.benchmark import QUIET_ENOUGH, compare_speed
@@ -91,6 +92,16 @@ class Run:
                 return as_gait_data(data)
             self.progress.note("no data given: quantizing for the built-in synthetic walkers")
             return load_walkers()
+
+    def take_part(
+        self, model: nn.Module, name: str, data: GaitData, frames: int | None, output: str | None
+    ) -> PartialNetwork:
+        """A part of a network, for which the rest of the run is; the rest of the network stays in float."""
+        self.config = part_config(self.config)
+        with self.stage("capture"):
+            part = take_part(model, name, data, self.device, frames, output)
+        self.note(f"only {name} is captured and quantized; the rest of the network stays as it is, in float")
+        return part
 
     def capture(
         self, model: nn.Module, data: GaitData, frames: int | None, output: str | None
@@ -278,23 +289,30 @@ class Run:
 
     def embed(
         self,
-        captured: Capture,
         network: fx.GraphModule,
         quantized: fx.GraphModule,
         session: Session,
         data: GaitData,
+        frames: int | None,
+        part: PartialNetwork | None = None,
     ) -> list[Tensor]:
-        """Embeddings of the test sequences: of the float network, of the simulation, of the file."""
+        """Embeddings of the test sequences: of the float network, of the simulation, of the file.
+
+        Those of the whole network, where only a part of it is captured.
+        """
+        runs: list[Embed] = [
+            network,
+            quantized,
+            lambda batch: torch.from_numpy(run_session(session, batch.cpu().numpy())).to(self.device),
+        ]
+        if part is not None:
+            runs = [part.isolated.host, *(part.around(run) for run in runs[1:])]
         with self.stage("evaluation", len(data.test)) as advance:
             return embed_dataset(
                 data.test,
-                [
-                    lambda batch: network(batch.to(self.device)),
-                    lambda batch: quantized(batch.to(self.device)),
-                    lambda batch: torch.from_numpy(run_session(session, batch.numpy())),
-                ],
-                captured.frame_shape,
-                captured.frames,
+                [partial(_embed_on, self.device, run) for run in runs],
+                data.frame_shape,
+                frames,
                 advance,
             )
 
@@ -307,3 +325,7 @@ class Run:
                 silhouettes, record, captured.frame_shape, captured.frames, self.config.calibration_frames
             ).to(self.device)
             advance()
+
+
+def _embed_on(device: torch.device, run: Embed, batch: Tensor) -> Tensor:
+    return run(batch.to(device))

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qgait_ptq.cli.options import MODEL_OPTIONS, RECIPE_OPTION, WIDTH_OPTIONS, apply_options, build_recipe
+from qgait_ptq.cli.options import (
+    MODEL_OPTIONS,
+    RECIPE_OPTION,
+    SUBMODULE_OPTION,
+    WIDTH_OPTIONS,
+    apply_options,
+    build_recipe,
+)
 
 if TYPE_CHECKING:
     from qgait_ptq.config import Recipe
@@ -41,6 +48,7 @@ COMPARED_SEQUENCES = 24
         help="Frame of an input of a network of several, in order: --input 64x44 --input 85.",
     ),
     *MODEL_OPTIONS,
+    SUBMODULE_OPTION,
     RECIPE_OPTION,
     click.option(
         "--against",
@@ -98,6 +106,7 @@ def command(
         frames=recipe.model.frames,
         output=recipe.model.output,
         layout=layout,
+        submodule=recipe.model.submodule,
     )
     if as_json:
         click.echo(json.dumps([asdict(layer) for layer in layers]))

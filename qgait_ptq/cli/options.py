@@ -37,6 +37,12 @@ MODEL_OPTIONS = (
     ),
     click.option("--trust-pickle", is_flag=True, default=None, help="Run the code of a pickled module."),
 )
+SUBMODULE_OPTION = click.option(
+    "--capture-submodule",
+    "submodule",
+    metavar="NAME",
+    help="Quantize this module only, such as 'Backbone'; the rest stays as it is.",
+)
 DATA_OPTIONS = (
     click.option("--data", "root", type=click.Path(path_type=Path), help="Root of an OpenGait layout."),
     click.option("--partition", type=click.Path(path_type=Path), help="Default: partition.json in the root."),

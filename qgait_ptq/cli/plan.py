@@ -13,6 +13,7 @@ from qgait_ptq.config import Recipe
 from qgait_ptq.expectation import Expectation, expect
 from qgait_ptq.export.targets import get_target
 from qgait_ptq.gait.sources import WALKER_FRAME_SHAPE, walker_counts
+from qgait_ptq.partial import part_config
 from qgait_ptq.planning import plan
 from qgait_ptq.progress import Progress
 from qgait_ptq.report.terminal import duration, layer_table
@@ -30,7 +31,7 @@ def show_plan(
         progress: told what runs.
         console: where tables go.
     """
-    config = recipe.quantization
+    config = recipe.quantization if recipe.model.submodule is None else part_config(recipe.quantization)
     if recipe.data.root is None:  # the built-in walkers need not be rendered to be counted
         frame_shape: tuple[int, ...] = WALKER_FRAME_SHAPE
         layout = None
@@ -46,6 +47,7 @@ def show_plan(
         frames=recipe.model.frames,
         output=recipe.model.output,
         layout=layout,
+        submodule=recipe.model.submodule,
     )
     expected = expect(config, captured, graph, layers, get_target(config.target), sequences, device)
     title = f"{recipe.model.path.name}, {config.label} for {config.target}"

@@ -29,12 +29,13 @@ def command(result: Path, sequences: int, frames: int, as_json: bool) -> None:
     from rich.console import Console
 
     from qgait_ptq.report.runtime_tables import verification_table
-    from qgait_ptq.runtime.embedder import Embedder
+    from qgait_ptq.runtime.sessions import ONNXRUNTIME
     from qgait_ptq.runtime.verification import random_batches, verify
+    from qgait_ptq.runtime.written_file import open_file
 
     path = result / "model.onnx" if result.is_dir() else result
-    embedder = Embedder(path)
-    verification = verify(path, random_batches(embedder.session, sequences, frames))
+    session, _ = open_file(path, ONNXRUNTIME)
+    verification = verify(path, random_batches(session, sequences, frames))
     if as_json:
         click.echo(json.dumps({**asdict(verification), "differing": verification.differing}))
     else:

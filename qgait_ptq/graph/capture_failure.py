@@ -77,7 +77,8 @@ def explain_failure(error: BaseException, doing: str) -> str:
     place = find_place(error)
     where = f" at {place.file}:{place.line}\n    {place.code}\n  " if place else ": "
     ways = (
-        f"{remedy}; or override that part in an adapter (--adapter module:class wraps the network); or, "
-        "where it is about the frame count, fix that with --frames"
+        f"{remedy}; or override that part in an adapter (--adapter module:class wraps the network); or "
+        "quantize the backbone alone and keep the rest in float (--capture-submodule NAME); or, where it is "
+        "about the frame count, fix that with --frames"
     )
     return f"{doing}{where}{construct}\n  ways out: {ways}"

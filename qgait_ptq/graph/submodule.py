@@ -16,10 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from qgait_ptq.errors import CaptureError, ConfigError, first_line
-from qgait_ptq.graph.trace import EXAMPLE_BATCH, EXAMPLE_FRAMES, set_to_inference
+from qgait_ptq.frame_layout import FrameLayout
+from qgait_ptq.graph.frame_parts import join_inputs
+from qgait_ptq.graph.trace import (
+    EXAMPLE_BATCH,
+    EXAMPLE_FRAMES,
+    embedding_network,
+    quiet_torch,
+    set_to_inference,
+)
 from qgait_ptq.inputs import random_silhouettes
 
 Size = tuple[int, int]  # sequences, frames
+Shape = tuple[int, ...]
 Run = Callable[[Tensor], Tensor]
 
 
@@ -129,12 +138,16 @@ class IsolatedPart:
         name: of the part, in the network that the user has.
         path: of the part, in `host`.
         shapes: of what it takes and gives.
+        frame_shape: of one frame that it is given.
+        frames: that it takes only; None where it may take any.
     """
 
     host: nn.Module
     name: str
     path: str
     shapes: PartShapes
+    frame_shape: tuple[int, ...]
+    frames: int | None
 
     @property
     def part(self) -> Part:
@@ -144,7 +157,7 @@ class IsolatedPart:
     def record(self, batch: Tensor) -> Tensor:
         """What the part is given when the network sees sequences; as sequences ``[n, s, ...]``."""
         with torch.inference_mode():
-            given, _ = observe_call(self.host, self.path, batch)
+            given, _ = observe_call(self.host, self.path, self.name, batch)
         return self.shapes.given.to_sequences(given, batch.shape[0])
 
     def around(self, run: Run) -> nn.Module:
@@ -155,35 +168,62 @@ class IsolatedPart:
 
 
 def isolate(
-    network: nn.Module, host: nn.Module, name: str, frame_shape: tuple[int, ...], frames: int | None = None
+    model: nn.Module,
+    name: str,
+    frame_shape: tuple[int, ...],
+    frames: int | None = None,
+    output: str | None = None,
+    layout: FrameLayout | None = None,
 ) -> IsolatedPart:
     """Find what a part of a network takes and gives, by running the network.
 
     Args:
-        network: as the user has it, inside of `host`.
-        host: what takes ``[n, s, ...]`` and gives the embedding; with the network's modules in it.
-        name: of the part, a module path in `network`.
+        model: the network; it is left as it is.
+        name: of the part, a module path.
         frame_shape: of the frames that the network takes.
         frames: for networks that take one frame count only.
+        output: names the embedding, for networks that give several tensors.
+        layout: for networks of several inputs.
 
     Raises:
         ConfigError: the network has no such module.
         CaptureError: the network does not run, or the part is not called once with one tensor to give one, or
             it is not clear where its frames lie.
     """
-    set_to_inference(host)
-    names = [path for path, _ in network.named_modules() if path]
+    names = [path for path, _ in model.named_modules() if path]
     if name not in names:
-        nearest = ", ".join(get_close_matches(name, names, n=3, cutoff=0.0)) or "no module at all"
+        nearest = ", ".join(get_close_matches(name, names, n=3, cutoff=0.0)) or "none"
         raise ConfigError(f"the network has no module {name!r}; the nearest are {nearest}")
+    with quiet_torch():
+        network = copy.deepcopy(model).cpu().float().requires_grad_(False)
+    set_to_inference(network)
+    host = embedding_network(join_inputs(network, layout), frame_shape, frames, output)
     submodule = network.get_submodule(name)
     path = next(path for path, module in host.named_modules() if module is submodule)
-    length = frames or EXAMPLE_FRAMES
-    observed: dict[Size, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    observed = _observe_sizes(host, path, name, frame_shape, frames or EXAMPLE_FRAMES)
+    given, result = next(iter(observed.values()))
+    given_at = _find_frames({size: shapes[0] for size, shapes in observed.items()}, f"the input of {name}")
+    result_at = _find_frames({size: shapes[1] for size, shapes in observed.items()}, f"the output of {name}")
+    if given_at.axis is None or (given_at.axis == 0) != (result_at.axis == 0):
+        (sequences, length), *_ = observed
+        raise CaptureError(
+            f"{name} takes {list(given)} and gives {list(result)} for {sequences} sequences of {length} "
+            "frames; a part either treats each frame alone, or takes whole sequences; name another one"
+        )
+    shapes = PartShapes(given_at, result_at, _without_frames(result, result_at))
+    fixed = None if given_at.axis == 0 else frames
+    return IsolatedPart(host, name, path, shapes, _without_frames(given, given_at), fixed)
+
+
+def _observe_sizes(
+    host: nn.Module, path: str, name: str, frame_shape: Shape, length: int
+) -> dict[Size, tuple[Shape, Shape]]:
+    """Shapes of input and output for several numbers of sequences and frames, as far as they are taken."""
+    observed: dict[Size, tuple[Shape, Shape]] = {}
     for size in ((EXAMPLE_BATCH, length), (EXAMPLE_BATCH + 1, length), (EXAMPLE_BATCH, length + 4)):
         try:
             with torch.inference_mode():
-                given, result = observe_call(host, path, random_silhouettes(*size, frame_shape))
+                given, result = observe_call(host, path, name, random_silhouettes(*size, frame_shape))
         except CaptureError:
             raise
         except Exception as error:
@@ -194,61 +234,69 @@ def isolate(
                 f"({type(error).__name__}: {first_line(error)})"
             ) from error
         observed[size] = tuple(given.shape), tuple(result.shape)
-    given_at = _find_frames({size: shapes[0] for size, shapes in observed.items()}, f"the input of {name}")
-    result_at = _find_frames({size: shapes[1] for size, shapes in observed.items()}, f"the output of {name}")
-    if given_at.axis is None or (given_at.axis == 0) != (result_at.axis == 0):
-        raise CaptureError(
-            f"{name} takes {list(given.shape)} and gives {list(result.shape)} for {list(size)} sequences and "
-            "frames; a part either treats each frame alone, or takes whole sequences; name another one"
-        )
-    shapes = PartShapes(given_at, result_at, _without_frames(tuple(result.shape), result_at))
-    return IsolatedPart(host, name, path, shapes)
+    return observed
 
 
-def observe_call(host: nn.Module, path: str, batch: Tensor) -> tuple[Tensor, Tensor]:
+def observe_call(host: nn.Module, path: str, name: str, batch: Tensor) -> tuple[Tensor, Tensor]:
     """Input and output of a submodule while a network runs.
+
+    Args:
+        host: the network.
+        path: of the submodule in it.
+        name: of the submodule in errors.
+        batch: what the network takes.
 
     Raises:
         CaptureError: it is not called, called again, or takes or gives something else than one tensor.
     """
-    calls: list[tuple[Any, Any, Any]] = []
+    given: list[tuple[Any, ...]] = []
+    results: list[Any] = []
 
-    def keep(_: nn.Module, arguments: Any, named: Any, result: Any) -> None:
-        calls.append((arguments, named, result))
+    def keep_given(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        # A copy: the submodule may write into it.
+        everything = (*arguments, *named.values())
+        given.append(tuple(v.clone() if isinstance(v, Tensor) else v for v in everything))
 
-    handle = host.get_submodule(path).register_forward_hook(keep, with_kwargs=True)
+    def keep_result(_: nn.Module, __: Any, result: Any) -> None:
+        results.append(result)
+
+    submodule = host.get_submodule(path)
+    handles = (
+        submodule.register_forward_pre_hook(keep_given, with_kwargs=True),
+        submodule.register_forward_hook(keep_result),
+    )
     try:
         host(batch)
     finally:
-        handle.remove()
-    if len(calls) != 1:
-        raise CaptureError(f"{path} is called {len(calls)} times in one pass; a part is called once")
-    arguments, named, result = calls[0]
-    given = (*arguments, *named.values())
-    if len(given) != 1 or not isinstance(given[0], Tensor) or not isinstance(result, Tensor):
-        taken = ", ".join(type(value).__name__ for value in given)
+        for handle in handles:
+            handle.remove()
+    if len(results) != 1:
+        raise CaptureError(f"{name} is called {len(results)} times in one pass; a part is called once")
+    if len(given[0]) != 1 or not isinstance(given[0][0], Tensor) or not isinstance(results[0], Tensor):
+        taken = ", ".join(type(value).__name__ for value in given[0])
         raise CaptureError(
-            f"{path} takes ({taken}) and gives a {type(result).__name__}; a part takes and gives one tensor"
+            f"{name} takes ({taken}) and gives a {type(results[0]).__name__}; a part takes one tensor and "
+            "gives one"
         )
-    return given[0], result
+    return given[0][0], results[0]
 
 
-def _find_frames(shapes: Mapping[Size, tuple[int, ...]], what: str) -> FramesAt:
+def _find_frames(shapes: Mapping[Size, Shape], what: str) -> FramesAt:
     """Where the frames lie in tensors of several sizes."""
     (_, length), first = next(iter(shapes.items()))
     if all(shape[0] == n * s and shape[1:] == first[1:] for (n, s), shape in shapes.items()):
         return FramesAt(0)
-    ranks = {len(shape) for shape in shapes.values()}
-    if len(ranks) == 1 and all(shape[0] == n for (n, _), shape in shapes.items()):
-        sizes = list(zip(*shapes.values(), strict=True))
-        varying = [axis for axis in range(1, len(first)) if len(set(sizes[axis])) > 1]
-        if len(shapes) < 2 or not varying:  # one frame count only: then the axis of that size, if any
-            varying = [axis for axis in range(1, len(first)) if first[axis] == length]
-            varying = varying if len({s for _, s in shapes}) < 2 else []
-        if len(varying) <= 1:
-            return FramesAt(varying[0] if varying else None)
-    raise CaptureError(f"it is not clear where frames lie in {what}, of shapes {sorted(shapes.values())}")
+    if len(set(map(len, shapes.values()))) == 1 and all(shape[0] == n for (n, _), shape in shapes.items()):
+        axes = range(1, len(first))
+        if len({s for _, s in shapes}) > 1:
+            found = [axis for axis in axes if len({shape[axis] for shape in shapes.values()}) > 1]
+        else:  # the network takes one frame count only: then the axis of that size, if any
+            found = [axis for axis in axes if first[axis] == length]
+        if len(found) <= 1:
+            return FramesAt(found[0] if found else None)
+    listed = ", ".join(str(list(shape)) for shape in shapes.values())
+    raise CaptureError(f"it is not clear where frames lie in {what}, of shapes {listed}")
 
 
-def _without_frames(shape: tuple[int, ...], frames: FramesAt) -> tuple[int, ...]:
+def _without_frames(shape: Shape, frames: FramesAt) -> Shape:
     return tuple(size for axis, size in enumerate(shape) if axis not in (0, frames.axis))

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import ConfigError, DataError, ModelError
-from qgait_ptq.export.metadata import parse_metadata
 from qgait_ptq.frame_layout import BYTE, PartKind, parse_layout
 from qgait_ptq.gait.modalities import as_modalities, check_layout, check_modalities
 from qgait_ptq.gait.sequences import check_silhouettes, check_values, cut_width, shape_text
 from qgait_ptq.runtime.matching import Index, Matches, match
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, open_session
+from qgait_ptq.runtime.written_file import open_file
 
 if TYPE_CHECKING:
     from qgait_ptq.runtime.streaming import StreamingSession
@@ -72,17 +72,18 @@ class Embedder:
         if longest_piece < 1:
             raise ConfigError(f"longest_piece is {longest_piece}; at least one frame is needed")
         self.path, self._threads, self._longest_piece = Path(path), threads, longest_piece
-        if not self.path.is_file():
-            raise ModelError(f"{self.path}: no such file")
         self._runtime, self._loading = runtime, Lock()
-        self._whole: Session | None = open_session(self.path, runtime, threads)
+        session, metadata = open_file(self.path, runtime, threads)
+        self._whole: Session | None = session
         self._parts: StreamingSession | None = None
-        metadata = parse_metadata(self._whole.properties)
-        if metadata is None:
-            raise ModelError(f"{self.path}: an ONNX file, but not one that qgait-ptq wrote")
         self.metadata: dict[str, Any] = metadata
-        _check_target(self.path, metadata, runtime)
-        self._inputs = self._whole.inputs
+        submodule = metadata.get("model", {}).get("submodule")
+        if submodule is not None:
+            raise ModelError(
+                f"{self.path}: holds only the part {submodule['name']} of a network and gives no embedding; "
+                f"put it back into the network: network.{submodule['name']} = qgait_ptq.load_submodule(path)"
+            )
+        self._inputs = session.inputs
         self.frames = self._inputs[0].shape[1]
         described, data = metadata.get("model", {}), metadata.get("data", {})
         self.raw = bool(described.get("raw"))
@@ -218,13 +219,3 @@ class Embedder:
                 f"the sequence: {kind} of {given}, {self.path} takes {shape_text(self.frame_shape)}"
             )
         return frames
-
-
-def _check_target(path: Path, metadata: dict[str, Any], runtime: str) -> None:
-    """Refuse a file that was written for something else: it would run slowly, or not as it was tested."""
-    target = metadata.get("target", {"name": ONNXRUNTIME, "runtimes": [ONNXRUNTIME]})
-    if runtime not in target["runtimes"]:
-        raise ModelError(
-            f"{path}: written for the target {target['name']}, not for {runtime}; quantize with a target of "
-            f"{runtime} ('qgait-ptq targets' lists them)"
-        )
