@@ -24,6 +24,7 @@ from qgait_ptq.graph.trace import (
     embedding_network,
     quiet_torch,
     set_to_inference,
+    unwrap,
 )
 from qgait_ptq.inputs import random_silhouettes
 
@@ -179,7 +180,7 @@ def isolate(
 
     Args:
         model: the network; it is left as it is.
-        name: of the part, a module path.
+        name: of the part, a module path; without the adapter's, where the network is in one.
         frame_shape: of the frames that the network takes.
         frames: for networks that take one frame count only.
         output: names the embedding, for networks that give several tensors.
@@ -190,7 +191,7 @@ def isolate(
         CaptureError: the network does not run, or the part is not called once with one tensor to give one, or
             it is not clear where its frames lie.
     """
-    names = [path for path, _ in model.named_modules() if path]
+    names = [path for path, _ in unwrap(model)[0].named_modules() if path]
     if name not in names:
         nearest = ", ".join(get_close_matches(name, names, n=3, cutoff=0.0)) or "none"
         raise ConfigError(f"the network has no module {name!r}; the nearest are {nearest}")
@@ -198,7 +199,7 @@ def isolate(
         network = copy.deepcopy(model).cpu().float().requires_grad_(False)
     set_to_inference(network)
     host = embedding_network(join_inputs(network, layout), frame_shape, frames, output)
-    submodule = network.get_submodule(name)
+    submodule = unwrap(network)[0].get_submodule(name)
     path = next(path for path, module in host.named_modules() if module is submodule)
     observed = _observe_sizes(host, path, name, frame_shape, frames or EXAMPLE_FRAMES)
     given, result = next(iter(observed.values()))

@@ -221,11 +221,17 @@ def _plain_graph_module(exported: fx.GraphModule) -> fx.GraphModule:
     return graph_module
 
 
-def _name_as_inside(graph_module: fx.GraphModule, network: nn.Module) -> None:
-    """Name parameters as the user's network does, without the wrappers around it."""
+def unwrap(network: nn.Module) -> tuple[nn.Module, str]:
+    """The user's network without the wrappers around it, such as adapters, and the path to it with a dot."""
     prefix = ""
     while [name for name, _ in network.named_children()] == ["network"] and not network._parameters:
         network, prefix = network.get_submodule("network"), f"{prefix}network."
+    return network, prefix
+
+
+def _name_as_inside(graph_module: fx.GraphModule, network: nn.Module) -> None:
+    """Name parameters as the user's network does."""
+    _, prefix = unwrap(network)
     for node in graph_module.graph.nodes:
         if node.op == "get_attr" and str(node.target).startswith(prefix):
             node.meta[ORIGIN_KEY] = str(node.target).removeprefix(prefix)

@@ -108,6 +108,12 @@ def test_checkpoint_and_configuration_are_enough(code_base):
     assert named.stdout == done.stdout
 
 
+def test_a_part_is_named_as_in_the_network_without_the_adapter(code_base):
+    options = ("--opengait-config", "baseline.yaml", "--capture-submodule", "Backbone", "--json")
+    done = run("inspect", "checkpoint.pt", *options, cwd=code_base)
+    assert [layer["name"] for layer in json.loads(done.stdout)] == ["Backbone.0"], done.stderr
+
+
 def test_protocol_and_metric_come_from_the_configuration_unless_said_otherwise(code_base, walkers_root):
     def quantize(*more):
         out = code_base / "out"
