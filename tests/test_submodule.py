@@ -193,32 +193,46 @@ def test_embedder_and_submodule_tell_each_others_files(folder, walkers, tmp_path
         qg.load_submodule(tmp_path / "whole" / "model.onnx")
 
 
-def test_the_command_line_captures_a_part(network, code, walkers_root, tmp_path):
+@pytest.fixture
+def typed(network, code, walkers_root):
+    """Arguments that name the model, its part and the data."""
     torch.save(network.state_dict(), code / "weights.pt")
     model = [code / "weights.pt", "--model", "branching:make"]
-    refused = run("quantize", *model, "--data", walkers_root, "--out", tmp_path / "no", cwd=code)
+    return model, ["--capture-submodule", "backbone"], ["--data", walkers_root]
+
+
+def test_the_command_line_captures_a_part(typed, code, tmp_path):
+    model, part, data = typed
+    refused = run("quantize", *model, *data, "--out", tmp_path / "no", cwd=code)
     assert refused.returncode == 2
     assert "--capture-submodule NAME" in refused.stderr
-    part = ["--capture-submodule", "backbone"]
     inspected = run("inspect", *model, *part, "--json", cwd=code)
     assert [layer["name"] for layer in json.loads(inspected.stdout)] == [
         "backbone.layers.0",
         "backbone.layers.2",
     ]
     out = tmp_path / "out"
-    dry = run("quantize", *model, *part, "--data", walkers_root, "--dry-run", "--out", out, cwd=code)
-    assert dry.returncode == 0, dry.stderr
-    done = run("quantize", *model, *part, "--data", walkers_root, "--bits", 4, "--out", out, cwd=code)
+    done = run("quantize", *model, *part, *data, "--bits", 4, "--out", out, cwd=code)
     assert done.returncode == 0, done.stderr
-    assert "only backbone is captured and quantized" in " ".join(done.stdout.split())
+    printed = " ".join(done.stdout.split())
+    assert "only backbone is captured and quantized" in printed
+    assert "the file holds backbone alone, and its size is of that" in printed
+    assert "its part backbone alone" in (out / "report.html").read_text()
     assert "submodule: backbone" in (out / "recipe.yaml").read_text()
-    assert run("verify", out).returncode == 0
     shape = onnx.load(out / "model.onnx").graph.input[0].type.tensor_type.shape.dim
     assert [d.dim_param or d.dim_value for d in shape] == ["batch", "frames", 1, 64, 44]
+    assert run("verify", out).returncode == 0
+    assert_refused(run("evaluate", out / "model.onnx", *data), "holds only the part backbone")
+
+
+@pytest.mark.slow
+def test_a_run_of_a_part_is_foretold_and_repeated_by_its_recipe(typed, code, tmp_path):
+    model, part, data = typed
+    out = tmp_path / "out"
+    dry = run("quantize", *model, *part, *data, "--dry-run", "--out", out, cwd=code)
+    assert dry.returncode == 0, dry.stderr
+    assert not out.exists()
+    assert run("quantize", *model, *part, *data, "--out", out, cwd=code).returncode == 0
     again = run("quantize", "--recipe", out / "recipe.yaml", "--out", tmp_path / "again", cwd=code)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "again" / "model.onnx").read_bytes() == (out / "model.onnx").read_bytes()
-    assert_refused(
-        run("evaluate", out / "model.onnx", "--data", walkers_root), "holds only the part backbone"
-    )
-    assert np.isfinite(json.loads((out / "report.json").read_text())["agreement"]["sqnr_db"])

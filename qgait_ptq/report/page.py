@@ -87,7 +87,9 @@ def verdict(report: Report) -> tuple[bool, str]:
 def _title(report: Report) -> str:
     path = report["model"].get("path")
     name = str(path).replace("\\", "/").rpartition("/")[2] if path else "network from Python"
-    return f"{name}, {widths_label(report)} for {report['target']['name']}"
+    part = report["model"].get("submodule")
+    what = f"{name}, its part {part['name']} alone" if part else name
+    return f"{what}, {widths_label(report)} for {report['target']['name']}"
 
 
 def _tiles(report: Report) -> Iterator[tuple[str, str]]:

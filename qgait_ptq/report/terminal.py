@@ -107,6 +107,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
     agreement, parity = report["agreement"], report["parity"]
     return [
         str(report["data"]["description"]),
+        *_part_line(report["model"]),
         *allocation_lines(report),
         *_stage_lines(report["calibration"]),
         f"embeddings against float: cosine {agreement['cosine_mean']:.4f} mean, "
@@ -115,6 +116,15 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         f"file against simulation: cosine {parity['cosine_min']:.6f} on the worst of "
         f"{parity['sequences']} sequences",
     ]
+
+
+def _part_line(model: Mapping[str, Any]) -> Iterator[str]:
+    part = model.get("submodule")
+    if part:
+        yield (
+            f"the file holds {part['name']} alone, and its size is of that; accuracy is of the whole network "
+            "with the file inside"
+        )
 
 
 def _float_gallery_line(accuracy: Mapping[str, Any]) -> Iterator[str]:
