@@ -12,7 +12,7 @@ import qgait_ptq as qg
 from qgait_ptq.errors import CaptureError, DataError
 from qgait_ptq.gait.zoo import SmplGait
 from qgait_ptq.runtime.verification import random_batches, verify
-from tests.cli.test_cli import run
+from tests.cli.test_cli import assert_refused, run
 from tests.conftest import randomise_batch_norms
 
 SMALL = {"channels": (4, 8, 8), "embedding": 16}
@@ -193,26 +193,42 @@ def on_disk(walkers_root, tmp_path_factory):
     return root, weights
 
 
-def test_the_command_line_takes_modalities_by_their_number(on_disk, tmp_path):
+@pytest.fixture(scope="module")
+def typed(on_disk):
+    """Arguments that name the model, and its data."""
     root, weights = on_disk
-    model = ["--model", "qgait_ptq.gait.zoo:SmplGait"]
+    model = [weights, "--model", "qgait_ptq.gait.zoo:SmplGait"]
     for name, value in SMALL.items():
         model += ["--model-argument", f"{name}={list(value) if isinstance(value, tuple) else value}"]
-    data = ["--data", root, "--modality", 0, "--modality", 1]
-    quantized = run("quantize", weights, *model, *data, "--out", tmp_path / "out", "--device", "cpu")
-    assert quantized.returncode == 0, quantized.stderr
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert [part["name"] for part in report["model"]["inputs"]] == ["modality_0", "modality_1"]
-    evaluated = run("evaluate", tmp_path / "out" / "model.onnx", *data, "--json")
-    assert json.loads(evaluated.stdout)["rank1"] == report["accuracy"]["onnx"]["rank1"]
-    embedded = run("embed", tmp_path / "out" / "model.onnx", root, "--out", tmp_path / "all.npz")
-    assert embedded.returncode == 0, embedded.stderr
-    assert run("verify", tmp_path / "out").returncode == 0
-    assert run("inspect", "--against", tmp_path / "out").returncode == 0
-    inspected = run("inspect", weights, *model, "--input", "64x44", "--input", 85)
+    return model, ["--data", root, "--modality", 0, "--modality", 1]
+
+
+def test_inspect_is_told_the_shapes_of_inputs(typed):
+    model, _ = typed
+    inspected = run("inspect", *model, "--input", "64x44", "--input", 85)
     assert "modality_0 64×44, modality_1 85" in " ".join(inspected.stdout.split())
-    alone = run("evaluate", tmp_path / "out" / "model.onnx", "--data", root)
+    assert_refused(
+        run("inspect", *model, "--input", "64x44", "--input", 84), "the network does not run on sequences"
+    )
+    wrong = run("inspect", *model, "--input", "64x44", "--input", "85:numbers")
+    assert wrong.returncode == 2
+    assert "neither 64x44 nor 17:integers" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_the_command_line_takes_modalities_by_their_number(typed, on_disk, tmp_path):
+    (model, data), (root, _) = typed, on_disk
+    out = tmp_path / "out"
+    quantized = run("quantize", *model, *data, "--out", out, "--device", "cpu")
+    assert quantized.returncode == 0, quantized.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert [part["name"] for part in report["model"]["inputs"]] == ["modality_0", "modality_1"]
+    evaluated = run("evaluate", out / "model.onnx", *data, "--json")
+    assert json.loads(evaluated.stdout)["rank1"] == report["accuracy"]["onnx"]["rank1"]
+    embedded = run("embed", out / "model.onnx", root, "--out", tmp_path / "all.npz")
+    assert embedded.returncode == 0, embedded.stderr
+    assert run("verify", out).returncode == 0
+    assert run("inspect", "--against", out).returncode == 0
+    alone = run("evaluate", out / "model.onnx", "--data", root)
     assert alone.returncode == 2
     assert "name its modalities in order (--modality)" in " ".join(alone.stderr.split())
-    wrong = run("inspect", weights, *model, "--input", "64x44", "--input", "85:numbers")
-    assert wrong.returncode == 2
