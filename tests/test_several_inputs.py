@@ -208,7 +208,8 @@ def test_inspect_is_told_the_shapes_of_inputs(typed):
     inspected = run("inspect", *model, "--input", "64x44", "--input", 85)
     assert "modality_0 64×44, modality_1 85" in " ".join(inspected.stdout.split())
     assert_refused(
-        run("inspect", *model, "--input", "64x44", "--input", 84), "the network does not run on sequences"
+        run("inspect", *model, "--input", "64x44", "--input", 84),
+        "does not run on sequences [2, 7] of modality_0 64×44, modality_1 84",
     )
     wrong = run("inspect", *model, "--input", "64x44", "--input", "85:numbers")
     assert wrong.returncode == 2

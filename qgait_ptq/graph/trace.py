@@ -24,6 +24,7 @@ from qgait_ptq.errors import CaptureError, first_line
 from qgait_ptq.graph.attributes import ORIGIN_KEY, remove_unused
 from qgait_ptq.graph.capture_failure import explain_failure
 from qgait_ptq.graph.embedding_output import could_be_embedding, reduce_to_embedding
+from qgait_ptq.graph.frame_parts import SeveralInputs
 from qgait_ptq.graph.side_effects import restore_batch_norms, without_side_effects
 from qgait_ptq.inputs import random_silhouettes
 
@@ -166,8 +167,11 @@ def _run_network(network: nn.Module, silhouettes: Tensor) -> Any:
         with torch.inference_mode():
             return network(silhouettes)
     except Exception as error:
+        given = f"{list(silhouettes.shape)} in [0, 1]"
+        if isinstance(network, SeveralInputs):
+            given = f"{list(silhouettes.shape[:2])} of {network.layout}"
         raise CaptureError(
-            f"the network does not run on sequences {list(silhouettes.shape)} in [0, 1] "
+            f"the network does not run on sequences {given} "
             f"({type(error).__name__}: {first_line(error)}); check the size of a frame, or write an adapter "
             "that brings it to this convention; where it takes one frame count only, name that with --frames"
         ) from error
