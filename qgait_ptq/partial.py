@@ -19,7 +19,7 @@ from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.gait.sources import GaitData
 from qgait_ptq.graph.submodule import IsolatedPart, isolate
 
-# What needs the embedding as a function of the part's own weights, or of its widths.
+# Choosing widths needs distances between embeddings, as the layers' own function.
 NEEDS_WHOLE = ("budget", "target_accuracy", "max_drop")
 
 
@@ -75,7 +75,10 @@ def take_part(
     isolated.host.to(device)
     calibration, test = (
         GaitDataset(
-            [_as_seen(record, isolated, data.frame_shape, frames, device) for record in some.records],
+            [
+                replace(record, load=partial(_record, record, isolated, data.frame_shape, frames, device))
+                for record in some.records
+            ],
             some.description,
         )
         for some in (data.calibration, data.test)
@@ -98,16 +101,6 @@ def part_config(config: QuantConfig) -> QuantConfig:
             "network only a part is captured"
         )
     return config.model_copy(update={"idc": config.idc.model_copy(update={"enabled": False})})
-
-
-def _as_seen(
-    record: SequenceRecord,
-    isolated: IsolatedPart,
-    frame_shape: tuple[int, ...],
-    frames: int | None,
-    device: torch.device,
-) -> SequenceRecord:
-    return replace(record, load=partial(_record, record, isolated, frame_shape, frames, device))
 
 
 def _record(

@@ -225,6 +225,12 @@ def test_the_command_line_captures_a_part(typed, code, tmp_path):
     assert_refused(run("evaluate", out / "model.onnx", *data), "holds only the part backbone")
 
 
+def test_sensitivity_of_a_part_is_refused_instead_of_measuring_something_else(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: {path: weights.pt, submodule: backbone}\n")
+    assert_refused(run("sensitivity", "--recipe", recipe), "captures backbone alone, which gives none")
+
+
 @pytest.mark.slow
 def test_a_run_of_a_part_is_foretold_and_repeated_by_its_recipe(typed, code, tmp_path):
     model, part, data = typed

@@ -102,6 +102,11 @@ def command(
 
     if plot is not None and not plot.parent.is_dir():  # found before minutes of measuring
         raise ConfigError(f"{plot.parent}: no such folder; make it, or draw elsewhere")
+    if recipe.model.submodule is not None:
+        raise ConfigError(
+            "sensitivity is of distances between embeddings; the recipe captures "
+            f"{recipe.model.submodule} alone, which gives none"
+        )
     console = Console(stderr=as_json)
     progress = TerminalProgress(console)
     network, _ = load_network(recipe.model, progress)
