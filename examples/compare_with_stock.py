@@ -36,7 +36,7 @@ from qgait_ptq.stages import CalibrationRun
 FRAME, FRAMES, CALIBRATION = (64, 44), 12, 16
 
 
-class Reader(CalibrationDataReader):
+class Reader(CalibrationDataReader):  # type: ignore[misc]
     """Gives onnxruntime's quantizer its sequences."""
 
     def __init__(self, batches: list[NDArray[np.float32]]) -> None:
@@ -58,7 +58,8 @@ def as_batches(data: GaitDataset, frames: int) -> list[NDArray[np.float32]]:
 @click.option("--rounds", default=9, show_default=True)
 def main(network: str, rounds: int) -> None:
     """Quantize with both, and print speed and agreement."""
-    calibration, tested = render(Split.CALIBRATION, CALIBRATION, FRAME), render(Split.TEST, TESTED, FRAME)
+    calibration = render(Split.CALIBRATION, CALIBRATION, (FRAME,))
+    tested = render(Split.TEST, TESTED, (FRAME,))
     config = QuantConfig(calibration_frames=FRAMES, correction_frames=FRAMES, idc=IdcConfig(enabled=False))
     target = get_target(config.target)
     captured, graph, _ = plan(make_network(network, calibration), FRAME, config)

@@ -69,7 +69,7 @@ print(int(next(line for line in status.splitlines() if line.startswith("VmHWM"))
 
 def build(name: str, target: str, widths: tuple[str, ...], folder: Path) -> list[Path]:
     """The float file and one for each width."""
-    calibration = render(Split.CALIBRATION, CALIBRATION, FRAME)
+    calibration = render(Split.CALIBRATION, CALIBRATION, (FRAME,))
     network = make_network(name, calibration)
     paths = [folder / f"{name}-{target}-float.onnx"]
     for bits in widths:

@@ -12,6 +12,8 @@ from torch import fx
 
 from qgait_ptq.errors import ExportError, ModelError, first_line
 from qgait_ptq.export.byte_input import take_bytes
+from qgait_ptq.export.halved_maxima import halve_maxima
+from qgait_ptq.export.integer_sums import spell_out_sums
 from qgait_ptq.export.lowering import lower_markers
 from qgait_ptq.export.markers import mark_quantizers, translation_table
 from qgait_ptq.export.metadata import METADATA_KEY, metadata_text
@@ -50,6 +52,10 @@ def export_quantized(
     marked, markers = mark_quantizers(graph_module)
     exported = _export(marked, capture, target.opset, translation_table())
     model = lower_markers(exported, markers, target.storage)
+    if target.storage.spelled_sums:
+        spell_out_sums(model)
+    if target.storage.halved_maxima:
+        halve_maxima(model)
     if byte_input:
         parts = input_parts(graph_module).values()
         silhouettes = [part.name for part in parts if part.kind is PartKind.SILHOUETTES]

@@ -15,6 +15,8 @@ from qgait_ptq.export.targets import Target
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 WEIGHTED = frozenset({"Conv", "Gemm"})
+SPELLED_SUMS = frozenset({"ConvInteger"})
+INTEGER_OPERATORS = SPELLED_SUMS | {"MatMulInteger", "QLinearConv", "QLinearMatMul"}
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,13 @@ def _layers_read_integers(file: _File, target: Target) -> Iterator[BrokenRule]:
             yield BrokenRule("layers with integer weights read integers", node.name, f"reads {reads}")
 
 
+def _integer_operators(file: _File, target: Target) -> Iterator[BrokenRule]:
+    """Operators on integers themselves are for runtimes that have them; Q/DQ is for all."""
+    allowed = SPELLED_SUMS if target.storage.spelled_sums else frozenset()
+    for node in file.all(*INTEGER_OPERATORS - allowed):
+        yield BrokenRule("integers stand between Q and DQ", node.name, f"{node.op_type} is not taken")
+
+
 RULES: tuple[Callable[[_File, Target], Iterator[BrokenRule]], ...] = (
     _opset,
     _activation_type,
@@ -196,6 +205,7 @@ RULES: tuple[Callable[[_File, Target], Iterator[BrokenRule]], ...] = (
     _weight_zero_point,
     _bias_type,
     _layers_read_integers,
+    _integer_operators,
 )
 
 

@@ -50,7 +50,8 @@ def simulate(model: onnx.ModelProto, given: Given) -> dict[str, Array]:
         given: gives the input, tensors of sizes, and the floats that quantizers read, by name.
 
     Returns:
-        Name → integers, of every tensor behind a QuantizeLinear or behind the Clip that narrows it.
+        Name → integers, of every tensor behind a QuantizeLinear or behind the Clip that narrows it, of their
+        slices and maxima, and of the sums that leave a layer in float.
     """
     return _Simulation(model, given).run()
 
@@ -63,6 +64,12 @@ class _Simulation:
         self.constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
         self.known: dict[str, Any] = {}
         self.integers: dict[str, Array] = {}
+        self.on_integers: dict[str, Callable[[onnx.NodeProto], Array]] = {
+            "Clip": self._narrow,
+            "Slice": lambda node: self._slice(node, self.integers[node.input[0]]),
+            "Max": lambda node: np.maximum.reduce([self.integers[name] for name in node.input]),
+            "ConvInteger": self._sum,
+        }
         self.handlers: dict[str, Callable[[onnx.NodeProto, Any], Any]] = {
             "Conv": self._convolve,
             "Gemm": self._multiply,
@@ -76,7 +83,7 @@ class _Simulation:
             "Transpose": lambda node, x: self._move(x, x.integers.transpose(_attributes(node)["perm"])),
             "Unsqueeze": lambda node, x: self._move(x, np.expand_dims(x.integers, self._axes(node))),
             "Squeeze": lambda node, x: self._move(x, np.squeeze(x.integers, self._axes(node))),
-            "Slice": lambda node, x: self._move(x, x.integers[self._slices(node, x)]),
+            "Slice": lambda node, x: self._move(x, self._slice(node, x.integers)),
             "Gather": self._gather,
             "Identity": lambda node, x: x,
         }
@@ -87,8 +94,8 @@ class _Simulation:
                 self._quantize(node)
             elif node.op_type == "DequantizeLinear":
                 self._dequantize(node)
-            elif node.op_type == "Clip" and node.input[0] in self.integers:
-                self._narrow(node)
+            elif node.input and node.input[0] in self.integers and node.op_type in self.on_integers:
+                self.integers[node.output[0]] = self.on_integers[node.op_type](node)
             elif node.op_type == "Cast" and node.input[0] in self.constants:
                 # INT4 codes; what they are cast to holds the same numbers.
                 self.constants[node.output[0]] = self.constants[node.input[0]].astype(np.int8)
@@ -140,9 +147,15 @@ class _Simulation:
         source = Quantized(self._floats(moved.node.input[0]), np.ones((), np.float32), np.zeros((), np.int64))
         return np.asarray(self.handlers[moved.node.op_type](moved.node, source).integers)
 
-    def _narrow(self, node: onnx.NodeProto) -> None:
+    def _narrow(self, node: onnx.NodeProto) -> Array:
         low, high = (self.constants[name] if name else None for name in node.input[1:3])
-        self.integers[node.output[0]] = np.clip(self.integers[node.input[0]], low, high)
+        return np.clip(self.integers[node.input[0]], low, high)
+
+    def _sum(self, node: onnx.NodeProto) -> Array:
+        one, zero = np.ones((), np.float32), np.zeros((), np.int8)
+        x = Quantized(self.integers[node.input[0]], one, self.constants[node.input[2]])
+        weight = Quantized(self.constants[node.input[1]], one, zero)
+        return _convolve(node, x, weight, np.zeros(len(weight.integers)))
 
     def _layer(self, node: onnx.NodeProto) -> tuple[Quantized, Array] | None:
         """Weight and bias of a layer; None where it computes in float."""
@@ -159,22 +172,7 @@ class _Simulation:
         if layer is None or not isinstance(x, Quantized):
             return None
         weight, bias = layer
-        attributes = _attributes(node)
-        spatial = x.integers.ndim - 2
-        pads = attributes.get("pads", [0] * 2 * spatial)
-        # Padding is with what stands for zero, which is zero once centred.
-        padding = [size for axis in reversed(range(spatial)) for size in (pads[axis], pads[axis + spatial])]
-        convolve = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
-        sums = convolve(
-            F.pad(torch.from_numpy(x.centred()), padding),
-            torch.from_numpy(weight.centred()),
-            torch.from_numpy(bias),
-            attributes.get("strides", [1] * spatial),
-            0,
-            attributes.get("dilations", [1] * spatial),
-            attributes.get("group", 1),
-        )
-        return Sums(sums.numpy(), x.scale * weight.scale)
+        return Sums(_convolve(node, x, weight, bias), x.scale * weight.scale)
 
     def _multiply(self, node: onnx.NodeProto, x: Any) -> Sums | None:
         layer = self._layer(node)
@@ -251,14 +249,34 @@ class _Simulation:
             return sizes
         return [x.integers.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
 
-    def _slices(self, node: onnx.NodeProto, x: Quantized) -> tuple[slice, ...]:
+    def _slice(self, node: onnx.NodeProto, values: Array) -> Array:
         starts, ends, axes = (self._constant(name) for name in node.input[1:4])
         steps = self._constant(node.input[4]) if len(node.input) > 4 else np.ones_like(starts)
-        slices = [slice(None)] * x.integers.ndim
+        slices = [slice(None)] * values.ndim
         for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
             slices[int(axis)] = slice(int(start), int(end), int(step))
-        return tuple(slices)
+        return values[tuple(slices)]
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _convolve(node: onnx.NodeProto, x: Quantized, weight: Quantized, bias: Array) -> Array:
+    """Exact sums of a convolution."""
+    attributes = _attributes(node)
+    spatial = x.integers.ndim - 2
+    pads = attributes.get("pads", [0] * 2 * spatial)
+    # Padding is with what stands for zero, which is zero once centred.
+    padding = [size for axis in reversed(range(spatial)) for size in (pads[axis], pads[axis + spatial])]
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
+    sums = convolve(
+        F.pad(torch.from_numpy(x.centred()), padding),
+        torch.from_numpy(weight.centred()),
+        torch.from_numpy(bias),
+        attributes.get("strides", [1] * spatial),
+        0,
+        attributes.get("dilations", [1] * spatial),
+        attributes.get("group", 1),
+    )
+    return np.asarray(sums.numpy())

@@ -31,11 +31,17 @@ class Storage:
             float32.
         narrowest_activations: smallest width of activations. Below 8 bits they are clipped between
             QuantizeLinear and DequantizeLinear.
+        spelled_sums: convolutions whose sums leave in float are ConvInteger; else they stand between
+            DequantizeLinear and nothing, for runtimes that have a kernel of that.
+        halved_maxima: maxima over frames are elementwise maxima of halves, for runtimes that are slow at
+            reducing an outer axis.
     """
 
     int4_weights: bool = True
     integer_biases: bool = True
     narrowest_activations: int = NARROWEST
+    spelled_sums: bool = False
+    halved_maxima: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,9 @@ TARGETS = {
                 elementwise=_INTEGER_ELEMENTWISE | LEAKY_RECTIFIERS,
                 value_preserving=VALUE_PRESERVING,
                 reducing=MAX_POOLS | MAXIMA,
+                last_layer=LastLayer.INTEGER_SUMS,
             ),
+            Storage(spelled_sums=True, halved_maxima=True),
             runtimes=("onnxruntime",),
             late_leaky_rectifiers=True,
             limits=(
