@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Bits = Annotated[int, Field(ge=2, le=8)]
+InputBits = Annotated[int, Field(ge=1, le=8)]
 ActivationObserver = Literal["minmax", "moving-average", "percentile", "mse", "histogram"]
 WeightObserver = Literal["minmax", "percentile", "mse"]
 EqualizationName = Literal["none", "weights", "activations"]
@@ -144,6 +145,9 @@ class QuantConfig(_Model):
         activation_bits: width of the inputs of weighted layers, 2 to 8.
         edge_bits: width of both in the first and the last weighted layer, and in all that read the network's
             inputs.
+        input_bits: width of the input itself, 1 to 8; None leaves it to `edge_bits`. With 1 bit, silhouettes
+            are split at half: a file for onnxruntime then looks its first layer up in a table, if that is a
+            small convolution.
         elementwise_bits: width of tensors that no weighted layer reads, such as the branches of a residual
             addition.
         observer: how ranges of activations are found.
@@ -181,6 +185,7 @@ class QuantConfig(_Model):
     weight_bits: Bits = 8
     activation_bits: Bits = 8
     edge_bits: Bits = 8
+    input_bits: InputBits | None = None
     elementwise_bits: Bits = 8
     observer: ActivationObserver = "mse"
     weight_observer: WeightObserver = "mse"

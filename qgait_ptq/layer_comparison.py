@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from qgait_ptq.errors import DataError, ModelError
+from qgait_ptq.export.first_layer_table import layers_in_tables
 from qgait_ptq.export.lowering import CALL_MARK
 from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.layers import OutputKeeper
@@ -85,7 +86,8 @@ def compare_layers(
     nodes = _layer_nodes(network)
     recorded = dict(zip(_with_calls([str(layer["name"]) for layer in layers]), layers, strict=True))
     quantized = [name for name, layer in recorded.items() if layer["weight_bits"] is not None]
-    session, outputs = _open_with_outputs(file, quantized)
+    session, outputs, hidden = _open_with_outputs(file, quantized)
+    quantized = [name for name in quantized if name not in hidden]
     inputs = session_inputs(session)
     if set(nodes) != set(recorded) or set(outputs) != set(quantized):
         differing = sorted((set(nodes) ^ set(recorded)) | (set(outputs) ^ set(quantized)))[:3]
@@ -126,8 +128,10 @@ def _with_calls(names: list[str]) -> list[str]:
     return unique
 
 
-def _open_with_outputs(file: Path, layers: list[str]) -> tuple[onnxruntime.InferenceSession, dict[str, str]]:
-    """A session that gives every layer's output, and layer → name of that output."""
+def _open_with_outputs(
+    file: Path, layers: list[str]
+) -> tuple[onnxruntime.InferenceSession, dict[str, str], list[str]]:
+    """A session that gives every layer's output, layer → name of that output, and layers that have none."""
     try:
         model = onnx.load(file)
     except Exception as error:
@@ -137,7 +141,8 @@ def _open_with_outputs(file: Path, layers: list[str]) -> tuple[onnxruntime.Infer
     model.graph.output.extend(
         onnx.ValueInfoProto(name=name) for name in outputs.values() if name not in present
     )
-    return open_onnxruntime(model.SerializeToString(), optimised=False), outputs
+    session = open_onnxruntime(model.SerializeToString(), optimised=False)
+    return session, outputs, layers_in_tables(model.graph)
 
 
 def _frame_axes(network: fx.GraphModule, batches: list[Tensor]) -> dict[str, list[int]]:

@@ -76,6 +76,7 @@ def bit_widths(config: QuantConfig) -> BitWidths:
         weight=config.weight_bits,
         activation=config.activation_bits,
         edge=config.edge_bits,
+        input=config.input_bits,
         elementwise=config.elementwise_bits,
         weight_observer=config.weight_observer,
         activation_observer=config.observer,

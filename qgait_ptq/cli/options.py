@@ -71,6 +71,7 @@ WIDTH_OPTIONS = (
     click.option(
         "--edge-bits", type=int, help="Bits in layers that read the input, and in the last.  [default: 8]"
     ),
+    click.option("--input-bits", type=int, help="Bits of the input, 1 to 8; 1 splits silhouettes at half."),
     click.option(
         "--include", metavar="PATTERN", multiple=True, help="Quantize these layers only; may be repeated."
     ),

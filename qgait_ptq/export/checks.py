@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from qgait_ptq.errors import ExportError
+from qgait_ptq.export.first_layer_table import layers_in_tables
 from qgait_ptq.export.integer_sums import SUMS
 from qgait_ptq.export.lowering import CALL_MARK
 from qgait_ptq.graph.conversion import in_double
@@ -206,8 +207,7 @@ def layers_without_integer_kernel(model: bytes, layers: Iterable[str]) -> list[s
             detail = " ".join(str(error).split())[:200]
             raise ExportError(f"the file's kernels cannot be looked at in {folder} ({detail})") from error
     # onnxruntime appends "_token_…" to the name of a node that it rebuilds.
-    names = (
-        n.name.split("_token_")[0].removesuffix(SUMS) for n in graph.node if n.op_type in INTEGER_KERNELS
-    )
+    names = [n.name.split("_token_")[0] for n in graph.node if n.op_type in INTEGER_KERNELS]
+    names = [*(name.removesuffix(SUMS) for name in names), *layers_in_tables(graph)]
     integer = Counter(name.split(CALL_MARK)[0] for name in names)
     return [name for name, calls in Counter(layers).items() if integer[name] < calls]

@@ -12,6 +12,7 @@ from torch import fx
 
 from qgait_ptq.errors import ExportError, ModelError, first_line
 from qgait_ptq.export.byte_input import take_bytes
+from qgait_ptq.export.first_layer_table import look_up_first_layer
 from qgait_ptq.export.halved_maxima import halve_maxima
 from qgait_ptq.export.integer_sums import spell_out_sums
 from qgait_ptq.export.lowering import lower_markers
@@ -56,6 +57,8 @@ def export_quantized(
         spell_out_sums(model)
     if target.storage.halved_maxima:
         halve_maxima(model)
+    if target.storage.first_layer_table:
+        look_up_first_layer(model)
     if byte_input:
         parts = input_parts(graph_module).values()
         silhouettes = [part.name for part in parts if part.kind is PartKind.SILHOUETTES]

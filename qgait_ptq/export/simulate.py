@@ -69,6 +69,7 @@ class _Simulation:
             "Slice": lambda node: self._slice(node, self.integers[node.input[0]]),
             "Max": lambda node: np.maximum.reduce([self.integers[name] for name in node.input]),
             "ConvInteger": self._sum,
+            "Transpose": lambda node: self.integers[node.input[0]].transpose(_attributes(node)["perm"]),
         }
         self.handlers: dict[str, Callable[[onnx.NodeProto, Any], Any]] = {
             "Conv": self._convolve,
@@ -96,6 +97,8 @@ class _Simulation:
                 self._dequantize(node)
             elif node.input and node.input[0] in self.integers and node.op_type in self.on_integers:
                 self.integers[node.output[0]] = self.on_integers[node.op_type](node)
+            elif node.op_type == "Gather" and _is_bytes(self.constants.get(node.input[0])):
+                self.integers[node.output[0]] = self.constants[node.input[0]][self.given(node.input[1])]
             elif node.op_type == "Cast" and node.input[0] in self.constants:
                 # INT4 codes; what they are cast to holds the same numbers.
                 self.constants[node.output[0]] = self.constants[node.input[0]].astype(np.int8)
@@ -260,6 +263,10 @@ class _Simulation:
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _is_bytes(table: Array | None) -> bool:
+    return table is not None and table.dtype in (np.uint8, np.int8)
 
 
 def _convolve(node: onnx.NodeProto, x: Quantized, weight: Quantized, bias: Array) -> Array:

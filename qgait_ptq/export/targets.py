@@ -35,6 +35,8 @@ class Storage:
             DequantizeLinear and nothing, for runtimes that have a kernel of that.
         halved_maxima: maxima over frames are elementwise maxima of halves, for runtimes that are slow at
             reducing an outer axis.
+        first_layer_table: a small first convolution of inputs of one bit is a table of what it gives, for
+            runtimes that are slow at convolving one channel.
     """
 
     int4_weights: bool = True
@@ -42,6 +44,7 @@ class Storage:
     narrowest_activations: int = NARROWEST
     spelled_sums: bool = False
     halved_maxima: bool = False
+    first_layer_table: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ TARGETS = {
                 reducing=MAX_POOLS | MAXIMA,
                 last_layer=LastLayer.INTEGER_SUMS,
             ),
-            Storage(spelled_sums=True, halved_maxima=True),
+            Storage(spelled_sums=True, halved_maxima=True, first_layer_table=True),
             runtimes=("onnxruntime",),
             late_leaky_rectifiers=True,
             limits=(
@@ -183,12 +186,14 @@ def check_widths(target: Target, widths: BitWidths) -> None:
     """
     narrowest = target.storage.narrowest_activations
     own = {f"layers[{name!r}].activation_bits": bits[1] for name, bits in widths.layers.items() if bits[1]}
-    asked = {
+    asked: dict[str, int | None] = {
         "activation_bits": widths.activation,
         "edge_bits": widths.edge,
         "elementwise_bits": widths.elementwise,
         **own,
     }
+    if narrowest > NARROWEST:  # elsewhere the input may have a single bit
+        asked["input_bits"] = widths.input
     for setting, bits in asked.items():
         if bits is not None and bits < narrowest:
             raise ConfigError(

@@ -230,7 +230,11 @@ class _Plan:
                 if user in self.layers and user.args[0] is node:
                     bits = self._layer_bits(user)[1]
                     wanted[source] = max(wanted.get(source, 0), bits)
-        return {source: wanted.get(source, self.widths.elementwise) for source in quantized.values()}
+        of_input, rest = self.widths.input, self.widths.elementwise
+        return {
+            source: of_input if of_input and self._is_input(source) else wanted.get(source, rest)
+            for source in quantized.values()
+        }
 
     def _layer_bits(self, layer: fx.Node) -> tuple[int, int]:
         """Weight and activation bits of a layer; the last pattern that names it wins."""

@@ -116,6 +116,7 @@ class BitWidths:
         weight: of weighted layers.
         activation: of their inputs.
         edge: of both, in the first and the last weighted layer, and in all that read the network's inputs.
+        input: of the network's inputs themselves, 1 to 8; None leaves them to `edge`.
         elementwise: of tensors that feed no weighted layer, such as both branches of a residual addition.
         weight_observer: for the ranges of weights.
         activation_observer: for the ranges of activations.
@@ -128,6 +129,7 @@ class BitWidths:
     weight: int
     activation: int
     edge: int = 8
+    input: int | None = None
     elementwise: int = 8
     weight_observer: str = "minmax"
     activation_observer: str = "mse"

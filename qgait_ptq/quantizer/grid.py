@@ -22,7 +22,7 @@ class IntegerGrid:
     """The integers that a quantized tensor may take.
 
     Attributes:
-        bits: width, 2 to 8.
+        bits: width, 2 to 8; unsigned grids may have 1, which is a threshold.
         signed: signed grids are ``−2^(bits−1) … 2^(bits−1) − 1``, unsigned ones ``0 … 2^bits − 1``.
         symmetric: zero_point is 0. Signed grids are then narrow, ``±(2^(bits−1) − 1)``, so that the largest
             weight of either sign is representable.
@@ -33,8 +33,8 @@ class IntegerGrid:
     symmetric: bool
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            raise ValueError(f"a grid has 2 to 8 bits, not {self.bits}")
+        if not 1 + self.signed <= self.bits <= 8:
+            raise ValueError(f"a grid has {1 + self.signed} to 8 bits, not {self.bits}")
 
     @property
     def quant_min(self) -> int:
