@@ -80,7 +80,7 @@ def numbers(split: Split, first: int, count: int) -> list[int]:
 
 def render_parts(path: Path, parts: list[Part]) -> None:
     """Render walkers, each part with its views and trials, into one file."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for identities, views, trials in parts:
         for walks in render_identities(identities, trials=trials, views_per_trial=views):
             for label, silhouettes in walks:

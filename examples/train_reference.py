@@ -18,6 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -111,7 +112,8 @@ class Trainer:
     def __init__(self, data: GaitDataset, settings: Settings, device: torch.device) -> None:
         torch.manual_seed(settings.seed)
         self.settings, self.device, self.data = settings, device, data
-        self.network = NETWORKS[settings.network]().to(device)
+        # One with `features` and `neck`.
+        self.network: Any = NETWORKS[settings.network]().to(device)
         with torch.no_grad():
             _, channels, parts = self.network(torch.zeros(2, 2, *data[0][0].shape[1:], device=device)).shape
         labels = [record.subject for record in data.records]
@@ -224,8 +226,8 @@ def main(root: Path, out: Path, device: str, save_every: int, **settings: int | 
                 trainer.save(state)
             if trainer.iteration % (5 * save_every) == 0:
                 click.echo(f"       held out: {measure(trainer.network, held_out, trainer.device).rank1}")
-    accuracy = measure(trainer.network, held_out, trainer.device)
-    click.echo(json.dumps({"settings": asdict(recipe), "held_out": accuracy.to_report()}))
+    reached = measure(trainer.network, held_out, trainer.device)
+    click.echo(json.dumps({"settings": asdict(recipe), "held_out": reached.to_report()}))
     out.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: value.cpu() for name, value in trainer.network.state_dict().items()}
     beside = out.with_suffix(".part")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qgait_ptq.runtime.streaming import StreamingSession
 
 Recording = NDArray[Any] | tuple[NDArray[Any], ...] | Mapping[str, NDArray[Any]]
-LONGEST_PIECE = 60  # frames that are in the runtime at a time, where the network can be streamed
+LONGEST_PIECE = 30  # frames that are in the runtime at a time, where the network can be streamed
 
 
 class Embedder:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import TensorProto, helper
 
 from qgait_ptq.runtime.sessions import open_onnxruntime
 
@@ -39,9 +39,10 @@ class StreamingSession:
         cut = find_cut(model)
         if cut is None:
             raise ValueError("no maximum that separates frames from the embedding")
-        first, second = split(model, cut)
-        self._first = open_onnxruntime(first.SerializeToString(), threads, spinning)
-        self._second = open_onnxruntime(second.SerializeToString(), threads, spinning)
+        # One after the other, so that no more than one is twice in memory.
+        self._first, self._second = (
+            open_onnxruntime(part.SerializeToString(), threads, spinning) for part in split(model, cut)
+        )
         self._read_first = [value.name for value in self._first.get_inputs()]
         self._inputs = [value.name for value in self._second.get_inputs()]
         self._given, self._cut = [value.name for value in model.graph.input], cut
@@ -118,19 +119,27 @@ def _behind(maximum: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]]) -
     return name
 
 
-def split(model: onnx.ModelProto, cut: list[str]) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The parts of a file before and behind some tensors.
+def split(model: onnx.ModelProto, cut: list[str]) -> Iterator[onnx.ModelProto]:
+    """The parts of a file before and behind some tensors, each made when it is asked for.
 
     The second reads the silhouettes as well, where it needs their batch size.
     """
-    typed = onnx.shape_inference.infer_shapes(model, data_prop=False)
-    types = {value.name: value.type.tensor_type.elem_type for value in typed.graph.value_info}
-    boundary = [helper.make_tensor_value_info(name, types[name], None) for name in cut]
+    boundary = [helper.make_tensor_value_info(name, _element_type(name, model.graph), None) for name in cut]
     given = list(model.graph.input)
-    first = _part(model, cut, set(), given, boundary)
-    second_inputs = [*boundary, *given]
-    second = _part(model, [o.name for o in model.graph.output], set(cut), second_inputs, model.graph.output)
-    return first, second
+    yield _part(model, cut, set(), given, boundary)
+    outputs = [value.name for value in model.graph.output]
+    yield _part(model, outputs, set(cut), [*boundary, *given], model.graph.output)
+
+
+def _element_type(name: str, graph: onnx.GraphProto) -> int:
+    """Of a tensor to cut at: integers as of its quantizer, or floats."""
+    producers = {output: node for node in graph.node for output in node.output}
+    node = producers[name]
+    while node.op_type == "Clip":
+        node = producers[node.input[0]]
+    if node.op_type != "QuantizeLinear":
+        return int(TensorProto.FLOAT)
+    return next(int(value.data_type) for value in graph.initializer if value.name == node.input[2])
 
 
 def _part(
