@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from qgait_ptq.config import QuantConfig
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.export.targets import get_target
 from qgait_ptq.graph.attributes import layer_name
@@ -12,6 +13,7 @@ from qgait_ptq.graph.shapes import record_shapes
 from qgait_ptq.graph.simplify import simplify
 from qgait_ptq.graph.specs import BitWidths, OwnSpec, SharedSpec, annotation_of
 from qgait_ptq.graph.trace import capture
+from qgait_ptq.planning import plan
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
 from tests.conftest import make_gaitbase, make_gaitset
 
@@ -118,9 +120,19 @@ def test_mean_stays_in_float_and_says_why():
     assert "mean" in reasons["add"]
 
 
-def test_only_the_embedding_layer_sums_in_float():
-    layers = by_name(placed(make_gaitbase()))
-    assert [name for name, layer in layers.items() if not layer.integer] == ["part_linear"]
+@pytest.mark.parametrize(
+    ("target", "in_float"), [("onnxruntime", []), ("openvino", []), ("generic-qdq", ["part_linear"])]
+)
+def test_the_embedding_layer_sums_integers_where_its_target_can(target, in_float):
+    _, _, layers = plan(make_gaitbase(), (64, 44), QuantConfig(target=target))
+    assert [layer.name for layer in layers if not layer.integer] == in_float
+
+
+def test_input_bits_are_those_of_the_input_alone():
+    plain, narrow = (by_name(placed(make_gaitbase(), **given)) for given in ({}, {"input": 1}))
+    differing = {name for name in plain if plain[name] != narrow[name]}
+    assert differing == {"stem.0"}
+    assert (narrow["stem.0"].weight_bits, narrow["stem.0"].activation_bits) == (8, 1)
 
 
 def test_weights_are_symmetric_per_channel_and_activations_unsigned_per_tensor():
