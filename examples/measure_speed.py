@@ -51,10 +51,10 @@ python examples/measure_speed.py --rounds {rounds}
 ```
 
 {machine}. One thread; CPU time of a call, files in turn, medians of {rounds} rounds, ratios within
-rounds. *Peak* is the share of what a large convolution of the same number type reaches in that runtime, of
-all layers together. RAM is the peak of a process that loads and runs a file, less what it needs before.
-Widths are the ones named in all layers, the first and the last, too; weights of 4 bits are stored two to a
-byte. *Input 1* has silhouettes of one bit (`--input-bits 1`).
+rounds. *Peak* is the share of what large convolutions of the same number type reach in that runtime. RAM is
+the peak of a process that loads and runs a file, less that of one with a network of one operator, which is
+the runtime's. Widths are the ones named in all layers, the first and the last, too; weights of 4 bits are
+stored two to a byte. *Input 1* has silhouettes of one bit (`--input-bits 1`).
 
 | network | runtime | file | CPU ms | × float | peak | RAM MB | MB |
 |---|---|---|---:|---:|---:|---:|---:|

@@ -77,7 +77,7 @@ def bench_table(measured: Sequence[Measured], title: str) -> Table:
         )
     table.caption = (
         "CPU ms of one call. Times faster than the first file (quartiles of the rounds).\n"
-        "Peak: of a large convolution in the same numbers. Wall times: --json"
+        "Peak: of large convolutions in the same numbers. RAM: beside the runtime's own. Wall times: --json"
     )
     return table
 

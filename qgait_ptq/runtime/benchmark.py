@@ -52,7 +52,7 @@ class Measured:
         timing: see `Timing`.
         macs_per_second: of one call; None where the file does not say its MACs.
         peak_share: of what this machine does at best in the same number type.
-        peak_memory_mb: of a process of its own that loads and runs it, less that before it is loaded.
+        peak_memory_mb: of a process of its own that loads and runs it, less what the runtime itself needs.
         megabytes: of the file.
     """
 

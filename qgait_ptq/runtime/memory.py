@@ -5,29 +5,55 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import onnx
+from onnx import TensorProto, helper
+
 from qgait_ptq.errors import ModelError
-from qgait_ptq.runtime.sessions import OPENVINO, open_session
+from qgait_ptq.runtime.sessions import open_session
 from qgait_ptq.runtime.workload import Setting, example_inputs
 
 
 def measure_memory(path: Path, setting: Setting) -> float:
-    """Peak memory in MB of a process that loads and runs a file, less what it needs before.
+    """Peak memory in MB of a process that loads and runs a file, less what the runtime itself needs.
+
+    That is the peak of the same process after a network of one operator.
 
     Raises:
         ModelError: that process fails.
     """
-    arguments = [str(path), setting.runtime, *map(str, (setting.threads, setting.frames, setting.batch))]
-    done = subprocess.run(  # noqa: S603 - ourselves
-        [sys.executable, "-m", "qgait_ptq.runtime.memory", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    numbers = map(str, (setting.threads, setting.frames, setting.batch))
+    with tempfile.TemporaryDirectory() as folder:
+        smallest = Path(folder) / "smallest.onnx"
+        onnx.save(_smallest_model(), smallest)
+        done = subprocess.run(  # noqa: S603 - ourselves
+            [
+                sys.executable,
+                "-m",
+                "qgait_ptq.runtime.memory",
+                *map(str, (smallest, path)),
+                setting.runtime,
+                *numbers,
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if done.returncode:
         raise ModelError(f"{path}: its memory cannot be measured ({done.stderr.strip()[-200:]})")
     return float(json.loads(done.stdout))
+
+
+def _smallest_model() -> onnx.ModelProto:
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "frames", 1, 1]) for name in "xy"
+    ]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "smallest", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 10
+    return model
 
 
 def _peak_memory() -> float:
@@ -45,14 +71,14 @@ def _peak_memory() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def _print_memory(path: str, runtime: str, threads: str, frames: str, batch: str) -> None:
+def _print_memory(smallest: str, path: str, runtime: str, threads: str, frames: str, batch: str) -> None:
     setting = Setting(runtime, int(threads), int(frames), int(batch))
-    if runtime == OPENVINO:
-        import openvino  # noqa: F401 - what importing needs is not the file's
-    before = _peak_memory()
-    session = open_session(Path(path), runtime, setting.threads)
-    session.infer(*example_inputs(session, setting))
-    sys.stdout.write(json.dumps(_peak_memory() - before))
+    peaks = []
+    for file in (smallest, path):
+        session = open_session(Path(file), runtime, setting.threads)
+        session.infer(*example_inputs(session, setting))
+        peaks.append(_peak_memory())
+    sys.stdout.write(json.dumps(peaks[1] - peaks[0]))
 
 
 if __name__ == "__main__":

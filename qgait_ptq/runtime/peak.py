@@ -1,4 +1,4 @@
-"""What a machine can do at best: a large convolution, on integers or in float."""
+"""What a machine can do at best: large convolutions one behind the other, on integers or in float."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from qgait_ptq.runtime.sampling import interleave
 from qgait_ptq.runtime.sessions import open_session
 from qgait_ptq.runtime.workload import Setting
 
-PEAK_CHANNELS, PEAK_SIZE = 256, (32, 22)  # of the convolution
+PEAK_CHANNELS, PEAK_SIZE, PEAK_FRAMES = 512, (16, 11), 30  # of the convolutions, as of a network's deepest
+PEAK_LAYERS = 3  # what surrounds them, such as changes of layout, then hardly counts
 
 
 def measure_peak(setting: Setting, integer: bool) -> float:
-    """Multiply-accumulates of a large 3×3 convolution, for each second of CPU time."""
-    height, width = PEAK_SIZE
+    """Multiply-accumulates of large 3×3 convolutions, for each second of CPU time."""
     session = open_session(_peak_model(integer).SerializeToString(), setting.runtime, setting.threads)
-    batch = np.random.default_rng(0).random((4, PEAK_CHANNELS, height, width), np.float32)
-    (samples,) = interleave([lambda: session.infer(batch)], max(3, setting.rounds // 2), setting.seconds)
-    macs = batch.shape[0] * height * width * PEAK_CHANNELS**2 * 9
+    rng = np.random.default_rng(0)
+    batch = rng.integers(0, 256, (PEAK_FRAMES, PEAK_CHANNELS, *PEAK_SIZE), dtype=np.uint8)
+    given = batch.astype(session.inputs[0].dtype)
+    (samples,) = interleave([lambda: session.infer(given)], max(3, setting.rounds // 2), setting.seconds)
+    macs = PEAK_LAYERS * PEAK_FRAMES * PEAK_SIZE[0] * PEAK_SIZE[1] * PEAK_CHANNELS**2 * 9
     return macs / statistics.median(sample.cpu for sample in samples)
 
 
@@ -31,31 +33,29 @@ def _peak_model(integer: bool) -> onnx.ModelProto:
     weight = rng.integers(-127, 128, (PEAK_CHANNELS, PEAK_CHANNELS, 3, 3)).astype(np.int8)
     constants: dict[str, Any] = {"weight": weight if integer else weight.astype(np.float32)}
     nodes = []
-    given, kernel = "x", "weight"
+    kernel, values = "weight", "x"
     if integer:
-        constants |= {"scale": np.float32(1 / 255), "zero": np.uint8(0), "out": np.float32(50)}
-        constants |= {
-            "scales": np.full(PEAK_CHANNELS, 0.01, np.float32),
-            "zeros": np.zeros(PEAK_CHANNELS, np.int8),
-        }
-        nodes += [
-            helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["xq"]),
-            helper.make_node("DequantizeLinear", ["xq", "scale", "zero"], ["xd"]),
-            helper.make_node("DequantizeLinear", ["weight", "scales", "zeros"], ["wd"], axis=0),
-        ]
-        given, kernel = "xd", "wd"
-    nodes.append(helper.make_node("Conv", [given, kernel], ["y"], pads=[1, 1, 1, 1]))
-    if integer:
-        nodes += [
-            helper.make_node("QuantizeLinear", ["y", "out", "zero"], ["yq"]),
-            helper.make_node("DequantizeLinear", ["yq", "out", "zero"], ["result"]),
-        ]
-    shape: list[str | int | None] = ["n", PEAK_CHANNELS, *PEAK_SIZE]
+        constants |= {"scale": np.float32(1), "zero": np.uint8(0)}
+        constants |= {"scales": np.full(PEAK_CHANNELS, 1e-4, np.float32)}
+        constants |= {"zeros": np.zeros(PEAK_CHANNELS, np.int8)}
+        nodes.append(helper.make_node("DequantizeLinear", ["weight", "scales", "zeros"], ["kernel"], axis=0))
+        nodes.append(helper.make_node("DequantizeLinear", ["x", "scale", "zero"], ["values"]))
+        kernel, values = "kernel", "values"
+    for layer in range(PEAK_LAYERS):
+        summed = f"sums_{layer}"
+        nodes.append(helper.make_node("Conv", [values, kernel], [summed], pads=[1, 1, 1, 1]))
+        values = summed
+        if integer:
+            whole, values = f"integers_{layer}", f"values_{layer}"
+            nodes.append(helper.make_node("QuantizeLinear", [summed, "scale", "zero"], [whole]))
+            nodes.append(helper.make_node("DequantizeLinear", [whole, "scale", "zero"], [values]))
+    nodes.append(helper.make_node("ReduceMax", [values], ["result"]))  # little is left to hand out
+    element = TensorProto.UINT8 if integer else TensorProto.FLOAT
     graph = helper.make_graph(
         nodes,
         "peak",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("result" if integer else "y", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("x", element, ["n", PEAK_CHANNELS, *PEAK_SIZE])],
+        [helper.make_tensor_value_info("result", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
