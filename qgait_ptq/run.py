@@ -24,6 +24,7 @@ from qgait_ptq.export.checks import (
     find_failing_axes,
     layers_without_integer_kernel,
 )
+from qgait_ptq.export.first_layer_table import LARGEST_KERNEL, layers_in_tables
 from qgait_ptq.export.onnx_file import export_quantized
 from qgait_ptq.export.targets import get_target
 from qgait_ptq.gait.dataset import GaitDataset
@@ -190,6 +191,7 @@ class Run:
                     self.config.minimum_parity,
                 )
                 if not failing:
+                    self._tell_tables(model)
                     return captured, model, session
                 wrong = failing & captured.free_axes
                 wrong = {FRAME_AXIS} & wrong or wrong
@@ -198,6 +200,15 @@ class Run:
                 captured = captured.pin(wrong)
                 self._tell_pinned(captured, wrong, "the file would be wrong at another")
         raise ExportError("the file differs from the simulation even where its batch and frames are fixed")
+
+    def _tell_tables(self, model: onnx.ModelProto) -> None:
+        """Say where a bit was spared for nothing."""
+        wanted = self.config.input_bits == 1 and self.target.storage.first_layer_table
+        if wanted and not layers_in_tables(model.graph):
+            self.note(
+                "input_bits is 1, but no layer is looked up in a table: none that reads the input is a "
+                f"convolution of one channel with at most {LARGEST_KERNEL} values (3×3)"
+            )
 
     @property
     def runtime(self) -> str:

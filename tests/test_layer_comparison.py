@@ -66,6 +66,16 @@ def test_layers_of_an_eight_bit_file_agree_whatever_equalization_scaled(make, wa
     assert min(layer.sqnr_db for layer in apart.values()) < compared[0].sqnr_db - 3
 
 
+def test_a_layer_that_the_file_looks_up_has_no_output_to_compare(walkers_root, tmp_path):
+    network = make_gaitbase(stem_kernel=3)
+    settings = {"idc": IdcConfig(enabled=False), "rounding": "nearest", "equalization": "none"}
+    config = QuantConfig(input_bits=1, **settings)
+    layers = write(network, config, walkers_root, tmp_path)
+    compared = compare(network, config, walkers_root, tmp_path, layers)
+    assert {layer["name"] for layer in layers} - {layer.name for layer in compared} == {"stem.0"}
+    assert next(layer for layer in layers if layer["name"] == "stem.0")["activation_bits"] == 1
+
+
 @pytest.mark.slow
 def test_fewer_bits_make_larger_errors_and_float_layers_are_not_listed(walkers_root, tmp_path):
     compared = {}

@@ -95,6 +95,8 @@ def load_directory(
     split = read_partition(split_file)
     if not split.train:
         raise DataError(f"{split_file}: TRAIN_SET is empty; nothing can calibrate")
+    if not split.test:
+        raise DataError(f"{split_file}: TEST_SET is empty; nobody is tested (move some of TRAIN_SET there)")
     calibration = GaitDataset.from_directory(root, split.train, reading)
     test = GaitDataset.from_directory(root, split.test, reading)
     description = (

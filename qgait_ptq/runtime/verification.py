@@ -34,9 +34,9 @@ class TensorCheck:
         name: in the optimised graph.
         node: that gives it, and its operator.
         operator: of that node.
-        values: how many were compared.
-        differing: how many differ.
-        largest: difference.
+        values: how many bytes were compared.
+        differing: how many of them belong to integers that differ.
+        largest: difference of two integers.
     """
 
     name: str
@@ -187,13 +187,14 @@ def _compare(
             continue
         wanted[name] = value
         difference = np.abs(found[name].astype(np.int64) - value)
+        size = found[name].itemsize  # of sums, which count as the bytes that they are
         checks.append(
             TensorCheck(
                 name,
                 node.name.split(TOKEN)[0],
                 node.op_type,
-                difference.size,
-                int(np.count_nonzero(difference)),
+                difference.size * size,
+                int(np.count_nonzero(difference)) * size,
                 int(difference.max(initial=0)),
             )
         )

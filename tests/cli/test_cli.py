@@ -258,6 +258,7 @@ def test_bad_sequences_are_named_and_leave_nothing_behind(array, message, checkp
     [
         ({"TRAIN_SET": ["00000"], "TEST_SET": ["20000"]}, "one identity only"),
         ({"TRAIN_SET": [], "TEST_SET": ["20000"]}, "TRAIN_SET is empty"),
+        ({"TRAIN_SET": ["00000"], "TEST_SET": []}, "TEST_SET is empty"),
         ({"TRAIN_SET": ["00000"], "TEST_SET": ["20000", "99999"]}, "99999"),
         ({"TRAIN": []}, "not a partition"),
     ],
