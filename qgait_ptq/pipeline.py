@@ -13,6 +13,7 @@ from qgait_ptq.config import QuantConfig, Recipe
 from qgait_ptq.device import choose_device
 from qgait_ptq.evaluation import accuracy_of, agreement_of, comparison_of
 from qgait_ptq.export.onnx_file import export_float, write_metadata
+from qgait_ptq.file_run import FileRun
 from qgait_ptq.gait.contact_sheet import draw_sequences, encode_png
 from qgait_ptq.gait.dataset import GaitDataset
 from qgait_ptq.gait.sources import GaitData
@@ -79,19 +80,21 @@ def quantize(
         seen = part.data
         captured, network = run.capture(part.model, seen, part.isolated.frames, None)
     quantized = run.calibrate(captured, network, seen)
-    captured, onnx_model, session = run.export(captured, quantized, seen)
+    file = FileRun(run, captured, quantized, seen)
+    onnx_model, session = file.export()
+    captured = file.captured
     float_model = export_float(network, captured, run.target.opset)
-    parity, slow_layers = run.check(captured, quantized, onnx_model, session, seen)
+    parity, slow_layers = file.check(onnx_model, session)
     whole_frames = captured.frames if part is None else frames
-    embeddings = run.embed(network, quantized, session, gait_data, whole_frames, part)
+    embeddings = file.embed(network, session, gait_data, whole_frames, part)
     accuracy = accuracy_of(embeddings, gait_data)
     agreement = agreement_of(embeddings, run.config)
-    speed = run.measure_speed(float_model, onnx_model)
+    speed = file.measure_speed(float_model, onnx_model)
     layers = list_layers(network)
     report = build_report(
         model=_describe_model(captured, layers, embeddings[0], seen, source)
         | {
-            "streams": part is None and run.streams(captured, onnx_model, session, seen),
+            "streams": part is None and file.streams(onnx_model, session),
             "submodule": None if part is None else part.describe(),
         },
         config=run.config,
@@ -112,7 +115,7 @@ def quantize(
         seconds=run.seconds,
     )
     write_metadata(onnx_model, report.metadata())
-    run.check_budget(onnx_model)
+    file.check_budget(onnx_model)
     write_metadata(float_model, report.float_metadata(RUNTIMES))
     sizes = {"float": float_model.ByteSize(), "onnx": onnx_model.ByteSize()}
     if work_folder is not None and run.config.finetune.enabled:
