@@ -18,7 +18,7 @@ from typing import Any
 import click
 import onnx
 import torch
-from measure_models import make_network, render
+from measure_models import CALIBRATION_FRAMES, make_network, render
 
 from qgait_ptq.config import IdcConfig, QuantConfig
 from qgait_ptq.export.onnx_file import export_float, export_quantized, write_metadata
@@ -32,7 +32,15 @@ from qgait_ptq.runtime.embedder import LONGEST_PIECE
 from qgait_ptq.runtime.workload import Setting
 from qgait_ptq.stages import CalibrationRun
 
-FRAME, CALIBRATION, CALIBRATION_FRAMES = (64, 44), 4, 12
+FRAME, CALIBRATION = (64, 44), 4
+RANGES_ALONE: dict[str, Any] = {
+    "calibration_frames": CALIBRATION_FRAMES,
+    "correction_frames": CALIBRATION_FRAMES,
+    "equalization": "none",
+    "rounding": "nearest",
+    "bias_correction": False,
+    "idc": IdcConfig(enabled=False),
+}
 PLAIN = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
 ONE_BIT = " input 1"  # of a file whose silhouettes have one bit
 MEASURED = {
@@ -70,6 +78,11 @@ print(int(next(line for line in status.splitlines() if line.startswith("VmHWM"))
 """
 
 
+def quarter_gaitbase() -> GaitBase:
+    """GaitBase with a quarter of the channels."""
+    return GaitBase(channels=(16, 32, 64, 128), embedding=64)
+
+
 def build(name: str, target: str, widths: tuple[str, ...], folder: Path) -> list[Path]:
     """The float file and one for each width."""
     calibration = render(Split.CALIBRATION, CALIBRATION, (FRAME,))
@@ -83,13 +96,8 @@ def build(name: str, target: str, widths: tuple[str, ...], folder: Path) -> list
             input_bits=1 if label.endswith(ONE_BIT) else None,
             edge_bits=weight_bits if weight_bits == activation_bits else 8,
             layers={} if weight_bits == activation_bits else {"*": {"weight_bits": weight_bits}},
-            calibration_frames=CALIBRATION_FRAMES,
-            correction_frames=CALIBRATION_FRAMES,
-            equalization="none",
-            rounding="nearest",
-            bias_correction=False,
-            idc=IdcConfig(enabled=False),
             target=target,
+            **RANGES_ALONE,
         )
         captured, graph, layers = plan(network, FRAME, config)
         quantized = CalibrationRun(config, captured, graph, torch.device("cpu"), Silent()).run(calibration)
@@ -157,7 +165,7 @@ def processor() -> str:
 @click.option("--rounds", default=9, show_default=True)
 def main(out: Path, rounds: int) -> None:
     """Measure all, and write the page."""
-    NETWORKS["gaitbase-quarter"] = lambda: GaitBase(channels=(16, 32, 64, 128), embedding=64)
+    NETWORKS["gaitbase-quarter"] = quarter_gaitbase
     lines, noisy = [], False
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

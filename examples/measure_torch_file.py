@@ -17,22 +17,21 @@ import click
 import torch
 import torch._inductor.config
 from measure_models import make_network, render
-from torch.ao.quantization import fx as registers_the_operators  # noqa: F401
+from measure_speed import CALIBRATION, FRAME, RANGES_ALONE, quarter_gaitbase
 from torch.nn.functional import cosine_similarity
 
-from qgait_ptq.config import IdcConfig, QuantConfig
+from qgait_ptq.config import QuantConfig
 from qgait_ptq.export.torch_program import export_program
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.gait.walkers.population import Split
-from qgait_ptq.gait.zoo import NETWORKS, GaitBase
+from qgait_ptq.gait.zoo import NETWORKS
 from qgait_ptq.planning import plan
 from qgait_ptq.progress import Silent
 from qgait_ptq.runtime.benchmark import summarize
 from qgait_ptq.runtime.sampling import interleave
 from qgait_ptq.stages import CalibrationRun
 
-FRAME, CALIBRATION, CALIBRATION_FRAMES, FRAMES = (64, 44), 4, 12, 30
-NETWORK = "gaitbase-quarter"
+NETWORK, FRAMES = "gaitbase-quarter", 30
 
 
 @click.command()
@@ -40,17 +39,10 @@ NETWORK = "gaitbase-quarter"
 def main(rounds: int) -> None:
     """Compile and measure."""
     torch.set_num_threads(1)
-    NETWORKS[NETWORK] = lambda: GaitBase(channels=(16, 32, 64, 128), embedding=64)
+    NETWORKS[NETWORK] = quarter_gaitbase
     calibration = render(Split.CALIBRATION, CALIBRATION, (FRAME,))
     network = make_network(NETWORK, calibration)
-    config = QuantConfig(
-        calibration_frames=CALIBRATION_FRAMES,
-        correction_frames=CALIBRATION_FRAMES,
-        equalization="none",
-        rounding="nearest",
-        bias_correction=False,
-        idc=IdcConfig(enabled=False),
-    )
+    config = QuantConfig(**RANGES_ALONE)
     captured, graph, _ = plan(network, FRAME, config)
     quantized = CalibrationRun(config, captured, graph, torch.device("cpu"), Silent()).run(calibration)
     program = torch.export.load(io.BytesIO(export_program(quantized, captured)))
