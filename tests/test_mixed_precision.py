@@ -94,6 +94,7 @@ def test_a_budget_that_cannot_be_met_is_refused(data, budget, words):
         quantize(data, budget=budget)
 
 
+@pytest.mark.slow
 def test_widths_are_raised_until_no_more_rank1_is_lost(data):
     report = quantize(data, weight_bits=2, activation_bits=2, max_drop=1.0).report
     looks = report.allocation["looks"]

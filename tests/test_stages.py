@@ -118,6 +118,7 @@ def test_states_are_removed_when_the_result_is_there(people, tmp_path):
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_memory_for_the_backward_pass_decides_the_micro_batch_not_the_result(people):
     roomy, _ = quantize(as_data(people), SMALL)
     tight, _ = quantize(as_data(people), SMALL | {"idc": SMALL["idc"] | {"memory_mb": 1}})

@@ -201,6 +201,7 @@ def typed(network, code, walkers_root):
     return model, ["--capture-submodule", "backbone"], ["--data", walkers_root]
 
 
+@pytest.mark.slow
 def test_the_command_line_captures_a_part(typed, code, tmp_path):
     model, part, data = typed
     refused = run("quantize", *model, *data, "--out", tmp_path / "no", cwd=code)

@@ -116,6 +116,7 @@ def test_the_recipe_repeats_the_run_from_another_folder(quantized, tmp_path):
     assert (tmp_path / "again" / "model.onnx").read_bytes() == (out / "model.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_options_override_the_recipe(quantized, tmp_path):
     out, _ = quantized
     done = run("quantize", "--recipe", out / "recipe.yaml", "--bits", 8, "--out", tmp_path / "eight")

@@ -114,6 +114,7 @@ def test_a_part_is_named_as_in_the_network_without_the_adapter(code_base):
     assert [layer["name"] for layer in json.loads(done.stdout)] == ["Backbone.0"], done.stderr
 
 
+@pytest.mark.slow
 def test_protocol_and_metric_come_from_the_configuration_unless_said_otherwise(code_base, walkers_root):
     def quantize(*more):
         out = code_base / "out"

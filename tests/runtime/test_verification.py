@@ -62,8 +62,15 @@ def test_an_addition_is_that_of_onnxruntime_to_the_byte(left, right, out, zero_a
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("bits", [(8, 8), (4, 4)])
-@pytest.mark.parametrize("network", [make_gaitbase, make_gaitset])
+@pytest.mark.parametrize(
+    ("network", "bits"),
+    [
+        (make_gaitbase, (8, 8)),
+        (make_gaitset, (4, 4)),
+        pytest.param(make_gaitbase, (4, 4), marks=pytest.mark.slow),
+        pytest.param(make_gaitset, (8, 8), marks=pytest.mark.slow),
+    ],
+)
 def test_no_byte_of_a_file_differs(tmp_path, walkers, network, bits):
     config = qg.QuantConfig(weight_bits=bits[0], activation_bits=bits[1], minimum_agreement=-1, **FAST)
     path = qg.quantize(network(), walkers, config, device="cpu").save(tmp_path) / "model.onnx"
