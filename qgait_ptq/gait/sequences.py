@@ -91,7 +91,7 @@ def check_silhouettes(array: Any, where: str) -> NDArray[np.uint8]:
         where: named in errors.
 
     Raises:
-        DataError: another type, another number of axes, or no frame.
+        DataError: another type, another number of axes, no frame, or silhouettes without a value above half.
     """
     if not isinstance(array, np.ndarray):
         raise DataError(f"{where}: holds a {type(array).__name__}, not an array [s, h, w]")
@@ -107,7 +107,13 @@ def check_silhouettes(array: Any, where: str) -> NDArray[np.uint8]:
             "silhouette, such as a pose, is taken as it is with --raw, or raw=True in Python)"
         )
     # {0, 1} masks are told apart from 0..255 by their largest value: a person is never all dark grey.
-    return array * np.uint8(FOREGROUND) if array.max() <= 1 else array
+    largest = int(array.max())
+    if array.ndim == 3 and 1 < largest <= FOREGROUND // 2:
+        raise DataError(
+            f"{where}: values of 0 to {largest} are no silhouettes, which have 0 and 1, or 0 to 255 (what is "
+            "no silhouette, such as a label map, is taken as it is with --raw, or raw=True in Python)"
+        )
+    return array * np.uint8(FOREGROUND) if largest <= 1 else array
 
 
 def check_values(array: Any, where: str) -> NDArray[np.float32]:

@@ -70,6 +70,10 @@ def test_threads_may_share_an_embedder(path, walkers):
         (np.ones((3, 64, 30), np.uint8), "64×30"),
         (np.ones((64, 44), np.uint8), r"\[64, 44\]"),
         (np.ones((3, 64, 44), np.float32), "float32"),
+        (
+            np.arange(3, dtype=np.uint8).repeat(64 * 44).reshape(3, 64, 44),
+            "values of 0 to 2 are no silhouettes",
+        ),
     ],
 )
 def test_what_is_no_sequence_is_refused(path, sequence, message):
