@@ -101,28 +101,28 @@ def markdown(runs: list[dict[str, Any]]) -> str:
         chosen = [run for run in runs if run["bits"] == bits]
         if not chosen:
             continue
-        values = {
-            key: np.array([run[key]["mean_rank1"] for run in chosen])
-            for key in ("float", "simulation", "file", "float_gallery")
-        }
-        precision = [
-            np.mean([run[key]["map"] for run in chosen]) for key in ("float", "file", "float_gallery")
-        ]
-        losses = values["float"] - values["file"]
+        losses = [run["float"]["mean_rank1"] - run["file"]["mean_rank1"] for run in chosen]
         cells = [
             bits,
             len(chosen),
-            *(f"{values[key].mean():.2f}" for key in ("float", "simulation", "file")),
-            f"{losses.mean():.2f}",
-            f"{losses.max():.2f}",
+            *(mean_of(chosen, kind, "mean_rank1") for kind in ("float", "simulation", "file")),
+            f"{np.mean(losses):.2f}",
+            f"{max(losses):.2f}",
             allowed,
-            f"{values['float_gallery'].mean():.2f}",
-            *(f"{value:.2f}" for value in precision),
+            mean_of(chosen, "float_gallery", "mean_rank1"),
+            *(mean_of(chosen, kind, "map") for kind in ("float", "file", "float_gallery")),
             f"{np.mean([run['sqnr_db'] for run in chosen]):.1f}",
             f"{np.mean([run['seconds'] for run in chosen]):.0f}",
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
+
+
+def mean_of(runs: list[dict[str, Any]], kind: str, measure: str) -> str:
+    """Over seeds; nothing where a run of an earlier version did not measure it."""
+    if not all(kind in run for run in runs):
+        return "–"
+    return f"{np.mean([run[kind][measure] for run in runs]):.2f}"
 
 
 @click.command()
