@@ -76,8 +76,9 @@ def bench_table(measured: Sequence[Measured], title: str) -> Table:
             f"{one.megabytes:.2f}",
         )
     table.caption = (
-        "CPU ms of one call. Times faster than the first file (quartiles of the rounds).\n"
-        "Peak: of large convolutions in the same numbers. RAM: beside the runtime's own. Wall times: --json"
+        "CPU ms of one call. Times faster than the first file (quartiles).\n"
+        "Peak: share of large convolutions'. RAM: beside the runtime's.\n"
+        "Wall times: --json"
     )
     return table
 
