@@ -26,14 +26,16 @@ def halve_maxima(model: onnx.ModelProto) -> None:
     producers = {name: node for node in graph.node for name in node.output}
     constants = {value.name: numpy_helper.to_array(value) for value in graph.initializer}
     typed = onnx.shape_inference.infer_shapes(model).graph.value_info
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in typed}
+    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in typed}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         source = producers.get(node.input[0]) if node.op_type == "ReduceMax" else None
         if source is not None and source.op_type == "DequantizeLinear":
-            axis = _outer_axis(constants.get(node.input[1]), ranks.get(node.input[0], 0))
+            shape = shapes.get(node.input[0], [])  # 0 where any size is taken
+            axis = _outer_axis(constants.get(node.input[1]), len(shape))
             if axis is not None:
-                nodes += _halve(node, source, axis)
+                needed = (shape[axis] - 1).bit_length() if shape[axis] else HALVINGS
+                nodes += _halve(node, source, axis, min(needed, HALVINGS))
         nodes.append(node)
     graph.initializer.extend(
         numpy_helper.from_array(np.array([value], np.int64), f"{PREFIX}{name}")
@@ -50,7 +52,7 @@ def _outer_axis(axes: np.ndarray[Any, Any] | None, rank: int) -> int | None:
     return axis if 0 <= axis < rank - 1 else None
 
 
-def _halve(node: onnx.NodeProto, source: onnx.NodeProto, axis: int) -> list[onnx.NodeProto]:
+def _halve(node: onnx.NodeProto, source: onnx.NodeProto, axis: int, times: int) -> list[onnx.NodeProto]:
     """The nodes in front of a reduction, which reads their result instead."""
     nodes: list[onnx.NodeProto] = []
 
@@ -63,7 +65,7 @@ def _halve(node: onnx.NodeProto, source: onnx.NodeProto, axis: int) -> list[onnx
     integers = source.input[0]
     axes = add("Constant", [], "axis", value_ints=[axis])
     size = add("Shape", [integers], "size", start=axis, end=axis + 1)
-    for step in range(HALVINGS):
+    for step in range(times):
         rounded_up = add("Add", [size, one], f"size_{step}.odd")
         size = add("Div", [rounded_up, two], f"size_{step}")
         start = add("Neg", [size], f"start_{step}")

@@ -47,7 +47,7 @@ def run(model, x):
     return open_onnxruntime(model.SerializeToString(), threads=1).run(None, {"x": x})
 
 
-def quantized_maximum(axis, dtype):
+def quantized_maximum(axis, dtype, shape=("n", "s", "c", 5)):
     """``x → Q → DQ → ReduceMax``."""
     constants = {"scale": np.float32(0.5), "zero": dtype(3), "axes": np.array([axis], np.int64)}
     nodes = [
@@ -55,7 +55,7 @@ def quantized_maximum(axis, dtype):
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"], "d"),
         helper.make_node("ReduceMax", ["d", "axes"], ["y"], "maximum", keepdims=0),
     ]
-    return make_model(nodes, constants, ["n", "s", "c", 5], 3)
+    return make_model(nodes, constants, list(shape), 3)
 
 
 @settings(max_examples=25)
@@ -75,6 +75,16 @@ def test_maxima_in_halves_are_maxima_at_every_length(sequences, frames, channels
     assert any(node.op_type == "Max" for node in halved.graph.node)
     x = np.random.default_rng(frames).normal(0, 30, (sequences, frames, channels, 5)).astype(np.float32)
     np.testing.assert_array_equal(run(halved, x)[0], run(plain, x)[0])
+
+
+@pytest.mark.parametrize(("size", "halvings"), [(1, 0), (2, 1), (5, 3), (32, 5), (100, 5)])
+def test_an_axis_of_known_size_is_halved_as_often_as_it_can_be(size, halvings):
+    model = quantized_maximum(1, np.uint8, ("n", size, "c", 5))
+    x = np.random.default_rng(size).normal(0, 30, (2, size, 3, 5)).astype(np.float32)
+    before = run(model, x)[0]
+    halve_maxima(model)
+    assert sum(node.op_type == "Max" for node in model.graph.node) == halvings
+    np.testing.assert_array_equal(run(model, x)[0], before)
 
 
 def test_maxima_over_the_last_axis_and_of_floats_stay_as_they_are():
