@@ -13,7 +13,6 @@ from enum import Enum, auto
 from typing import Any
 
 import onnx
-import onnxscript
 import torch
 from torch import Tensor, fx
 
@@ -117,6 +116,9 @@ def _bias_marker(graph_module: fx.GraphModule, node: fx.Node) -> Marker:
 
 def translation_table() -> dict[Any, Any]:
     """How torch's exporter translates the marker operator."""
+    # Here: it takes long to import, and a wrong input should not wait for it.
+    import onnxscript
+
     _register_schema()
     opset = onnxscript.values.Opset(DOMAIN, 1)
 
