@@ -13,11 +13,11 @@ from torch import fx
 from qgait_ptq.errors import ExportError, ModelError, first_line
 from qgait_ptq.export.byte_input import take_bytes
 from qgait_ptq.export.first_layer_table import look_up_first_layer
-from qgait_ptq.export.halved_maxima import halve_maxima
 from qgait_ptq.export.integer_sums import spell_out_sums
 from qgait_ptq.export.lowering import lower_markers
 from qgait_ptq.export.markers import mark_quantizers, translation_table
 from qgait_ptq.export.metadata import METADATA_KEY, metadata_text
+from qgait_ptq.export.pooled_maxima import pool_maxima
 from qgait_ptq.export.rules import check_rules
 from qgait_ptq.export.targets import Target
 from qgait_ptq.frame_layout import PartKind
@@ -55,8 +55,8 @@ def export_quantized(
     model = lower_markers(exported, markers, target.storage)
     if target.storage.spelled_sums:
         spell_out_sums(model)
-    if target.storage.halved_maxima:
-        halve_maxima(model)
+    if target.storage.pooled_maxima:
+        pool_maxima(model)
     if target.storage.first_layer_table:
         look_up_first_layer(model)
     if byte_input:

@@ -50,8 +50,8 @@ def simulate(model: onnx.ModelProto, given: Given) -> dict[str, Array]:
         given: gives the input, tensors of sizes, and the floats that quantizers read, by name.
 
     Returns:
-        Name → integers, of every tensor behind a QuantizeLinear or behind the Clip that narrows it, of their
-        slices and maxima, and of the sums that leave a layer in float.
+        Name → integers, of every tensor behind a QuantizeLinear or behind the Clip that narrows it, of what
+        moves or pools these, and of the sums that leave a layer in float.
     """
     return _Simulation(model, given).run()
 
@@ -66,9 +66,9 @@ class _Simulation:
         self.integers: dict[str, Array] = {}
         self.on_integers: dict[str, Callable[[onnx.NodeProto], Array]] = {
             "Clip": self._narrow,
-            "Slice": lambda node: self._slice(node, self.integers[node.input[0]]),
-            "Max": lambda node: np.maximum.reduce([self.integers[name] for name in node.input]),
             "ConvInteger": self._sum,
+            "MaxPool": lambda node: _pool(node, self.integers[node.input[0]]),
+            "Reshape": lambda node: self._reshape(node, self.integers[node.input[0]]),
             "Transpose": lambda node: self.integers[node.input[0]].transpose(_attributes(node)["perm"]),
         }
         self.handlers: dict[str, Callable[[onnx.NodeProto, Any], Any]] = {
@@ -80,7 +80,7 @@ class _Simulation:
             "Concat": self._concatenate,
             "MaxPool": self._pool,
             "ReduceMax": self._reduce,
-            "Reshape": lambda node, x: self._move(x, x.integers.reshape(self._shape(node, x))),
+            "Reshape": lambda node, x: self._move(x, self._reshape(node, x.integers)),
             "Transpose": lambda node, x: self._move(x, x.integers.transpose(_attributes(node)["perm"])),
             "Unsqueeze": lambda node, x: self._move(x, np.expand_dims(x.integers, self._axes(node))),
             "Squeeze": lambda node, x: self._move(x, np.squeeze(x.integers, self._axes(node))),
@@ -209,23 +209,7 @@ class _Simulation:
         return Joined(pieces, _attributes(node)["axis"])  # type: ignore[arg-type]
 
     def _pool(self, node: onnx.NodeProto, x: Any) -> Quantized | None:
-        if not isinstance(x, Quantized):
-            return None
-        attributes = _attributes(node)
-        spatial = x.integers.ndim - 2
-        pads = attributes.get("pads", [0] * 2 * spatial)
-        padding = [size for axis in reversed(range(spatial)) for size in (pads[axis], pads[axis + spatial])]
-        values = F.pad(torch.from_numpy(x.integers.astype(np.float64)), padding, value=-torch.inf)
-        pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[spatial - 1]
-        pooled = pool(
-            values,
-            attributes["kernel_shape"],
-            attributes.get("strides", [1] * spatial),
-            0,
-            attributes.get("dilations", [1] * spatial),
-            bool(attributes.get("ceil_mode", 0)),
-        )
-        return self._move(x, pooled.numpy().astype(x.integers.dtype))
+        return self._move(x, _pool(node, x.integers)) if isinstance(x, Quantized) else None
 
     def _reduce(self, node: onnx.NodeProto, x: Any) -> Quantized | None:
         if not isinstance(x, Quantized):
@@ -246,11 +230,11 @@ class _Simulation:
     def _axes(self, node: onnx.NodeProto) -> tuple[int, ...]:
         return tuple(int(axis) for axis in self._constant(node.input[1]))
 
-    def _shape(self, node: onnx.NodeProto, x: Quantized) -> list[int]:
+    def _reshape(self, node: onnx.NodeProto, values: Array) -> Array:
         sizes = [int(size) for size in self._constant(node.input[1])]
-        if _attributes(node).get("allowzero", 0):
-            return sizes
-        return [x.integers.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
+        if not _attributes(node).get("allowzero", 0):
+            sizes = [values.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
+        return values.reshape(sizes)
 
     def _slice(self, node: onnx.NodeProto, values: Array) -> Array:
         starts, ends, axes = (self._constant(name) for name in node.input[1:4])
@@ -267,6 +251,25 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 def _is_bytes(table: Array | None) -> bool:
     return table is not None and table.dtype in (np.uint8, np.int8)
+
+
+def _pool(node: onnx.NodeProto, integers: Array) -> Array:
+    """Maxima of windows; padding is none of them."""
+    attributes = _attributes(node)
+    spatial = integers.ndim - 2
+    pads = attributes.get("pads", [0] * 2 * spatial)
+    padding = [size for axis in reversed(range(spatial)) for size in (pads[axis], pads[axis + spatial])]
+    values = F.pad(torch.from_numpy(integers.astype(np.float64)), padding, value=-torch.inf)
+    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[spatial - 1]
+    pooled = pool(
+        values,
+        attributes["kernel_shape"],
+        attributes.get("strides", [1] * spatial),
+        0,
+        attributes.get("dilations", [1] * spatial),
+        bool(attributes.get("ceil_mode", 0)),
+    )
+    return np.asarray(pooled.numpy().astype(integers.dtype))
 
 
 def _convolve(node: onnx.NodeProto, x: Quantized, weight: Quantized, bias: Array) -> Array:

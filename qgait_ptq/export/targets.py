@@ -33,8 +33,8 @@ class Storage:
             QuantizeLinear and DequantizeLinear.
         spelled_sums: convolutions whose sums leave in float are ConvInteger; else they stand between
             DequantizeLinear and nothing, for runtimes that have a kernel of that.
-        halved_maxima: maxima over frames are elementwise maxima of halves, for runtimes that are slow at
-            reducing an outer axis.
+        pooled_maxima: maxima over frames go through a MaxPool, for runtimes that are slow at reducing an
+            outer axis.
         first_layer_table: a small first convolution of inputs of one bit is a table of what it gives, for
             runtimes that are slow at convolving one channel.
     """
@@ -43,7 +43,7 @@ class Storage:
     integer_biases: bool = True
     narrowest_activations: int = NARROWEST
     spelled_sums: bool = False
-    halved_maxima: bool = False
+    pooled_maxima: bool = False
     first_layer_table: bool = False
 
 
@@ -93,7 +93,7 @@ TARGETS = {
                 reducing=MAX_POOLS | MAXIMA,
                 last_layer=LastLayer.INTEGER_SUMS,
             ),
-            Storage(spelled_sums=True, halved_maxima=True, first_layer_table=True),
+            Storage(spelled_sums=True, pooled_maxima=True, first_layer_table=True),
             runtimes=("onnxruntime",),
             late_leaky_rectifiers=True,
             limits=(

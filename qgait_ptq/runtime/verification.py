@@ -159,7 +159,8 @@ def _compare(
     unknown: dict[str, None],
 ) -> list[TensorCheck]:
     """Each integer tensor of the optimised graph against its counterpart."""
-    counterparts = _quantizers_behind(model)
+    own = {node.name: node.output[0] for node in model.graph.node if node.output[0] in expected}
+    counterparts = own | _quantizers_behind(model)
     constants = {value.name: numpy_helper.to_array(value) for value in optimised.graph.initializer}
     wanted: dict[str, Array] = dict(feed)  # optimised tensor → what it should hold, in its own layout
     last: set[str] = set()  # tensors with their channels last
@@ -219,19 +220,13 @@ def _rearranged(
 
 
 def _quantizers_behind(model: onnx.ModelProto) -> dict[str, str]:
-    """Name of a node → tensor behind the quantizer that takes its result, past a ReLU between them.
-
-    A Clip narrows a quantized tensor, and is its own counterpart.
-    """
+    """Name of a node → tensor behind the quantizer that takes its result, past a ReLU between them."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     behind = {}
     for node in model.graph.node:
-        if node.op_type == "Clip":
-            behind[node.name] = node.output[0]
-            continue
         following = readers.get(node.output[0], []) if node.output else []
         while len(following) == 1 and following[0].op_type == "Relu":
             following = readers.get(following[0].output[0], [])

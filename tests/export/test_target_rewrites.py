@@ -15,9 +15,9 @@ from qgait_ptq.config import QuantConfig
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.export.checks import layers_without_integer_kernel
 from qgait_ptq.export.first_layer_table import layers_in_tables
-from qgait_ptq.export.halved_maxima import halve_maxima
 from qgait_ptq.export.integer_sums import spell_out_sums
 from qgait_ptq.export.onnx_file import export_quantized
+from qgait_ptq.export.pooled_maxima import pool_maxima
 from qgait_ptq.export.rules import find_broken_rules
 from qgait_ptq.export.targets import get_target
 from qgait_ptq.graph.layers import list_layers
@@ -47,7 +47,7 @@ def run(model, x):
     return open_onnxruntime(model.SerializeToString(), threads=1).run(None, {"x": x})
 
 
-def quantized_maximum(axis, dtype, shape=("n", "s", "c", 5)):
+def quantized_maximum(axis, dtype):
     """``x → Q → DQ → ReduceMax``."""
     constants = {"scale": np.float32(0.5), "zero": dtype(3), "axes": np.array([axis], np.int64)}
     nodes = [
@@ -55,7 +55,7 @@ def quantized_maximum(axis, dtype, shape=("n", "s", "c", 5)):
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"], "d"),
         helper.make_node("ReduceMax", ["d", "axes"], ["y"], "maximum", keepdims=0),
     ]
-    return make_model(nodes, constants, list(shape), 3)
+    return make_model(nodes, constants, ["n", "s", "c", 5], 3)
 
 
 @settings(max_examples=25)
@@ -66,25 +66,15 @@ def quantized_maximum(axis, dtype, shape=("n", "s", "c", 5)):
     st.sampled_from([1, 2, -3, -2]),
     st.sampled_from([np.uint8, np.int8]),
 )
-def test_maxima_in_halves_are_maxima_at_every_length(sequences, frames, channels, axis, dtype):
+def test_maxima_by_pooling_are_maxima_at_every_length(sequences, frames, channels, axis, dtype):
     plain = quantized_maximum(axis, dtype)
-    halved = onnx.ModelProto()
-    halved.CopyFrom(plain)
-    halve_maxima(halved)
-    onnx.checker.check_model(halved, full_check=True)
-    assert any(node.op_type == "Max" for node in halved.graph.node)
+    pooled = onnx.ModelProto()
+    pooled.CopyFrom(plain)
+    pool_maxima(pooled)
+    onnx.checker.check_model(pooled, full_check=True)
+    assert any(node.op_type == "MaxPool" for node in pooled.graph.node)
     x = np.random.default_rng(frames).normal(0, 30, (sequences, frames, channels, 5)).astype(np.float32)
-    np.testing.assert_array_equal(run(halved, x)[0], run(plain, x)[0])
-
-
-@pytest.mark.parametrize(("size", "halvings"), [(1, 0), (2, 1), (5, 3), (32, 5), (100, 5)])
-def test_an_axis_of_known_size_is_halved_as_often_as_it_can_be(size, halvings):
-    model = quantized_maximum(1, np.uint8, ("n", size, "c", 5))
-    x = np.random.default_rng(size).normal(0, 30, (2, size, 3, 5)).astype(np.float32)
-    before = run(model, x)[0]
-    halve_maxima(model)
-    assert sum(node.op_type == "Max" for node in model.graph.node) == halvings
-    np.testing.assert_array_equal(run(model, x)[0], before)
+    np.testing.assert_array_equal(run(pooled, x)[0], run(plain, x)[0])
 
 
 def test_maxima_over_the_last_axis_and_of_floats_stay_as_they_are():
@@ -92,8 +82,8 @@ def test_maxima_over_the_last_axis_and_of_floats_stay_as_they_are():
     floats.graph.node[2].input[0] = "x"
     for model in (last, floats):
         before = model.SerializeToString()
-        halve_maxima(model)
-        assert [n.op_type for n in model.graph.node if n.op_type == "Max"] == []
+        pool_maxima(model)
+        assert [n.op_type for n in model.graph.node if n.op_type == "MaxPool"] == []
         after = run(model, np.ones((1, 7, 3, 5), np.float32))
         np.testing.assert_array_equal(
             after, run(onnx.load_from_string(before), np.ones((1, 7, 3, 5), np.float32))

@@ -1,0 +1,80 @@
+"""Maxima over frames as pooling, for runtimes whose reduction of an outer axis is slow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from qgait_ptq.export.nodes import replace_nodes
+
+WINDOW = 32  # frames that one place of the pooling sees; what is left goes through the reduction
+# All maxima share these.
+CONSTANTS = {"rows": [0, 0, 1, -1], "kept": [0, -1], "axis": [1]}
+PREFIX = "qgait.pooling."
+
+
+def pool_maxima(model: onnx.ModelProto) -> None:
+    """Let quantized tensors go through a MaxPool before they are reduced over an outer axis, in place.
+
+    onnxruntime reduces an outer axis one value at a time, but pools with vector instructions. The axis
+    becomes the rows of an image, the axes behind it become its channels, and windows of `WINDOW` rows are
+    pooled. The last one may be shorter: padding never is a maximum. So any size is right.
+    """
+    graph = model.graph
+    producers = {name: node for node in graph.node for name in node.output}
+    constants = {value.name: numpy_helper.to_array(value) for value in graph.initializer}
+    typed = onnx.shape_inference.infer_shapes(model).graph.value_info
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in typed}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        source = producers.get(node.input[0]) if node.op_type == "ReduceMax" else None
+        if source is not None and source.op_type == "DequantizeLinear":
+            rank = ranks.get(node.input[0], 0)
+            axis = _outer_axis(node, constants.get(node.input[1]), rank)
+            if axis is not None:
+                nodes += _pool(node, source, axis, rank)
+        nodes.append(node)
+    graph.initializer.extend(
+        numpy_helper.from_array(np.array(value, np.int64), f"{PREFIX}{name}")
+        for name, value in CONSTANTS.items()
+    )
+    replace_nodes(graph, nodes)
+
+
+def _outer_axis(node: onnx.NodeProto, axes: np.ndarray[Any, Any] | None, rank: int) -> int | None:
+    """The one axis that is reduced away, if it lies between others."""
+    keeps = any(attribute.name == "keepdims" and attribute.i == 0 for attribute in node.attribute)
+    if axes is None or axes.size != 1 or not keeps:
+        return None
+    axis = int(axes.item()) + (rank if axes.item() < 0 else 0)
+    return axis if 0 < axis < rank - 1 else None
+
+
+def _pool(node: onnx.NodeProto, source: onnx.NodeProto, axis: int, rank: int) -> list[onnx.NodeProto]:
+    """The nodes in front of a reduction, which reads their result instead, ``[n, ⌈s / WINDOW⌉, ...]``."""
+    nodes: list[onnx.NodeProto] = []
+
+    def add(operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        result = f"{node.output[0]}.{output}"
+        nodes.append(helper.make_node(operator, inputs, [result], f"{result}.{operator}", **attributes))
+        return result
+
+    rows, kept, first = (f"{PREFIX}{name}" for name in CONSTANTS)
+    integers = source.input[0]
+    if axis != 1:
+        order = [0, axis, *(other for other in range(1, rank) if other != axis)]
+        integers = add("Transpose", [integers], "axis_first", perm=order)
+    shape = add("Concat", [kept, add("Shape", [integers], "others", start=2)], "shape", axis=0)
+    image = add("Reshape", [integers, rows], "rows")
+    image = add("Transpose", [image], "channels_first", perm=[0, 3, 1, 2])
+    window = {"kernel_shape": [WINDOW, 1], "strides": [WINDOW, 1], "pads": [0, 0, WINDOW - 1, 0]}
+    image = add("MaxPool", [image], "pooled", **window)
+    image = add("Transpose", [image], "channels_last", perm=[0, 2, 3, 1])
+    integers = add("Reshape", [image, shape], "left")
+    node.input[0] = add("DequantizeLinear", [integers, *source.input[1:]], "values")
+    node.input[1] = first
+    return nodes
