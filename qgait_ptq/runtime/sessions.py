@@ -216,8 +216,9 @@ def open_onnxruntime(
 def _cannot_load(model: Path | bytes, runtime: str, error: Exception) -> ModelError:
     name = model if isinstance(model, Path) else "the model"
     detail = " ".join(str(error).split())
-    # What the runtimes say of files whose opset or format they do not know yet.
-    too_old = any(word in detail for word in ("IR version", "IR_VERSION", "opset", "Opset"))
+    # What the runtimes say of files whose opset, format or kernels they do not know yet.
+    unknown = ("IR version", "IR_VERSION", "opset", "Opset", "NOT_IMPLEMENTED")
+    too_old = any(word in detail for word in unknown)
     detail = detail[:200]
     remedy = f"; a newer {runtime.split()[0]} is needed" if too_old else ""
     return ModelError(f"{name}: {runtime} cannot load it ({detail}){remedy}")

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 import qgait_ptq as qg
 from qgait_ptq.config import IdcConfig
@@ -99,6 +100,18 @@ def test_files_that_are_not_ours_are_refused(tmp_path, path):
     onnx.save(export_float(captured.graph_module, captured, 21), tmp_path / "foreign.onnx")
     with pytest.raises(ModelError, match="not one that qgait-ptq wrote"):
         qg.Embedder(tmp_path / "foreign.onnx")
+
+
+def test_a_file_with_a_kernel_that_the_runtime_lacks_asks_for_a_newer_one(tmp_path):
+    """ONNX has shifts of 16 bits, onnxruntime has none."""
+    values = [helper.make_tensor_value_info(name, TensorProto.UINT16, ["n"]) for name in "xy"]
+    node = helper.make_node("BitShift", ["x", "x"], ["y"], direction="LEFT")
+    graph = helper.make_graph([node], "shift", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 10
+    onnx.save(model, tmp_path / "shift.onnx")
+    with pytest.raises(ModelError, match=r"NOT_IMPLEMENTED.*a newer onnxruntime is needed"):
+        qg.Embedder(tmp_path / "shift.onnx")
 
 
 def test_poses_are_embedded_as_they_are(tmp_path):
