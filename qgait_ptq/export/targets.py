@@ -97,7 +97,7 @@ TARGETS = {
             runtimes=("onnxruntime",),
             late_leaky_rectifiers=True,
             limits=(
-                "needs onnxruntime 1.24 or newer: older ones lack kernels of ConvInteger and of 4-bit weights",
+                "needs onnxruntime 1.24 or newer: older ones lack ConvInteger of int8 weights, and INT4",
                 "integer kernels need all graph optimisations (ORT_ENABLE_ALL, the default)",
                 "fast on x86 with AVX512-VNNI or AVX-VNNI; without, int8 sums may saturate on old processors",
             ),

@@ -92,8 +92,18 @@ def _as_type(values: NDArray[np.float32], given: SessionInput) -> NDArray[Any]:
     return np.rint(values * BYTE if given.takes_bytes else values).astype(given.dtype)
 
 
-def session_inputs(session: onnxruntime.InferenceSession) -> tuple[SessionInput, ...]:
-    """The inputs of a session of onnxruntime."""
+def session_inputs(
+    session: onnxruntime.InferenceSession, name: str | Path = "the model"
+) -> tuple[SessionInput, ...]:
+    """The inputs of a session of onnxruntime.
+
+    Raises:
+        ModelError: one is of a type that no network of the toolkit takes; `name` is named.
+    """
+    for given in session.get_inputs():
+        if given.type not in TYPES:
+            known = ", ".join(TYPES)
+            raise ModelError(f"{name}: its input {given.name} is {given.type}; networks take {known}")
     return tuple(
         SessionInput(
             given.name,
@@ -122,7 +132,8 @@ def open_session(
         ConfigError: there is no such runtime.
     """
     if runtime == ONNXRUNTIME:
-        return OnnxRuntimeSession(open_onnxruntime(model, threads, spinning))
+        name = model if isinstance(model, Path) else "the model"
+        return OnnxRuntimeSession(open_onnxruntime(model, threads, spinning), name)
     if runtime == OPENVINO:
         return OpenVinoSession(model, threads)
     raise ConfigError(f"no runtime {runtime!r}; there are {', '.join(RUNTIMES)}")
@@ -136,9 +147,9 @@ def is_installed(runtime: str) -> bool:
 class OnnxRuntimeSession:
     """A network in ONNX Runtime."""
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, name: str | Path) -> None:
         self._session = session
-        self.inputs = session_inputs(session)
+        self.inputs = session_inputs(session, name)
         self.properties: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
 
     def infer(self, *batches: NDArray[Any]) -> NDArray[np.float32]:

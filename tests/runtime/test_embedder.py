@@ -102,16 +102,26 @@ def test_files_that_are_not_ours_are_refused(tmp_path, path):
         qg.Embedder(tmp_path / "foreign.onnx")
 
 
-def test_a_file_with_a_kernel_that_the_runtime_lacks_asks_for_a_newer_one(tmp_path):
-    """ONNX has shifts of 16 bits, onnxruntime has none."""
-    values = [helper.make_tensor_value_info(name, TensorProto.UINT16, ["n"]) for name in "xy"]
-    node = helper.make_node("BitShift", ["x", "x"], ["y"], direction="LEFT")
-    graph = helper.make_graph([node], "shift", values[:1], values[1:])
+def foreign_model(path, operator, element):
+    """One operator on a vector."""
+    values = [helper.make_tensor_value_info(name, element, ["n"]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node(operator, ["x"], ["y"])], "foreign", values[:1], values[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     model.ir_version = 10
-    onnx.save(model, tmp_path / "shift.onnx")
+    onnx.save(model, path)
+    return path
+
+
+def test_a_file_with_a_kernel_that_the_runtime_lacks_asks_for_a_newer_one(tmp_path):
+    """ONNX has the arc tangent of doubles, onnxruntime has none."""
     with pytest.raises(ModelError, match=r"NOT_IMPLEMENTED.*a newer onnxruntime is needed"):
-        qg.Embedder(tmp_path / "shift.onnx")
+        qg.Embedder(foreign_model(tmp_path / "atan.onnx", "Atan", TensorProto.DOUBLE))
+
+
+def test_a_file_of_other_input_types_is_named(tmp_path):
+    path = foreign_model(tmp_path / "words.onnx", "Identity", TensorProto.STRING)
+    with pytest.raises(ModelError, match=r"words.onnx: its input x is tensor\(string\)"):
+        qg.Embedder(path)
 
 
 def test_poses_are_embedded_as_they_are(tmp_path):
