@@ -236,11 +236,13 @@ def markdown(measured: dict[str, dict[str, Any]]) -> str:
             *(f"{size[bits]:.2f} ({size[bits] / size['float']:.3f})" for bits in ("W8A8", "W4A4")),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "Layers whose sums are not on integers:", ""]
+    in_float = []
     for name in MODELS:
         if name in measured and measured[name]["not_integer"]:
             listed = "; ".join(f"`{layer}`: {note}" for layer, note in measured[name]["not_integer"].items())
-            lines.append(f"- {measured[name]['label']}: {listed}.")
+            in_float.append(f"- {measured[name]['label']}: {listed}.")
+    if in_float:
+        lines += ["", "Layers whose sums are not on integers:", "", *in_float]
     return text + "\n".join(lines) + "\n"
 
 
