@@ -171,6 +171,9 @@ class QuantConfig(_Model):
         include: patterns, as of `layers`: quantize these layers only.
         exclude: patterns: leave these layers in float.
         target: runtime profile.
+        weight_range: ``safe`` limits weights so that a file gives the same integers on every processor;
+            ``full`` is for processors with VNNI and for ARM only. Targets whose kernels never add in 16 bits
+            ignore it.
         input_type: what the file takes: silhouettes as uint8, 0..255, where the target has such files, or as
             float32 in [0, 1]. Other values are float32 in any case.
         calibration_sequences: how many sequences are observed.
@@ -202,6 +205,7 @@ class QuantConfig(_Model):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     target: str = "onnxruntime"
+    weight_range: Literal["safe", "full"] = "safe"
     input_type: Literal["uint8", "float32"] = "uint8"
     calibration_sequences: Positive = 128
     calibration_frames: Positive = 60

@@ -83,4 +83,5 @@ def bit_widths(config: QuantConfig) -> BitWidths:
         layers={name: (bits.weight_bits, bits.activation_bits) for name, bits in config.layers.items()},
         include=config.include,
         exclude=config.exclude,
+        limit_pairs=config.weight_range == "safe",
     )

@@ -117,12 +117,20 @@ def corrected_weight(weight: Tensor, second: Tensor, cross: Tensor, count: int, 
 
 
 def round_columns(
-    weight: Tensor, scale: Tensor, grid: IntegerGrid, second: Tensor, count: int, damping: float
+    weight: Tensor,
+    scale: Tensor,
+    grid: IntegerGrid,
+    second: Tensor,
+    count: int,
+    damping: float,
+    partners: Tensor | None = None,
 ) -> Tensor:
     """GPTQ: integers ``[g, o, k]`` that change the layer's output least, column after column.
 
     Columns go in the order of falling input energy, so that the strong ones are rounded while many others
-    can still make up for them.
+    can still make up for them. Where the grid limits pairs, a column keeps within the limit with those of its
+    neighbours that are rounded, and leaves half of what is too much to those that are not; later columns make
+    up for that, too.
 
     Args:
         weight: ``[g, o, k]``.
@@ -131,6 +139,7 @@ def round_columns(
         second: ``[g, k, k]``.
         count: columns that it was estimated from.
         damping: see `damped`.
+        partners: neighbours of each column, see `pairs.neighbours`; wanted where the grid limits pairs.
     """
     hessian = _positive_definite(damped(second, count, damping))
     order = hessian.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True)
@@ -143,18 +152,52 @@ def round_columns(
     factor = torch.linalg.cholesky(inverse, upper=True)
     step = scale.double()
     integers = torch.empty_like(remaining)
+    pairs = None if partners is None or grid.pair_limit is None else _Pairs(partners, order, grid)
     for start in range(0, size, 64):  # errors reach the columns of a later chunk in one product
         stop = min(start + 64, size)
         errors = torch.empty_like(remaining[:, :, start:stop])
         for column in range(start, stop):
             values = remaining[:, :, column]
             rounded = (values / step).round().clamp(grid.quant_min, grid.quant_max)
+            if pairs is not None:
+                rounded = pairs.keep_within(column, rounded, integers, remaining, step)
             integers[:, :, column] = rounded
             error = (values - rounded * step) / factor[:, None, column, column]
             errors[:, :, column - start] = error
             remaining[:, :, column:stop] -= error[:, :, None] * factor[:, None, column, column:stop]
         remaining[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
     return torch.empty_like(integers).scatter_(2, spread, integers)
+
+
+class _Pairs:
+    """The limit of neighbouring weights, while columns are rounded in their order."""
+
+    def __init__(self, partners: Tensor, order: Tensor, grid: IntegerGrid) -> None:
+        """See `round_columns`; `order` is ``[g, k]``: which column is rounded when."""
+        assert grid.pair_limit is not None  # noqa: S101 - there are pairs
+        self.grid, self.limit = grid, grid.pair_limit
+        turn = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
+        # In the order of rounding: [g, k, 2], −1 where there is no neighbour.
+        mine = partners[order]
+        theirs = turn.gather(1, mine.clamp_min(0).flatten(1)).reshape(mine.shape)
+        self.turn = torch.where(mine < 0, mine, theirs)
+
+    def keep_within(
+        self, column: int, wanted: Tensor, integers: Tensor, remaining: Tensor, step: Tensor
+    ) -> Tensor:
+        """What of the wanted integers ``[g, o]`` of a column its neighbours leave room for."""
+        low, high = self.grid.quant_min, self.grid.quant_max
+        for turn in self.turn[:, column].unbind(1):
+            index = turn.clamp_min(0)[:, None, None].expand(-1, wanted.shape[1], 1)
+            settled = (turn < column)[:, None]
+            pending = (remaining.gather(2, index)[..., 0] / step).clamp(low, high)
+            other = torch.where(settled, integers.gather(2, index)[..., 0], pending)
+            other = torch.where((turn < 0)[:, None], 0.0, other)
+            excess = ((wanted + other).abs() - self.limit).clamp_min(0)
+            excess = torch.where(wanted * other > 0, excess, 0.0)
+            taken = torch.where(settled, excess, (excess / 2).round())
+            wanted = wanted - wanted.sign() * taken
+        return wanted
 
 
 def refitted_scale(

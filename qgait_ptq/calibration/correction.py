@@ -28,6 +28,8 @@ from qgait_ptq.graph.operators import CONVOLUTIONS, is_operator
 from qgait_ptq.graph.quantized import QuantizedLayer, quantized_layers, weight_of
 from qgait_ptq.graph.shapes import observed_integer
 from qgait_ptq.graph.stepping import DEFAULT_MEMORY, Stepper
+from qgait_ptq.quantizer.grid import quantize
+from qgait_ptq.quantizer.pairs import neighbours, widened_scale
 
 ITEM_SHARE = 8  # columns are drawn from items (frames or sequences) that have so many times more
 COLUMNS = 24_576  # input columns of a layer that moments are estimated from, per network
@@ -150,7 +152,7 @@ def _correct(
     # Where the bias takes up the mean error, only what varies is left to the weight.
     second, cross = moments.centred() if corrects_bias else (moments.second, moments.cross)
     rounded = wanted if settings.rounding is not Rounding.KEPT else present
-    integers = _round(rounded, scale, layer, second, cross, moments.count, settings)
+    integers, scale = _round(rounded, scale, layer, weight.shape, second, cross, moments.count, settings)
     if settings.rounding is not Rounding.NEAREST:
         scale = refitted_scale(integers, scale, wanted, second, cross)
         quantizer.scale = scale.flatten().clone()
@@ -167,19 +169,28 @@ def _round(
     weight: Tensor,
     scale: Tensor,
     layer: QuantizedLayer,
+    shape: torch.Size,
     second: Tensor,
     cross: Tensor,
     count: int,
     settings: CorrectionSettings,
-) -> Tensor:
-    """Integers of a weight ``[g, o, k]``."""
+) -> tuple[Tensor, Tensor]:
+    """Integers of a weight ``[g, o, k]``, which the layer has as ``[o, i, *kernel]``, and their scale."""
     grid = layer.weight_quantizer.grid
     if settings.rounding in (Rounding.NEAREST, Rounding.KEPT):
-        return (weight.double() / scale.double()[..., None]).round().clamp(grid.quant_min, grid.quant_max)
+        zero_point = torch.zeros((), device=weight.device)
+        steps = quantize(weight.double().reshape(shape), scale.double().flatten(), zero_point, grid, 0)
+        return steps.reshape(weight.shape), scale
     target = weight.double()
     if settings.rounding is Rounding.QRONOS:
         target = corrected_weight(weight, second, cross, count, settings.damping)
-    return round_columns(target, scale, grid, second, count, settings.damping)
+    partners = None
+    if grid.pair_limit is not None:
+        channels, *kernel = shape[1:]
+        partners = neighbours(channels, math.prod(kernel)).to(weight.device)
+        # The weight for the inputs as they are has other pairs than the float weight.
+        scale = widened_scale(target.reshape(shape), scale.flatten(), grid.pair_limit).reshape(scale.shape)
+    return round_columns(target, scale, grid, second, count, settings.damping, partners), scale
 
 
 def _input_moments(

@@ -13,6 +13,7 @@ from qgait_ptq.graph.insert import input_quantizer
 from qgait_ptq.graph.specs import annotation_of
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize, set_observing
 from qgait_ptq.quantizer.grid import INT32_MAX
+from qgait_ptq.quantizer.pairs import widened_scale
 
 BIAS_HEADROOM = 2.0  # a bias takes at most half of the int32 range; the sums need the rest
 
@@ -47,6 +48,9 @@ def calibrate_ranges(graph_module: fx.GraphModule, batches: Iterable[Tensor]) ->
         quantizer.take_range()
         if not torch.isfinite(quantizer.scale).all():
             raise CalibrationError(f"{name}: the calibration data make no finite range")
+    for quantizer, weight in weights.values():
+        if quantizer.grid.pair_limit is not None:
+            quantizer.scale = widened_scale(weight, quantizer.scale, quantizer.grid.pair_limit)
     _leave_room_for_bias(graph_module)
     set_observing(graph_module, False)
     return graph_module

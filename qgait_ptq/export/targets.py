@@ -92,6 +92,7 @@ TARGETS = {
                 value_preserving=VALUE_PRESERVING,
                 reducing=MAX_POOLS | MAXIMA,
                 last_layer=LastLayer.INTEGER_SUMS,
+                saturating_pairs=True,
             ),
             Storage(spelled_sums=True, pooled_maxima=True, first_layer_table=True),
             runtimes=("onnxruntime",),
@@ -99,7 +100,7 @@ TARGETS = {
             limits=(
                 "needs onnxruntime 1.24 or newer: older ones lack ConvInteger of int8 weights, and INT4",
                 "integer kernels need all graph optimisations (ORT_ENABLE_ALL, the default)",
-                "fast on x86 with AVX512-VNNI or AVX-VNNI; without, int8 sums may saturate on old processors",
+                "fast on x86 with AVX512-VNNI or AVX-VNNI; slower on others, with the same integers",
             ),
         ),
         Target(
@@ -113,6 +114,7 @@ TARGETS = {
                 reducing=MAX_POOLS | MAXIMA,
                 last_layer=LastLayer.INTEGER_SUMS,
                 one_sided_additions=True,
+                saturating_pairs=True,
             ),
             runtimes=("openvino",),
             limits=("float parts compute in bfloat16 where the processor has it, unless told otherwise",),
@@ -169,6 +171,7 @@ TARGETS = {
                 elementwise=_INTEGER_ELEMENTWISE,
                 value_preserving=VALUE_PRESERVING,
                 reducing=MAX_POOLS | MAXIMA,
+                saturating_pairs=True,
             ),
             Storage(int4_weights=False),
             opset=18,

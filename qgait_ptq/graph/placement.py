@@ -15,7 +15,7 @@ from qgait_ptq.errors import ConfigError
 from qgait_ptq.graph.attributes import layer_name, tensor_of
 from qgait_ptq.graph.frame_parts import is_network_input
 from qgait_ptq.graph.operators import ADDITIONS, RESHAPES, is_operator, operator_name
-from qgait_ptq.graph.shapes import observed_shape
+from qgait_ptq.graph.shapes import observed_integer, observed_shape
 from qgait_ptq.graph.specs import (
     ANNOTATION_KEY,
     Annotation,
@@ -27,6 +27,7 @@ from qgait_ptq.graph.specs import (
     SharedSpec,
 )
 from qgait_ptq.quantizer.grid import IntegerGrid
+from qgait_ptq.quantizer.pair_order import largest_pair_sum
 
 OPERATOR_PREFIX = "operator:"  # of patterns that name layers by what they compute
 
@@ -120,7 +121,7 @@ class _Plan:
                 output = SharedSpec(source.name) if source is not node else self._own(node, wanted[node])
             annotation = Annotation(output=output, integer=node in self.integer, reason=self._reason(node))
             if node in self.layers:
-                annotation = self._with_weight(node, annotation)
+                annotation = self._with_weight(node, annotation, wanted[quantized[node.args[0]]])
             if annotation != Annotation():
                 node.meta[ANNOTATION_KEY] = annotation
 
@@ -248,24 +249,34 @@ class _Plan:
         return weight, activation
 
     def _own(self, node: fx.Node, bits: int) -> OwnSpec:
-        rules = self.rules
-        grid = IntegerGrid(bits, rules.activation_signed, rules.activation_symmetric)
+        grid = self._activation_grid(bits)
         # Silhouettes lie on an exact grid over [0, 1]; only the true ends of the range keep it.
         observer = "minmax" if self._is_input(node) else self.widths.activation_observer
         return OwnSpec(grid, observer)
+
+    def _activation_grid(self, bits: int) -> IntegerGrid:
+        return IntegerGrid(bits, self.rules.activation_signed, self.rules.activation_symmetric)
 
     def _is_input(self, node: object) -> bool:
         while is_operator(node, self.rules.value_preserving):
             node = node.args[0]  # type: ignore[attr-defined]
         return is_network_input(node)
 
-    def _with_weight(self, layer: fx.Node, annotation: Annotation) -> Annotation:
+    def _with_weight(self, layer: fx.Node, annotation: Annotation, input_bits: int) -> Annotation:
         bits, _ = self._layer_bits(layer)
-        grid = IntegerGrid(bits, signed=True, symmetric=True)
+        grid = IntegerGrid(bits, signed=True, symmetric=True, pair_limit=self._pair_limit(layer, bits, input_bits))
         has_bias = len(layer.args) > 2 and tensor_of(self.graph_module, layer.args[2]) is not None
         # A layer that the runtime computes in float adds its bias in float, too.
         bias = BiasSpec() if has_bias and annotation.integer else None
         return replace(annotation, weight=OwnSpec(grid, self.widths.weight_observer, 0), bias=bias)
+
+    def _pair_limit(self, layer: fx.Node, bits: int, input_bits: int) -> int | None:
+        """The limit of a layer's weights in pairs; None where no pair can reach it."""
+        if not (self.rules.saturating_pairs and self.widths.limit_pairs) or _is_depthwise(layer):
+            return None
+        limit = largest_pair_sum(self._activation_grid(input_bits).quant_max)
+        largest = IntegerGrid(bits, signed=True, symmetric=True).quant_max
+        return limit if 2 * largest > limit else None
 
     def _reason(self, node: fx.Node) -> str:
         if node in self.float_layers:
@@ -277,6 +288,13 @@ class _Plan:
             others = {operator_name(n) for n in node.all_input_nodes if n not in self.integer}
             return f"reads {' and '.join(sorted(others))} in float"
         return ""
+
+
+def _is_depthwise(layer: fx.Node) -> bool:
+    """Whether each channel is convolved by itself: such kernels multiply in 32 bits on every processor."""
+    weight = observed_shape(layer.args[1])
+    groups = observed_integer(layer.args[6]) if len(layer.args) > 6 else 1
+    return weight is not None and groups > 1 and weight[:2] == (groups, 1)
 
 
 def _leaves_network(layer: fx.Node) -> bool:

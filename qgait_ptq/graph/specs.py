@@ -94,6 +94,8 @@ class PlacementRules:
         one_sided_additions: an addition is computed by the layer before it, on the sums of that layer, so
             only its other input, the shortcut, is quantized.
         hand_over: the last tensor computed on integers is quantized even where only float operators read it.
+        saturating_pairs: kernels for some processors add two neighbouring products in 16 bits, so weights are
+            limited in pairs, see `quantizer.pairs`.
     """
 
     weighted: frozenset[object]
@@ -106,6 +108,7 @@ class PlacementRules:
     last_layer: LastLayer = LastLayer.FLOAT
     one_sided_additions: bool = False
     hand_over: bool = True
+    saturating_pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ class BitWidths:
             says. A pattern is a shell pattern of module paths, or ``operator:conv2d``.
         include: patterns of the layers that are quantized; none quantizes all.
         exclude: patterns of layers that stay in float.
+        limit_pairs: whether weights are limited in pairs where the target's kernels need that.
     """
 
     weight: int
@@ -136,6 +140,7 @@ class BitWidths:
     layers: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    limit_pairs: bool = True
 
 
 def annotation_of(node: object) -> Annotation:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qgait_ptq.quantizer.pairs import limit_pairs
+
 SMALLEST_SCALE = 1e-12  # of a channel or tensor that is zero everywhere
 INT32_MAX = 2**31 - 1
 
@@ -26,15 +28,20 @@ class IntegerGrid:
         signed: signed grids are ``−2^(bits−1) … 2^(bits−1) − 1``, unsigned ones ``0 … 2^bits − 1``.
         symmetric: zero_point is 0. Signed grids are then narrow, ``±(2^(bits−1) − 1)``, so that the largest
             weight of either sign is representable.
+        pair_limit: of a weight ``[o, i, *kernel]``: largest sum of the magnitudes of two neighbours of the
+            same sign, see `pairs`. None sets no limit.
     """
 
     bits: int
     signed: bool
     symmetric: bool
+    pair_limit: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 + self.signed <= self.bits <= 8:
             raise ValueError(f"a grid has {1 + self.signed} to 8 bits, not {self.bits}")
+        if self.pair_limit is not None and self.pair_limit < self.quant_max:
+            raise ValueError(f"a pair limit of {self.pair_limit} excludes integers up to {self.quant_max}")
 
     @property
     def quant_min(self) -> int:
@@ -91,7 +98,8 @@ def quantize(
     """
     scale = along_channels(scale, axis, tensor.ndim)
     zero_point = along_channels(zero_point, axis, tensor.ndim)
-    return tensor.div(scale).round_().add_(zero_point).clamp_(grid.quant_min, grid.quant_max)
+    integers = tensor.div(scale).round_().add_(zero_point).clamp_(grid.quant_min, grid.quant_max)
+    return integers if grid.pair_limit is None else limit_pairs(integers, grid.pair_limit)
 
 
 class _FakeQuantize(torch.autograd.Function):

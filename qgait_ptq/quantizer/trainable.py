@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
 from qgait_ptq.quantizer.grid import along_channels, quantize
+from qgait_ptq.quantizer.pairs import limit_pairs
 from qgait_ptq.quantizer.soft import STRAIGHT_THROUGH, round_straight, soft_quantize
 
 KEPT_ROUNDING = 0.4  # a latent weight starts inside the step of its integer
@@ -141,8 +142,15 @@ class WeightTrainer(nn.Module):
             )
         if self.mode is WeightMode.ROUNDING:
             up = (self.rounding > 0).to(self.lower.dtype) if self.hard else self.up
-            return (self.lower + up).clamp(self.grid.quant_min, self.grid.quant_max)
+            steps = (self.lower + up).clamp(self.grid.quant_min, self.grid.quant_max)
+            return self._within_pairs(steps)
         return self.integers
+
+    def _within_pairs(self, steps: Tensor) -> Tensor:
+        """Steps within the grid's limit of pairs, with a straight-through gradient."""
+        if self.grid.pair_limit is None:
+            return steps
+        return steps + (limit_pairs(steps, self.grid.pair_limit) - steps).detach()
 
     def forward(self, weight: Tensor) -> Tensor:
         """The quantized weight; the parameter in the graph is only its shape."""
