@@ -39,6 +39,10 @@ class MissingExtraError(QgaitError):
         super().__init__(f"{purpose} needs an optional package: pip install 'qgait-ptq[{extra}]'")
 
 
+class ProcessorWarning(UserWarning):
+    """A file's integer sums can saturate on this processor; the text says what is done about it."""
+
+
 def first_line(error: BaseException) -> str:
     """First line of an error's text that says something, shortened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

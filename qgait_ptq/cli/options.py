@@ -82,6 +82,10 @@ WIDTH_OPTIONS = (
         help="Leave layers in float: module paths ('blocks.3', '*.conv2') or 'operator:conv3d'.",
     ),
     click.option("--target", help="Runtime profile; see 'qgait-ptq targets'.  [default: onnxruntime]"),
+    click.option(
+        "--weight-range",
+        help="safe: the same integers on every processor; full: for VNNI and ARM only.  [default: safe]",
+    ),
     click.option("--input-type", help="Of the file: uint8, 0..255, or float32 in [0, 1].  [default: uint8]"),
 )
 GOAL_OPTIONS = (

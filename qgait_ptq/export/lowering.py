@@ -120,7 +120,9 @@ class _Lowering:
         if as_int4:
             self._node("Cast", [stored], f"{output}.int8", to=TensorProto.INT8)
             stored = f"{output}.int8"
-        zeros = self._constant(f"{marker.name}.zero_point", np.zeros(scale.shape, np.int8))
+        # Its own, though others have the same value: onnxruntime's x64quantprecision rewrites it.
+        zeros = f"{output}.zero_point"
+        self.initializers[zeros] = numpy_helper.from_array(np.zeros(scale.shape, np.int8), zeros)
         scales = self._constant(f"{marker.name}.scale", scale)
         self._node("DequantizeLinear", [stored, scales, zeros], output, axis=0)
 

@@ -21,3 +21,9 @@ def parse_metadata(properties: Mapping[str, str]) -> dict[str, Any] | None:
     except (KeyError, json.JSONDecodeError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def is_proven_safe(metadata: Mapping[str, Any] | None) -> bool:
+    """Whether a file was proven to give the same integers on every processor when it was written."""
+    sums = (metadata or {}).get("pair_sums")
+    return isinstance(sums, Mapping) and sums.get("safe") is True

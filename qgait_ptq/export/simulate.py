@@ -30,6 +30,7 @@ from qgait_ptq.export.integer_arithmetic import (
     requantize,
     saturate,
 )
+from qgait_ptq.export.saturating_sums import saturation_loss
 
 Given = Callable[[str], Array]
 MOVING = frozenset({"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Slice", "Gather", "Identity"})
@@ -42,25 +43,27 @@ class Moved:
     node: onnx.NodeProto
 
 
-def simulate(model: onnx.ModelProto, given: Given) -> dict[str, Array]:
+def simulate(model: onnx.ModelProto, given: Given, *, saturating: bool = False) -> dict[str, Array]:
     """Compute the quantized tensors of a file.
 
     Args:
         model: with Q/DQ nodes, as `lower_markers` leaves it.
         given: gives the input, tensors of sizes, and the floats that quantizers read, by name.
+        saturating: add pairs of products in saturating 16 bits, as onnxruntime does on x86 processors without
+            VNNI: what a file that is not safe gives there.
 
     Returns:
         Name → integers, of every tensor behind a QuantizeLinear or behind the Clip that narrows it, of what
         moves or pools these, and of the sums that leave a layer in float.
     """
-    return _Simulation(model, given).run()
+    return _Simulation(model, given, saturating).run()
 
 
 class _Simulation:
     """The values known so far; what is not among them is float."""
 
-    def __init__(self, model: onnx.ModelProto, given: Given) -> None:
-        self.model, self.given = model, given
+    def __init__(self, model: onnx.ModelProto, given: Given, saturating: bool) -> None:
+        self.model, self.given, self.saturating = model, given, saturating
         self.constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
         self.known: dict[str, Any] = {}
         self.integers: dict[str, Array] = {}
@@ -175,14 +178,20 @@ class _Simulation:
         if layer is None or not isinstance(x, Quantized):
             return None
         weight, bias = layer
-        return Sums(_convolve(node, x, weight, bias), x.scale * weight.scale)
+        sums = _convolve(node, x, weight, bias)
+        if self.saturating:
+            sums = sums + _saturation_loss(node, x, weight)
+        return Sums(sums, x.scale * weight.scale)
 
     def _multiply(self, node: onnx.NodeProto, x: Any) -> Sums | None:
         layer = self._layer(node)
         if layer is None or not isinstance(x, Quantized) or not _attributes(node).get("transB", 0):
             return None
         weight, bias = layer
-        return Sums(x.centred() @ weight.centred().T + bias, x.scale * weight.scale)
+        sums = x.centred() @ weight.centred().T + bias
+        if self.saturating:
+            sums = sums + saturation_loss(x.integers, weight.integers, (), (), 1)
+        return Sums(sums, x.scale * weight.scale)
 
     def _rectify(self, node: onnx.NodeProto, x: Any) -> Any:
         if isinstance(x, Sums):
@@ -290,3 +299,18 @@ def _convolve(node: onnx.NodeProto, x: Quantized, weight: Quantized, bias: Array
         attributes.get("group", 1),
     )
     return np.asarray(sums.numpy())
+
+
+def _saturation_loss(node: onnx.NodeProto, x: Quantized, weight: Quantized) -> Array:
+    """What a convolution's sums lose where pairs of products saturate."""
+    attributes = _attributes(node)
+    spatial = x.integers.ndim - 2
+    pads = attributes.get("pads", [0] * 2 * spatial)
+    padding = [(0, 0), (0, 0), *zip(pads[:spatial], pads[spatial:], strict=True)]
+    return saturation_loss(
+        np.pad(x.integers, padding, constant_values=x.zero_point),
+        weight.integers,
+        attributes.get("strides", [1] * spatial),
+        attributes.get("dilations", [1] * spatial),
+        attributes.get("group", 1),
+    )

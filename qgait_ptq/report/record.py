@@ -12,6 +12,7 @@ import torch
 
 from qgait_ptq.config import QuantConfig
 from qgait_ptq.export.checks import Parity
+from qgait_ptq.export.pair_sums import PairSums
 from qgait_ptq.export.targets import Target
 from qgait_ptq.gait.protocols import Accuracy
 from qgait_ptq.gait.sources import GaitData
@@ -35,6 +36,8 @@ class Report:
         agreement: cosine and SQNR between quantized and float embeddings.
         size_bytes: of the ``float`` and the quantized ``onnx`` file.
         parity: the file in the runtime against the simulation.
+        pair_sums: the weight range, and whether the file is proven to give the same integers on every
+            processor.
         slow_layers: quantized layers that the runtime does not run on integers.
         layers: for each weighted layer what was decided and how well it fares.
         calibration: what IDC and fine-tuning did: losses on the held-out identities, and what was kept.
@@ -54,6 +57,7 @@ class Report:
     agreement: dict[str, float]
     size_bytes: dict[str, int]
     parity: dict[str, Any]
+    pair_sums: dict[str, Any]
     slow_layers: list[str]
     layers: list[dict[str, Any]]
     calibration: dict[str, Any]
@@ -67,7 +71,7 @@ class Report:
 
     def metadata(self) -> dict[str, Any]:
         """What the ONNX file carries: no times and no paths, so that the same run gives the same file."""
-        kept = ("toolkit", "model", "config", "target", "data", "accuracy", "agreement")
+        kept = ("toolkit", "model", "config", "target", "data", "accuracy", "agreement", "pair_sums")
         metadata = {key: value for key, value in self.to_json().items() if key in kept}
         metadata["model"].pop("path", None)
         metadata["data"].pop("description")
@@ -78,7 +82,8 @@ class Report:
         metadata = self.metadata()
         kept = {key: metadata[key] for key in ("toolkit", "data")}
         model = {**metadata["model"], "streams": False}
-        return {**kept, "model": model, "target": {"name": "float", "runtimes": list(runtimes)}}
+        target = {"name": "float", "runtimes": list(runtimes)}
+        return {**kept, "model": model, "target": target, "pair_sums": {"safe": True}}
 
 
 def build_report(
@@ -91,6 +96,7 @@ def build_report(
     comparison: dict[str, Any],
     agreement: dict[str, float],
     parity: Parity,
+    pair_sums: PairSums,
     slow_layers: list[str],
     layers: list[LayerPlan],
     scales: Mapping[str, dict[str, Any]],
@@ -122,6 +128,7 @@ def build_report(
         agreement=agreement,
         size_bytes={},
         parity=asdict(parity),
+        pair_sums={"weight_range": config.weight_range, **pair_sums.describe()},
         slow_layers=slow_layers,
         layers=[
             {

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from qgait_ptq.errors import ConfigError, MissingExtraError, ModelError
 from qgait_ptq.frame_layout import BYTE
+from qgait_ptq.runtime.exactness import exact_model
 
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 RUNTIMES = (ONNXRUNTIME, OPENVINO)
@@ -117,7 +118,10 @@ def session_inputs(
 def open_session(
     model: Path | bytes, runtime: str = ONNXRUNTIME, threads: int | None = None, spinning: bool = True
 ) -> Session:
-    """Load an ONNX model on the CPU.
+    """Load an ONNX model on the CPU so that it computes exactly, where that can be had.
+
+    A file whose integer sums can saturate on this processor gets onnxruntime's exact kernels, which are
+    slower; `ProcessorWarning` says so. In OpenVINO there are none: the warning says that it is wrong.
 
     Args:
         model: file or serialized model.
@@ -131,6 +135,15 @@ def open_session(
         MissingExtraError: the runtime is not installed.
         ConfigError: there is no such runtime.
     """
+    session = open_unguarded(model, runtime, threads, spinning)
+    exact = exact_model(model, session.properties, runtime)
+    return session if exact is None else open_unguarded(exact, runtime, threads, spinning)
+
+
+def open_unguarded(
+    model: Path | bytes, runtime: str = ONNXRUNTIME, threads: int | None = None, spinning: bool = True
+) -> Session:
+    """Load an ONNX model as it is, also where its sums can saturate; the rest as of `open_session`."""
     if runtime == ONNXRUNTIME:
         name = model if isinstance(model, Path) else "the model"
         return OnnxRuntimeSession(open_onnxruntime(model, threads, spinning), name)

@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from qgait_ptq.runtime.exactness import exact_network
 from qgait_ptq.runtime.sessions import open_onnxruntime
 
 MAXIMUM = "ReduceMax"
@@ -36,6 +37,7 @@ class StreamingSession:
         Raises:
             ValueError: it has no maximum over frames to be cut at.
         """
+        model = exact_network(model)
         cut = find_cut(model)
         if cut is None:
             raise ValueError("no maximum that separates frames from the embedding")
@@ -70,6 +72,7 @@ def can_stream(model: onnx.ModelProto, examples: Sequence[NDArray[Any]]) -> bool
     if find_cut(model) is None:
         return False
     examples = [example[:1, :TRIED_FRAMES] for example in examples]
+    model = exact_network(model)
     whole = open_onnxruntime(model.SerializeToString(), spinning=False)
     names = [value.name for value in model.graph.input]
     (expected,) = whole.run(None, dict(zip(names, examples, strict=True)))

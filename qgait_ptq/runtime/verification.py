@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import numpy_helper
 
-from qgait_ptq.errors import ModelError
 from qgait_ptq.export.integer_arithmetic import Array, quantize_floats
 from qgait_ptq.export.onnx_file import read_model
 from qgait_ptq.export.simulate import simulate
-from qgait_ptq.runtime.sessions import Session, open_onnxruntime
+from qgait_ptq.runtime.emulation import record_elsewhere
+from qgait_ptq.runtime.recording import Recording, record
+from qgait_ptq.runtime.sessions import Session
 
 TOKEN = "_token_"  # noqa: S105 - onnxruntime appends it to the names of nodes that it rebuilds
 BEFORE = "_pre_q"  # and this to a tensor in front of a quantizer that it moved there
@@ -66,32 +65,55 @@ class Verification:
         return sum(tensor.differing for tensor in self.tensors)
 
 
-def verify(path: Path, batches: Sequence[Sequence[Array]]) -> Verification:
+def verify(path: Path, batches: Sequence[Sequence[Array]], processor: str | None = None) -> Verification:
     """Compare a file in onnxruntime, as it is deployed, with the integer reference.
 
     Args:
         path: of a file with Q/DQ nodes.
         batches: of each input of the file, ``[n, s, ...]`` of its own type.
+        processor: kind of processor to emulate, see `emulation`; None is this one.
 
     Raises:
         ModelError: no such file, or onnxruntime cannot run it.
+        ConfigError: that processor cannot be emulated here.
     """
     model = read_model(path)
-    plain = _expose(model)
-    optimised = _optimise(model)
-    exposed = _expose(optimised)
-    sessions = [
-        open_onnxruntime(m.SerializeToString(), spinning=False, optimised=False) for m in (plain, exposed)
-    ]
+    feeds = [name_inputs(model, batch) for batch in batches]
+    if processor is None:
+        recording = record(model, feeds)
+    else:
+        (recording,) = record_elsewhere(processor, [(model, feeds)])
+    return compare_with_reference(model, feeds, recording)
+
+
+def name_inputs(model: onnx.ModelProto, batch: Sequence[Array]) -> dict[str, Array]:
+    """A batch of each input of a file, by name."""
+    return {given.name: values for given, values in zip(model.graph.input, batch, strict=True)}
+
+
+def compare_with_reference(
+    model: onnx.ModelProto,
+    feeds: Sequence[dict[str, Array]],
+    recording: Recording,
+    *,
+    saturating: bool = False,
+) -> Verification:
+    """Compare what onnxruntime computed with the integer reference.
+
+    Args:
+        model: the file, as written.
+        feeds: what it was given.
+        recording: what it computed.
+        saturating: let the reference add pairs of products in 16 bits.
+    """
     totals: dict[str, TensorCheck] = {}
     unknown: dict[str, None] = {}
-    for batch in batches:
-        feed = {given.name: values for given, values in zip(model.graph.input, batch, strict=True)}
-        as_written, as_run = (_run(session, feed) for session in sessions)
+    for feed, as_written, as_run in zip(feeds, recording.as_written, recording.as_run, strict=True):
         # Floats as the runtime has them, where it still has them; one that it quantizes earlier, it renames.
         renamed = {name.removesuffix(BEFORE): value for name, value in as_run.items()}
-        expected = simulate(model, (as_written | renamed | feed).__getitem__)
-        for check in _compare(model, optimised, expected, as_run, feed, unknown):
+        given = as_written | renamed | feed
+        expected = simulate(model, given.__getitem__, saturating=saturating)
+        for check in _compare(model, recording.optimised, expected, as_run, feed, unknown):
             totals[check.name] = _sum_up(totals.get(check.name), check)
     return Verification(tuple(totals.values()), tuple(unknown))
 
@@ -116,38 +138,6 @@ def _sum_up(before: TensorCheck | None, check: TensorCheck) -> TensorCheck:
         before.differing + check.differing,
         max(before.largest, check.largest),
     )
-
-
-def _optimise(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph that onnxruntime makes of a file on this machine."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "optimised.onnx"
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.optimized_model_filepath = str(target)
-        try:
-            onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's exceptions have no common public base
-            detail = " ".join(str(error).split())[:200]
-            raise ModelError(f"onnxruntime {onnxruntime.__version__} cannot load it ({detail})") from None
-        return onnx.load(target)
-
-
-def _expose(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that gives every tensor."""
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model)
-    present = {output.name for output in exposed.graph.output}
-    names = [name for node in exposed.graph.node for name in node.output if name and name not in present]
-    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    return exposed
-
-
-def _run(session: onnxruntime.InferenceSession, feed: dict[str, Array]) -> dict[str, Array]:
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, map(np.asarray, session.run(names, feed)), strict=True))
 
 
 def _compare(

@@ -1,0 +1,67 @@
+"""What a layer's sums lose on x86 processors without VNNI: the arithmetic of ``vpmaddubsw``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qgait_ptq.quantizer.pair_order import INT16_MAX, first_of_pairs
+
+LARGEST_BYTE = 255
+
+
+def saturation_loss(
+    codes: NDArray[np.integer],
+    weight: NDArray[np.integer],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    groups: int,
+) -> NDArray[np.int64]:
+    """Return what saturating sums of two neighbouring products differ by from exact ones.
+
+    Pairs are those of onnxruntime: places 2m and 2m + 1 in kernel order, see `quantizer.pair_order`.
+
+    Args:
+        codes: activations as uint8 numbers, padded, ``[n, c, *space]``; ``[n, c]`` for a matrix product.
+        weight: ``[o, c / groups, *kernel]``.
+        strides: of each axis of space.
+        dilations: of each axis of space.
+        groups: of channels; depthwise layers lose nothing.
+
+    Returns:
+        Saturated less exact sums, ``[n, o, *space]``.
+    """
+    outputs, channels, *kernel = weight.shape
+    reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
+    places = [
+        (extent - width) // stride + 1
+        for extent, width, stride in zip(codes.shape[2:], reach, strides, strict=True)
+    ]
+    lost = np.zeros((len(codes), outputs, *places), np.int64)
+    if groups > 1 and (groups, 1) == weight.shape[:2]:
+        return lost
+    taps = list(np.ndindex(*kernel))
+
+    def seen(channel: int, tap: tuple[int, ...]) -> NDArray[np.int64]:
+        """Codes that a weight meets, ``[n, *space]``."""
+        window = tuple(
+            slice(offset * step, offset * step + (count - 1) * stride + 1, stride)
+            for offset, step, count, stride in zip(tap, dilations, places, strides, strict=True)
+        )
+        return codes[(slice(None), channel, *window)].astype(np.int64)
+
+    ordered = np.moveaxis(weight.astype(np.int64), 1, -1).reshape(outputs, -1)
+    by_place, _ = first_of_pairs(channels, len(taps))
+    one, other = ordered[:, by_place], ordered[:, [place + 1 for place in by_place]]
+    unsafe = (one * other > 0) & (np.abs(one + other) * LARGEST_BYTE > INT16_MAX)
+    for output, pair in np.argwhere(unsafe):
+        first = by_place[pair]
+        base = output // (outputs // groups) * channels
+        total = np.zeros_like(lost[:, output])
+        for place in (first, first + 1):
+            tap, channel = divmod(place, channels)
+            total += ordered[output, place] * seen(base + channel, taps[tap])
+        lost[:, output] += np.clip(total, -INT16_MAX - 1, INT16_MAX) - total
+    return lost

@@ -1,0 +1,136 @@
+"""Whether this processor computes a file's integer sums exactly, and what is done where it does not.
+
+Whether a runtime adds pairs of products in 16 bits is measured, not read from a list of processor features:
+the answer is then right on every operating system, in a virtual machine and under emulation.
+"""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qgait_ptq.errors import ProcessorWarning
+from qgait_ptq.export.metadata import is_proven_safe, parse_metadata
+
+if TYPE_CHECKING:
+    import onnx
+
+# What tells kinds of kernels apart, as Linux names it.
+FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
+ONNXRUNTIME = "onnxruntime"
+LARGEST_CODE, LARGEST_WEIGHT, CHANNELS = 255, 127, 32
+
+
+def describe_processor() -> str:
+    """Name this processor by what matters here, such as ``x86_64 (avx2)``."""
+    flags: set[str] = set()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith(("flags", "features")):
+                flags.update(line.split(":", 1)[1].split())
+                break
+    except OSError:
+        pass  # not Linux
+    found = [name for name in FEATURES if name in flags]
+    return platform.machine() + (f" ({', '.join(found)})" if found else "")
+
+
+@lru_cache
+def saturates(runtime: str) -> bool:
+    """Whether a runtime adds pairs of products in saturating 16 bits on this processor; measured once.
+
+    Args:
+        runtime: ``onnxruntime`` or ``openvino``.
+    """
+    from qgait_ptq.runtime.sessions import open_unguarded
+
+    session = open_unguarded(_saturating_model(), runtime, threads=1)
+    given = np.full((1, CHANNELS, 1, 1), LARGEST_CODE, np.uint8)
+    return not bool((session.infer(given) == 1).all())
+
+
+def exact_model(model: Path | bytes, properties: Mapping[str, str], runtime: str) -> bytes | None:
+    """Return a model to run in place of one whose sums can saturate on this processor.
+
+    Warns, with what is done.
+
+    Args:
+        model: file or serialized model.
+        properties: what it carries beside the network.
+        runtime: that runs it.
+
+    Returns:
+        The model with exact kernels; None where it is exact as it is, or where the runtime has none.
+    """
+    if is_proven_safe(parse_metadata(properties)) or not saturates(runtime):
+        return None
+    # Here: onnxruntime and numpy are enough for files that are safe.
+    import onnx
+
+    from qgait_ptq.export.pair_sums import bound_pair_sums
+
+    network = onnx.load(model) if isinstance(model, Path) else onnx.load_from_string(model)
+    sums = bound_pair_sums(network)
+    if sums.safe:
+        return None
+    exact = exact_network(network) if runtime == ONNXRUNTIME and not sums.unknown else None
+    done = (
+        "its exact kernels are used, which are slower"
+        if exact is not None
+        else "there are no exact kernels for it: THE EMBEDDINGS ARE WRONG"
+    )
+    name = model if isinstance(model, Path) else "the model"
+    warnings.warn(
+        f"{name}: {sums.verdict()}. {runtime} saturates on this processor, {describe_processor()}; {done}. "
+        "Quantize again with --weight-range safe for a file that is exact and fast on every processor",
+        ProcessorWarning,
+        stacklevel=3,
+    )
+    return None if exact is None else bytes(exact.SerializeToString())
+
+
+def exact_network(network: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a network that onnxruntime computes exactly on this processor: itself, where it does so as it is."""
+    from qgait_ptq.export.pair_sums import bound_pair_sums
+    from qgait_ptq.export.unsigned_weights import with_unsigned_weights
+
+    unsafe = {layer.layer for layer in bound_pair_sums(network).unsafe}
+    return with_unsigned_weights(network, unsafe) if unsafe and saturates(ONNXRUNTIME) else network
+
+
+def _saturating_model() -> bytes:
+    """A convolution whose exact sums give 1 in every channel, and less where pairs saturate."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    total = CHANNELS * LARGEST_WEIGHT * LARGEST_CODE
+    constants: dict[str, Any] = {
+        "one": np.float32(1),
+        "byte": np.uint8(0),
+        "weight": np.full((CHANNELS, CHANNELS, 1, 1), LARGEST_WEIGHT, np.int8),
+        "scales": np.full(CHANNELS, 1 / total, np.float32),
+        "zeros": np.zeros(CHANNELS, np.int8),
+        "step": np.float32(1 / 64),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "one", "byte"], ["values"]),
+        helper.make_node("DequantizeLinear", ["weight", "scales", "zeros"], ["kernel"], axis=0),
+        helper.make_node("Conv", ["values", "kernel"], ["sums"], kernel_shape=[1, 1]),
+        helper.make_node("QuantizeLinear", ["sums", "step", "byte"], ["integers"]),
+        helper.make_node("DequantizeLinear", ["integers", "step", "byte"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "pairs",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, CHANNELS, 1, 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 10
+    return bytes(model.SerializeToString())
