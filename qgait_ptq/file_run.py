@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import onnx
+import onnxruntime
 import torch
 from torch import Tensor, fx
 
@@ -28,15 +29,17 @@ from qgait_ptq.partial import PartialNetwork
 from qgait_ptq.planning import REPORTED_FRAMES
 from qgait_ptq.run import Run
 from qgait_ptq.runtime.benchmark import QUIET_ENOUGH, compare_speed
+from qgait_ptq.runtime.exactness import describe_processor
+from qgait_ptq.runtime.recording import record
 from qgait_ptq.runtime.sessions import (
     ONNXRUNTIME,
     Session,
     as_session_inputs,
-    is_installed,
     open_session,
     run_session,
 )
 from qgait_ptq.runtime.streaming import can_stream
+from qgait_ptq.runtime.verification import compare_with_reference, name_inputs
 from qgait_ptq.runtime.workload import Setting
 
 PARITY_SEQUENCES = 50
@@ -83,6 +86,7 @@ class FileRun:
                 if not failing:
                     self._tell_tables(model)
                     return model, session
+                self._refuse_wrong_kernels(model, session)
                 wrong = failing & self.captured.free_axes
                 wrong = {FRAME_AXIS} & wrong or wrong
                 if not wrong:
@@ -90,6 +94,25 @@ class FileRun:
                 self.captured = self.captured.pin(wrong)
                 run.tell_pinned(self.captured, wrong, "the file would be wrong at another")
         raise ExportError("the file differs from the simulation even where its batch and frames are fixed")
+
+    def _refuse_wrong_kernels(self, model: onnx.ModelProto, session: Session) -> None:
+        """Name the layer whose integers onnxruntime computes wrong: no size of the input is to blame then.
+
+        Raises:
+            ExportError: there is one.
+        """
+        if self.runtime != ONNXRUNTIME or ONNXRUNTIME not in self.run.target.runtimes:
+            return
+        inputs = as_session_inputs(self._clips()[:1].numpy(), session.inputs)
+        feeds = [name_inputs(model, inputs)]
+        verification = compare_with_reference(model, feeds, record(model, feeds))
+        wrong = next((tensor for tensor in verification.tensors if tensor.differing), None)
+        if wrong is not None:
+            raise ExportError(
+                f"onnxruntime {onnxruntime.__version__} computes wrong integers on this processor, "
+                f"{describe_processor()}: {wrong.differing} of {wrong.values} bytes of {wrong.node} "
+                f"({wrong.operator}) differ from the exact sums; use another version of onnxruntime"
+            )
 
     def _tell_tables(self, model: onnx.ModelProto) -> None:
         """Say where a bit was spared for nothing."""
@@ -103,8 +126,7 @@ class FileRun:
     @property
     def runtime(self) -> str:
         """Where the file is tried: its own runtime where that is at hand, else onnxruntime, in float."""
-        own = [name for name in self.run.target.runtimes if is_installed(name)]
-        return own[0] if own else ONNXRUNTIME
+        return self.run.runtime
 
     def streams(self, model: onnx.ModelProto, session: Session) -> bool:
         """Whether the file gives the same for a sequence in pieces."""

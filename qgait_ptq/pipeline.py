@@ -76,10 +76,12 @@ def quantize(
     if part is None:
         seen = gait_data
         captured, network = run.capture(model, seen, frames, output)
+        run.check_kernels(network)
         run.choose_widths(captured, network, seen)
     else:
         seen = part.data
         captured, network = run.capture(part.model, seen, part.isolated.frames, None)
+        run.check_kernels(network)
     quantized = run.calibrate(captured, network, seen)
     file = FileRun(run, captured, quantized, seen)
     onnx_model, session = file.export()

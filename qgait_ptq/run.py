@@ -19,13 +19,15 @@ from qgait_ptq.gait.dataset import GaitDataset
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.gait.sources import GaitData, as_gait_data, load_walkers
 from qgait_ptq.graph.conversion import to_device
-from qgait_ptq.graph.layers import layer_sqnr
+from qgait_ptq.graph.layers import integer_layers, layer_sqnr
 from qgait_ptq.graph.placement import place
 from qgait_ptq.graph.trace import BATCH_AXIS, FRAME_AXIS, Capture
 from qgait_ptq.mixed_precision import WidthChooser
 from qgait_ptq.partial import PartialNetwork, part_config, take_part
 from qgait_ptq.planning import bit_widths, plan
 from qgait_ptq.progress import Progress
+from qgait_ptq.runtime.kernel_check import check_kernels
+from qgait_ptq.runtime.sessions import ONNXRUNTIME, is_installed
 from qgait_ptq.stages import CalibrationRun
 
 PARITY_SEQUENCES, SQNR_SEQUENCES = 50, 8
@@ -101,6 +103,23 @@ class Run:
         ):
             if axis in axes and size is not None:
                 self.progress.note(f"the network is taken with a {name} of {size} only: {why}")
+
+    def check_kernels(self, network: fx.GraphModule) -> None:
+        """Try a layer of the network in the runtime on this processor, before anything is calibrated.
+
+        Raises:
+            ExportError: the runtime computes wrong integers here.
+        """
+        if self.runtime not in self.target.runtimes:
+            return
+        with self.stage("kernels"):
+            check_kernels(integer_layers(network), self.runtime)
+
+    @property
+    def runtime(self) -> str:
+        """Where the file is tried: its own runtime where that is at hand, else onnxruntime, in float."""
+        own = [name for name in self.target.runtimes if is_installed(name)]
+        return own[0] if own else ONNXRUNTIME
 
     def choose_widths(self, captured: Capture, network: fx.GraphModule, data: GaitData) -> None:
         """Give each layer its width, where a budget or an accuracy is asked for; the graph is placed anew."""

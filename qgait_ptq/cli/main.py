@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
 import click
 
-from qgait_ptq.errors import QgaitError
+from qgait_ptq.errors import ProcessorWarning, QgaitError
 
 COMMANDS = {
     "quantize": "quantize a network and write it for a runtime",
@@ -61,6 +63,7 @@ def cli(debug: bool) -> None:
 def run() -> None:
     """Run the command line: one line and exit code 2 for bad input, 1 for our fault."""
     debug = "--debug" in sys.argv
+    warnings.showwarning = _show_warning
     try:
         cli.main(prog_name="qgait-ptq", standalone_mode=False)
     except click.exceptions.Abort:
@@ -87,3 +90,14 @@ def run() -> None:
             err=True,
         )
         sys.exit(OUR_FAULT)
+
+
+_show_by_default = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """Show the toolkit's own warnings as a line for people, and others as Python does."""
+    if issubclass(category, ProcessorWarning):
+        click.echo(f"qgait-ptq: warning: {message}", err=True)
+    else:
+        _show_by_default(message, category, *place, **more)

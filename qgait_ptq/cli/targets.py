@@ -12,7 +12,9 @@ import click
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(file: Path | None, as_json: bool) -> None:
-    """Runtimes that files are written for; of FILE, which of their rules it keeps.
+    """List the runtimes that files are written for; with FILE, the rules that it keeps.
+
+    With FILE, also prove whether it gives the same integers on every processor.
 
     \b
     Examples:
@@ -23,14 +25,17 @@ def command(file: Path | None, as_json: bool) -> None:
 
     from qgait_ptq.export.rules import find_broken_rules
     from qgait_ptq.export.targets import TARGETS
-    from qgait_ptq.report.runtime_tables import target_table
+    from qgait_ptq.report.runtime_tables import pair_table, target_table
 
     broken: dict[str, list[str]] = {}
+    sums = None
     if file is not None:
         from qgait_ptq.export.onnx_file import read_model
+        from qgait_ptq.export.pair_sums import bound_pair_sums
 
         model = read_model(file)
         broken = {t.name: [str(rule) for rule in find_broken_rules(model, t)] for t in TARGETS.values()}
+        sums = bound_pair_sums(model)
     if as_json:
         described = {
             target.name: {
@@ -42,7 +47,7 @@ def command(file: Path | None, as_json: bool) -> None:
             }
             for target in TARGETS.values()
         }
-        click.echo(json.dumps(described))
+        click.echo(json.dumps(described | ({"pair_sums": sums.describe()} if sums else {})))
         return
     console = Console()
     console.print(target_table(list(TARGETS.values())))
@@ -50,3 +55,6 @@ def command(file: Path | None, as_json: bool) -> None:
         lines = broken[target.name] or ["keeps all rules"] if file else (target.description, *target.limits)
         for line in lines:
             console.print(f"{target.name}: {line}", highlight=False, markup=False)
+    if sums is not None:
+        console.print(pair_table(sums))
+        console.print(sums.verdict(), highlight=False, markup=False)

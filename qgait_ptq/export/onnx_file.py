@@ -13,16 +13,19 @@ from torch import fx
 from qgait_ptq.errors import ExportError, ModelError, first_line
 from qgait_ptq.export.byte_input import take_bytes
 from qgait_ptq.export.first_layer_table import look_up_first_layer
-from qgait_ptq.export.integer_sums import spell_out_sums
-from qgait_ptq.export.lowering import lower_markers
+from qgait_ptq.export.integer_sums import SUMS, spell_out_sums
+from qgait_ptq.export.lowering import CALL_MARK, lower_markers
 from qgait_ptq.export.markers import mark_quantizers, translation_table
 from qgait_ptq.export.metadata import METADATA_KEY, metadata_text
+from qgait_ptq.export.pair_sums import bound_pair_sums
 from qgait_ptq.export.pooled_maxima import pool_maxima
 from qgait_ptq.export.rules import check_rules
 from qgait_ptq.export.targets import Target
 from qgait_ptq.frame_layout import PartKind
+from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.graph.frame_parts import input_parts, split_inputs, split_values
+from qgait_ptq.graph.quantized import quantized_layers
 from qgait_ptq.graph.trace import Capture, quiet_torch
 
 INPUT, OUTPUT = "silhouettes", "embedding"
@@ -66,6 +69,7 @@ def export_quantized(
             take_bytes(model, name)
     _check(model)
     check_rules(model, target)
+    _check_pair_sums(model, graph_module)
     return model
 
 
@@ -153,6 +157,23 @@ def _strip_debug_information(model: onnx.ModelProto) -> None:
         del part.metadata_props[:]
     for described in (model, graph, *graph.node):
         described.doc_string = ""
+
+
+def _check_pair_sums(model: onnx.ModelProto, graph_module: fx.GraphModule) -> None:
+    """Refuse a file in which a layer that was limited in pairs is not; read from the file itself."""
+    limited = {
+        layer_name(layer.node)
+        for layer in quantized_layers(graph_module)
+        if layer.weight_quantizer.grid.pair_limit is not None
+    }
+    for bound in bound_pair_sums(model).unsafe:
+        if bound.layer.removesuffix(SUMS).split(CALL_MARK)[0] in limited:
+            raise ExportError(
+                f"layer {bound.layer}: two neighbouring weights sum to {bound.worst_pair}; with activation "
+                f"codes up to {bound.largest_code} their products leave 16 bits, so processors would differ. "
+                "Give the layer 7-bit weights (layers: {NAME: {weight_bits: 7}}), or use --weight-range full "
+                "for processors with VNNI"
+            )
 
 
 def _check(model: onnx.ModelProto) -> None:

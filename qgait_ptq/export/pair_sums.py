@@ -87,7 +87,9 @@ class PairSums:
             return "the same integers on every processor"
         names = [layer.layer for layer in self.unsafe] + list(self.unknown)
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        proven = "not proven" if not self.unsafe else "16-bit sums can saturate on x86 processors without VNNI"
+        proven = (
+            "not proven" if not self.unsafe else "16-bit sums can saturate on x86 processors without VNNI"
+        )
         return f"{proven}: {shown}"
 
     def describe(self) -> dict[str, Any]:

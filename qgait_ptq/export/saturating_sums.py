@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,8 @@ LARGEST_BYTE = 255
 
 
 def saturation_loss(
-    codes: NDArray[np.integer],
-    weight: NDArray[np.integer],
+    codes: NDArray[Any],
+    weight: NDArray[Any],
     strides: Sequence[int],
     dilations: Sequence[int],
     groups: int,
@@ -46,11 +47,11 @@ def saturation_loss(
 
     def seen(channel: int, tap: tuple[int, ...]) -> NDArray[np.int64]:
         """Codes that a weight meets, ``[n, *space]``."""
-        window = tuple(
+        window: tuple[slice, ...] = tuple(
             slice(offset * step, offset * step + (count - 1) * stride + 1, stride)
             for offset, step, count, stride in zip(tap, dilations, places, strides, strict=True)
         )
-        return codes[(slice(None), channel, *window)].astype(np.int64)
+        return np.asarray(codes[:, channel][(slice(None), *window)], np.int64)
 
     ordered = np.moveaxis(weight.astype(np.int64), 1, -1).reshape(outputs, -1)
     by_place, _ = first_of_pairs(channels, len(taps))

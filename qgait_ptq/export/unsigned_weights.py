@@ -1,8 +1,8 @@
 """Layers with unsigned weights: exact where signed ones could saturate, and slower.
 
-x86 processors without VNNI multiply two unsigned operands in 16 bits and add in 32. The integers are the same:
-``w`` with zero-point 0 becomes ``w + 128`` with zero-point 128. onnxruntime's ``session.x64quantprecision``
-does the same, but for all layers, and not where layers share a weight.
+x86 processors without VNNI multiply two unsigned operands in 16 bits and add in 32. The integers are the
+same: ``w`` with zero-point 0 becomes ``w + 128`` with zero-point 128. onnxruntime's
+``session.x64quantprecision`` does the same, but for all layers, and not where layers share a weight.
 """
 
 from __future__ import annotations

@@ -12,9 +12,10 @@ from torch import Tensor, fx
 
 from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.operators import VALUE_PRESERVING, WEIGHTED, is_operator, operator_name
-from qgait_ptq.graph.shapes import count_macs, observed_shape
+from qgait_ptq.graph.shapes import count_macs, observed_integer, observed_shape
 from qgait_ptq.graph.specs import OwnSpec, SharedSpec, annotation_of
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
+from qgait_ptq.quantizer.pair_order import largest_pair_sum
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,41 @@ class LayerPlan:
     activation_bits: int | None
     integer: bool
     note: str
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """The weight of a layer that the runtime computes on integers.
+
+    Attributes:
+        name: module path.
+        weight: shape ``[o, c / groups, *kernel]``; a fully connected layer has a kernel of one.
+        groups: of channels.
+        can_saturate: pairs of its products can leave 16 bits.
+    """
+
+    name: str
+    weight: tuple[int, ...]
+    groups: int
+    can_saturate: bool
+
+
+def integer_layers(graph_module: fx.GraphModule) -> list[LayerShape]:
+    """The layers of an annotated graph that the runtime computes on integers, in graph order."""
+    nodes = {node.name: node for node in graph_module.graph.nodes}
+    found = []
+    for node in nodes.values():
+        annotation, weight = annotation_of(node), observed_shape(node.args[1]) if len(node.args) > 1 else None
+        bits = _input_bits(node, nodes) if annotation.weight is not None else None
+        if annotation.weight is None or weight is None or bits is None or not annotation.integer:
+            continue
+        grid = annotation.weight.grid
+        limit = largest_pair_sum(2**bits - 1)
+        can_saturate = grid.pair_limit is None and 2 * grid.quant_max > limit
+        groups = observed_integer(node.args[6]) if len(node.args) > 6 else 1
+        shape = tuple(weight) if len(weight) > 2 else (*weight, 1)
+        found.append(LayerShape(layer_name(node), shape, groups, can_saturate))
+    return found
 
 
 def list_layers(graph_module: fx.GraphModule) -> list[LayerPlan]:

@@ -121,7 +121,8 @@ class _Plan:
                 output = SharedSpec(source.name) if source is not node else self._own(node, wanted[node])
             annotation = Annotation(output=output, integer=node in self.integer, reason=self._reason(node))
             if node in self.layers:
-                annotation = self._with_weight(node, annotation, wanted[quantized[node.args[0]]])
+                given = node.all_input_nodes[0]  # quantized, since a layer reads it
+                annotation = self._with_weight(node, annotation, wanted[quantized[given]])
             if annotation != Annotation():
                 node.meta[ANNOTATION_KEY] = annotation
 
@@ -264,7 +265,9 @@ class _Plan:
 
     def _with_weight(self, layer: fx.Node, annotation: Annotation, input_bits: int) -> Annotation:
         bits, _ = self._layer_bits(layer)
-        grid = IntegerGrid(bits, signed=True, symmetric=True, pair_limit=self._pair_limit(layer, bits, input_bits))
+        grid = IntegerGrid(
+            bits, signed=True, symmetric=True, pair_limit=self._pair_limit(layer, bits, input_bits)
+        )
         has_bias = len(layer.args) > 2 and tensor_of(self.graph_module, layer.args[2]) is not None
         # A layer that the runtime computes in float adds its bias in float, too.
         bias = BiasSpec() if has_bias and annotation.integer else None

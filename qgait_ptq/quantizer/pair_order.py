@@ -1,8 +1,8 @@
 """Which weights are neighbours whose products a processor may add in 16 bits. Imports nothing.
 
 x86 processors without VNNI multiply uint8 activations by int8 weights with ``vpmaddubsw``. The instruction
-adds the products of two neighbouring weights into a saturating int16. The sum is exact for every input if, for
-neighbours of the same sign, ``(|w1| + |w2|) · largest code <= 32,767``. Neighbours of opposite sign never
+adds the products of two neighbouring weights into a saturating int16. The sum is exact for every input if,
+for neighbours of the same sign, ``(|w1| + |w2|) · largest code <= 32,767``. Neighbours of opposite sign never
 saturate.
 
 Weights are neighbours in *kernel order*, ``(kernel axes..., input channel)``. Two rules are in use: places 2m

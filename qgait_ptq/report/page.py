@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from qgait_ptq.report.drawing import DARK, LIGHT
 from qgait_ptq.report.plots import WORST_LAYERS, report_figures
+from qgait_ptq.report.processors import processors_line
 from qgait_ptq.report.widths import allocation_lines, widths_label
 
 Report = Mapping[str, Any]
@@ -192,6 +193,8 @@ def _notes(report: Report) -> Iterator[str]:
         f"the file agrees with the simulation by a cosine of {parity['cosine_min']:.6f} on the worst of "
         f"{parity['sequences']} sequences"
     )
+    if "pair_sums" in report:  # reports of version 0.1 do not say
+        yield processors_line(report["pair_sums"])
     if report["speed"].get("noisy"):
         yield "others used the machine while speed was measured: 'qgait-ptq bench' measures it longer"
 

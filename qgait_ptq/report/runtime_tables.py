@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from qgait_ptq.quantizer.pair_order import INT16_MAX
+
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from qgait_ptq.export.pair_sums import PairSums
     from qgait_ptq.export.targets import Target
     from qgait_ptq.report.comparing import Row
     from qgait_ptq.runtime.benchmark import Measured
@@ -41,6 +44,26 @@ def _activations(target: Target) -> str:
     narrowest = target.storage.narrowest_activations
     bits = "8 bits" if narrowest == 8 else f"{narrowest} to 8 bits"
     return f"{kind}, {bits}" + (", zero-points zero" if target.rules.activation_symmetric else "")
+
+
+def pair_table(sums: PairSums) -> Table:
+    """The largest sum of two neighbouring products in each layer, beside what 16 bits hold."""
+    table = Table()
+    table.add_column("layer", overflow="fold")
+    for heading in ("two weights", "code", "16-bit sum"):
+        table.add_column(heading, justify="right")
+    table.add_column("", no_wrap=True)
+    for layer in sums.layers:
+        numbers = (str(layer.worst_pair), str(layer.largest_code), f"{layer.bound:,}")
+        verdict = "depthwise" if layer.depthwise else "safe" if layer.safe else "UNSAFE"
+        table.add_row(layer.layer, *numbers, verdict)
+    for name in sums.unknown:
+        table.add_row(name, "", "", "", "unknown")
+    table.caption = (
+        f"Largest sum of two neighbouring products; 16 bits hold {INT16_MAX:,}.\n"
+        "Depthwise layers add in 32 bits. Unknown: the weight is not stored in the file"
+    )
+    return table
 
 
 def verification_table(verification: Verification) -> Table:

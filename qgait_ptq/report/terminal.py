@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from qgait_ptq.report.processors import processors_line
 from qgait_ptq.report.widths import allocation_lines, widths_label
 
 COLUMNS = {"float": "float", "quantized": "quantized", "onnx": "ONNX file"}
@@ -115,6 +116,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         *_float_gallery_line(report["accuracy"]),
         f"file against simulation: cosine {parity['cosine_min']:.6f} on the worst of "
         f"{parity['sequences']} sequences",
+        processors_line(report["pair_sums"]),
     ]
 
 

@@ -86,5 +86,7 @@ def emulator(processor: str) -> tuple[list[str], dict[str, str]]:
 def _find(program: str) -> str:
     found = shutil.which(program)
     if found is None:
-        raise ConfigError(f"emulation needs {program}; it is in the package qemu-user (apt-get install qemu-user)")
+        raise ConfigError(
+            f"emulation needs {program}; it is in the package qemu-user (apt-get install qemu-user)"
+        )
     return found

@@ -96,7 +96,7 @@ def exact_model(model: Path | bytes, properties: Mapping[str, str], runtime: str
 
 
 def exact_network(network: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a network that onnxruntime computes exactly on this processor: itself, where it does so as it is."""
+    """Return a network that onnxruntime computes exactly here: itself, where it is exact as it is."""
     from qgait_ptq.export.pair_sums import bound_pair_sums
     from qgait_ptq.export.unsigned_weights import with_unsigned_weights
 

