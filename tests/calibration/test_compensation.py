@@ -12,6 +12,7 @@ from qgait_ptq.calibration.compensation import (
     round_columns,
 )
 from qgait_ptq.quantizer.grid import IntegerGrid
+from qgait_ptq.quantizer.pairs import limit_pairs, neighbours, widened_scale
 
 
 @pytest.fixture
@@ -137,3 +138,31 @@ def test_dead_inputs_and_zero_channels_stay_finite():
     assert torch.isfinite(integers).all()
     assert (integers[:, 1] == 0).all()
     assert torch.isfinite(refitted_scale(integers, scale, weight, moments.second, moments.cross)).all()
+
+
+@pytest.mark.parametrize("channels", [4, 3, 1])
+def test_pairs_stay_within_their_limit_and_later_columns_make_up_for_it(channels):
+    """Widened, then rounded within the limit, beats cutting the pairs after free rounding."""
+    generator = torch.Generator().manual_seed(0)
+    size = 12
+    mixing = torch.randn(1, size, 5, generator=generator)
+    columns = (mixing @ torch.randn(1, 5, 3000, generator=generator)).relu()
+    columns += 0.1 * torch.rand(1, size, 3000, generator=generator)
+    weight = torch.randn(1, 32, size, generator=generator)
+    second = InputMoments.of(columns, columns).second
+    shape = (32, channels, size // channels)
+    grid, limited = IntegerGrid(8, True, True), IntegerGrid(8, True, True, pair_limit=128)
+    scale = weight.abs().amax(-1) / 127
+    free = round_columns(weight, scale, grid, second, 3000, 0.01)
+    cut = limit_pairs(free.reshape(shape), 128).reshape(free.shape)
+    wide = widened_scale(weight.reshape(shape), scale[0], 128)[None]
+    partners = neighbours(channels, size // channels)
+    within = round_columns(weight, wide, limited, second, 3000, 0.01, partners)
+    assert not torch.equal(cut, free)
+    assert torch.equal(limit_pairs(within.reshape(shape), 128).reshape(free.shape), within)
+
+    def error(integers, step):
+        return output_error(integers * step.double()[..., None], weight, columns, columns)
+
+    assert error(within, wide) < 0.1 * error(cut, scale)
+    assert error(within, wide) < 4 * error(free, scale)  # up to twice the step, so four times at most

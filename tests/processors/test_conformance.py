@@ -1,0 +1,275 @@
+"""The same integers on every processor: files run here, on emulated AVX2 (no VNNI) and on emulated ARM64.
+
+Every integer tensor of the graph that onnxruntime makes of a file there is compared with the integer reference.
+Emulation needs QEMU, and ARM64 the folder that ``make-arm64-root`` fills; without them these tests are skipped.
+"""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache, partial
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from qgait_ptq.calibration.ranges import calibrate_ranges
+from qgait_ptq.config import QuantConfig
+from qgait_ptq.errors import ConfigError
+from qgait_ptq.export.onnx_file import export_quantized, write_metadata
+from qgait_ptq.export.pair_sums import bound_pair_sums
+from qgait_ptq.export.targets import get_target
+from qgait_ptq.gait.zoo import DeepGaitV2P3D, GaitGL, GaitPart
+from qgait_ptq.graph.insert import insert_quantizers
+from qgait_ptq.graph.placement import place
+from qgait_ptq.planning import bit_widths, plan
+from qgait_ptq.runtime.emulation import emulator, record_elsewhere
+from qgait_ptq.runtime.exactness import saturates
+from qgait_ptq.runtime.recording import record
+from qgait_ptq.runtime.sessions import ONNXRUNTIME, open_unguarded
+from qgait_ptq.runtime.verification import compare_with_reference
+from tests.conftest import make_gaitbase, make_gaitset, randomise_batch_norms
+
+FRAMES, CROPPED = 5, (64, 44)
+
+
+class Kinds(nn.Module):
+    """Kinds of layers that the networks below lack: odd channels, grouped, depthwise, 1×1, fully connected."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 5, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(5, 7, 3, 2, 1),  # odd channels: pairs straddle the taps of the kernel
+            nn.ReLU(),
+            nn.Conv2d(7, 24, 1),
+            nn.ReLU(),
+            nn.Conv2d(24, 24, 3, 1, 1, groups=4),
+            nn.ReLU(),
+            nn.Conv2d(24, 24, 3, 1, 1, groups=24),
+            nn.ReLU(),
+            nn.Conv2d(24, 17, 3, 2, 1, groups=1),
+            nn.ReLU(),
+        )
+        self.hidden = nn.Linear(17, 33)
+        self.embedding = nn.Linear(33, 16)
+
+    def forward(self, silhouettes):
+        n, s = silhouettes.shape[:2]
+        maps = self.layers(silhouettes.flatten(0, 1).unsqueeze(1))
+        vectors = maps.amax((2, 3)).reshape(n, s, -1).amax(1)
+        return self.embedding(self.hidden(vectors).relu())
+
+
+def make_gaitgl():
+    torch.manual_seed(0)
+    return randomise_batch_norms(GaitGL(channels=(4, 8, 8)))
+
+
+def make_gaitpart():
+    torch.manual_seed(0)
+    return randomise_batch_norms(GaitPart(channels=(4, 8, 8), embedding=16))
+
+
+def make_p3d():
+    torch.manual_seed(0)
+    return randomise_batch_norms(DeepGaitV2P3D(channels=(4, 8, 8, 16), blocks=(1, 1, 1, 1), embedding=16))
+
+
+def make_kinds():
+    torch.manual_seed(1)
+    return Kinds().eval()
+
+
+NETWORKS = {
+    "GaitBase": make_gaitbase,
+    "GaitSet": make_gaitset,
+    "GaitPart": make_gaitpart,
+    "GaitGL": make_gaitgl,
+    "P3D": make_p3d,
+    "kinds": make_kinds,
+}
+WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
+FILES = [(network, width) for network in NETWORKS for width in WIDTHS] + [("table", "W8A8")]
+CASES = [f"{network}-{width}" for network, width in FILES]
+
+
+@dataclass
+class Files:
+    """Files by case, what they are given, and what processors make of them, each recorded once."""
+
+    models: dict
+    feeds: list
+
+    def __post_init__(self):
+        self.recorded_on = cache(self._record)
+
+    def _record(self, processor):
+        tasks = [(model, self.feeds) for model in self.models.values()]
+        return dict(zip(self.models, record_elsewhere(processor, tasks), strict=True))
+
+
+def export(graph, captured, batches, weight_range="safe", **widths):
+    config = QuantConfig(weight_range=weight_range, **widths)
+    target = get_target(config.target)
+    annotated = place(copy.deepcopy(graph), target.rules, bit_widths(config))
+    quantized = calibrate_ranges(insert_quantizers(annotated), batches)
+    return export_quantized(quantized, captured, target, byte_input=True)
+
+
+@pytest.fixture(scope="module")
+def files(batches):
+    short = [batch[:, :FRAMES] for batch in batches[:3]]
+    models, plans = {}, {}
+    for network, make in NETWORKS.items():
+        plans[network] = plan(make(), CROPPED, QuantConfig())[:2]
+    for network, width in FILES:
+        bits = dict(zip(("weight_bits", "activation_bits"), WIDTHS[width], strict=True))
+        captured, graph = plans["kinds" if network == "table" else network]
+        options = {"input_bits": 1} if network == "table" else {}
+        models[f"{network}-{width}"] = export(graph, captured, short, **bits, **options)
+    captured, graph = plans["GaitBase"]
+    models["unsafe"] = export(graph, captured, short, weight_range="full")
+    feeds = [{"silhouettes": np.rint(batch.numpy() * 255).astype(np.uint8)} for batch in short[:2]]
+    return Files(models, feeds)
+
+
+@pytest.fixture(params=["avx2", "arm64"])
+def processor(request):
+    try:
+        emulator(request.param)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    return request.param
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_file_is_proven_to_give_the_same_integers_everywhere(files, case):
+    assert bound_pair_sums(files.models[case]).safe
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_byte_differs_here(files, case):
+    model = files.models[case]
+    verification = compare_with_reference(model, files.feeds, record(model, files.feeds, guarded=False))
+    assert verification.differing == 0
+    assert sum(tensor.values for tensor in verification.tensors) > 10_000
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_byte_differs_on_an_emulated_processor(files, case, processor):
+    recording = files.recorded_on(processor)[case]
+    verification = compare_with_reference(files.models[case], files.feeds, recording)
+    assert recording.saturates == (processor == "avx2")  # the emulated processor is of the kind that is meant
+    assert verification.differing == 0
+    assert sum(tensor.values for tensor in verification.tensors) > 10_000
+
+
+def test_an_unsafe_file_gets_exact_kernels_on_an_emulated_processor(files, processor):
+    recording = files.recorded_on(processor)["unsafe"]
+    assert not bound_pair_sums(files.models["unsafe"]).safe
+    assert compare_with_reference(files.models["unsafe"], files.feeds, recording).differing == 0
+
+
+UNGUARDED = """
+import sys, onnx
+from pathlib import Path
+from qgait_ptq.runtime import recording
+folder = Path(sys.argv[1])
+recording.exact_network = lambda network: network  # as a program without this toolkit runs the file
+recording._record_task(folder)
+"""
+
+
+def test_the_saturating_reference_predicts_every_byte_of_an_unsafe_file(files, tmp_path):
+    """Without exact kernels, on a processor that saturates: the reference knows what comes out."""
+    from qgait_ptq.runtime.recording import read_recording, write_task
+
+    try:
+        command, environment = emulator("avx2")
+    except ConfigError as error:
+        pytest.skip(str(error))
+    model = files.models["unsafe"]
+    write_task(tmp_path / "task", model, files.feeds)
+    subprocess.run(
+        [*command, "-c", UNGUARDED, tmp_path / "task"], check=True, env={**os.environ, **environment}
+    )
+    recording = read_recording(tmp_path / "task")
+    compare = partial(compare_with_reference, model, files.feeds, recording)
+    assert compare().differing > 0
+    assert compare(saturating=True).differing == 0
+
+
+DEPLOYED = """
+import json, sys, warnings
+import numpy as np
+import qgait_ptq as qg
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    embedder = qg.Embedder(sys.argv[1], threads=1)
+    long = np.load(sys.argv[2])
+    embedding = embedder(long)
+print(json.dumps([[str(w.message) for w in caught], embedding.tolist()]))
+"""
+
+
+def test_an_embedder_is_exact_with_an_unsafe_file_and_says_that_it_is_slower(files, tmp_path):
+    try:
+        command, environment = emulator("avx2")
+    except ConfigError as error:
+        pytest.skip(str(error))
+    model = onnx.ModelProto()
+    model.CopyFrom(files.models["unsafe"])
+    target = {"name": ONNXRUNTIME, "runtimes": [ONNXRUNTIME]}
+    write_metadata(model, {"model": {}, "target": target})  # as of version 0.1: without a proof
+    onnx.save(model, tmp_path / "model.onnx")
+    silhouettes = files.feeds[0]["silhouettes"][0]
+    np.save(tmp_path / "silhouettes.npy", silhouettes)
+    done = subprocess.run(
+        [*command, "-c", DEPLOYED, tmp_path / "model.onnx", tmp_path / "silhouettes.npy"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **environment},
+    )
+    messages, embedding = json.loads(done.stdout)
+    (message,) = messages
+    assert "slower" in message
+    assert "--weight-range safe" in message
+    if not saturates(ONNXRUNTIME):
+        expected = open_unguarded(tmp_path / "model.onnx", threads=1).infer(silhouettes[None])[0]
+        np.testing.assert_array_equal(np.array(embedding, np.float32), expected.T)
+
+
+def test_commands_warn_of_an_unsafe_file_in_one_line(files, tmp_path):
+    try:
+        command, environment = emulator("avx2")
+    except ConfigError as error:
+        pytest.skip(str(error))
+    model = onnx.ModelProto()
+    model.CopyFrom(files.models["unsafe"])
+    target = {"name": ONNXRUNTIME, "runtimes": [ONNXRUNTIME]}
+    write_metadata(model, {"model": {}, "target": target})
+    onnx.save(model, tmp_path / "model.onnx")
+    arguments = ["embed", tmp_path / "model.onnx", tmp_path, "--out", tmp_path / "out.npz"]
+    done = subprocess.run(
+        [*command, "-c", "from qgait_ptq.cli.main import run; run()", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 2  # the folder has no sequences
+    lines = done.stderr.strip().splitlines()
+    assert sum(line.startswith("qgait-ptq: warning: ") and "slower" in line for line in lines) == 1
+
+
+def test_python_runs_the_recorder_without_torch():
+    code = "import sys, qgait_ptq.runtime.recording; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
