@@ -1,7 +1,8 @@
 """The same integers on every processor: files run here, on emulated AVX2 (no VNNI) and on emulated ARM64.
 
-Every integer tensor of the graph that onnxruntime makes of a file there is compared with the integer reference.
-Emulation needs QEMU, and ARM64 the folder that ``make-arm64-root`` fills; without them these tests are skipped.
+Every integer tensor of the graph that onnxruntime makes of a file there is compared with the integer
+reference. Emulation needs QEMU, and ARM64 the folder that ``make-arm64-root`` fills; without them these tests
+are skipped.
 """
 
 import copy
@@ -39,7 +40,7 @@ FRAMES, CROPPED = 5, (64, 44)
 
 
 class Kinds(nn.Module):
-    """Kinds of layers that the networks below lack: odd channels, grouped, depthwise, 1×1, fully connected."""
+    """Layers that the networks below lack: odd channels, grouped, depthwise, 1×1, fully connected."""
 
     def __init__(self):
         super().__init__()
@@ -74,7 +75,7 @@ def make_gaitgl():
 
 def make_gaitpart():
     torch.manual_seed(0)
-    return randomise_batch_norms(GaitPart(channels=(4, 8, 8), embedding=16))
+    return randomise_batch_norms(GaitPart(channels=(4, 8, 8), parts=4, embedding=16))
 
 
 def make_p3d():
