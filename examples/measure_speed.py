@@ -2,16 +2,20 @@
 
     python examples/measure_speed.py --out docs
 
-Writes OUT/speed.md. Networks have random weights, with batch norm statistics of a real pass, as in
+Writes OUT/speed.md from OUT/speed.json, which keeps one table for each kind of processor: with VNNI, without,
+or ARM. Networks have random weights, with batch norm statistics of a real pass, as in
 docs/models.md; ranges alone are calibrated, for speed does not depend on more.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import platform
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,8 @@ from qgait_ptq.planning import REPORTED_FRAMES, plan
 from qgait_ptq.progress import Silent
 from qgait_ptq.runtime.benchmark import Measured, is_noisy, measure
 from qgait_ptq.runtime.embedder import LONGEST_PIECE
+from qgait_ptq.runtime.exactness import describe_processor, saturates
+from qgait_ptq.runtime.sessions import ONNXRUNTIME
 from qgait_ptq.runtime.workload import Setting
 from qgait_ptq.stages import CalibrationRun
 
@@ -55,14 +61,24 @@ INTRODUCTION = """# Speed
 Files for their runtimes beside the float file of the same network, 1 × 30 frames. Made by
 
 ```sh
-python examples/measure_speed.py --rounds {rounds}
+python examples/measure_speed.py --rounds 7
+tests/processors/without-vnni python examples/measure_speed.py --rounds 7   # the same machine without VNNI
 ```
 
-{machine}. One thread; CPU time of a call, files in turn, medians of {rounds} rounds, ratios within
-rounds. *Peak* is the share of what large convolutions of the same number type reach in that runtime. RAM is
-the peak of a process that loads and runs a file, less that of one with a network of one operator, which is
-the runtime's. Widths are the ones named in all layers, the first and the last, too; weights of 4 bits are
-stored two to a byte. *Input 1* has silhouettes of one bit (`--input-bits 1`).
+One thread; CPU time of a call, files in turn, medians of the rounds, ratios within rounds. *Peak* is the
+share of what large convolutions of the same number type reach in that runtime. RAM is the peak of a process
+that loads and runs a file, less that of one with a network of one operator, which is the runtime's. Widths
+are the ones named in all layers, the first and the last, too; weights of 4 bits are stored two to a byte.
+*Input 1* has silhouettes of one bit (`--input-bits 1`). Weights are in the safe range: the files give the
+same integers on every processor, see [Processors](processors.md).
+
+## Times faster than float
+
+"""
+TABLE = """
+## {kind}
+
+{machine}, {versions}, {rounds} rounds.
 
 | network | runtime | file | CPU ms | × float | peak | RAM MB | MB |
 |---|---|---|---:|---:|---:|---:|---:|
@@ -122,18 +138,66 @@ def build(name: str, target: str, widths: tuple[str, ...], folder: Path) -> list
     return paths
 
 
-def rows(label: str, runtime: str, measured: list[Measured]) -> list[str]:
-    """Of the table."""
-    lines = []
-    for one in measured:
-        kind = one.path.stem.rsplit("-", 1)[1]
-        ratio, low, high = one.timing.faster
-        faster = f"{ratio:.2f} ({low:.2f}–{high:.2f})"
-        lines.append(
-            f"| {label} | {runtime} | {kind} | {one.timing.cpu_ms[0]:.1f} | {faster} | {one.peak_share:.0%} "
-            f"| {one.peak_memory_mb:.0f} | {one.megabytes:.2f} |"
-        )
+def rows(label: str, runtime: str, measured: list[Measured]) -> list[dict[str, Any]]:
+    """One for each file."""
+    return [
+        {
+            "network": label,
+            "runtime": runtime,
+            "file": one.path.stem.rsplit("-", 1)[1],
+            "cpu_ms": one.timing.cpu_ms[0],
+            "faster": list(one.timing.faster),
+            "peak_share": one.peak_share,
+            "memory_mb": one.peak_memory_mb,
+            "megabytes": one.megabytes,
+        }
+        for one in measured
+    ]
+
+
+def table_line(row: dict[str, Any]) -> str:
+    """A row of a processor's table."""
+    ratio, low, high = row["faster"]
+    return (
+        f"| {row['network']} | {row['runtime']} | {row['file']} | {row['cpu_ms']:.1f} "
+        f"| {ratio:.2f} ({low:.2f}–{high:.2f}) | {row['peak_share']:.0%} | {row['memory_mb']:.0f} "
+        f"| {row['megabytes']:.2f} |"
+    )
+
+
+def side_by_side(tables: dict[str, dict[str, Any]]) -> list[str]:
+    """The ratios of all processors beside each other."""
+    kinds = list(tables)
+    found: dict[tuple[str, str, str], dict[str, float]] = {}
+    for kind, table in tables.items():
+        for row in table["rows"]:
+            if row["file"] != "float":
+                key = (row["network"], row["file"], row["runtime"])
+                found.setdefault(key, {})[kind] = row["faster"][0]
+    lines = [
+        "| network | file | runtime | " + " | ".join(kinds) + " |",
+        "|---|---|---|" + "---:|" * len(kinds),
+    ]
+    for key, ratios in found.items():
+        cells = [f"{ratios[kind]:.2f}" if kind in ratios else "" for kind in kinds]
+        lines.append("| " + " | ".join([*key, *cells]) + " |")
     return lines
+
+
+def page(tables: dict[str, dict[str, Any]]) -> str:
+    """All of it."""
+    text = INTRODUCTION + "\n".join(side_by_side(tables)) + "\n"
+    for kind, table in tables.items():
+        text += TABLE.format(kind=kind, **table) + "\n".join(map(table_line, table["rows"])) + "\n"
+        pairs = ", ".join(f"{frames}: {size:.0f} MB" for frames, size in table["streaming"])
+        text += (
+            f"\nStreaming, {next(iter(MEASURED.values()))[0]} W8A8 in onnxruntime, peak of a process that "
+            f"embeds one sequence of so many frames: {pairs}. From {LONGEST_PIECE + 1} frames on, sequences "
+            f"go through in pieces of {LONGEST_PIECE}, through the file's two parts, which are loaded once.\n"
+        )
+        if table["noisy"]:
+            text += "\nOthers used the machine in most rounds of some rows.\n"
+    return text
 
 
 def streaming_memory(path: Path) -> list[float]:
@@ -151,22 +215,29 @@ def streaming_memory(path: Path) -> list[float]:
     ]
 
 
-def processor() -> str:
-    """Name and count of the cores."""
+def machine() -> tuple[str, str]:
+    """The kind of processor, as far as kernels differ by it, and its name with the count of cores."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    flags = " ".join(line for line in lines if line.startswith("flags"))
-    known = [name for name in ("avx512_vnni", "avx_vnni", "amx_int8") if name in flags]
-    return f"{names[0] if names else platform.machine()}, {len(names)} cores, {', '.join(known) or 'no VNNI'}"
+    name = f"{names[0] if names else platform.machine()}, {len(names)} cores, {describe_processor()}"
+    if platform.machine() in ("arm64", "aarch64"):
+        return "ARM64", name
+    if saturates(ONNXRUNTIME):
+        hidden = (
+            ", its AVX-512, VNNI and AMX hidden" if "without_vnni" in os.environ.get("LD_PRELOAD", "") else ""
+        )
+        return "AVX2, no VNNI", name + hidden
+    return "VNNI", name
 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default="docs", show_default=True)
 @click.option("--rounds", default=9, show_default=True)
 def main(out: Path, rounds: int) -> None:
-    """Measure all, and write the page."""
+    """Measure all on this processor, and write the page."""
     NETWORKS["gaitbase-quarter"] = quarter_gaitbase
-    lines, noisy = [], False
+    found: list[dict[str, Any]] = []
+    noisy = False
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for network, (label, widths) in MEASURED.items():
@@ -174,20 +245,22 @@ def main(out: Path, rounds: int) -> None:
                 paths = build(network, runtime, widths, folder)
                 measured = measure(paths, Setting(runtime=runtime, rounds=rounds))
                 noisy |= is_noisy(measured)
-                lines += rows(label, runtime, measured)
-                print(*lines[-len(paths) :], sep="\n", flush=True)
+                found += rows(label, runtime, measured)
+                print(*map(table_line, found[-len(paths) :]), sep="\n", flush=True)
         memory = streaming_memory(folder / f"{next(iter(MEASURED))}-onnxruntime-W8A8.onnx")
-    text = INTRODUCTION.format(machine=processor(), rounds=rounds) + "\n".join(lines) + "\n"
-    pairs = ", ".join(f"{frames}: {size:.0f} MB" for frames, size in zip(STREAMED, memory, strict=True))
-    streamed = next(iter(MEASURED.values()))[0]
-    text += (
-        f"\nStreaming, {streamed} W8A8 in onnxruntime, peak of a process that embeds one sequence of so "
-        f"many frames: {pairs}. From {LONGEST_PIECE + 1} frames on, sequences go through in pieces of "
-        f"{LONGEST_PIECE}, through the file's two parts, which are cut and loaded once.\n"
-    )
-    if noisy:
-        text += "\nOthers used the machine in most rounds of some rows.\n"
-    (out / "speed.md").write_text(text)
+    kind, described = machine()
+    stored = out / "speed.json"
+    tables = json.loads(stored.read_text()) if stored.exists() else {}
+    tables[kind] = {
+        "machine": described,
+        "versions": f"onnxruntime {version('onnxruntime')}, OpenVINO {version('openvino')}",
+        "rounds": rounds,
+        "rows": found,
+        "streaming": list(zip(STREAMED, memory, strict=True)),
+        "noisy": noisy,
+    }
+    stored.write_text(json.dumps(tables, indent=1) + "\n")
+    (out / "speed.md").write_text(page(tables))
 
 
 if __name__ == "__main__":

@@ -145,6 +145,7 @@ def _stages(report: Report) -> Iterator[str]:
     words = {
         "data": "data found and listed",
         "capture": "network captured, simplified, and compared with the original at several sizes",
+        "kernels": "a layer of the network's size tried in the runtime on this processor",
         "layer errors": "errors of the layers' outputs",
         "export": "file written and compared with the simulation at several sizes",
         "parity": f"file compared with the simulation on {report['parity']['sequences']} sequences",

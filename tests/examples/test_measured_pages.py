@@ -1,5 +1,6 @@
 """The commands beside the figures of the documentation run, and print what stands there."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -32,6 +33,8 @@ def test_the_page_of_speeds_has_a_row_for_each_file(tmp_path, monkeypatch):
     sizes = [float(size) for size in re.findall(r"(?:5|40): (\d+) MB", page)]
     assert len(sizes) == 2
     assert 0 < sizes[0] <= sizes[1]
+    (table,) = json.loads((tmp_path / "speed.json").read_text()).values()
+    assert len(table["rows"]) == len(rows)
 
 
 def test_the_comparison_with_the_stock_quantizer_prints_both():
@@ -39,8 +42,11 @@ def test_the_comparison_with_the_stock_quantizer_prints_both():
     done = CliRunner().invoke(compare_with_stock.main, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     cosines = dict(
-        re.findall(r"^(float|stock|qgait_ptq) +[\d.]+ +[\d.]+ +([\d.]+)", done.output, re.MULTILINE)
+        re.findall(
+            r"^(float|stock|stock-reduced|qgait_ptq) +[\d.]+ +[\d.]+ +([\d.]+)", done.output, re.MULTILINE
+        )
     )
     assert float(cosines["float"]) == 1
     assert float(cosines["stock"]) < float(cosines["qgait_ptq"]) < 1
+    assert float(cosines["stock-reduced"]) < float(cosines["qgait_ptq"])
     assert re.search(r"qgait_ptq is [\d.]+ times faster", done.output)
