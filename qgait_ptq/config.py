@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 Bits = Annotated[int, Field(ge=2, le=8)]
 InputBits = Annotated[int, Field(ge=1, le=8)]
@@ -242,7 +242,8 @@ class ModelSource(_Model):
         opengait_config: OpenGait's yaml for the network.
         arguments: keyword arguments of the factory.
         adapter: ``opengait`` or ``module:class``; None where the network takes ``[n, s, h, w]`` itself.
-        trust_pickle: whether a pickled module may run its code.
+        trust_code: whether the run was allowed to run code that the model file or the recipe names. It is a
+            record: a recipe never grants it, the command line does. ``trust_pickle`` is its former name.
         frames: fixed frame count; None lets it be free.
         output: names the embedding among several outputs, such as ``inference_feat.embeddings``.
         submodule: module path of the one part that is captured and quantized; None takes the whole network.
@@ -254,7 +255,7 @@ class ModelSource(_Model):
     opengait_config: Path | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
     adapter: str | None = None
-    trust_pickle: bool = False
+    trust_code: bool = Field(default=False, validation_alias=AliasChoices("trust_code", "trust_pickle"))
     frames: Annotated[int, Field(ge=1)] | None = None
     output: str | None = None
     submodule: str | None = None

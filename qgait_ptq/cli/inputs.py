@@ -47,7 +47,7 @@ def load_network(source: ModelSource, progress: Progress) -> tuple[nn.Module, di
     adapter_name = source.adapter
     if source.opengait_config is not None or (source.factory or "").startswith(PREFIX):
         factory, adapter_name = _opengait_factory(source, progress), adapter_name or "opengait"
-    loaded = load_model(source.path, factory, source.arguments, NETWORKS, source.trust_pickle)
+    loaded = load_model(source.path, factory, source.arguments, NETWORKS, source.trust_code)
     if source.sha256 and source.sha256 != loaded.sha256:
         raise ConfigError(
             f"{source.path}: another file than the one of the recipe (sha256 {loaded.sha256[:12]}…, the "

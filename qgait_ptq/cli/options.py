@@ -9,9 +9,11 @@ from typing import Any
 import click
 
 from qgait_ptq.config import DataSource, ModelSource, Recipe
+from qgait_ptq.errors import ConfigError
 from qgait_ptq.recipes import parse, read_recipe
 
 Command = Callable[..., Any]
+ZOO, OPENGAIT_ADAPTER = "qgait_ptq.gait.zoo", "opengait"
 
 MODEL_OPTIONS = (
     click.option(
@@ -35,7 +37,14 @@ MODEL_OPTIONS = (
     click.option(
         "--output", metavar="NAME", help="The embedding, where the network gives several: 'features.0'."
     ),
-    click.option("--trust-pickle", is_flag=True, default=None, help="Run the code of a pickled module."),
+    click.option(
+        "--trust-code",
+        "--trust-pickle",
+        "trust_code",
+        is_flag=True,
+        default=None,
+        help="Run code that the model file holds (an exported program, a pickled module) or a recipe names.",
+    ),
 )
 SUBMODULE_OPTION = click.option(
     "--capture-submodule",
@@ -132,7 +141,9 @@ def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str
     """
     values: dict[str, Any] = read_recipe(recipe_file) if recipe_file else {}
     for section in ("model", "data", "quantization"):
-        values[section] = dict(values.get(section) or {})
+        values[section] = _section_of(values, section, recipe_file)
+    if recipe_file is not None:
+        _check_trust(values["model"], options, recipe_file)
     if model is not None:
         if values["model"].get("path") != str(model):
             values["model"].pop("sha256", None)
@@ -150,6 +161,52 @@ def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str
     _default_from_opengait(values)
     values["model"]["arguments"] = _arguments(values["model"].get("arguments") or {})
     return parse(Recipe, values, str(recipe_file or "options"), recipe_file)
+
+
+def _section_of(values: dict[str, Any], section: str, recipe_file: Path | None) -> dict[str, Any]:
+    """A section of a recipe file as a mapping of its own."""
+    found = values.get(section) or {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"{recipe_file}: {section} is a mapping, not {type(found).__name__}")
+    return dict(found)
+
+
+def _check_trust(model: dict[str, Any], options: dict[str, Any], recipe_file: Path) -> None:
+    """Refuse a recipe that would run code, unless the command line trusts it or names the code itself.
+
+    Trust is never taken from a file: what it says of trust is dropped.
+
+    Raises:
+        ConfigError: names what the recipe asks for, and the option that allows it.
+    """
+    recorded = [name for name in ("trust_code", "trust_pickle") if model.pop(name, None)]
+    if options.get("trust_code"):
+        return
+    named = {
+        name: str(model[name])
+        for name in ("factory", "adapter", "opengait_config")
+        if model.get(name) and options.get(name) is None and not is_built_in(name, model[name])
+    }
+    if recorded and not any(options.get(name) for name in ("factory", "opengait_config")):
+        named["trust_code"] = "true"
+    if named:
+        listed = ", ".join(f"{name}: {value}" for name, value in named.items())
+        raise ConfigError(
+            f"{recipe_file}: the recipe runs code that it names ({listed}). If you trust it, add "
+            "--trust-code; a recipe cannot grant that itself"
+        )
+
+
+def is_built_in(setting: str, name: Any) -> bool:
+    """Whether a factory or an adapter is this package's own, so that nothing else is imported."""
+    if setting == "adapter":
+        return name == OPENGAIT_ADAPTER
+    place, _, attribute = str(name).partition(":")
+    if setting != "factory" or place != ZOO:
+        return False
+    from qgait_ptq.gait import zoo  # here: torch takes long to import, and most calls need none of it
+
+    return attribute in zoo.__all__
 
 
 def _default_from_opengait(values: dict[str, Any]) -> None:

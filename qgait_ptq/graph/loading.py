@@ -1,8 +1,8 @@
 """Loading a network from a file, whatever kind of file it is, without running what the file says.
 
-Four kinds: a `torch.export` program; weights (a state_dict, or a training checkpoint around one) with a
-factory that makes the network; weights that name a network of the built-in zoo themselves; and a pickled
-module, which is a program and is run only when the user trusts it.
+Weights (a safetensors file, a state_dict, or a training checkpoint around one) need a factory that makes the
+network, or name a network of the built-in zoo themselves. A `torch.export` program and a pickled module are
+programs: they are loaded only where the user trusts the file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import io
 import os
+import stat
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
@@ -19,15 +20,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qgait_ptq.errors import ModelError, QgaitError, first_line
 from qgait_ptq.graph.exported_program import load_exported_program
 from qgait_ptq.graph.trace import set_to_inference
+from qgait_ptq.graph.weights import check_fit, find_weights, is_safetensors, read_safetensors
 
-WEIGHT_KEYS = ("model", "state_dict", "model_state_dict", "network")  # of training checkpoints
 ARCHITECTURE_KEY = "architecture"  # {"name": ..., "arguments": {...}} beside the weights
-WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
+LARGEST_FILE = 16 * 2**30  # bytes of a model
+LARGEST_ARGUMENT, LONGEST_LIST = 4096, 64  # of a network that a file names
 Factory = Callable[..., nn.Module]
 
 
@@ -54,7 +56,7 @@ def load_model(
     factory: str | Factory | None = None,
     arguments: Mapping[str, Any] | None = None,
     zoo: Mapping[str, Factory] | None = None,
-    trust_pickle: bool = False,
+    trust_code: bool = False,
 ) -> LoadedModel:
     """Load a network.
 
@@ -63,16 +65,14 @@ def load_model(
         factory: makes the network, for weights: a callable, or ``module:callable``.
         arguments: keyword arguments of the factory.
         zoo: networks that a file may name, by name.
-        trust_pickle: whether a pickled module may be loaded, which runs code from the file.
+        trust_code: whether an exported program or a pickled module may be loaded, which runs code from the
+            file.
 
     Raises:
         ModelError: says what the file looked like, and what is missing or wrong.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path}: the model cannot be read ({error.strerror or error})") from None
-    loaded = _load(path, data, factory, arguments or {}, zoo or {}, trust_pickle)
+    data = _read(path)
+    loaded = _load(path, data, factory, arguments or {}, zoo or {}, trust_code)
     _check_finite(loaded.network, path)
     set_to_inference(loaded.network)
     return replace(loaded, sha256=hashlib.sha256(data).hexdigest())
@@ -101,53 +101,73 @@ def import_object(name: str, what: str) -> Any:
     return found
 
 
+def _read(path: Path) -> bytes:
+    """The content of a regular file; a pipe or a device could be without end."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ModelError(f"{path}: the model cannot be read (not a regular file)")
+        if found.st_size > LARGEST_FILE:
+            raise ModelError(
+                f"{path}: {found.st_size / 2**30:.1f} GiB; the limit is {LARGEST_FILE >> 30} GiB"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: the model cannot be read ({error.strerror or error})") from None
+
+
 def _load(
     path: Path,
     data: bytes,
     factory: str | Factory | None,
     arguments: Mapping[str, Any],
     zoo: Mapping[str, Factory],
-    trust_pickle: bool,
+    trust_code: bool,
 ) -> LoadedModel:
-    if not zipfile.is_zipfile(io.BytesIO(data)):
-        return _from_legacy_or_unknown(path, data, factory, arguments, zoo)
-    names = zipfile.ZipFile(io.BytesIO(data)).namelist()
+    if is_safetensors(path, data):
+        return _from_content(path, read_safetensors(path, data), len(data), factory, arguments, zoo)
+    members = _members(path, data)
+    names = [member.filename for member in members]
     if any(name.endswith("archive_format") for name in names) or any("/models/" in name for name in names):
-        return LoadedModel(load_exported_program(path, data, trust_pickle), "exported program")
+        return LoadedModel(load_exported_program(path, data, trust_code), "exported program")
     if any(name.endswith("/constants.pkl") for name in names):
-        raise ModelError(f"{path}: looks like TorchScript; save the network with torch.export.save instead")
-    if not any(name.endswith("data.pkl") for name in names):
+        raise ModelError(f"{path}: looks like TorchScript; save the network's state_dict instead")
+    if names and not any(name.endswith("data.pkl") for name in names):
         raise ModelError(f"{path}: a zip archive, but neither weights nor an exported program of torch")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        # Their size would not be bounded by that of the file.
+        raise ModelError(f"{path}: an archive with compressed members; torch writes none")
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:
-        return LoadedModel(_from_pickled_module(path, data, trust_pickle, error), "pickled module")
-    return _from_content(path, content, factory, arguments, zoo)
-
-
-def _from_legacy_or_unknown(
-    path: Path,
-    data: bytes,
-    factory: str | Factory | None,
-    arguments: Mapping[str, Any],
-    zoo: Mapping[str, Factory],
-) -> LoadedModel:
-    """Files of torch before 1.6 are no archives; text files and others are refused."""
-    try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception:
+    except Exception as error:  # a hostile file can make the unpickler raise anything
+        if names:
+            return LoadedModel(_from_pickled_module(path, data, trust_code, error), "pickled module")
         raise ModelError(
-            f"{path}: not a model; expected weights (torch.save of a state_dict or checkpoint) or an "
-            "exported program (torch.export.save)"
+            f"{path}: not a model; expected weights (safetensors, or torch.save of a state_dict or a "
+            "checkpoint) or an exported program (torch.export.save)"
         ) from None
-    return _from_content(path, content, factory, arguments, zoo)
+    return _from_content(path, content, len(data), factory, arguments, zoo)
 
 
-def _from_pickled_module(path: Path, data: bytes, trust_pickle: bool, refusal: Exception) -> nn.Module:
-    if not trust_pickle:
+def _members(path: Path, data: bytes) -> list[zipfile.ZipInfo]:
+    """Members of a zip archive; none where a file is no archive, as those of torch before 1.6.
+
+    Raises:
+        ModelError: the archive is damaged.
+    """
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        return []
+    try:
+        return zipfile.ZipFile(io.BytesIO(data)).infolist()
+    except Exception as error:  # damaged directories raise many kinds
+        raise ModelError(f"{path}: a damaged archive ({first_line(error)})") from None
+
+
+def _from_pickled_module(path: Path, data: bytes, trust_code: bool, refusal: Exception) -> nn.Module:
+    if not trust_code:
         raise ModelError(
             f"{path}: holds a pickled object, not only weights; a pickle runs code when it is loaded. Save "
-            "the state_dict and name the network with --model, or, if you trust the file, use --trust-pickle"
+            "the state_dict and name the network with --model, or, if you trust the file, use --trust-code"
         ) from refusal
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
@@ -166,47 +186,28 @@ def _from_pickled_module(path: Path, data: bytes, trust_pickle: bool, refusal: E
 def _from_content(
     path: Path,
     content: Any,
+    file_bytes: int,
     factory: str | Factory | None,
     arguments: Mapping[str, Any],
     zoo: Mapping[str, Factory],
 ) -> LoadedModel:
-    weights, kind = _find_weights(path, content)
+    weights, kind = find_weights(path, content, file_bytes)
     if factory is not None:
         make: Factory = import_object(factory, "the model factory") if isinstance(factory, str) else factory
     elif isinstance(content, dict) and ARCHITECTURE_KEY in content:
         make, arguments = _named_architecture(path, content[ARCHITECTURE_KEY], zoo)
         kind = "checkpoint that names its network"
+        # The arguments are the file's: nothing is allocated before they are seen to fit its weights.
+        with torch.device("meta"):
+            check_fit(path, make_module(make, "the network", **arguments), weights)
     else:
         raise ModelError(
             f"{path}: looks like a {kind}; name the network that it belongs to with --model module:factory"
         )
     network = make_module(make, factory if isinstance(factory, str) else "the network", **arguments)
-    return LoadedModel(network, kind, left_out=_load_weights(path, network, weights))
-
-
-def _find_weights(path: Path, content: Any) -> tuple[dict[str, Tensor], str]:
-    if isinstance(content, dict):
-        for key in WEIGHT_KEYS:
-            if isinstance(content.get(key), dict) and _is_state_dict(content[key]):
-                return _unwrapped(content[key]), "training checkpoint"
-        if _is_state_dict(content):
-            return _unwrapped(content), "state_dict"
-    described = f"a {type(content).__name__}"
-    if isinstance(content, dict):
-        described = f"a dictionary with the keys {', '.join(map(str, list(content)[:5]))}"
-    raise ModelError(f"{path}: holds {described}, in which no weights are found")
-
-
-def _is_state_dict(value: Mapping[Any, Any]) -> bool:
-    return bool(value) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
-
-
-def _unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes of wrappers, in full precision."""
-    for prefix in WRAPPER_PREFIXES:
-        if all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return {name: v.float() if v.is_floating_point() else v for name, v in weights.items()}
+    left_out = check_fit(path, network, weights)
+    network.load_state_dict(dict(weights), strict=False)
+    return LoadedModel(network, kind, left_out=left_out)
 
 
 def _named_architecture(
@@ -214,10 +215,32 @@ def _named_architecture(
     architecture: Any,
     zoo: Mapping[str, Factory],
 ) -> tuple[Factory, Mapping[str, Any]]:
+    """The built-in network that a file names, and its arguments.
+
+    Raises:
+        ModelError: there is no such network, or the arguments are no small numbers and texts.
+    """
     name = architecture.get("name") if isinstance(architecture, dict) else architecture
+    arguments = architecture.get("arguments", {}) if isinstance(architecture, dict) else {}
     if not isinstance(name, str) or name not in zoo:
         raise ModelError(f"{path}: names the network {name!r}; built in are {', '.join(zoo)}")
-    return zoo[name], architecture.get("arguments", {}) if isinstance(architecture, dict) else {}
+    if not isinstance(arguments, dict) or not all(
+        isinstance(key, str) and _is_plain(value) for key, value in arguments.items()
+    ):
+        raise ModelError(
+            f"{path}: the arguments of its network are not names with texts, numbers up to "
+            f"{LARGEST_ARGUMENT} and short lists of them"
+        )
+    return zoo[name], arguments
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an argument is a small number, a text, or a short list of these."""
+    if isinstance(value, list | tuple):
+        return len(value) <= LONGEST_LIST and all(_is_plain(one) for one in value)
+    if isinstance(value, str):
+        return len(value) <= LARGEST_ARGUMENT
+    return isinstance(value, int | float) and abs(value) <= LARGEST_ARGUMENT
 
 
 def make_module(factory: Callable[..., Any], name: str, *arguments: Any, **keywords: Any) -> nn.Module:
@@ -238,33 +261,6 @@ def make_module(factory: Callable[..., Any], name: str, *arguments: Any, **keywo
     if not isinstance(network, nn.Module):
         raise ModelError(f"{name} gives a {type(network).__name__}, not a torch.nn.Module")
     return network
-
-
-def _load_weights(path: Path, network: nn.Module, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Load weights; gives the top-level modules that the network does not have and needs nothing of."""
-    expected = network.state_dict()
-    own = {name.partition(".")[0] for name in expected} | {name for name, _ in network.named_children()}
-    others = dict.fromkeys(name.partition(".")[0] for name in weights if name.partition(".")[0] not in own)
-    weights = {name: value for name, value in weights.items() if name.partition(".")[0] in own}
-    missing = [name for name in expected if name not in weights and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in weights if name not in expected]
-    wrong = [
-        f"{name} {list(weights[name].shape)} instead of {list(value.shape)}"
-        for name, value in expected.items()
-        if name in weights and weights[name].shape != value.shape
-    ]
-    problems = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        for names, what in ((missing, "missing"), (unexpected, "unexpected"), (wrong, "of another shape"))
-        if names
-    ]
-    if problems:
-        raise ModelError(
-            f"{path}: its weights do not fit the network: {'; '.join(problems)}; is it the right network, "
-            "with the right arguments?"
-        )
-    network.load_state_dict(dict(weights), strict=False)
-    return tuple(others)
 
 
 def _check_finite(network: nn.Module, path: Path) -> None:

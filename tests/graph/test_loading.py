@@ -1,10 +1,12 @@
 import io
 import json
+import os
 import pickle
 import zipfile
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from qgait_ptq.errors import ModelError
@@ -66,7 +68,7 @@ def test_an_exported_program_loads_without_a_factory_and_stays_dynamic(tmp_path)
     program = torch.export.export(network, (torch.rand(2, 7, 64, 44),), dynamic_shapes=dynamic)
     path = tmp_path / "model.pt2"
     torch.export.save(program, path)
-    loaded = load_model(path)
+    loaded = load_model(path, trust_code=True)
     assert_same(network, loaded.network)
     captured = capture(loaded.network, (64, 44))
     assert (captured.batch, captured.frames) == (None, None)
@@ -74,9 +76,9 @@ def test_an_exported_program_loads_without_a_factory_and_stays_dynamic(tmp_path)
 
 def test_a_pickled_module_needs_trust(network, tmp_path):
     path = save(network, tmp_path / "model.pt")
-    with pytest.raises(ModelError, match="--trust-pickle"):
+    with pytest.raises(ModelError, match="--trust-code"):
         load_model(path)
-    assert_same(network, load_model(path, trust_pickle=True).network)
+    assert_same(network, load_model(path, trust_code=True).network)
 
 
 class Bomb:
@@ -113,44 +115,134 @@ def exported(tmp_path_factory):
     return path
 
 
-def test_an_exported_program_with_a_pickled_payload_is_refused(exported, tmp_path):
-    def use_pickle(name, data):
-        return (
-            data.replace(b'"use_pickle": false', b'"use_pickle": true', 1) if b"use_pickle" in data else data
-        )
-
-    with pytest.raises(ModelError, match="pickled payload"):
-        load_model(rewrite(exported, tmp_path / "model.pt2", use_pickle))
+def change_use_pickle(name, data, code):
+    return data.replace(b'"use_pickle": false', b'"use_pickle": true', 1)
 
 
-def test_an_exported_program_whose_sizes_are_code_is_refused(exported, tmp_path):
-    victim = tmp_path / "victim"
-
-    def inject(name, data):
-        if not name.endswith("models/model.json"):
-            return data
-        code = f"__import__('pathlib').Path('{victim}').touch()"
-        content = json.loads(data)
-        for value in content["graph_module"]["graph"]["tensor_values"].values():
-            for size in value["sizes"]:
-                if "as_expr" in size:
-                    size["as_expr"]["expr_str"] = code
-        return json.dumps(content).encode()
-
-    with pytest.raises(ModelError, match="no arithmetic"):
-        load_model(rewrite(exported, tmp_path / "model.pt2", inject))
-    assert not victim.exists()
+def change_size(name, data, code):
+    """A symbolic size that torch would evaluate."""
+    if not name.endswith("models/model.json"):
+        return data
+    content = json.loads(data)
+    for value in content["graph_module"]["graph"]["tensor_values"].values():
+        for size in value["sizes"]:
+            if "as_expr" in size:
+                size["as_expr"]["expr_str"] = code
+    return json.dumps(content).encode()
 
 
-def test_an_exported_program_with_poisoned_sample_inputs_is_refused(exported, tmp_path):
-    victim = tmp_path / "victim"
+def change_name(name, data, code):
+    """A name that FX would write into Python."""
+    return (
+        data.replace(b"p_stem_0_weight", b"p_x); open('victim', 'w') #") if name.endswith(".json") else data
+    )
 
-    def poison(name, data):
-        return pickle.dumps(Bomb(victim)) if "sample_inputs" in name else data
 
-    with pytest.raises(ModelError, match="sample inputs"):
-        load_model(rewrite(exported, tmp_path / "model.pt2", poison))
-    assert not victim.exists()
+def change_samples(name, data, code):
+    return pickle.dumps(Bomb("victim")) if "sample_inputs" in name else data
+
+
+@pytest.mark.parametrize("change", [None, change_use_pickle, change_size, change_name, change_samples])
+def test_an_exported_program_needs_trust_whatever_is_in_it(exported, tmp_path, monkeypatch, change):
+    monkeypatch.chdir(tmp_path)
+    code = "__import__('pathlib').Path('victim').touch()"
+    path = exported
+    if change is not None:
+        path = rewrite(exported, tmp_path / "model.pt2", lambda name, data: change(name, data, code))
+    with pytest.raises(ModelError, match=r"an exported program.*--trust-code.*safetensors"):
+        load_model(path)
+    assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.parametrize("place", ["data/weights/model.pt", "data/constants/model.pt", "models/model.jsox"])
+def test_members_that_torch_would_run_are_never_reached(exported, tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    payload = io.BytesIO()
+    torch.save(Bomb("victim"), payload)
+    path = rewrite(exported, tmp_path / "model.pt2", lambda name, data: data)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"model/{place}", payload.getvalue())
+    with pytest.raises(ModelError, match="--trust-code"):
+        load_model(path)
+    assert not (tmp_path / "victim").exists()
+
+
+def test_weights_as_safetensors_load_without_trust(network, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, path)
+    assert_same(network, load_model(path, FACTORY).network)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="a damaged safetensors file"):
+        load_model(path, FACTORY)
+
+
+def test_a_lightning_checkpoint_loads_without_trust(network, tmp_path):
+    content = {
+        "epoch": 3,
+        "global_step": 900,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": network.state_dict(),
+        "loops": {},
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.tensor(0.5)}},
+        "optimizer_states": [{"state": {0: {"step": torch.tensor(900.0)}}, "param_groups": [{"lr": 1e-3}]}],
+        "lr_schedulers": [],
+        "hyper_parameters": {"channels": [16, 32]},
+    }
+    assert_same(network, load_model(save(content, tmp_path / "last.ckpt"), FACTORY).network)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda w: w.to_sparse(), "sparse"),
+        (lambda w: w.to("meta"), "on the meta device"),
+        (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "quantized"),
+        (lambda w: w.to(torch.complex64), "complex"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_only_dense_tensors_of_real_numbers_become_weights(network, tmp_path, change, kind):
+    weights = network.state_dict()
+    weights["stem.0.weight"] = change(weights["stem.0.weight"])
+    with pytest.raises(ModelError, match=f"the weight stem.0.weight is {kind}"):
+        load_model(save(weights, tmp_path / "model.pt"), FACTORY)
+
+
+def test_weights_that_are_far_larger_than_their_file_are_refused(network, tmp_path):
+    weights = {**network.state_dict(), "Head.weight": torch.zeros(1).expand(10**5, 10**5)}
+    with pytest.raises(ModelError, match="weights are stored whole"):
+        load_model(save(weights, tmp_path / "model.pt"), FACTORY)
+
+
+def test_arguments_in_a_file_allocate_nothing_before_they_fit_its_weights(network, tmp_path):
+    for arguments, message in (
+        ({"embedding": 10**9}, "arguments of its network"),
+        ({"embedding": 4096}, "of another shape"),
+    ):
+        content = {
+            "architecture": {"name": "gaitbase-small", "arguments": arguments},
+            "model": network.state_dict(),
+        }
+        with pytest.raises(ModelError, match=message):
+            load_model(save(content, tmp_path / "model.pt"), zoo=NETWORKS)
+
+
+def test_an_archive_with_compressed_members_is_refused(network, tmp_path):
+    path = save(network.state_dict(), tmp_path / "model.pt")
+    with (
+        zipfile.ZipFile(path) as old,
+        zipfile.ZipFile(tmp_path / "c.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(ModelError, match="compressed members"):
+        load_model(tmp_path / "c.pt", FACTORY)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "model.pt")
+    with pytest.raises(ModelError, match="not a regular file"):
+        load_model(tmp_path / "model.pt", FACTORY)
 
 
 @pytest.mark.parametrize(
