@@ -26,9 +26,9 @@ from qgait_ptq.mixed_precision import WidthChooser
 from qgait_ptq.partial import PartialNetwork, part_config, take_part
 from qgait_ptq.planning import bit_widths, plan
 from qgait_ptq.progress import Progress
-from qgait_ptq.runtime.kernel_check import check_kernels
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, is_installed
 from qgait_ptq.stages import CalibrationRun
+from qgait_ptq.verification.kernel_check import check_kernels
 
 PARITY_SEQUENCES, SQNR_SEQUENCES = 50, 8
 SPEED_ROUNDS, SPEED_SECONDS = 5, 0.05
