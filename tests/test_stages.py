@@ -5,7 +5,9 @@ import torch
 
 import qgait_ptq as qg
 from qgait_ptq.errors import DataError
+from qgait_ptq.export.pair_sums import bound_pair_sums
 from qgait_ptq.progress import Silent
+from qgait_ptq.quantizer.pair_order import INT16_MAX
 from tests.conftest import make_gaitbase
 
 SMALL = {
@@ -124,3 +126,13 @@ def test_memory_for_the_backward_pass_decides_the_micro_batch_not_the_result(peo
     tight, _ = quantize(as_data(people), SMALL | {"idc": SMALL["idc"] | {"memory_mb": 1}})
     first, second = (torch.tensor(r.report.calibration["idc"]["curve"]) for r in (roomy, tight))
     torch.testing.assert_close(first[:2], second[:2], rtol=0.2, atol=0)
+
+
+def test_the_pairs_of_a_file_stay_within_16_bits_after_idc_and_finetuning(finetuned):
+    """The first and the last layer have 8 bits: theirs are the pairs that could saturate."""
+    result, _ = finetuned
+    sums = bound_pair_sums(result.onnx_model)
+    assert sums.safe
+    assert max(layer.bound for layer in sums.layers) > 0.9 * INT16_MAX  # the limit was reached, not avoided
+    assert result.report.pair_sums["safe"]
+    assert result.report.metadata()["pair_sums"]["weight_range"] == "safe"

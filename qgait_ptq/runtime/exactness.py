@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import onnx
 
 # What tells kinds of kernels apart, as Linux names it.
-FEATURES = ("avx2", "avx512f", "asimd", "asimddp", "i8mm", "sve")
+FEATURES = ("avx2", "asimd", "asimddp", "i8mm", "sve")
 EXACT_FEATURES = ("avx_vnni", "avx512_vnni", "amx_int8")
 ONNXRUNTIME = "onnxruntime"
 LARGEST_CODE, LARGEST_WEIGHT, CHANNELS = 255, 127, 32

@@ -7,9 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.quantizer.grid import IntegerGrid, quantize
+from qgait_ptq.quantizer.observers import WeightMinMaxObserver
 from qgait_ptq.quantizer.pair_order import INT16_MAX, largest_pair_sum
 from qgait_ptq.quantizer.pairs import limit_pairs, neighbours, widened_scale
+from qgait_ptq.quantizer.trainable import WeightMode, WeightTrainer
 
 LIMIT = 128
 shapes = st.tuples(st.integers(1, 7), st.sampled_from([(), (1,), (3,), (3, 3), (1, 2), (3, 1, 3)]))
@@ -114,3 +117,26 @@ def test_a_grid_with_a_limit_quantizes_within_it():
 def test_a_limit_below_the_largest_integer_is_refused():
     with pytest.raises(ValueError, match="excludes integers"):
         IntegerGrid(8, signed=True, symmetric=True, pair_limit=100)
+
+
+@pytest.mark.parametrize("mode", list(WeightMode))
+def test_weights_that_learn_stay_within_the_limit(mode):
+    """Gradients push every weight outwards; what settles keeps the limit, whatever learned."""
+    grid = IntegerGrid(8, signed=True, symmetric=True, pair_limit=LIMIT)
+    weight = torch.nn.Parameter(torch.randn(8, 3, 3, 3, generator=torch.Generator().manual_seed(0)))
+    settled = FakeQuantize(grid, WeightMinMaxObserver(grid, 0), 0)
+    settled.scale = widened_scale(weight.detach(), weight.detach().abs().flatten(1).amax(1) / 127, LIMIT)
+    settled.zero_point = torch.zeros(8, dtype=torch.int32)
+    trainer = WeightTrainer(settled, weight.detach(), weight.detach(), mode)
+    optimizer = torch.optim.Adam([p for p in trainer.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (-trainer(weight).abs().sum()).backward()
+        optimizer.step()
+        step = trainer.scale.detach().reshape(-1, 1, 1, 1)
+        if mode is not WeightMode.ROUNDING:  # that one is undecided until it settles
+            assert largest_sum((trainer(weight).detach() / step).round()) <= LIMIT
+    trainer.settle(settled, weight)
+    integers = quantize(weight.detach(), settled.scale, settled.zero_point, grid, axis=0)
+    assert largest_sum(integers) <= LIMIT
+    torch.testing.assert_close(settled(weight.detach()), weight.detach())
