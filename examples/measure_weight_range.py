@@ -2,8 +2,8 @@
 
     python examples/measure_weight_range.py
 
-Without IDC, 32 calibration sequences. SQNR is of embeddings against the float network; rank-1 and mAP are those
-of the file in onnxruntime. A run takes some minutes.
+Without IDC, 32 calibration sequences. SQNR is of embeddings against the float network; rank-1 and mAP are
+those of the file in onnxruntime. A run takes some minutes.
 """
 
 from __future__ import annotations

@@ -176,7 +176,8 @@ class _Pairs:
         """See `round_columns`; `order` is ``[g, k]``: which column is rounded when."""
         assert grid.pair_limit is not None  # noqa: S101 - there are pairs
         self.grid, self.limit = grid, grid.pair_limit
-        turn = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
+        turns = torch.arange(order.shape[1], device=order.device).expand_as(order)
+        turn = torch.empty_like(order).scatter_(1, order, turns)
         # In the order of rounding: [g, k, 2], −1 where there is no neighbour.
         mine = partners[order]
         theirs = turn.gather(1, mine.clamp_min(0).flatten(1)).reshape(mine.shape)
