@@ -10,10 +10,23 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from qgait_ptq.bounded_files import read_text, shown
+from qgait_ptq.bounded_yaml import LARGEST_YAML, RefusedYamlError, compose_yaml, load_yaml
 from qgait_ptq.config import Recipe
-from qgait_ptq.errors import ConfigError
+from qgait_ptq.errors import ConfigError, QgaitError
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
+OPENGAIT = "opengait_config"
+LONGEST_TEXT = 200  # of a key or a problem in an error
+# Sections that options are merged into before the whole is validated, outer ones first.
+SECTIONS = (
+    ("model",),
+    ("model", "arguments"),
+    ("data",),
+    ("quantization",),
+    ("quantization", "idc"),
+    ("quantization", "finetune"),
+)
 
 
 def parse(model: type[Parsed], values: Any, where: str, file: Path | None = None) -> Parsed:
@@ -38,8 +51,8 @@ def parse(model: type[Parsed], values: Any, where: str, file: Path | None = None
         if first["type"] == "extra_forbidden":
             message = f"no such key{_nearest(model, location)}"
         elif first["type"] not in ("missing", "value_error"):
-            message += f", not {first['input']!r}"
-        field = ".".join(str(part) for part in location)
+            message += f", not {shown(first['input'])}"
+        field = _shortened(".".join(str(part) for part in location))
         raise ConfigError(f"{place}: {field + ': ' if field else ''}{message}") from None
 
 
@@ -53,7 +66,11 @@ def find_line(path: Path, location: Sequence[int | str]) -> int | None:
     Returns:
         None where the file does not hold it: it came from elsewhere.
     """
-    node, line = yaml.compose(path.read_text()), None
+    try:
+        node = compose_yaml(read_text(path, LARGEST_YAML, "the recipe"))
+    except (QgaitError, yaml.YAMLError):
+        return None  # changed since it was read
+    line = None
     for part in location:
         if isinstance(node, yaml.MappingNode):
             found = [(key, value) for key, value in node.value if key.value == str(part)]
@@ -83,33 +100,57 @@ def _nearest(model: type[BaseModel], location: Sequence[int | str]) -> str:
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """Read a YAML file.
+    """Read a YAML file that others may have written; see `bounded_yaml` for the limits.
 
     Args:
         path: the file.
         what: it is, for errors.
 
     Raises:
-        ConfigError: it cannot be read, or is not YAML.
+        ConfigError: it cannot be read, is not YAML, or is beyond the limits; names the line.
     """
+    text = read_text(path, LARGEST_YAML, what)
     try:
-        return yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: {what} cannot be read ({error.strerror or error})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return load_yaml(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = "" if mark is None else f", line {mark.line + 1}"
+        problem = _shortened(" ".join(f"{error.context or ''} {error.problem or ''}".split()))
+        kind = "" if isinstance(error, RefusedYamlError) else "not YAML: "
+        raise ConfigError(f"{path}{line}: {kind}{problem}") from None
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a recipe file as a mapping; `parse` validates it after options have been merged in.
+    """Read a recipe file as a mapping of mappings; `parse` validates it after options have been merged in.
 
     Raises:
-        ConfigError: no such file, or not a YAML mapping.
+        ConfigError: no such file, not a YAML mapping, or a section of another kind.
     """
     values = read_yaml(path, "the recipe")
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a mapping with the keys model, data and quantization")
+    for location in SECTIONS:
+        section: Any = values
+        for key in location:
+            section = section.get(key) or {}
+        if not isinstance(section, dict):
+            raise ConfigError(f"{_place(path, location)}: expected a mapping, not {shown(section)}")
+    config = (values.get("model") or {}).get(OPENGAIT)
+    if not isinstance(config, str | None):
+        place = _place(path, ("model", OPENGAIT))
+        raise ConfigError(f"{place}: expected a path, not {shown(config)}")
     return values
+
+
+def _place(path: Path, location: Sequence[str]) -> str:
+    line = find_line(path, location)
+    return f"{path}{'' if line is None else f', line {line}'}: {'.'.join(location)}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
 
 
 def recipe_yaml(recipe: Recipe) -> str:

@@ -43,6 +43,7 @@ def command(
     """
     from rich.console import Console
 
+    from qgait_ptq.report.plain import write_line
     from qgait_ptq.report.runtime_tables import bench_table
     from qgait_ptq.report.terminal import TerminalProgress
     from qgait_ptq.runtime.benchmark import is_noisy, measure
@@ -59,4 +60,4 @@ def command(
     title = f"{runtime}, {threads} thread{'s' * (threads > 1)}, {batch} × {frames} frames, {rounds} rounds"
     console.print(bench_table(measured, title))
     if is_noisy(measured):
-        console.print("others used the machine in most rounds: these figures are not to be trusted")
+        write_line(console, "others used the machine in most rounds: these figures are not to be trusted")

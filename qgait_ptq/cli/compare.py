@@ -30,11 +30,13 @@ def command(results: tuple[Path, ...], html: Path | None, as_json: bool) -> None
     from rich.console import Console
 
     from qgait_ptq.report.comparing import compare_reports, render_comparison, short_names
+    from qgait_ptq.report.plain import write_line
     from qgait_ptq.report.reading import read_report
     from qgait_ptq.report.runtime_tables import comparison_of_results
     from qgait_ptq.report.writing import write_text
 
-    reports = dict(zip(short_names(results), map(read_report, results), strict=True))
+    found = [read_report(folder) for folder in results]
+    reports = dict(zip(short_names(results), found, strict=True))
     rows = compare_reports(reports)
     first = next(iter(reports.values()))
     accuracy = first["accuracy"].get("float")
@@ -49,4 +51,4 @@ def command(results: tuple[Path, ...], html: Path | None, as_json: bool) -> None
     console = Console()
     console.print(comparison_of_results(rows))
     if html is not None:
-        console.print(f"wrote {html}", highlight=False, markup=False)
+        write_line(console, f"wrote {html}")

@@ -17,7 +17,7 @@ def command(model: Path, directory: Path, out: Path, runtime: str, jobs: int | N
     """Embed the sequences in DIRECTORY, of the layout subject/type/view, into one npz file.
 
     It holds embeddings [n, parts, channels] and the names of the sequences. A run that was stopped goes on
-    where it was when it is started again.
+    where it was when it is started again, unless the model or a sequence has changed.
 
     \b
     Example:
@@ -28,13 +28,13 @@ def command(model: Path, directory: Path, out: Path, runtime: str, jobs: int | N
     from qgait_ptq.cli.inputs import usable_cores
     from qgait_ptq.gait.dataset import GaitDataset
     from qgait_ptq.gait.sequences import Reading
+    from qgait_ptq.locking import locked
     from qgait_ptq.report.terminal import TerminalProgress
-    from qgait_ptq.report.writing import check_writable
     from qgait_ptq.runtime.embedder import Embedder
     from qgait_ptq.runtime.embedding_files import embed_to_file
 
     progress = TerminalProgress(Console())
-    check_writable(out.resolve().parent)
+    click.get_current_context().with_resource(locked(out))
     embedder = Embedder(model, threads=1, runtime=runtime)
     # Frames as they are: the embedder cuts them as the network was calibrated.
     reading = Reading(cut_columns=0, raw=embedder.raw, modalities=embedder.modalities)

@@ -89,6 +89,7 @@ def command(
     from qgait_ptq.gait.sequences import cut_width, shape_text
     from qgait_ptq.graph.layers import count_parameters, float_operators
     from qgait_ptq.planning import REPORTED_FRAMES, plan
+    from qgait_ptq.report.plain import write_line
     from qgait_ptq.report.terminal import TerminalProgress, layer_table
 
     console = Console(stderr=as_json)
@@ -128,7 +129,7 @@ def command(
         f"{100 * integer / macs:.2f} % of them on integers",
         f"batch {captured.batch or 'free'}, frames {captured.frames or 'free'}",
     ):
-        console.print(line, highlight=False, markup=False)
+        write_line(console, line)
 
 
 def _parse_inputs(texts: tuple[str, ...]) -> FrameLayout | None:
@@ -160,6 +161,7 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
     from qgait_ptq.planning import plan
     from qgait_ptq.report.reading import read_report
     from qgait_ptq.report.terminal import TerminalProgress, comparison_table
+    from qgait_ptq.runtime.written_file import refuse_damage
 
     console = Console(stderr=as_json)
     progress = TerminalProgress(console)
@@ -181,7 +183,7 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
         (network_batch(frames, record, embedder.frame_shape, embedder.frames, limit), record.subject)
         for frames, record in chosen
     ]
-    with progress.stage("layers", len(chosen)) as advance:
+    with progress.stage("layers", len(chosen)) as advance, refuse_damage(embedder.path):
         compared = [
             asdict(layer)
             for layer in compare_layers(graph_module, embedder.path, sequences, report["layers"], advance)

@@ -80,8 +80,8 @@ def command(
 ) -> None:
     """Quantize MODEL and write OUT/model.onnx, report.html, report.json and recipe.yaml.
 
-    MODEL is an exported program (torch.export.save), weights (a state_dict or a training checkpoint, with
-    --model), or a pickled module (with --trust-pickle).
+    MODEL holds weights (safetensors, a state_dict or a training checkpoint, with --model). An exported
+    program (torch.export.save) or a pickled module runs code when it is loaded, and needs --trust-code.
 
     \b
     Examples:
@@ -98,6 +98,7 @@ def command(
     from qgait_ptq.cli.plan import show_plan
     from qgait_ptq.device import choose_device
     from qgait_ptq.export.targets import get_target
+    from qgait_ptq.locking import locked
     from qgait_ptq.pipeline import quantize
     from qgait_ptq.report.logging import LoggedProgress
     from qgait_ptq.report.terminal import TerminalProgress, accuracy_table, summary_lines
@@ -109,6 +110,7 @@ def command(
         progress = LoggedProgress(progress, log_file)
     get_target(recipe.quantization.target)
     if not dry_run:
+        click.get_current_context().with_resource(locked(out))
         check_writable(out)
     network, source = load_network(recipe.model, progress)
     if dry_run:

@@ -93,11 +93,12 @@ def command(
     from qgait_ptq.device import choose_device
     from qgait_ptq.errors import ConfigError
     from qgait_ptq.graph.conversion import to_device
+    from qgait_ptq.locking import locked
     from qgait_ptq.planning import plan
     from qgait_ptq.report.drawing import standalone
     from qgait_ptq.report.plots import sensitivity_figure
     from qgait_ptq.report.terminal import TerminalProgress, sensitivity_table
-    from qgait_ptq.report.writing import write_text
+    from qgait_ptq.report.writing import check_writable, write_text
     from qgait_ptq.sensitivity import SensitivityMeasurement, describe_sensitivity
 
     if plot is not None and not plot.parent.is_dir():  # found before minutes of measuring
@@ -107,6 +108,9 @@ def command(
             "sensitivity is of distances between embeddings; the recipe captures "
             f"{recipe.model.submodule} alone, which gives none"
         )
+    click.get_current_context().with_resource(locked(resume, plot))
+    if resume is not None:
+        check_writable(resume)
     console = Console(stderr=as_json)
     progress = TerminalProgress(console)
     network, _ = load_network(recipe.model, progress)

@@ -25,6 +25,7 @@ def command(file: Path | None, as_json: bool) -> None:
 
     from qgait_ptq.export.rules import find_broken_rules
     from qgait_ptq.export.targets import TARGETS
+    from qgait_ptq.report.plain import write_line
     from qgait_ptq.report.runtime_tables import pair_table, target_table
 
     broken: dict[str, list[str]] = {}
@@ -32,10 +33,12 @@ def command(file: Path | None, as_json: bool) -> None:
     if file is not None:
         from qgait_ptq.export.onnx_file import read_model
         from qgait_ptq.export.pair_sums import bound_pair_sums
+        from qgait_ptq.runtime.written_file import refuse_damage
 
         model = read_model(file)
-        broken = {t.name: [str(rule) for rule in find_broken_rules(model, t)] for t in TARGETS.values()}
-        sums = bound_pair_sums(model)
+        with refuse_damage(file):
+            broken = {t.name: [str(rule) for rule in find_broken_rules(model, t)] for t in TARGETS.values()}
+            sums = bound_pair_sums(model)
     if as_json:
         described = {
             target.name: {
@@ -54,7 +57,7 @@ def command(file: Path | None, as_json: bool) -> None:
     for target in TARGETS.values():
         lines = broken[target.name] or ["keeps all rules"] if file else (target.description, *target.limits)
         for line in lines:
-            console.print(f"{target.name}: {line}", highlight=False, markup=False)
+            write_line(console, f"{target.name}: {line}")
     if sums is not None:
         console.print(pair_table(sums))
-        console.print(sums.verdict(), highlight=False, markup=False)
+        write_line(console, sums.verdict())

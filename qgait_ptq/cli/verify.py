@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from qgait_ptq.export.pair_sums import PairSums
+    from qgait_ptq.runtime.verification import Verification
 
 
 @click.command()
@@ -35,19 +41,11 @@ def command(result: Path, sequences: int, frames: int, processor: str | None, as
     """
     from rich.console import Console
 
-    from qgait_ptq.export.onnx_file import read_model
-    from qgait_ptq.export.pair_sums import bound_pair_sums
+    from qgait_ptq.report.plain import write_line
     from qgait_ptq.report.runtime_tables import pair_table, verification_table
-    from qgait_ptq.runtime.sessions import ONNXRUNTIME
-    from qgait_ptq.runtime.verification import random_batches, saturation_damage, verify
-    from qgait_ptq.runtime.written_file import open_file
 
-    path = result / "model.onnx" if result.is_dir() else result
-    session, _ = open_file(path, ONNXRUNTIME)
-    sums = bound_pair_sums(read_model(path))
-    batches = random_batches(session, sequences, frames)
-    verification = verify(path, batches, processor)
-    damage = None if sums.safe else saturation_damage(path, batches[:1])
+    path = result / "model.onnx" if os.path.isdir(result) else result
+    sums, verification, damage = examine(path, sequences, frames, processor)
     if as_json:
         described = {
             **asdict(verification),
@@ -62,20 +60,54 @@ def command(result: Path, sequences: int, frames: int, processor: str | None, as
         console.print(pair_table(sums))
         console.print(verification_table(verification))
         values = sum(tensor.values for tensor in verification.tensors)
-        console.print(
+        write_line(
+            console,
             f"{verification.differing} of {values:,} bytes differ, in {len(verification.tensors)} tensors of "
             f"onnxruntime's graph, over {sequences} sequences of {frames} frames"
             + (f", on an emulated {processor} processor" if processor else ""),
-            highlight=False,
         )
-        console.print(sums.verdict(), highlight=False, markup=False)
+        write_line(console, sums.verdict())
         if damage is not None:
-            console.print(
+            write_line(
+                console,
                 f"with saturating pairs {100 * damage:.1f} % of the integers would differ (computed by the "
                 "integer reference)",
-                highlight=False,
             )
         if verification.unknown:
-            console.print(f"not compared: {', '.join(verification.unknown)}", highlight=False, markup=False)
+            write_line(console, f"not compared: {', '.join(verification.unknown)}")
     if verification.differing:
         raise SystemExit(1)
+
+
+def examine(
+    path: Path, sequences: int, frames: int, processor: str | None = None
+) -> tuple[PairSums, Verification, float | None]:
+    """Read the proof from a file and compare it with the integer reference.
+
+    Args:
+        path: of the file.
+        sequences: how many random ones.
+        frames: of each.
+        processor: kind of processor to emulate; None is this one.
+
+    Returns:
+        The bounds of the pair sums, the comparison, and the share of integers that saturation would change;
+        None where nothing can saturate.
+
+    Raises:
+        ModelError: the file is damaged, or the toolkit did not write it.
+        ConfigError: that processor cannot be emulated here.
+    """
+    from qgait_ptq.export.onnx_file import read_model
+    from qgait_ptq.export.pair_sums import bound_pair_sums
+    from qgait_ptq.runtime.sessions import ONNXRUNTIME
+    from qgait_ptq.runtime.verification import random_batches, saturation_damage, verify
+    from qgait_ptq.runtime.written_file import open_file, refuse_damage
+
+    session, _ = open_file(path, ONNXRUNTIME)
+    with refuse_damage(path):
+        sums = bound_pair_sums(read_model(path))
+        batches = random_batches(session, sequences, frames)
+        verification = verify(path, batches, processor)
+        damage = None if sums.safe else saturation_damage(path, batches[:1])
+    return sums, verification, damage

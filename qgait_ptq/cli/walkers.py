@@ -57,8 +57,10 @@ def command(
     from qgait_ptq.gait.walkers.contact_sheet import write_contact_sheet
     from qgait_ptq.gait.walkers.population import split_identities
     from qgait_ptq.gait.walkers.rendering import write_walkers
+    from qgait_ptq.locking import locked
     from qgait_ptq.report.terminal import TerminalProgress
 
+    click.get_current_context().with_resource(locked(folder, sheet))
     progress = TerminalProgress(Console())
     people = split_identities(Split(split), identities)
     if sheet is not None:

@@ -1,12 +1,24 @@
-"""What the toolkit writes into an ONNX file beside the network: one JSON text under one key."""
+"""What the toolkit writes into an ONNX file beside the network: one JSON text under one key.
+
+A file may come from anybody, so every field that a reader uses is checked here, before it is used.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from qgait_ptq.bounded_files import shown
+from qgait_ptq.errors import ModelError, first_line
+from qgait_ptq.frame_layout import PartKind
+
 METADATA_KEY = "qgait_ptq"
+LARGEST_MODEL = 2**31  # bytes of a file; protobuf reads no larger ones
+LARGEST_NUMBER = 2**63
+KINDS = tuple(kind.value for kind in PartKind)
+METRICS = ("euclidean", "cosine")
 
 
 def metadata_text(metadata: Mapping[str, Any]) -> str:
@@ -14,16 +26,120 @@ def metadata_text(metadata: Mapping[str, Any]) -> str:
     return json.dumps(metadata, sort_keys=True)
 
 
-def parse_metadata(properties: Mapping[str, str]) -> dict[str, Any] | None:
-    """The dictionary from a file's properties; None where the toolkit did not write the file."""
+def parse_metadata(properties: Mapping[str, str], file: str | Path = "the model") -> dict[str, Any] | None:
+    """Read and check the dictionary in a file's properties.
+
+    Args:
+        properties: of the file.
+        file: named in errors.
+
+    Returns:
+        None where the toolkit did not write the file. Sections and fields may be missing: files of older
+        versions do not have all of them.
+
+    Raises:
+        ModelError: the text is damaged, or a field is of another type than the toolkit writes.
+    """
+    if METADATA_KEY not in properties:
+        return None
+    damaged = f"{file}: its metadata are damaged"
     try:
         found = json.loads(properties[METADATA_KEY])
-    except (KeyError, json.JSONDecodeError):
-        return None
-    return found if isinstance(found, dict) else None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{damaged}: not JSON ({first_line(error)})") from None
+    if not isinstance(found, dict):
+        raise ModelError(f"{damaged}: expected a mapping, not {shown(found)}")
+    for section, fields in FIELDS.items():
+        values = found.get(section, {})
+        if not isinstance(values, dict):
+            raise ModelError(f"{damaged}: {section} is {shown(values)}, expected a mapping")
+        for field, (is_valid, expected) in fields.items():
+            if field in values and not is_valid(values[field]):
+                raise ModelError(
+                    f"{damaged}: {section}.{field} is {shown(values[field])}, expected {expected}"
+                )
+    for section, partner, needed in NEEDED_WITH:
+        values = found.get(section)
+        if values is not None and (partner is None or partner in values) and needed not in values:
+            raise ModelError(f"{damaged}: {section}.{needed} is missing")
+    return found
 
 
 def is_proven_safe(metadata: Mapping[str, Any] | None) -> bool:
     """Whether a file was proven to give the same integers on every processor when it was written."""
     sums = (metadata or {}).get("pair_sums")
     return isinstance(sums, Mapping) and sums.get("safe") is True
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST_NUMBER
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_count(value) and value > 0
+
+
+def _is_list(value: Any, is_item: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(is_item, value))
+
+
+def _is_input(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and _is_text(value.get("name"))
+        and _is_list(value.get("shape"), _is_positive)
+        and value.get("kind") in KINDS
+    )
+
+
+def _is_part(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and _is_text(value.get("name"))
+        and all(value.get(name, "") is None or _is_count(value.get(name)) for name in AXES)
+        and _is_list(value.get("result_shape"), _is_positive)
+    )
+
+
+def _optional(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or is_valid(value)
+
+
+AXES = ("given_axis", "result_axis")
+# Section → field → its check, and what an error says that it should be. Only what is read.
+FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "model": {
+        "raw": (_is_flag, "true or false"),
+        "streams": (_is_flag, "true or false"),
+        "inputs": (lambda value: _is_list(value, _is_input), "a list of name, shape and kind"),
+        "submodule": (_optional(_is_part), "null, or a name, axes and a shape"),
+        "frames": (_optional(_is_positive), "null or a positive integer"),
+        "macs": (_is_count, "an integer of 0 or more"),
+        "macs_frames": (_is_positive, "a positive integer"),
+        "channels": (_is_positive, "a positive integer"),
+        "parts": (_is_positive, "a positive integer"),
+    },
+    "data": {
+        "cut_columns": (_optional(_is_count), "null or an integer of 0 or more"),
+        "modalities": (
+            lambda value: bool(value) and _is_list(value, _is_count),
+            "a list of integers of 0 or more",
+        ),
+        "metric": (lambda value: value in METRICS, " or ".join(METRICS)),
+    },
+    "target": {
+        "name": (_is_text, "text"),
+        "runtimes": (lambda value: _is_list(value, _is_text), "a list of names"),
+    },
+    "pair_sums": {"safe": (_is_flag, "true or false")},
+}
+# Section, a field or None for the section itself, and what must be there with it.
+NEEDED_WITH = (("target", None, "name"), ("target", None, "runtimes"), ("model", "macs", "macs_frames"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import onnx
 import torch
 from torch import fx
 
+from qgait_ptq.bounded_files import check_file
 from qgait_ptq.errors import ExportError, ModelError, first_line
 from qgait_ptq.export.byte_input import take_bytes
 from qgait_ptq.export.first_layer_table import look_up_first_layer
 from qgait_ptq.export.integer_sums import SUMS, spell_out_sums
 from qgait_ptq.export.lowering import CALL_MARK, lower_markers
 from qgait_ptq.export.markers import mark_quantizers, translation_table
-from qgait_ptq.export.metadata import METADATA_KEY, metadata_text
+from qgait_ptq.export.metadata import LARGEST_MODEL, METADATA_KEY, metadata_text, parse_metadata
 from qgait_ptq.export.pair_sums import bound_pair_sums
 from qgait_ptq.export.pooled_maxima import pool_maxima
 from qgait_ptq.export.rules import check_rules
@@ -74,15 +76,49 @@ def export_quantized(
 
 
 def read_model(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file.
+    """Read an ONNX file that others may have written.
+
+    Its nodes stand in the order in which they compute, so that code that follows them ends, and its metadata
+    are checked.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is none, or it is damaged.
     """
+    check_file(path, LARGEST_MODEL, "the model", ModelError)
     try:
-        return onnx.load(path)
+        model = onnx.load(path)
+        is_text = all(isinstance(text, str) for text in _texts(model))
     except Exception as error:  # protobuf's exceptions are not public
         raise ModelError(f"{path}: not an ONNX file ({type(error).__name__})") from None
+    if not is_text:
+        raise ModelError(f"{path}: damaged: a name in it is not UTF-8 text")
+    misplaced = _find_misplaced(model.graph)
+    if misplaced is not None:
+        raise ModelError(f"{path}: damaged: its nodes are not in order ({misplaced})")
+    parse_metadata({entry.key: entry.value for entry in model.metadata_props}, path)
+    return model
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[object]:
+    """The names in a file; protobuf gives bytes for what is not UTF-8."""
+    graph = model.graph
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
+    yield from (value.name for value in (*graph.input, *graph.output, *graph.initializer))
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+
+
+def _find_misplaced(graph: onnx.GraphProto) -> str | None:
+    """Return the first node that reads what no node before it gives, or gives what is known already."""
+    known = {"", *(value.name for value in (*graph.input, *graph.initializer))}
+    known.update(value.values.name for value in graph.sparse_initializer)
+    for node in graph.node:
+        given = {name for name in node.output if name}
+        if not known.issuperset(node.input) or not known.isdisjoint(given):
+            return f"{node.op_type} {node.name}"
+        known.update(given)
+    return None
 
 
 def write_metadata(model: onnx.ModelProto, metadata: dict[str, Any]) -> None:

@@ -47,12 +47,15 @@ class SequenceRecord:
         condition: OpenGait's *type*, such as ``nm-01``; the walking condition and the number of the walk.
         view: camera angle or name, such as ``090``.
         load: gives the silhouettes, ``[s, h, w]`` uint8 in 0..255.
+        sources: the array files of the modalities, or the folder of png frames; empty for a sequence in
+            memory.
     """
 
     subject: str
     condition: str
     view: str
     load: Callable[[], Silhouettes]
+    sources: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -240,7 +243,7 @@ class _Place:
             load = partial(read_sequence, source, reading)
         else:
             load = partial(read_packed, self.sources, reading, layout)
-        return SequenceRecord(self.subject, self.condition, self.view, load)
+        return SequenceRecord(self.subject, self.condition, self.view, load, tuple(self.sources.values()))
 
 
 def _find_sequences(folder: Path, reading: Reading) -> Iterator[_Place]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
 from qgait_ptq.frame_layout import LARGEST_INTEGER, FrameLayout, layout_of
+from qgait_ptq.gait.limits import error_text
 from qgait_ptq.gait.sequences import (
     Reading,
     check_silhouettes,
@@ -67,7 +68,7 @@ def read_modalities(sources: Mapping[str, Path], reading: Reading) -> dict[str, 
     Raises:
         DataError: see `check_modalities` and `read_sequence`.
     """
-    given = {name: read_array(path) for name, path in sources.items()}
+    given = {name: _read_values(path) for name, path in sources.items()}
     where = ", ".join(map(str, sources.values()))
     arrays = check_modalities(given, where, reading.raw)
     return {
@@ -108,10 +109,21 @@ def as_modalities(sequence: Any) -> Mapping[str, Any] | None:
     return None
 
 
+def _read_values(path: Path) -> NDArray[Any]:
+    """Read an array, or nested lists of arrays or numbers; `read_array` bounds what the lists amount to."""
+    content = read_array(path)
+    if not isinstance(content, np.ndarray | list | tuple):
+        raise DataError(f"{path}: holds {type(content).__name__}, not an array of numbers [s, ...]")
+    try:
+        return np.asarray(content)
+    except Exception as error:  # lists of different lengths, or whatever a hostile file holds
+        raise DataError(f"{path}: its lists do not form an array ({error_text(error)})") from None
+
+
 def _check_integers(array: NDArray[Any], where: str) -> NDArray[np.int64]:
     if array.ndim < 1 or 0 in array.shape:
         raise DataError(f"{where}: shape {list(array.shape)}, expected frames [s, ...]")
-    if np.abs(array.astype(np.int64)).max() > LARGEST_INTEGER:
+    if max(int(array.max()), -int(array.min())) > LARGEST_INTEGER:
         raise DataError(f"{where}: integers beyond ±{LARGEST_INTEGER}, which float32 does not hold")
     return array.astype(np.int64)
 

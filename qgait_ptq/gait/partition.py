@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from qgait_ptq.errors import DataError
+from qgait_ptq.gait.limits import PARTITION_BYTES, error_text, read_file
 
 
 class Partition(BaseModel):
@@ -25,6 +27,17 @@ class Partition(BaseModel):
     test: tuple[str, ...] = Field(alias="TEST_SET")
     probes: tuple[str, ...] = Field(default=(), alias="PROBE_SET")
 
+    @field_validator("train", "test", "probes", mode="before")
+    @classmethod
+    def _check_items(cls, items: Any) -> Any:
+        # pydantic describes every wrong item, which takes gigabytes for a long list of numbers.
+        for index, item in enumerate(items if isinstance(items, list) else ()):
+            if not isinstance(item, str):
+                raise ValueError(f"item {index} is of type {type(item).__name__}, expected text")
+            if any("\ud800" <= letter <= "\udfff" for letter in item):  # no terminal can show it
+                raise ValueError(f"item {index} is not valid text (half of a surrogate pair)")
+        return items
+
 
 def read_partition(path: Path) -> Partition:
     """Read a partition file.
@@ -32,12 +45,13 @@ def read_partition(path: Path) -> Partition:
     Raises:
         DataError: no such file, not JSON, not a partition, or an identity in both parts.
     """
+    data = read_file(path, PARTITION_BYTES)
     try:
-        partition = Partition.model_validate(json.loads(path.read_text()))
-    except OSError as error:
-        raise DataError(f"{path}: the partition cannot be read ({error.strerror or error})") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: not a JSON file ({error})") from None
+        content = json.loads(data)
+    except Exception as error:  # deep nesting and long numbers raise errors of their own
+        raise DataError(f"{path}: not a JSON file ({error_text(error)})") from None
+    try:
+        partition = Partition.model_validate(content)
     except ValidationError as error:
         detail = error.errors()[0]
         raise DataError(
@@ -46,5 +60,5 @@ def read_partition(path: Path) -> Partition:
         ) from None
     both = sorted(set(partition.train) & set(partition.test))
     if both:
-        raise DataError(f"{path}: {len(both)} identities both train and test ({', '.join(both[:5])})")
+        raise DataError(f"{path}: {len(both)} identities both train and test ({', '.join(both[:5])[:200]})")
     return partition

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import io
+import math
+import struct
 import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
+from qgait_ptq.gait.limits import (
+    ARRAY_FILE_BYTES,
+    PNG_FILE_BYTES,
+    PNG_FRAMES,
+    PNG_PIXELS,
+    SEQUENCE_BYTES,
+    ZIP_ENTRIES,
+    build_array,
+    error_text,
+    number_type,
+    read_file,
+)
 from qgait_ptq.gait.pickles import load_array_pickle
 
 ARRAY_SUFFIXES = (".pkl", ".npy", ".npz")
 FOREGROUND = 255
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -57,15 +76,27 @@ def read_sequence(path: Path, reading: Reading = DEFAULT_READING) -> NDArray[Any
 
 
 def read_array(path: Path) -> Any:
-    """What a file or a folder of png frames holds, unchecked.
+    """Return what a file or a folder of png frames holds, within the limits, but with values unchecked.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file or the folder cannot be read.
     """
     try:
-        return _read_array(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read as silhouettes ({error})") from None
+        if path.is_dir():
+            return _read_png_folder(path)
+    except (OSError, ValueError) as error:  # a path with a NUL character can be a ValueError
+        raise DataError(f"{path}: cannot be read ({error_text(error)})") from None
+    if path.suffix == ".pkl":
+        return load_array_pickle(path)
+    if path.suffix not in PARSERS:
+        raise DataError(
+            f"{path}: unknown kind of file; sequences are {', '.join(ARRAY_SUFFIXES)} or png folders"
+        )
+    data = read_file(path, ARRAY_FILE_BYTES)
+    try:
+        return PARSERS[path.suffix](data)
+    except Exception as error:  # a hostile file can make the parsers of headers and archives raise anything
+        raise DataError(f"{path}: cannot be read as a sequence ({error_text(error)})") from None
 
 
 def cut_sequence(frames: NDArray[Any], reading: Reading, where: str) -> NDArray[Any]:
@@ -131,7 +162,8 @@ def check_values(array: Any, where: str) -> NDArray[np.float32]:
         raise DataError(f"{where}: holds {kind}, not an array of numbers [s, ...]")
     if array.ndim < 2 or 0 in array.shape:
         raise DataError(f"{where}: shape {list(array.shape)}, expected frames [s, ...]")
-    values = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused
+        values = array.astype(np.float32)
     if not np.isfinite(values).all():
         raise DataError(f"{where}: holds NaN or infinite values")
     return values
@@ -156,31 +188,80 @@ def cut_width(silhouettes: NDArray[Any], columns: int | None = None) -> NDArray[
     return silhouettes[..., columns : width - columns] if columns else silhouettes
 
 
-def _read_array(path: Path) -> Any:
-    if path.is_dir():
-        return _read_png_folder(path)
-    if path.suffix == ".pkl":
-        return load_array_pickle(path)
-    if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            if len(archive.files) != 1:
-                raise DataError(
-                    f"{path}: holds {len(archive.files)} arrays {archive.files[:4]}, expected one"
-                )
-            return archive[archive.files[0]]
-    raise DataError(f"{path}: unknown kind of file; sequences are {', '.join(ARRAY_SUFFIXES)} or png folders")
+def _parse_npy(data: bytes) -> NDArray[Any]:
+    file = io.BytesIO(data)
+    version = npy_format.read_magic(file)
+    if version not in NPY_HEADERS:
+        raise ValueError(f"npy version {version[0]}.{version[1]}, which plain arrays do not need")
+    shape, is_fortran, dtype = NPY_HEADERS[version](file)
+    values = memoryview(data)[file.tell() :]
+    size = math.prod(shape) * dtype.itemsize  # more bytes may follow, as in numpy
+    return build_array(values[:size], number_type(dtype.str), shape, "F" if is_fortran else "C")
+
+
+def _parse_npz(data: bytes) -> NDArray[Any]:
+    # zipfile makes an object of each entry of the directory. The signature bounds their number beforehand.
+    if data.count(b"PK\x01\x02") > ZIP_ENTRIES:
+        raise ValueError(f"an archive of more than {ZIP_ENTRIES} entries, expected one array")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+        if len(members) != 1:
+            names = [member.filename.removesuffix(".npy")[:20] for member in members[:4]]
+            raise ValueError(f"holds {len(members)} arrays {names}, expected one")
+        (member,) = members
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError("a compression other than that of numpy; save it with np.savez_compressed")
+        if member.file_size > ARRAY_FILE_BYTES:
+            raise ValueError(f"an array of {member.file_size} bytes; the limit is {SEQUENCE_BYTES}")
+        with archive.open(member) as file:
+            return _parse_npy(file.read(member.file_size))  # the limit of what is decompressed
+
+
+NPY_HEADERS: Mapping[tuple[int, int], Callable[[io.BytesIO], tuple[Any, bool, np.dtype[Any]]]] = {
+    (1, 0): npy_format.read_array_header_1_0,
+    (2, 0): npy_format.read_array_header_2_0,
+}
+PARSERS: Mapping[str, Callable[[bytes], NDArray[Any]]] = {".npy": _parse_npy, ".npz": _parse_npz}
 
 
 def _read_png_folder(folder: Path) -> NDArray[Any]:
-    from PIL import Image
-
-    frames = []
-    for file in sorted(folder.glob("*.png")):
-        with Image.open(file) as image:
-            frames.append(np.asarray(image.convert("L")))
+    files = sorted(islice(folder.glob("*.png"), PNG_FRAMES + 1))
+    if len(files) > PNG_FRAMES:
+        raise DataError(
+            f"{folder}: more than {PNG_FRAMES} png frames, which is the limit; split the sequence"
+        )
+    frames: list[NDArray[np.uint8]] = []
+    read = pixels = 0
+    for file in files:
+        data = read_file(file, PNG_FILE_BYTES)
+        try:
+            width, height = _png_size(data)
+            read, pixels = read + len(data), pixels + width * height
+            if max(read, pixels) > SEQUENCE_BYTES:
+                raise ValueError(f"the frames exceed {SEQUENCE_BYTES} bytes; split the sequence")
+            frames.append(_decode_png(data, (width, height)))
+        except Exception as error:  # a hostile image can make Pillow raise anything
+            raise DataError(f"{file}: cannot be read as a png frame ({error_text(error)})") from None
     shapes = {frame.shape for frame in frames}
     if len(shapes) > 1:
         raise DataError(f"{folder}: frames of different sizes {sorted(shapes)[:3]}; resize them to one")
     return np.stack(frames) if frames else np.zeros((0, 0, 0), np.uint8)
+
+
+def _png_size(data: bytes) -> tuple[int, int]:
+    """Return the width and height that the first chunk of a png declares."""
+    if len(data) < 24 or data[:8] != PNG_SIGNATURE or data[12:16] != b"IHDR":
+        raise ValueError("not a png image")
+    width, height = struct.unpack(">II", data[16:24])
+    if width * height > PNG_PIXELS:
+        raise ValueError(f"an image of {width}×{height} pixels; the limit is {PNG_PIXELS} pixels")
+    return width, height
+
+
+def _decode_png(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        if image.size != size:  # a later chunk declares another size
+            raise ValueError(f"an image of two sizes, {size} and {image.size}")
+        return np.asarray(image.convert("L"))

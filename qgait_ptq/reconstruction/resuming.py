@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import io
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qgait_ptq.errors import ConfigError
+from qgait_ptq.errors import ConfigError, first_line
+from qgait_ptq.whole_files import make_folder, remove_empty, write_whole
 
 
 class SavedStates:
@@ -32,7 +33,7 @@ class SavedStates:
             self.remove(folder)
 
     def load(self, part: str) -> Any | None:
-        """The state of a part; None where there is none.
+        """Return the state of a part; None where there is none.
 
         Raises:
             ConfigError: the state belongs to a run with other settings, or cannot be read.
@@ -41,30 +42,55 @@ class SavedStates:
         if path is None or not path.exists():
             return None
         try:
-            saved = torch.load(path, weights_only=True)
+            saved = dict(torch.load(path, weights_only=True))
+            fingerprint, state = saved["fingerprint"], saved["state"]
         except Exception as error:  # torch and pickle have no common base for a broken file
-            raise ConfigError(f"{path}: not a saved state ({error}); run without --resume") from None
-        if saved["fingerprint"] != self.fingerprint:
+            raise ConfigError(
+                f"{path}: not a saved state ({first_line(error)}); run without --resume"
+            ) from None
+        if fingerprint != self.fingerprint:
             raise ConfigError(
                 f"{path} belongs to a run with other settings, data or network; run without --resume"
             )
-        return saved["state"]
+        return state
 
     def save(self, part: str, state: Any) -> None:
-        """Keep the state of a part."""
+        """Keep the state of a part.
+
+        Raises:
+            ConfigError: it cannot be written, for example because the disk is full. The state before it
+                stays, and no partial file is left behind.
+        """
         path = self._path(part)
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".writing")
-        torch.save({"fingerprint": self.fingerprint, "state": state}, beside)
-        os.replace(beside, path)
+        content = io.BytesIO()  # torch hides why a file cannot be written
+        torch.save({"fingerprint": self.fingerprint, "state": state}, content)
+        made: list[Path] = []
+        try:
+            made = make_folder(path.parent)
+            write_whole(path, content.getbuffer())
+        except OSError as error:
+            remove_empty(made)
+            raise ConfigError(
+                f"{path}: the state cannot be saved ({error.strerror or error}); free the disk or choose "
+                "another place, then go on with --resume"
+            ) from None
 
     @staticmethod
     def remove(folder: Path) -> None:
-        """Remove all states; called when the run has its result."""
-        if folder.is_dir():
-            shutil.rmtree(folder)
+        """Remove all states; called when the run has its result.
+
+        Raises:
+            ConfigError: they cannot be removed.
+        """
+        try:
+            if folder.is_dir():
+                shutil.rmtree(folder)
+        except OSError as error:
+            raise ConfigError(
+                f"{folder}: earlier states cannot be removed ({error.strerror or error})"
+            ) from None
 
     def _path(self, part: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{part}.pt"

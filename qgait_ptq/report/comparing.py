@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.report.drawing import FLOAT, INK, WORST, Figure, draw
 from qgait_ptq.report.page import render_template
+from qgait_ptq.report.plain import plain
 from qgait_ptq.report.widths import widths_label
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def compare_reports(reports: Mapping[str, Mapping[str, Any]]) -> list[Row]:
             by another version.
     """
     for name, report in reports.items():
-        missing = [key for key in NEEDED if key not in report]
+        missing = [key for key in NEEDED if report.get(key) is None]
         if missing:
             raise ConfigError(
                 f"{name}: its report was written by another version and lacks {', '.join(missing)}; "
@@ -87,10 +88,10 @@ def _tested(report: Mapping[str, Any]) -> str:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """A name for each folder: its own, or its whole path where others have the same."""
+    """Plain names of folders: their own, or their whole paths where others have the same."""
     names = [folder.resolve().name for folder in folders]
     return [
-        str(folder) if names.count(name) > 1 else name for folder, name in zip(folders, names, strict=True)
+        plain(folder if names.count(name) > 1 else name) for folder, name in zip(folders, names, strict=True)
     ]
 
 
@@ -155,15 +156,17 @@ def _front(
                 costs[index], heights[index], "o" if on_front else "x", color=WORST if on_front else FLOAT
             )
             axes.annotate(
-                row.name,
+                plain(row.name),
                 (costs[index], heights[index]),
                 xytext=(4, 4),
                 textcoords="offset points",
                 fontsize=8,
                 color=INK,
+                parse_math=False,  # a name may hold dollar signs
             )
         axes.margins(0.15)
-        axes.set(xlabel=unit, ylabel=label)
+        axes.set_xlabel(plain(unit), parse_math=False)
+        axes.set_ylabel(label)
 
     return draw(
         name, title, "Higher and further left is better; the line joins what nothing else beats.", paint
@@ -172,8 +175,10 @@ def _front(
 
 def _row(name: str, report: Mapping[str, Any]) -> Row:
     accuracy = report["accuracy"].get("onnx")
-    change = report.get("comparison", {}).get("onnx", {}).get("rank1")
+    changes = (report.get("comparison") or {}).get("onnx") or {}
+    change = changes.get("rank1")
     speed = report.get("speed") or {}
+    faster = speed.get("faster")
     return Row(
         name=name,
         widths=widths_label(report),
@@ -185,6 +190,6 @@ def _row(name: str, report: Mapping[str, Any]) -> Row:
         cosine=report["agreement"]["cosine_mean"],
         sqnr_db=report["agreement"]["sqnr_db"],
         milliseconds=speed.get("onnx_ms"),
-        faster=speed["faster"][0] if speed else None,
+        faster=faster[0] if faster else None,
         runtime=speed.get("runtime"),
     )

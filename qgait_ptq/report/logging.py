@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.progress import Advance, Progress
+from qgait_ptq.report.plain import plain
 
 
 class LoggedProgress:
@@ -49,8 +50,9 @@ class LoggedProgress:
         self._write(f"{name}: {time.perf_counter() - started:.1f} s")
 
     def _write(self, line: str) -> None:
+        """Add a line; a text of several lines becomes one, so that no name can pass for a line of the log."""
         try:
-            with self.path.open("a") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {plain(line)}\n")
         except OSError as error:
             raise ConfigError(f"{self.path}: the log cannot be written ({error.strerror or error})") from None

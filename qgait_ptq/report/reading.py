@@ -1,29 +1,133 @@
-"""Reading what a run has written."""
+"""Reading ``report.json`` of a result: what other commands take from it, checked."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from qgait_ptq.bounded_files import read_text
 from qgait_ptq.errors import ConfigError
+from qgait_ptq.recipes import parse
+
+LARGEST_REPORT = 64 * 10**6  # bytes
+
+
+def _check_unicode(text: str) -> str:
+    text.encode()  # fails for half of a surrogate pair
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_unicode)]
+# Numbers that tables and plots can show; nothing that a report measures is larger.
+Number = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=2**63)]
+Bits = Annotated[int, Field(ge=1, le=32)]
+
+
+class _Section(BaseModel):
+    """A section of a report; other keys are ignored, and missing ones stay missing."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+
+
+class _Layer(_Section):
+    name: Text
+    weight_bits: Bits | None
+    activation_bits: Bits | None
+    parameters: Count
+    macs: Count
+    sqnr_db: float | None = None
+    equalization_factors: list[Number] | None = None
+
+
+class _Data(_Section):
+    description: Text
+    test_sequences: Count
+    metric: Text
+    protocol: Text | None = None
+    test_names: Text | None = None
+
+
+class _Rank1(_Section):
+    mean: Number
+
+
+class _Accuracy(_Section):
+    rank1: _Rank1
+    mAP: Number  # noqa: N815 - key of the file
+
+
+class _Interval(_Section):
+    mean: Number
+    low: Number
+    high: Number
+
+
+class _Changes(_Section):
+    rank1: _Interval | None = None
+
+
+class _Comparison(_Section):
+    onnx: _Changes | None = None
+
+
+class _Agreement(_Section):
+    cosine_mean: Number
+    sqnr_db: float  # infinite where nothing was changed
+
+
+class _Sizes(_Section):
+    onnx: Count
+
+
+class _Speed(_Section):
+    onnx_ms: Number | None = None
+    faster: Annotated[list[Number], Field(min_length=1)] | None = None
+    runtime: Text | None = None
+
+
+class _Target(_Section):
+    name: Text
+
+
+class _Widths(_Section):
+    weight_bits: Bits
+    activation_bits: Bits
+
+
+class _Report(_Section):
+    """What `read_report` gives; only the layers are in reports of all versions."""
+
+    layers: list[_Layer]
+    data: _Data | None = None
+    accuracy: dict[str, _Accuracy] | None = None
+    comparison: _Comparison | None = None
+    agreement: _Agreement | None = None
+    size_bytes: _Sizes | None = None
+    target: _Target | None = None
+    config: _Widths | None = None
+    allocation: dict[str, Any] | None = None
+    speed: _Speed | None = None
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """``report.json`` of a result folder.
+    """``report.json`` of a result folder; keys that older versions did not write may be missing.
 
     Raises:
-        ConfigError: the folder is no result, or the file is damaged.
+        ConfigError: the folder is no result, or the file is damaged; names the field.
     """
     path = folder / "report.json"
+    if not os.path.exists(path):
+        raise ConfigError(f"{folder}: no result of quantize; it has no {path.name}")
+    text = read_text(path, LARGEST_REPORT, "the report")
     try:
-        report = json.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: no result of quantize; {path.name}: {error.strerror or error}"
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: damaged: no JSON ({error})") from None
+        report = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: damaged: not JSON ({error})") from None
     if not isinstance(report, dict) or not isinstance(report.get("layers"), list):
         raise ConfigError(f"{path}: no report of quantize: it lists no layers")
-    return report
+    return parse(_Report, report, f"{path}: damaged").model_dump(exclude_unset=True)

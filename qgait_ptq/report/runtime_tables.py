@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from qgait_ptq.quantizer.pair_order import INT16_MAX
+from qgait_ptq.report.plain import add_row, title_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +30,8 @@ def target_table(targets: Sequence[Target]) -> Table:
     table.add_column("opset", justify="right")
     table.add_column("tried in", overflow="fold")
     for target in targets:
-        table.add_row(
+        add_row(
+            table,
             target.name,
             _activations(target),
             "two to a byte" if target.storage.int4_weights else "as int8",
@@ -56,9 +58,9 @@ def pair_table(sums: PairSums) -> Table:
     for layer in sums.layers:
         numbers = (str(layer.worst_pair), str(layer.largest_code), f"{layer.bound:,}")
         verdict = "depthwise" if layer.depthwise else "safe" if layer.safe else "UNSAFE"
-        table.add_row(layer.layer, *numbers, verdict)
+        add_row(table, layer.layer, *numbers, verdict)
     for name in sums.unknown:
-        table.add_row(name, "", "", "", "unknown")
+        add_row(table, name, "", "", "", "unknown")
     table.caption = (
         f"Largest sum of two neighbouring products; 16 bits hold {INT16_MAX:,}.\n"
         "Depthwise layers add in 32 bits. Unknown: the weight is not stored in the file"
@@ -74,22 +76,28 @@ def verification_table(verification: Verification) -> Table:
     for heading in ("bytes", "differ", "by at most"):
         table.add_column(heading, justify="right")
     for tensor in verification.tensors:
-        table.add_row(
-            tensor.node, tensor.operator, f"{tensor.values:,}", str(tensor.differing), str(tensor.largest)
+        add_row(
+            table,
+            tensor.node,
+            tensor.operator,
+            f"{tensor.values:,}",
+            str(tensor.differing),
+            str(tensor.largest),
         )
     return table
 
 
 def bench_table(measured: Sequence[Measured], title: str) -> Table:
     """Files in the order in which they were given; speed is relative to the first."""
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title_text(title), box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("file", overflow="fold", min_width=14)
     for heading in ("CPU ms", "times faster", "GMAC/s", "peak", "RAM MB", "MB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in measured:
         speed, share, timing = one.macs_per_second, one.peak_share, one.timing
         median, low, high = timing.faster
-        table.add_row(
+        add_row(
+            table,
             _short_name(one.path, [other.path for other in measured]),
             f"{timing.cpu_ms[0]:.1f}",
             f"{median:.2f} ({low:.2f}–{high:.2f})",
@@ -120,7 +128,8 @@ def comparison_of_results(rows: Sequence[Row]) -> Table:
         table.add_column(heading, justify="right")
     for row in rows:
         change = "" if row.change is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row.change)
-        table.add_row(
+        add_row(
+            table,
             row.name,
             row.widths,
             f"{row.megabytes:.3f}",

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from qgait_ptq.report.plain import add_row, cell, plain, title_text, write_line
 from qgait_ptq.report.processors import processors_line
 from qgait_ptq.report.widths import allocation_lines, widths_label
 
@@ -39,19 +40,19 @@ class TerminalProgress:
         if steps is not None:
             columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         bar = RichProgress(
-            TextColumn("{task.description:<13}"),
+            TextColumn("{task.description:<13}", markup=False),
             *columns,
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
         )
         with bar:
-            task = bar.add_task(name, total=steps)
+            task = bar.add_task(plain(name), total=steps)
             yield lambda: bar.advance(task)
 
     def note(self, text: str) -> None:
         """Print a line."""
-        self.console.print(text, highlight=False, markup=False)
+        write_line(self.console, text)
 
 
 def accuracy_table(report: Mapping[str, Any]) -> Table:
@@ -65,12 +66,16 @@ def accuracy_table(report: Mapping[str, Any]) -> Table:
     for column in COLUMNS.values():
         table.add_column(column, justify="right")
     for name, values in _accuracy_rows(report["accuracy"]):
-        table.add_row(name, *values)
+        add_row(table, name, *values)
     size, bits = report["size_bytes"], widths_label(report)
     ratio = size["float"] / size["onnx"]
-    table.add_row("bits", "32", bits, bits)
-    table.add_row(
-        "size, MB", f"{size['float'] / MEGABYTE:.2f}", "", f"{size['onnx'] / MEGABYTE:.2f} ({ratio:.1f}×)"
+    add_row(table, "bits", "32", bits, bits)
+    add_row(
+        table,
+        "size, MB",
+        f"{size['float'] / MEGABYTE:.2f}",
+        "",
+        f"{size['onnx'] / MEGABYTE:.2f} ({ratio:.1f}×)",
     )
     return table
 
@@ -91,15 +96,15 @@ def evaluation_table(accuracy: Mapping[str, Any], title: str) -> Table:
         accuracy: as in ``report.json``.
         title: over the table.
     """
-    table = Table(title=title)
+    table = Table(title=title_text(title))
     conditions = list(accuracy["rank1"])
-    for heading in ("", *conditions):
-        table.add_column(heading, justify="right" if heading else "left")
+    for name in ("", *conditions):
+        table.add_column(cell(name), justify="right" if name else "left")
     for rank in ("rank1", "rank5", "rank10"):
         values = [f"{accuracy[rank][condition]:.2f}" for condition in conditions]
-        table.add_row(rank.replace("rank", "rank-") + ", %", *values)
+        add_row(table, rank.replace("rank", "rank-") + ", %", *values)
     for metric in ("mAP", "mINP"):
-        table.add_row(f"{metric}, %", *[""] * (len(conditions) - 1), f"{accuracy[metric]:.2f}")
+        add_row(table, f"{metric}, %", *[""] * (len(conditions) - 1), f"{accuracy[metric]:.2f}")
     return table
 
 
@@ -169,7 +174,7 @@ def layer_table(layers: list[Mapping[str, Any]], title: str) -> Table:
         layers: dictionaries of `LayerPlan`.
         title: over the table.
     """
-    table = Table(title=title)
+    table = Table(title=title_text(title))
     table.add_column("layer", overflow="fold")
     table.add_column("operator", overflow="fold")
     table.add_column("output", overflow="fold")
@@ -177,7 +182,8 @@ def layer_table(layers: list[Mapping[str, Any]], title: str) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("kernel", no_wrap=True)
     for layer in layers:
-        table.add_row(
+        add_row(
+            table,
             layer["name"],
             layer["operator"],
             "×".join(map(str, layer["output_shape"])),
@@ -197,13 +203,14 @@ def comparison_table(layers: Sequence[Mapping[str, Any]], title: str) -> Table:
         layers: dictionaries of `LayerComparison`, in the order of the rows.
         title: over the table.
     """
-    table = Table(title=title)
+    table = Table(title=title_text(title))
     table.add_column("layer", overflow="fold")
     for heading in ("SQNR, dB", "simulated, dB", "cosine", "distances, %"):
         table.add_column(heading, justify="right")
     for layer in layers:
         simulated = layer["simulation_sqnr_db"]
-        table.add_row(
+        add_row(
+            table,
             layer["name"],
             f"{layer['sqnr_db']:.1f}",
             "" if simulated is None else f"{simulated:.1f}",
@@ -235,5 +242,5 @@ def sensitivity_table(entries: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(f"{bits} bits", justify="right", no_wrap=True)
     for (layers, kind), row in sorted(found.items(), key=lambda item: -max(item[1].values())):
         name = "weights" if kind == "weights" else "input"
-        table.add_row(layers, name, *(f"{row[bits]:.2f}" if bits in row else "" for bits in widths))
+        add_row(table, layers, name, *(f"{row[bits]:.2f}" if bits in row else "" for bits in widths))
     return table

@@ -57,5 +57,5 @@ def _span(widths: list[int]) -> str:
 
 
 def _mean(report: Mapping[str, Any], bits: str, by: str) -> float:
-    total = sum(layer[by] for layer in report["layers"])
+    total = max(sum(layer[by] for layer in report["layers"]), 1)
     return float(sum((layer[bits] or 32) * layer[by] for layer in report["layers"]) / total)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from qgait_ptq.errors import ConfigError
-from qgait_ptq.whole_files import write_whole
+from qgait_ptq.locking import temporary_folder
+from qgait_ptq.whole_files import make_folder, remove_empty, write_whole
 
 
 def write_result(folder: Path, contents: Mapping[str, bytes]) -> Path:
@@ -27,18 +26,15 @@ def write_result(folder: Path, contents: Mapping[str, bytes]) -> Path:
     """
     made = _make_folder(folder)
     try:
-        beside = Path(tempfile.mkdtemp(dir=folder, prefix=".qgait-ptq-"))
-        try:
+        with temporary_folder(folder) as beside:
             for name, content in contents.items():
                 (beside / name).write_bytes(content)
             for name in contents:
                 os.replace(beside / name, folder / name)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
     except OSError as error:
-        for parent in made:
-            parent.rmdir()
         raise ConfigError(f"{folder}: the result cannot be written ({error.strerror or error})") from None
+    finally:
+        remove_empty(made)
     return folder
 
 
@@ -62,27 +58,17 @@ def check_writable(folder: Path) -> None:
     """
     made = _make_folder(folder)
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".qgait-ptq-"):
+        with temporary_folder(folder):
             pass
     except OSError as error:
         raise ConfigError(f"{folder}: not writable ({error.strerror or error})") from None
     finally:
-        for parent in made:
-            parent.rmdir()
+        remove_empty(made)
 
 
 def _make_folder(folder: Path) -> list[Path]:
-    """Make a folder and its parents; gives those that were made, innermost first."""
-    made: list[Path] = []
+    """Make a folder and its parents, and list those that were made, innermost first."""
     try:
-        for parent in reversed([folder, *folder.parents]):
-            if not parent.exists():
-                parent.mkdir()
-                made.insert(0, parent)
-        if not folder.is_dir():
-            raise NotADirectoryError(20, "Not a directory")
+        return make_folder(folder)
     except OSError as error:
-        for parent in made:
-            parent.rmdir()
         raise ConfigError(f"{folder}: not writable ({error.strerror or error})") from None
-    return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
@@ -16,7 +17,7 @@ from qgait_ptq.gait.modalities import as_modalities, check_layout, check_modalit
 from qgait_ptq.gait.sequences import check_silhouettes, check_values, cut_width, shape_text
 from qgait_ptq.runtime.matching import Index, Matches, match
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, open_session
-from qgait_ptq.runtime.written_file import open_file
+from qgait_ptq.runtime.written_file import open_file, refuse_damage
 
 if TYPE_CHECKING:
     from qgait_ptq.runtime.streaming import StreamingSession
@@ -65,7 +66,8 @@ class Embedder:
             longest_piece: longer sequences are streamed in pieces of so many frames, where that is possible.
 
         Raises:
-            ModelError: no such file, not an ONNX file, none of this toolkit, or one for another runtime.
+            ModelError: no such file, not an ONNX file, none of this toolkit, one for another runtime, or a
+                damaged one.
             MissingExtraError: the runtime is not installed.
             ConfigError: there is no such runtime, or pieces without a frame.
         """
@@ -89,6 +91,7 @@ class Embedder:
         self.raw = bool(described.get("raw"))
         self.layout = parse_layout(described["inputs"]) if described.get("inputs") else None
         self.frame_shape = self._inputs[0].frame_shape if self.layout is None else (self.layout.size,)
+        self._check_inputs()
         self._cut_columns: int | None = data.get("cut_columns")
         self.modalities: tuple[int, ...] = tuple(data.get("modalities", (0,)))
         self.streams = bool(described.get("streams")) and runtime == ONNXRUNTIME
@@ -106,6 +109,7 @@ class Embedder:
 
         Raises:
             DataError: another type, shape or size, or no frame.
+            ModelError: the runtime fails, or the file gives no embedding.
         """
         inputs = self._check(sequence)
         length = len(inputs[0])
@@ -113,10 +117,12 @@ class Embedder:
             raise DataError(f"the sequence: {length} frames, {self.path} takes {self.frames}")
         parts = self._load_parts() if self.streams and length > self._longest_piece else self._parts
         if parts is not None:
-            embedding = parts.run(self._pieces(inputs, length))[0]
+            with refuse_damage(self.path):
+                embedding = parts.run(self._pieces(inputs, length))
         else:
-            embedding = self.session.infer(*self._as_inputs(inputs))[0]
-        return np.ascontiguousarray(embedding.reshape(len(embedding), -1).T)
+            embedding = self.session.infer(*self._as_inputs(inputs))
+        self._check_embedding(embedding)
+        return np.ascontiguousarray(embedding[0].reshape(embedding.shape[1], -1).T)
 
     def embed(self, sequences: Sequence[Recording]) -> NDArray[np.float32]:
         """Embed sequences of any lengths, one after the other: ``[n, parts, channels]``.
@@ -162,8 +168,33 @@ class Embedder:
         with self._loading:
             if self._parts is None:
                 self._whole = None
-                self._parts = StreamingSession(onnx.load(self.path), self._threads)
+                with refuse_damage(self.path):
+                    self._parts = StreamingSession(onnx.load(self.path), self._threads)
             return self._parts
+
+    def _check_inputs(self) -> None:
+        """Refuse a file whose inputs are not those that its metadata describe."""
+        found = [given.name for given in self._inputs]
+        described = found[:1] if self.layout is None else [part.name for part in self.layout.parts]
+        if found != described:
+            raise ModelError(
+                f"{self.path}: damaged: it takes {', '.join(found)}; its metadata say {', '.join(described)}"
+            )
+
+    def _check_embedding(self, embedding: NDArray[Any]) -> None:
+        """Refuse an output that is not the embedding ``[1, c, ...]`` of one sequence."""
+        shape, described = embedding.shape, self.metadata.get("model", {})
+        if embedding.dtype != np.float32 or len(shape) < 2 or shape[0] != 1 or 0 in shape:
+            raise ModelError(
+                f"{self.path}: damaged: it gives {embedding.dtype} {list(shape)}, not an embedding [1, c, p]"
+            )
+        found = (shape[1], math.prod(shape[2:]))
+        expected = (described.get("channels", found[0]), described.get("parts", found[1]))
+        if found != expected:
+            raise ModelError(
+                f"{self.path}: damaged: it gives embeddings [c, p] of {list(found)}; its metadata say "
+                f"{list(expected)}"
+            )
 
     def _pieces(self, inputs: list[NDArray[Any]], length: int) -> Iterator[list[NDArray[Any]]]:
         for start in range(0, length, self._longest_piece):

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
+from qgait_ptq.locking import locked
 from qgait_ptq.runtime.embedder import Embedder
+from qgait_ptq.whole_files import remove_empty, whole_file
 
 if TYPE_CHECKING:
-    from qgait_ptq.gait.dataset import GaitDataset
+    from qgait_ptq.gait.dataset import GaitDataset, SequenceRecord
 
 PIECE = 64  # sequences that are written at a time
 
@@ -34,7 +37,7 @@ def embed_to_file(
 ) -> int:
     """Embed sequences into a file with ``embeddings [n, parts, channels]`` and ``names [n]``.
 
-    What is done lies in pieces beside the file until all is done, so that a run that was killed goes on.
+    Finished pieces are kept beside the file until all are finished, so that a run that was killed goes on.
 
     Args:
         embedder: shared by the threads.
@@ -44,25 +47,15 @@ def embed_to_file(
         advance: called after each sequence.
 
     Returns:
-        How many were found done.
+        The number of sequences that an earlier run had embedded.
 
     Raises:
-        DataError: a sequence cannot be read or embedded; it is named.
+        DataError: a sequence cannot be read or embedded; it is named. Or the file cannot be written.
+        ConfigError: another run writes the same file.
     """
-    pieces = out.with_name(f".{out.name}.{_fingerprint(embedder, data)}")
-    pieces.mkdir(exist_ok=True)
+    embed = _SequenceEmbedding(embedder, data, advance)
     resumed, parts = 0, []
-
-    def embed(index: int) -> NDArray[np.float32]:
-        sequence, record = data[index]
-        try:
-            embedding = embedder(sequence if data.layout is None else data.layout.unpack(sequence))
-        except DataError as error:
-            raise DataError(f"{record.name}: {error}") from None
-        advance()
-        return embedding
-
-    with _removed_where_empty(pieces), ThreadPoolExecutor(jobs) as pool:
+    with locked(out), _pieces_folder(out, _fingerprint(embedder, data)) as pieces, _threads(jobs) as pool:
         for start in range(0, len(data), PIECE):
             count = min(PIECE, len(data) - start)
             piece = pieces / f"{start:08d}.npy"
@@ -75,22 +68,59 @@ def embed_to_file(
                 for _ in range(count):
                     advance()
             parts.append(done)
-    names = np.array([record.name for record in data.records])
-    embeddings = np.concatenate(parts)
-    _write(out, lambda file: np.savez(file, embeddings=embeddings, names=names))
-    shutil.rmtree(pieces)
+        names = np.array([record.name for record in data.records])
+        embeddings = np.concatenate(parts)
+        _write(out, lambda file: np.savez(file, embeddings=embeddings, names=names))
+        shutil.rmtree(pieces, ignore_errors=True)
     return resumed
 
 
+class _SequenceEmbedding:
+    """Embeds the sequence of an index; names it in errors."""
+
+    def __init__(self, embedder: Embedder, data: GaitDataset, advance: Callable[[], None]) -> None:
+        self.embedder, self.data, self.advance = embedder, data, advance
+
+    def __call__(self, index: int) -> NDArray[np.float32]:
+        sequence, record = self.data[index]
+        layout = self.data.layout
+        try:
+            embedding = self.embedder(sequence if layout is None else layout.unpack(sequence))
+        except DataError as error:
+            raise DataError(f"{record.name}: {error}") from None
+        self.advance()
+        return embedding
+
+
 @contextmanager
-def _removed_where_empty(folder: Path) -> Iterator[None]:
-    """What fails before anything was embedded leaves nothing behind."""
+def _pieces_folder(out: Path, fingerprint: str) -> Iterator[Path]:
+    """Make the folder of finished pieces; remove those that a killed run left for other sequences.
+
+    The folder is removed, too, when the run ends before any piece is finished.
+    """
+    folder = out.with_name(f".{out.name}.{fingerprint}")
+    name = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{{len(fingerprint)}}}")
     try:
-        yield
-    except BaseException:
-        if not any(folder.iterdir()):
-            folder.rmdir()
-        raise
+        for entry in out.parent.iterdir():
+            if name.fullmatch(entry.name) and entry != folder and entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made ({error.strerror or error})") from None
+    try:
+        yield folder
+    finally:
+        remove_empty([folder])
+
+
+@contextmanager
+def _threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
+    """Start threads; what waits for them is dropped when the block ends with an error."""
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def read_embeddings(path: Path) -> tuple[NDArray[np.float32], list[str]]:
@@ -107,11 +137,30 @@ def read_embeddings(path: Path) -> tuple[NDArray[np.float32], list[str]]:
 
 
 def _fingerprint(embedder: Embedder, data: GaitDataset) -> str:
-    """Of the network and the sequences, so that pieces of others are not taken."""
+    """Digest of the network, the runtime and the source files, so that pieces of others are not taken.
+
+    A file counts with its name, size and time of modification. Its content would have to be read whole.
+    """
     digest = hashlib.sha256(embedder.path.read_bytes())
+    digest.update(f"{embedder._runtime}\n".encode())  # generic files run in several, which round apart
     for record in data.records:
         digest.update(f"{record.name}\n".encode())
+        try:
+            for file in _source_files(record):
+                status = file.stat()
+                digest.update(f"{file.name}/{status.st_size}/{status.st_mtime_ns}\n".encode())
+        except OSError as error:
+            raise DataError(f"{record.name}: cannot be read ({error})") from None
     return digest.hexdigest()[:16]
+
+
+def _source_files(record: SequenceRecord) -> Iterator[Path]:
+    """The files that a sequence is read from."""
+    for source in record.sources:
+        if source.is_dir():
+            yield from sorted(source.glob("*.png"))
+        else:
+            yield source
 
 
 def _read_piece(path: Path, count: int) -> NDArray[Any] | None:
@@ -122,17 +171,16 @@ def _read_piece(path: Path, count: int) -> NDArray[Any] | None:
     return piece if len(piece) == count else None
 
 
-def _save_array(array: NDArray[np.float32], file: Any) -> None:
-    np.save(file, array)
+def _save_array(array: NDArray[np.float32], file: BinaryIO) -> None:
+    content = BytesIO()  # numpy hides why a file cannot be written
+    np.save(content, array)
+    file.write(content.getbuffer())
 
 
-def _write(path: Path, save: Callable[[Any], None]) -> None:
-    """Beside its place first, then renamed."""
-    beside = path.with_name(f".{path.name}.part")
+def _write(path: Path, save: Callable[[BinaryIO], None]) -> None:
+    """Write a file, whole or not at all."""
     try:
-        with open(beside, "wb") as file:
+        with whole_file(path) as file:
             save(file)
-        os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -13,14 +13,17 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from qgait_ptq.errors import ConfigError, MissingExtraError, ModelError
+from qgait_ptq.errors import ConfigError, MissingExtraError, ModelError, QgaitError, first_line
+from qgait_ptq.export.metadata import parse_metadata
 from qgait_ptq.frame_layout import BYTE
 from qgait_ptq.runtime.exactness import exact_model
 
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 RUNTIMES = (ONNXRUNTIME, OPENVINO)
+LARGEST_FRAME, LARGEST_INPUT = 2**22, 2**26  # numbers, of the fixed sizes of an input
 # Types of inputs as onnxruntime names them.
 TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
+KNOWN = f"networks take {', '.join(TYPES)}"
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,7 @@ def session_inputs(
     """
     for given in session.get_inputs():
         if given.type not in TYPES:
-            known = ", ".join(TYPES)
-            raise ModelError(f"{name}: its input {given.name} is {given.type}; networks take {known}")
+            raise ModelError(f"{name}: its input {given.name} is {given.type}; {KNOWN}")
     return tuple(
         SessionInput(
             given.name,
@@ -136,7 +138,15 @@ def open_session(
         ConfigError: there is no such runtime.
     """
     session = open_unguarded(model, runtime, threads, spinning)
-    exact = exact_model(model, session.properties, runtime)
+    _check_inputs(session.inputs, _name(model))
+    parse_metadata(session.properties, _name(model))
+    try:
+        exact = exact_model(model, session.properties, runtime)
+    except (QgaitError, Warning):
+        raise
+    except Exception as error:  # a hostile graph can make its readers raise anything
+        detail = first_line(error)
+        raise ModelError(f"{_name(model)}: its integer layers cannot be read ({detail})") from error
     return session if exact is None else open_unguarded(exact, runtime, threads, spinning)
 
 
@@ -145,8 +155,7 @@ def open_unguarded(
 ) -> Session:
     """Load an ONNX model as it is, also where its sums can saturate; the rest as of `open_session`."""
     if runtime == ONNXRUNTIME:
-        name = model if isinstance(model, Path) else "the model"
-        return OnnxRuntimeSession(open_onnxruntime(model, threads, spinning), name)
+        return OnnxRuntimeSession(open_onnxruntime(model, threads, spinning), _name(model))
     if runtime == OPENVINO:
         return OpenVinoSession(model, threads)
     raise ConfigError(f"no runtime {runtime!r}; there are {', '.join(RUNTIMES)}")
@@ -161,15 +170,25 @@ class OnnxRuntimeSession:
     """A network in ONNX Runtime."""
 
     def __init__(self, session: onnxruntime.InferenceSession, name: str | Path) -> None:
-        self._session = session
-        self.inputs = session_inputs(session, name)
-        self.properties: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+        self._session, self._name = session, name
+        try:
+            self.inputs = session_inputs(session, name)
+            self.properties: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+            _check_outputs(len(session.get_outputs()), name)
+        except UnicodeDecodeError:
+            raise ModelError(f"{name}: damaged: a name in it is not UTF-8 text") from None
 
     def infer(self, *batches: NDArray[Any]) -> NDArray[np.float32]:
         """Run a batch."""
         feed = {given.name: batch for given, batch in zip(self.inputs, batches, strict=True)}
-        (output,) = self._session.run(None, feed)
-        return np.asarray(output)
+        try:
+            (output,) = self._session.run(None, feed)
+            if not isinstance(output, np.ndarray) or output.dtype == object:
+                raise TypeError("its output is not a tensor of numbers")
+            return output
+        except Exception as error:  # onnxruntime's exceptions have no common public base
+            runtime = f"onnxruntime {onnxruntime.__version__}"
+            raise _cannot_run(self._name, runtime, batches, error) from None
 
 
 class OpenVinoSession:
@@ -185,27 +204,31 @@ class OpenVinoSession:
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
+        self._name, self._runtime = _name(model), f"OpenVINO {openvino.__version__}"
         try:
             content = model.read_bytes() if isinstance(model, Path) else model
             properties = onnx.load_from_string(content).metadata_props
             core = openvino.Core()
             self._compiled = core.compile_model(core.read_model(content), "CPU", settings)
+            self.inputs = tuple(map(_openvino_input, self._compiled.inputs))
+            self.properties: Mapping[str, str] = {entry.key: entry.value for entry in properties}
         except Exception as error:  # OpenVINO's and protobuf's exceptions have no common public base
-            raise _cannot_load(model, f"OpenVINO {openvino.__version__}", error) from None
-        self.inputs = tuple(
-            SessionInput(
-                given.get_any_name(),
-                tuple(size.get_length() if size.is_static else None for size in given.get_partial_shape()),
-                np.dtype(given.get_element_type().to_dtype()),
-            )
-            for given in self._compiled.inputs
-        )
-        self.properties: Mapping[str, str] = {entry.key: entry.value for entry in properties}
+            raise _cannot_load(model, self._runtime, error) from None
+        for given in (given for given in self.inputs if given.dtype not in TYPES.values()):
+            raise ModelError(f"{self._name}: its input {given.name} is {given.dtype}; {KNOWN}")
+        _check_outputs(len(self._compiled.outputs), self._name)
 
     def infer(self, *batches: NDArray[Any]) -> NDArray[np.float32]:
         """Run a batch; each call has a request of its own, so that threads do not meet."""
-        output = self._compiled.create_infer_request().infer(dict(enumerate(batches)))[0]
-        return np.array(output)
+        try:
+            return np.array(self._compiled.create_infer_request().infer(dict(enumerate(batches)))[0])
+        except Exception as error:  # OpenVINO's exceptions have no common public base
+            raise _cannot_run(self._name, self._runtime, batches, error) from None
+
+
+def _openvino_input(given: Any) -> SessionInput:
+    shape = (size.get_length() if size.is_static else None for size in given.get_partial_shape())
+    return SessionInput(given.get_any_name(), tuple(shape), np.dtype(given.get_element_type().to_dtype()))
 
 
 def open_onnxruntime(
@@ -223,26 +246,55 @@ def open_onnxruntime(
         ModelError: it is no model that this onnxruntime can run.
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # fatal: errors are raised, and its log would print names raw
     if threads is not None:
         options.intra_op_num_threads = threads
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    source = str(model) if isinstance(model, Path) else model
+    source, providers = str(model) if isinstance(model, Path) else model, ["CPUExecutionProvider"]
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(source, options, providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no common public base
         raise _cannot_load(model, f"onnxruntime {onnxruntime.__version__}", error) from None
 
 
+def _name(model: Path | bytes) -> str | Path:
+    """Return how errors name a model."""
+    return model if isinstance(model, Path) else "the model"
+
+
+def _check_inputs(inputs: Sequence[SessionInput], name: str | Path) -> None:
+    """Refuse a file that takes no batches of sequences, or ones that are too large."""
+    if not inputs:
+        raise ModelError(f"{name}: it has no input")
+    for given in inputs:
+        fixed = [size for size in given.shape if size is not None]
+        if len(given.shape) < 2 or min(fixed, default=1) < 1:
+            raise ModelError(
+                f"{name}: its input {given.name} is {list(given.shape)}, not [batch, frames, ...]"
+            )
+        if math.prod(given.frame_shape) > LARGEST_FRAME or math.prod(fixed) > LARGEST_INPUT:
+            raise ModelError(f"{name}: its input {given.name} is {list(given.shape)}, which is too large")
+
+
+def _check_outputs(count: int, name: str | Path) -> None:
+    if count != 1:
+        raise ModelError(f"{name}: it has {count} outputs, a network has one")
+
+
 def _cannot_load(model: Path | bytes, runtime: str, error: Exception) -> ModelError:
-    name = model if isinstance(model, Path) else "the model"
     detail = " ".join(str(error).split())
     # What the runtimes say of files whose opset, format or kernels they do not know yet.
     unknown = ("IR version", "IR_VERSION", "opset", "Opset", "NOT_IMPLEMENTED")
     too_old = any(word in detail for word in unknown)
-    detail = detail[:200]
     remedy = f"; a newer {runtime.split()[0]} is needed" if too_old else ""
-    return ModelError(f"{name}: {runtime} cannot load it ({detail}){remedy}")
+    return ModelError(f"{_name(model)}: {runtime} cannot load it ({detail[:200]}){remedy}")
+
+
+def _cannot_run(
+    name: str | Path, runtime: str, batches: Sequence[NDArray[Any]], error: Exception
+) -> ModelError:
+    shapes = ", ".join(str(list(batch.shape)) for batch in batches)
+    return ModelError(f"{name}: {runtime} cannot run it on {shapes} ({' '.join(str(error).split())[:200]})")

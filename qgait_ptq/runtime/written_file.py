@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qgait_ptq.errors import ModelError
-from qgait_ptq.export.metadata import parse_metadata
+from qgait_ptq.bounded_files import check_file
+from qgait_ptq.errors import ModelError, QgaitError, first_line
+from qgait_ptq.export.metadata import LARGEST_MODEL, parse_metadata
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, open_session
 
 
@@ -19,18 +22,37 @@ def open_file(path: Path, runtime: str, threads: int | None = None) -> tuple[Ses
         threads: of the runtime for one call; None lets it choose.
 
     Raises:
-        ModelError: no such file, not an ONNX file, none of this toolkit, or one for another runtime.
+        ModelError: no such file, not an ONNX file, none of this toolkit, one for another runtime, or a
+            damaged one.
         MissingExtraError: the runtime is not installed.
         ConfigError: there is no such runtime.
     """
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file")
+    check_file(path, LARGEST_MODEL, "the model", ModelError)
     session = open_session(path, runtime, threads)
-    metadata = parse_metadata(session.properties)
+    metadata = parse_metadata(session.properties, path)
     if metadata is None:
         raise ModelError(f"{path}: an ONNX file, but not one that qgait-ptq wrote")
     _check_target(path, metadata, runtime)
     return session, metadata
+
+
+@contextmanager
+def refuse_damage(path: Path) -> Iterator[None]:
+    """Turn any failure to read or compute the graph of a file into a `ModelError` that names the file.
+
+    Code that follows the nodes of a graph relies on what the toolkit writes. A hostile file can make it raise
+    anything; ``--debug`` shows the cause.
+
+    Raises:
+        ModelError: something in it failed.
+    """
+    try:
+        yield
+    except QgaitError:
+        raise
+    except Exception as error:
+        detail = f"{type(error).__name__}: {first_line(error)}"
+        raise ModelError(f"{path}: damaged, or not written by qgait-ptq ({detail})") from error
 
 
 def _check_target(path: Path, metadata: dict[str, Any], runtime: str) -> None:

@@ -1,5 +1,7 @@
 """Sequences of several modalities: what is taken, what is refused, and that nothing is lost side by side."""
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,8 +11,9 @@ from hypothesis.extra.numpy import arrays
 from qgait_ptq.errors import DataError
 from qgait_ptq.frame_layout import LARGEST_INTEGER, PartKind, layout_of, parse_layout
 from qgait_ptq.gait.dataset import GaitDataset
-from qgait_ptq.gait.modalities import check_modalities
+from qgait_ptq.gait.modalities import check_modalities, read_modalities
 from qgait_ptq.gait.sequences import Reading
+from tests.fuzz.mutate import read_in_child
 
 SILHOUETTES = np.full((6, 64, 44), 255, np.uint8)
 BODIES = np.linspace(-3, 3, 6 * 85, dtype=np.float32).reshape(6, 85)
@@ -66,6 +69,7 @@ def test_the_type_of_an_array_says_what_it_holds(array, raw, kind):
         ({"a": SILHOUETTES, "b": BODIES[:5]}, "one number of frames; found a 6, b 5"),
         ({"a b": SILHOUETTES}, "an input is named 'a b'"),
         ({"a": np.array([[LARGEST_INTEGER + 1]])}, "which float32 does not hold"),
+        ({"a": np.full((2, 3), np.iinfo(np.int64).min)}, "which float32 does not hold"),
         ({"a": np.full((2, 3), np.nan)}, "here, a: holds NaN"),
         ({"a": np.zeros((0, 3), np.int64)}, "expected frames"),
         ({}, "found no input"),
@@ -125,3 +129,48 @@ def test_a_folder_that_lacks_a_modality_or_holds_another_shape_is_named(folder):
         data[1]
     with pytest.raises(DataError, match="holds 2 array files, no modality 2"):
         GaitDataset.from_directory(folder, reading=Reading(modalities=(0, 2)))
+
+
+def doubled(value, times):
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
+def lists_in_themselves():
+    value = []
+    value += [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([SILHOUETTES[0], SILHOUETTES[0, 1:]], "its lists do not form an array"),
+        ([[1.5, 2], [3]], "its lists do not form an array"),
+        ({"a": SILHOUETTES}, "holds dict, not an array"),
+        (7, "holds int, not an array"),
+        ([None, None], "not an array of numbers"),
+        ([10**400, 1], "not an array of numbers"),
+        (doubled(1, 30), "not a pickled array"),
+        (doubled(np.zeros(2**20, np.uint8), 10), "its lists of arrays amount to 8589934592 bytes"),
+        (lists_in_themselves(), "not a pickled array"),
+        (["a" * 2**20] * 5000, "not a pickled array"),
+    ],
+)
+def test_containers_in_files_that_do_not_form_an_array_are_refused(content, message, tmp_path):
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps(content))
+    outcome = read_in_child(lambda: read_modalities({"a": path}, Reading()))
+    assert not outcome.failures
+    assert str(path) in outcome.refused[0]
+    assert message in outcome.refused[0]
+
+
+def test_lists_of_arrays_and_of_numbers_in_files_are_read(tmp_path):
+    frames, numbers = tmp_path / "frames.pkl", tmp_path / "numbers.pkl"
+    frames.write_bytes(pickle.dumps(list(SILHOUETTES)))
+    numbers.write_bytes(pickle.dumps([[1, -2.5]] * 6))
+    found = read_modalities({"a": frames, "b": numbers}, Reading())
+    np.testing.assert_array_equal(found["a"], SILHOUETTES)
+    np.testing.assert_array_equal(found["b"], np.array([[1, -2.5]] * 6, np.float32))

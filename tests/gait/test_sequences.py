@@ -1,4 +1,5 @@
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -6,7 +7,14 @@ from PIL import Image
 
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.dataset import GaitDataset, PackedSilhouettes
-from qgait_ptq.gait.sequences import Reading, check_silhouettes, check_values, cut_width, read_sequence
+from qgait_ptq.gait.sequences import (
+    Reading,
+    check_silhouettes,
+    check_values,
+    cut_width,
+    read_array,
+    read_sequence,
+)
 
 WALK = (np.random.default_rng(0).random((6, 64, 44)) < 0.4).astype(np.uint8) * np.uint8(255)
 
@@ -217,3 +225,41 @@ def test_label_maps_are_taken_as_they_are_and_cut_if_asked_for(tmp_path):
 def test_raw_values_that_are_no_numbers_for_each_frame_are_refused(array, message):
     with pytest.raises(DataError, match=message):
         check_values(array, "here")
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_values_of_any_byte_order_are_read(kind, order, tmp_path):
+    values = np.asarray(np.arange(24).reshape(2, 3, 4), ">f4", order=order)
+    path = write(tmp_path, f"a.{kind}", values)
+    np.testing.assert_array_equal(read_sequence(path, Reading(raw=True)), values)
+    assert read_array(path).flags.writeable
+    assert read_array(path).dtype == np.float32
+
+
+def test_the_first_of_several_arrays_in_one_npy_file_is_read(tmp_path):
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.save(file, WALK)
+        np.save(file, WALK[:1])
+    np.testing.assert_array_equal(read_sequence(tmp_path / "a.npy"), WALK)
+
+
+@pytest.mark.parametrize("name", ["a.pkl", "a.npy", "frames"])
+def test_links_to_regular_files_are_read(name, tmp_path):
+    write(tmp_path, name, WALK)
+    (tmp_path / f"link-{name}").symlink_to(tmp_path / name)
+    np.testing.assert_array_equal(read_sequence(tmp_path / f"link-{name}"), WALK)
+
+
+@pytest.mark.parametrize("name", ["a.pkl", "a.npy", "a\0.npz", "a" * 300 + ".npy", "loop.npy"])
+def test_missing_files_are_named(name, tmp_path):
+    (tmp_path / "loop.npy").symlink_to("loop.npy")
+    with pytest.raises(DataError, match=r"cannot be read \("):
+        read_sequence(tmp_path / name)
+
+
+def test_values_beyond_float32_are_refused_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DataError, match="NaN or infinite"):
+            check_values(np.full((2, 3), 1e300), "here")

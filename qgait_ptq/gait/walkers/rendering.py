@@ -6,11 +6,9 @@ import json
 import os
 import pickle
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +25,9 @@ from qgait_ptq.gait.walkers.population import (
     WalkerSettings,
     render_identity,
 )
+from qgait_ptq.locking import locked, temporary_folder
+from qgait_ptq.whole_files import make_folder, remove_empty, write_whole
+from qgait_ptq.workers import map_in_processes
 
 ArrayFormat = Literal["pkl", "npz"]
 PARTITION_KEYS = {Split.TRAIN: "TRAIN_SET", Split.CALIBRATION: "TRAIN_SET"}  # all others are TEST_SET
@@ -41,7 +42,7 @@ def render_identities(
     trials: tuple[tuple[Condition, int], ...] = TRIALS,
     views_per_trial: int = len(VIEWS),
     workers: int = 1,
-) -> Iterator[Rendered]:
+) -> Generator[Rendered, None, None]:
     """Render identities in order, each as a list of (label, silhouettes ``[s, 64, 64]``).
 
     Args:
@@ -57,10 +58,8 @@ def render_identities(
     )
     if workers <= 1:
         yield from map(render, identities)
-        return
-    # Spawned, not forked: a fork of a process that has used OpenMP threads can hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(render, identities)
+    else:
+        yield from map_in_processes(render, identities, workers)
 
 
 def write_walkers(
@@ -92,18 +91,24 @@ def write_walkers(
 
     Raises:
         DataError: the folder cannot be written.
+        ConfigError: another run writes into the folder.
     """
     sequences = 0
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        rendered = render_identities(identities, settings, TRIALS, views_per_trial, workers)
-        for identity, walks in zip(identities, rendered, strict=True):
-            _write_subject(root / subject_name(identity), walks, array_format)
-            sequences += len(walks)
-            advance()
-        _extend_partition(root / "partition.json", split, [subject_name(i) for i in identities])
-    except OSError as error:
-        raise DataError(f"{root}: walkers cannot be written here ({error.strerror or error})") from None
+    made: list[Path] = []
+    with locked(root):
+        try:
+            made = make_folder(root)
+            rendered = render_identities(identities, settings, TRIALS, views_per_trial, workers)
+            with temporary_folder(root) as beside, closing(rendered):
+                for identity, walks in zip(identities, rendered, strict=True):
+                    _write_subject(root / subject_name(identity), walks, array_format, beside)
+                    sequences += len(walks)
+                    advance()
+            _extend_partition(root / "partition.json", split, [subject_name(i) for i in identities])
+        except OSError as error:
+            raise DataError(f"{root}: walkers cannot be written here ({error.strerror or error})") from None
+        finally:
+            remove_empty(made)
     return sequences
 
 
@@ -128,23 +133,20 @@ def _render_to_list(
     return list(render_identity(identity, settings, trials, views_per_trial))
 
 
-def _write_subject(folder: Path, walks: Rendered, array_format: ArrayFormat) -> None:
-    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        for label, silhouettes in walks:
-            view = beside / condition_name(label) / view_name(label)
-            view.mkdir(parents=True)
-            if array_format == "npz":
-                np.savez_compressed(view / f"{view.name}.npz", silhouettes)
-            else:
-                (view / f"{view.name}.pkl").write_bytes(pickle.dumps(silhouettes))
-        if folder.exists():
-            shutil.rmtree(folder)
-        beside.chmod(0o755)
-        os.replace(beside, folder)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+def _write_subject(folder: Path, walks: Rendered, array_format: ArrayFormat, beside: Path) -> None:
+    """Write one subject in the folder beside, then rename it into place."""
+    written, replaced = beside / folder.name, beside / "replaced"
+    for label, silhouettes in walks:
+        view = written / condition_name(label) / view_name(label)
+        view.mkdir(parents=True)
+        if array_format == "npz":
+            np.savez_compressed(view / f"{view.name}.npz", silhouettes)
+        else:
+            (view / f"{view.name}.pkl").write_bytes(pickle.dumps(silhouettes))
+    if folder.exists():
+        os.replace(folder, replaced)
+    os.replace(written, folder)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _extend_partition(path: Path, split: Split, subjects: list[str]) -> None:
@@ -153,6 +155,4 @@ def _extend_partition(path: Path, split: Split, subjects: list[str]) -> None:
         partition.update(json.loads(path.read_text()))
     key = PARTITION_KEYS.get(split, "TEST_SET")
     partition[key] = sorted({*partition[key], *subjects})
-    beside = path.with_suffix(".json.part")
-    beside.write_text(json.dumps(partition, indent=1) + "\n")
-    os.replace(beside, path)
+    write_whole(path, (json.dumps(partition, indent=1) + "\n").encode())

@@ -1,0 +1,66 @@
+"""Reading files that others may have written: regular files only, and no larger than a stated size."""
+
+from __future__ import annotations
+
+import reprlib
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qgait_ptq.errors import ConfigError, QgaitError
+
+MEGABYTE = 10**6
+
+
+def check_file(path: Path, largest: int, what: str, error: Callable[[str], QgaitError] = ConfigError) -> None:
+    """Check that a path names a regular file of a bounded size, before anything opens it.
+
+    Args:
+        path: of the file.
+        largest: size in bytes.
+        what: it is, for errors, such as ``the recipe``.
+        error: type to raise.
+
+    Raises:
+        QgaitError: there is no such file, it is a folder, a pipe or a device, or it is too large.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise error(f"{path}: {what} cannot be read (no such file)") from None
+    except (OSError, ValueError) as problem:  # ValueError: a zero byte in the path
+        raise error(f"{path}: {what} cannot be read ({_reason(problem)})") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise error(f"{path}: {what} cannot be read (not a regular file)")
+    if found.st_size > largest:
+        raise error(f"{path}: {what} is larger than {largest / MEGABYTE:g} MB, which is the limit")
+
+
+def read_text(path: Path, largest: int, what: str, error: Callable[[str], QgaitError] = ConfigError) -> str:
+    """Read a file of UTF-8 text; arguments as of `check_file`.
+
+    Raises:
+        QgaitError: see `check_file`; or it cannot be read, or is not UTF-8.
+    """
+    check_file(path, largest, what, error)
+    try:
+        with path.open("rb") as file:
+            content = file.read(largest)
+        return content.decode()
+    except OSError as problem:
+        raise error(f"{path}: {what} cannot be read ({_reason(problem)})") from None
+    except UnicodeDecodeError as problem:
+        raise error(f"{path}: {what} is not UTF-8 text (byte {problem.start}: {problem.reason})") from None
+
+
+def shown(value: Any) -> str:
+    """Return a value from such a file as an error shows it: shortened."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # more digits than Python prints
+        return f"a very large {type(value).__name__}"
+
+
+def _reason(problem: Exception) -> str:
+    return str(getattr(problem, "strerror", None) or problem)

@@ -1,0 +1,162 @@
+"""Limits of data files, and the steps that all readers of them share.
+
+Data files are untrusted. A reader takes a bounded number of bytes from a regular file and parses them. It
+builds an array only if the declared size is within the limits and agrees with the bytes of the file.
+"""
+
+from __future__ import annotations
+
+import math
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qgait_ptq.errors import DataError, first_line
+
+MEBIBYTE = 2**20
+SEQUENCE_BYTES = 128 * MEBIBYTE  # of one sequence as stored; float32 of raw bytes takes four times as much
+ARRAY_FILE_BYTES = SEQUENCE_BYTES + MEBIBYTE  # of one pkl, npy or npz file: a sequence and its headers
+PNG_FILE_BYTES = 64 * MEBIBYTE  # of one png file
+PNG_PIXELS = 4 * MEBIBYTE  # of one png frame
+PNG_FRAMES = 65_536  # of one folder
+PARTITION_BYTES = 8 * MEBIBYTE  # of one partition file
+PICKLE_STEPS = 1_000_000  # opcodes of one pickle, and values of its lists with repetitions
+PICKLE_DEPTH = 32  # lists in lists
+ZIP_ENTRIES = 1_000  # entries of an npz file that are parsed; one array is read
+DIMENSIONS = 32  # of an array
+
+WIDEST = 8  # bytes of a float64, which arrays of several types in a list become
+
+NUMBER_TYPES = frozenset(("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"))
+BYTE_ORDERS = "<>=|"
+
+FILE_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def read_file(path: Path, largest: int) -> bytes:
+    """Read a regular file, or a link to one.
+
+    Pipes and devices are refused before they are opened, because opening or reading them can block.
+
+    Args:
+        path: the file.
+        largest: number of bytes that the file may have.
+
+    Raises:
+        DataError: the file cannot be read, is not a regular file, or is too large.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = next((kind for check, kind in FILE_KINDS if check(status.st_mode)), "a special file")
+            raise DataError(f"{path}: {kind}, not a regular file. Copy the data into a regular file.")
+        if status.st_size > largest:
+            raise DataError(
+                f"{path}: the file has {_mebibytes(status.st_size)}; the limit is {_mebibytes(largest)}"
+            )
+        with path.open("rb") as file:
+            data = file.read(status.st_size + 1)
+    except (OSError, ValueError) as error:  # a path with a NUL character is a ValueError
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise DataError(f"{path}: cannot be read ({reason or first_line(error)})") from None
+    if len(data) > status.st_size:
+        raise DataError(f"{path}: the file grew while it was read. Read it again when it is complete.")
+    return data
+
+
+def number_type(name: str) -> np.dtype[Any]:
+    """Return the dtype of a name such as ``u1`` or ``<f4``.
+
+    Raises:
+        ValueError: the name is not that of a bool, an integer of up to 64 bits, or a float of 16 to 64 bits.
+    """
+    if name.lstrip(BYTE_ORDERS) not in NUMBER_TYPES or len(name) > 3:
+        raise ValueError(f"values of type {name[:20]!r}, expected bool, integers or floats of up to 64 bits")
+    return np.dtype(name)
+
+
+def build_array(
+    data: bytes | bytearray | memoryview,
+    dtype: np.dtype[Any],
+    shape: Sequence[Any],
+    order: Literal["C", "F"] = "C",
+) -> NDArray[Any]:
+    """Copy bytes into a new array in the byte order of this machine.
+
+    Args:
+        data: the values, as many bytes as the shape needs.
+        dtype: from `number_type`.
+        shape: as a file declares it, unchecked.
+        order: C or Fortran.
+
+    Raises:
+        ValueError: the shape is not valid, is too large, or needs another number of bytes.
+    """
+    if len(shape) > DIMENSIONS:
+        raise ValueError(f"an array of {len(shape)} axes; the limit is {DIMENSIONS}")
+    if any(type(length) is not int or not 0 <= length <= SEQUENCE_BYTES for length in shape):
+        raise ValueError(f"an array whose shape is not valid or exceeds {_mebibytes(SEQUENCE_BYTES)}")
+    size = math.prod(shape) * dtype.itemsize
+    if size > SEQUENCE_BYTES:
+        raise ValueError(
+            f"an array {list(shape)} of {_mebibytes(size)}; the limit is {_mebibytes(SEQUENCE_BYTES)}"
+        )
+    if size != len(data):
+        raise ValueError(
+            f"an array {list(shape)} of {size} bytes, but the file holds {len(data)} bytes for it"
+        )
+    if dtype.kind == "b":  # another byte than 0 and 1 is not a bool
+        return (np.frombuffer(data, np.uint8) != 0).reshape(shape, order=order)
+    return np.frombuffer(data, dtype).astype(dtype.newbyteorder("=")).reshape(shape, order=order)
+
+
+def check_extent(content: Any) -> None:
+    """Check how many values and bytes nested lists amount to, where each repetition counts.
+
+    Lists in a pickle can repeat a list by reference: 30 lists of two items each can stand for 2^30 arrays.
+
+    Args:
+        content: what a pickle holds.
+
+    Raises:
+        ValueError: lists are too deep or too long, or something is neither a number nor an array.
+    """
+    pending: list[tuple[Any, int]] = [(content, 0)]
+    values = size = 0
+    while pending:
+        item, depth = pending.pop()
+        if isinstance(item, np.ndarray):
+            size += item.size * WIDEST if depth else item.nbytes
+        elif isinstance(item, list | tuple | dict):
+            inner = list(item.values()) if isinstance(item, dict) else item
+            values += len(inner)
+            if depth == PICKLE_DEPTH:
+                raise ValueError(f"it holds lists more than {PICKLE_DEPTH} deep")
+            if values > PICKLE_STEPS:
+                raise ValueError(f"its lists hold more than {PICKLE_STEPS} values")
+            pending.extend((value, depth + 1) for value in inner)
+        elif item is not None and not isinstance(item, int | float):
+            raise ValueError("it holds something other than arrays and numbers")
+    if size > SEQUENCE_BYTES:
+        raise ValueError(f"its lists of arrays amount to {size} bytes; the limit is {SEQUENCE_BYTES}")
+
+
+def error_text(error: Exception) -> str:
+    """Return one line about an error of a parser."""
+    if isinstance(error, ValueError):
+        return first_line(error)
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / MEBIBYTE:.1f} MiB" if size < 2**60 else "more than 2^60 bytes"

@@ -1,0 +1,44 @@
+"""Text from files in the terminal: names of layers, files and subjects are shown, never interpreted.
+
+Every name passes `plain`, which shows control characters and escape sequences as Python's ``repr`` does.
+Cells and titles are `rich.text.Text`, so square brackets and ``:name:`` are not markup.
+"""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def plain(text: object) -> str:
+    r"""Return text as one line without characters that a terminal interprets.
+
+    Example:
+        >>> print(plain("layer\x1b[31m\n[bold]"))
+        layer\x1b[31m\n[bold]
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in str(text)
+    )
+
+
+def cell(text: object) -> Text:
+    """Return the content or the heading of a cell of a table."""
+    return Text(plain(text))
+
+
+def title_text(text: object) -> Text:
+    """Return the title of a table."""
+    return Text(plain(text), style="table.title")
+
+
+def add_row(table: Table, *values: object) -> None:
+    """Add a row of text to a table."""
+    table.add_row(*map(cell, values))
+
+
+def write_line(console: Console, text: object) -> None:
+    """Print one line of text."""
+    console.print(cell(text))

@@ -1,0 +1,143 @@
+"""Names from files in tables, notes, stages and the log: shown, never interpreted."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from qgait_ptq.export.pair_sums import PairBound, PairSums
+from qgait_ptq.progress import Silent
+from qgait_ptq.report.comparing import Row
+from qgait_ptq.report.logging import LoggedProgress
+from qgait_ptq.report.plain import add_row, cell, plain, title_text, write_line
+from qgait_ptq.report.runtime_tables import (
+    bench_table,
+    comparison_of_results,
+    pair_table,
+    verification_table,
+)
+from qgait_ptq.report.terminal import (
+    TerminalProgress,
+    accuracy_table,
+    comparison_table,
+    evaluation_table,
+    layer_table,
+    sensitivity_table,
+)
+from qgait_ptq.runtime.benchmark import Measured, Timing
+from qgait_ptq.runtime.verification import TensorCheck, Verification
+
+# Closing tags that nothing opened end the program where they are taken for markup.
+HOSTILE = "[/x][red]b\x1b]0;t\x07\x9b2J\u202e\n:smile:\udcff"
+SHOWN = r"[/x][red]b\x1b]0;t\x07\x9b2J\u202e\n:smile:\udcff"
+RANKS = {HOSTILE: 90.0, "mean": 90.0}
+ACCURACY = {"rank1": RANKS, "rank5": RANKS, "rank10": RANKS, "mAP": 80.0, "mINP": 70.0}
+REPORT = {
+    "accuracy": dict.fromkeys(("float", "quantized", "onnx"), ACCURACY),
+    "size_bytes": {"float": 4, "onnx": 1},
+    "config": {"weight_bits": 4, "activation_bits": 8},
+}
+LAYER = {
+    "name": HOSTILE,
+    "operator": HOSTILE,
+    "output_shape": [1, 2],
+    "parameters": 3,
+    "macs": 4,
+    "weight_bits": 4,
+    "activation_bits": None,
+    "integer": True,
+}
+COMPARED = {"name": HOSTILE, "sqnr_db": 1.0, "cosine": 1.0, "distance_error": 1.0, "simulation_sqnr_db": None}
+TIMING = Timing((1, 1, 1), (1, 1, 1), (1, 1, 1), 0)
+TABLES = {
+    "accuracy": lambda: accuracy_table(REPORT),
+    "evaluation": lambda: evaluation_table(ACCURACY, HOSTILE),
+    "layers": lambda: layer_table([LAYER], HOSTILE),
+    "layer errors": lambda: comparison_table([COMPARED], HOSTILE),
+    "sensitivity": lambda: sensitivity_table(
+        [{"layers": [HOSTILE], "kind": "weights", "bits": 4, "distance_error": 1.0}]
+    ),
+    "pairs": lambda: pair_table(PairSums((PairBound(HOSTILE, "Conv", 1, 255),), (HOSTILE,))),
+    "verification": lambda: verification_table(
+        Verification((TensorCheck("t", HOSTILE, HOSTILE, 1, 0, 0),), ())
+    ),
+    "bench": lambda: bench_table([Measured(Path(HOSTILE), TIMING, None, None, 1.0, 1.0)], HOSTILE),
+    "comparison": lambda: comparison_of_results(
+        [Row(HOSTILE, "W4A8", HOSTILE, 1.0, None, None, None, 1.0, 30.0, None, None, None)]
+    ),
+}
+
+
+def terminal(width=300):
+    return Console(file=io.StringIO(), width=width, force_terminal=True, color_system="truecolor")
+
+
+def render(*parts):
+    console = terminal()
+    for part in parts:
+        console.print(part)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_show_names_and_do_not_interpret_them(name):
+    text = render(TABLES[name]())
+    assert SHOWN in text
+    without_styles = re.sub(r"\x1b\[[\d;]*m", "", text)
+    assert all(line.isprintable() for line in without_styles.splitlines())
+
+
+def test_plain_text_has_one_line_and_no_control_characters():
+    assert plain(HOSTILE) == SHOWN
+    assert plain("a × b, 50 %\u00a0[ok]") == r"a × b, 50 %\xa0[ok]"
+    everything = "".join(map(chr, range(0x11000)))
+    assert plain(everything).isprintable()
+    plain(everything).encode()
+
+
+def test_the_look_of_tables_is_unchanged():
+    """The same table from text, as rich reads it where nothing is markup."""
+    before, after = Table(title="title"), Table(title=title_text("title"))
+    before.add_column("layer")
+    after.add_column(cell("layer"))
+    before.add_row("conv 1.5")
+    add_row(after, "conv 1.5")
+    assert render(before) == render(after)
+
+
+def test_lines_and_notes_are_plain():
+    console = terminal()
+    write_line(console, HOSTILE)
+    TerminalProgress(console).note(HOSTILE)
+    assert console.file.getvalue() == f"{SHOWN}\n" * 2
+    console = terminal()
+    console.print("a 5 of [10]", highlight=False, markup=False)
+    write_line(console, "a 5 of [10]")
+    first, second = console.file.getvalue().splitlines()
+    assert first == second
+
+
+def test_stages_show_their_name():
+    console = terminal()
+    for steps in (None, 3):
+        with TerminalProgress(console).stage(HOSTILE, steps) as advance:
+            advance()
+    assert SHOWN in console.file.getvalue()
+    assert "\x1b]" not in console.file.getvalue()
+
+
+def test_the_log_has_one_line_for_each_event(tmp_path):
+    log = LoggedProgress(Silent(), tmp_path / "log")
+    log.note(HOSTILE)
+    with pytest.raises(ValueError, match="red"), log.stage(HOSTILE):
+        raise ValueError(HOSTILE)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [line[21:] for line in lines] == [
+        "log begins",
+        SHOWN,
+        f"{SHOWN}: begins",
+        f"{SHOWN}: stopped by ValueError: {SHOWN}",
+    ]
