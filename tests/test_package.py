@@ -96,6 +96,7 @@ def test_dependencies_are_the_agreed_ones():
         "jinja2",
         "matplotlib",
         "pillow",
+        "safetensors",
     }
 
 

@@ -14,7 +14,7 @@ import click
 def command(file: Path | None, as_json: bool) -> None:
     """List the runtimes that files are written for; with FILE, the rules that it keeps.
 
-    With FILE, also prove whether it gives the same integers on every processor.
+    With FILE, also prove whether it gives the same integer sums on every processor.
 
     \b
     Examples:

@@ -66,7 +66,7 @@ def parse_metadata(properties: Mapping[str, str], file: str | Path = "the model"
 
 
 def is_proven_safe(metadata: Mapping[str, Any] | None) -> bool:
-    """Whether a file was proven to give the same integers on every processor when it was written."""
+    """Whether a file was proven to give the same integer sums on every processor when it was written."""
     sums = (metadata or {}).get("pair_sums")
     return isinstance(sums, Mapping) and sums.get("safe") is True
 

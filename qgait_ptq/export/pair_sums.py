@@ -1,4 +1,4 @@
-"""The proof that a file gives the same integers on every processor, read from the file itself.
+"""The proof that a file gives the same integer sums on every processor, read from the file itself.
 
 Some x86 kernels add two neighbouring products in 16 bits, see `quantizer.pair_order`. For each layer with
 integer weights, the largest sum that any input can cause is bounded from its weights and from the largest
@@ -78,13 +78,13 @@ class PairSums:
 
     @property
     def safe(self) -> bool:
-        """Whether the file is proven to give the same integers on every processor."""
+        """Whether the file is proven to give the same integer sums on every processor."""
         return not self.unsafe and not self.unknown
 
     def verdict(self) -> str:
         """One sentence for people."""
         if self.safe:
-            return "the same integers on every processor"
+            return "the same integer sums on every processor"
         names = [layer.layer for layer in self.unsafe] + list(self.unknown)
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         proven = (

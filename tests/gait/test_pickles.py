@@ -238,4 +238,4 @@ def test_a_large_pickle_is_refused_before_it_is_read(tmp_path):
         file.truncate(2**33)
     outcome = read_in_child(lambda: load_array_pickle(path))
     assert not outcome.failures
-    assert "8192.0 MiB; the limit is 257.0 MiB" in outcome.refused[0]
+    assert "8192.0 MiB; the limit is 129.0 MiB" in outcome.refused[0]
