@@ -1,7 +1,10 @@
 """Processes that end with the process that started them, even where that is killed by SIGKILL.
 
 Each of them has a thread that waits at a pipe. The kernel closes the other end when the starting process
-ends; closing it there stops the processes at once.
+ends.
+
+`concurrent.futures` is not used: its workers share one pipe for results. If a worker is killed while it
+writes there, the pool waits for the rest of the message for ever. Here each worker has a pipe of its own.
 """
 
 from __future__ import annotations
@@ -10,12 +13,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import get_context
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from threading import Thread, current_thread, main_thread
 from typing import Any, TypeVar
 
@@ -27,7 +31,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def map_in_processes(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int
 ) -> Iterator[Result]:
     """Give the results of a function, in the order of the items.
 
@@ -42,23 +46,22 @@ def map_in_processes(
     Raises:
         ConfigError: a process was killed.
     """
-    # Spawned, not forked: a fork of a process that has used OpenMP threads can hang.
-    context = get_context("spawn")
-    reader, writer = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, context, _begin_worker, (reader,))
-    try:
-        with _without_signals():  # a process that is half started would print a traceback
-            results = pool.map(function, items)
-        yield from results
-        pool.shutdown()
-    except BrokenProcessPool:
-        raise ConfigError(
-            "a worker process was killed, perhaps because memory ran out; use fewer workers"
-        ) from None
-    finally:
-        writer.close()
-        pool.shutdown(cancel_futures=True)
-        reader.close()
+    with _started(function, min(workers, len(items))) as idle:
+        busy: dict[_Worker, int] = {}
+        results: dict[int, Result] = {}
+        given = 0
+        for index in range(len(items)):
+            while index not in results:
+                while idle and given < len(items):
+                    worker = idle.pop()
+                    worker.send(items[given])
+                    busy[worker] = given
+                    given += 1
+                ready = wait([worker.connection for worker in busy])
+                for worker in [worker for worker in busy if worker.connection in ready]:
+                    results[busy.pop(worker)] = worker.receive()
+                    idle.append(worker)
+            yield results.pop(index)
 
 
 def run_child(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -82,11 +85,88 @@ def end_with_parent() -> None:
     Thread(target=_end_after, args=(lambda: os.read(sys.stdin.fileno(), 1),), daemon=True).start()
 
 
-def _begin_worker(parent: Connection) -> None:
+@dataclass(frozen=True)
+class _Failure:
+    """An error of the function, in the place of its result."""
+
+    error: Exception
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """A process and our end of its pipe."""
+
+    process: SpawnProcess
+    connection: Connection
+
+    def send(self, item: Any) -> None:
+        """Give it an item; it must be idle."""
+        try:
+            self.connection.send(item)
+        except OSError:
+            raise self._ended() from None
+
+    def receive(self) -> Any:
+        """Take the result."""
+        try:
+            answer = self.connection.recv()
+        except (EOFError, OSError):
+            raise self._ended() from None
+        if isinstance(answer, _Failure):
+            raise answer.error
+        return answer
+
+    def _ended(self) -> ConfigError:
+        self.process.join()
+        return ConfigError(
+            f"a worker process ended with exit code {self.process.exitcode}, perhaps because memory ran out; "
+            "use fewer workers"
+        )
+
+
+@contextmanager
+def _started(function: Callable[[Any], Any], count: int) -> Iterator[list[_Worker]]:
+    """Start workers, and kill them at the end: they write no files."""
+    context = get_context("spawn")  # not forked: a fork of a process that has used OpenMP threads can hang
+    workers: list[_Worker] = []
+    try:
+        with _without_signals():  # a process that is half started would print a traceback
+            for _ in range(count):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_work, args=(function, theirs), daemon=True)
+                process.start()
+                theirs.close()  # else the end of the process would not close the pipe
+                workers.append(_Worker(process, ours))
+        yield list(workers)
+    finally:
+        for worker in workers:
+            worker.process.kill()
+        for worker in workers:
+            worker.process.join()
+            worker.connection.close()
+
+
+def _work(function: Callable[[Any], Any], connection: Connection) -> None:
+    """Answer items with results until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent answers it
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-    Thread(target=_end_after, args=(lambda: wait([parent]),), daemon=True).start()
+    parent = parent_process()
+    assert parent is not None  # noqa: S101 - this is a child
+    Thread(target=_end_after, args=(lambda: wait([parent.sentinel]),), daemon=True).start()
+    try:
+        while True:
+            connection.send(_answer(function, connection.recv()))
+    except (EOFError, OSError):  # the parent has closed the pipe
+        return
+
+
+def _answer(function: Callable[[Any], Any], item: Any) -> Any:
+    try:
+        return function(item)
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        return _Failure(error)
 
 
 def _end_after(waiting: Callable[[], Any]) -> None:

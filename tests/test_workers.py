@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import subprocess
@@ -38,6 +39,17 @@ def square(number):
 
 def die(number):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_while_writing(number):
+    stack = inspect.stack()
+    pipe = next(frame.frame.f_locals["connection"] for frame in stack if frame.function == "_work")
+    os.write(pipe.fileno(), (10**7).to_bytes(4, "big") + b"x" * 100)  # the begin of a long message
+    die(number)
+
+
+def divide(number):
+    return 1 / number
 
 
 def lives(process):
@@ -81,5 +93,17 @@ def test_closing_stops_the_processes_at_once():
 
 
 def test_a_killed_worker_is_one_error():
-    with pytest.raises(ConfigError, match="a worker process was killed"):
+    with pytest.raises(ConfigError, match="a worker process ended with exit code -9"):
         list(map_in_processes(die, [1], 1))
+
+
+def test_a_worker_that_is_killed_while_it_writes_its_result_is_one_error():
+    """The rest of the message never comes."""
+    with pytest.raises(ConfigError, match="a worker process ended with exit code -9"):
+        list(map_in_processes(die_while_writing, range(4), 2))
+
+
+def test_an_error_in_a_worker_is_raised_with_its_traceback():
+    with pytest.raises(ZeroDivisionError) as caught:
+        list(map_in_processes(divide, [1, 0], 2))
+    assert "in divide" in caught.value.__notes__[0]

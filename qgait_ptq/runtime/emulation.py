@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import onnx
 import qgait_ptq
 from qgait_ptq.errors import ConfigError, ModelError
 from qgait_ptq.runtime.recording import Recording, Values, read_recording, write_task
+from qgait_ptq.workers import run_child
 
 AVX2, ARM64 = "avx2", "arm64"
 PROCESSORS = (AVX2, ARM64)
@@ -46,10 +46,9 @@ def record_elsewhere(
         folders = [Path(folder) / str(index) for index in range(len(tasks))]
         for place, (model, feeds) in zip(folders, tasks, strict=True):
             write_task(place, model, feeds)
-        done = subprocess.run(  # noqa: S603 - ourselves
+        done = run_child(
             [*command, "-m", "qgait_ptq.runtime.recording", *map(str, folders)],
             capture_output=True,
-            text=True,
             check=False,
             env=environment,
         )

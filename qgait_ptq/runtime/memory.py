@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from onnx import TensorProto, helper
 from qgait_ptq.errors import ModelError
 from qgait_ptq.runtime.sessions import open_session
 from qgait_ptq.runtime.workload import Setting, example_inputs
+from qgait_ptq.workers import end_with_parent, run_child
 
 
 def measure_memory(path: Path, setting: Setting) -> float:
@@ -28,7 +28,7 @@ def measure_memory(path: Path, setting: Setting) -> float:
     with tempfile.TemporaryDirectory() as folder:
         smallest = Path(folder) / "smallest.onnx"
         onnx.save(_smallest_model(), smallest)
-        done = subprocess.run(  # noqa: S603 - ourselves
+        done = run_child(
             [
                 sys.executable,
                 "-m",
@@ -38,7 +38,6 @@ def measure_memory(path: Path, setting: Setting) -> float:
                 *numbers,
             ],
             capture_output=True,
-            text=True,
             check=False,
         )
     if done.returncode:
@@ -82,4 +81,5 @@ def _print_memory(smallest: str, path: str, runtime: str, threads: str, frames: 
 
 
 if __name__ == "__main__":
+    end_with_parent()
     _print_memory(*sys.argv[1:])

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from qgait_ptq.errors import ModelError
 from qgait_ptq.runtime.exactness import exact_network, saturates
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, open_onnxruntime
+from qgait_ptq.workers import end_with_parent
 
 Values = dict[str, NDArray[np.generic]]
 MODEL, FEED, OPTIMISED, WRITTEN, RUN = (
@@ -144,5 +145,6 @@ def _run(session: onnxruntime.InferenceSession, feed: Values) -> Values:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     for task in sys.argv[1:]:
         _record_task(Path(task))

@@ -27,7 +27,7 @@ from qgait_ptq.runtime.written_file import refuse_damage
 from tests.conftest import make_gaitbase
 from tests.fuzz.mutate import INTEGERS, mutate, run_fuzz
 from tests.report.test_reading import REPORT, VALUES, places
-from tests.runtime.test_damaged_files import SEQUENCE, SIZE, small_model
+from tests.runtime.small_model import SEQUENCE, SIZE, small_model
 
 MANY = 10_000
 FRAME = (32, 22)
