@@ -128,6 +128,8 @@ def _call(path: Path, setting: Setting) -> Callable[[], Any]:
     batches = example_inputs(session, setting)
     try:
         session.infer(*batches)
+    except ModelError:
+        raise
     except Exception as error:  # the runtimes' exceptions have no common public base
         detail, shapes = " ".join(str(error).split())[:200], [list(batch.shape) for batch in batches]
         raise ModelError(f"{path}: does not run on {shapes} ({detail})") from None
