@@ -224,6 +224,15 @@ def test_the_saturating_reference_predicts_every_byte_of_an_unsafe_file(files, t
     assert compare(saturating=True).differing == 0
 
 
+def save_unsafe_file(files, folder):
+    """Write the unsafe file as version 0.1 wrote it: its metadata hold no proof."""
+    model = onnx.ModelProto()
+    model.CopyFrom(files.models["unsafe"])
+    target = {"name": ONNXRUNTIME, "runtimes": [ONNXRUNTIME]}
+    write_metadata(model, {"model": {}, "target": target})
+    onnx.save(model, folder / "model.onnx")
+
+
 DEPLOYED = """
 import json, sys, warnings
 import numpy as np
@@ -242,11 +251,7 @@ def test_an_embedder_is_exact_with_an_unsafe_file_and_says_that_it_is_slower(fil
         command, environment = emulator("avx2")
     except ConfigError as error:
         pytest.skip(str(error))
-    model = onnx.ModelProto()
-    model.CopyFrom(files.models["unsafe"])
-    target = {"name": ONNXRUNTIME, "runtimes": [ONNXRUNTIME]}
-    write_metadata(model, {"model": {}, "target": target})  # as of version 0.1: without a proof
-    onnx.save(model, tmp_path / "model.onnx")
+    save_unsafe_file(files, tmp_path)
     silhouettes = files.feeds[0]["silhouettes"][0]
     np.save(tmp_path / "silhouettes.npy", silhouettes)
     done = subprocess.run(
@@ -271,11 +276,7 @@ def test_commands_warn_of_an_unsafe_file_in_one_line(files, tmp_path):
         command, environment = emulator("avx2")
     except ConfigError as error:
         pytest.skip(str(error))
-    model = onnx.ModelProto()
-    model.CopyFrom(files.models["unsafe"])
-    target = {"name": ONNXRUNTIME, "runtimes": [ONNXRUNTIME]}
-    write_metadata(model, {"model": {}, "target": target})
-    onnx.save(model, tmp_path / "model.onnx")
+    save_unsafe_file(files, tmp_path)
     arguments = ["embed", tmp_path / "model.onnx", tmp_path, "--out", tmp_path / "out.npz"]
     done = subprocess.run(
         [*command, "-c", "from qgait_ptq.cli.main import run; run()", *arguments],
