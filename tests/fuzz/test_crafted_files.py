@@ -13,6 +13,7 @@ import pytest
 
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait import sequences
+from qgait_ptq.gait.limits import SEQUENCE_BYTES
 from qgait_ptq.gait.sequences import read_sequence
 from tests.fuzz.mutate import read_in_child
 
@@ -201,7 +202,7 @@ def test_frames_that_exceed_the_limit_together_are_refused(tmp_path):
     outcome = read_in_child(lambda: read_sequence(tmp_path))
     assert not outcome.failures
     assert f"{tmp_path}/032.png" in outcome.refused[0]
-    assert "the frames exceed 268435456 bytes" in outcome.refused[0]
+    assert f"the frames exceed {SEQUENCE_BYTES} bytes" in outcome.refused[0]
 
 
 def test_folders_of_many_frames_are_refused(tmp_path, monkeypatch):
