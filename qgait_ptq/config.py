@@ -171,7 +171,7 @@ class QuantConfig(_Model):
         include: patterns, as of `layers`: quantize these layers only.
         exclude: patterns: leave these layers in float.
         target: runtime profile.
-        weight_range: ``safe`` limits weights so that a file gives the same integer sums on every processor;
+        weight_range: ``safe`` limits weights so that a file gives the same integers on every processor;
             ``full`` is for processors with VNNI and for ARM only. Targets whose kernels never add in 16 bits
             ignore it.
         input_type: what the file takes: silhouettes as uint8, 0..255, where the target has such files, or as

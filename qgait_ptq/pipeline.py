@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from qgait_ptq.config import QuantConfig, Recipe
 from qgait_ptq.device import choose_device
 from qgait_ptq.evaluation import accuracy_of, agreement_of, comparison_of
+from qgait_ptq.export.exactness_proof import prove_exactness
 from qgait_ptq.export.onnx_file import export_float, write_metadata
-from qgait_ptq.export.pair_sums import bound_pair_sums
 from qgait_ptq.file_run import FileRun
 from qgait_ptq.gait.contact_sheet import draw_sequences, encode_png
 from qgait_ptq.gait.dataset import GaitDataset
@@ -107,7 +107,7 @@ def quantize(
         comparison=comparison_of(embeddings, accuracy, gait_data, run.config.seed),
         agreement=agreement,
         parity=parity,
-        pair_sums=bound_pair_sums(onnx_model),
+        proof=prove_exactness(onnx_model),
         slow_layers=slow_layers,
         layers=layers,
         scales=layer_scales(quantized),

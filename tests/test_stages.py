@@ -5,6 +5,7 @@ import torch
 
 import qgait_ptq as qg
 from qgait_ptq.errors import DataError
+from qgait_ptq.export.exactness_proof import prove_exactness
 from qgait_ptq.export.pair_sums import bound_pair_sums
 from qgait_ptq.progress import Silent
 from qgait_ptq.quantizer.pair_order import INT16_MAX
@@ -136,3 +137,11 @@ def test_the_pairs_of_a_file_stay_within_16_bits_after_idc_and_finetuning(finetu
     assert max(layer.bound for layer in sums.layers) > 0.9 * INT16_MAX  # the limit was reached, not avoided
     assert result.report.pair_sums["safe"]
     assert result.report.metadata()["pair_sums"]["weight_range"] == "safe"
+
+
+def test_additions_of_a_file_are_rounded_alike_after_idc_and_finetuning(finetuned):
+    result, _ = finetuned
+    proof = prove_exactness(result.onnx_model)
+    assert len(proof.additions) > 1
+    assert proof.exact
+    assert result.report.pair_sums["differing_additions"] == []

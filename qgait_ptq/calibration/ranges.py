@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx
 
+from qgait_ptq.calibration.additions import align_additions
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.graph.attributes import layer_name, tensor_of
 from qgait_ptq.graph.insert import input_quantizer
@@ -48,6 +49,7 @@ def calibrate_ranges(graph_module: fx.GraphModule, batches: Iterable[Tensor]) ->
         quantizer.take_range()
         if not torch.isfinite(quantizer.scale).all():
             raise CalibrationError(f"{name}: the calibration data make no finite range")
+    align_additions(graph_module)
     for quantizer, weight in weights.values():
         if quantizer.grid.pair_limit is not None:
             quantizer.scale = widened_scale(weight, quantizer.scale, quantizer.grid.pair_limit)

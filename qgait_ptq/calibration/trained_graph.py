@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qgait_ptq.calibration.additions import align_additions
 from qgait_ptq.graph.attributes import shared_parameters, tensor_of
 from qgait_ptq.graph.operators import CONVOLUTIONS, is_operator
 from qgait_ptq.graph.quantized import activation_quantizers, quantized_layers, weight_of
@@ -209,6 +210,7 @@ class TrainedGraph:
             if isinstance(trainer, ActivationTrainer) and isinstance(settled, FakeQuantize):
                 trainer.settle(settled)
         self._put_back()
+        align_additions(self.graph_module)
 
     def discard(self) -> None:
         """Put the quantizers back as they were when training began."""

@@ -93,7 +93,7 @@ WIDTH_OPTIONS = (
     click.option("--target", help="Runtime profile; see 'qgait-ptq targets'.  [default: onnxruntime]"),
     click.option(
         "--weight-range",
-        help="safe: the same integer sums on every processor; full: for VNNI and ARM only.  [default: safe]",
+        help="safe: the same integers on every processor; full: for VNNI and ARM only.  [default: safe]",
     ),
     click.option("--input-type", help="Of the file: uint8, 0..255, or float32 in [0, 1].  [default: uint8]"),
 )

@@ -14,7 +14,7 @@ import click
 def command(file: Path | None, as_json: bool) -> None:
     """List the runtimes that files are written for; with FILE, the rules that it keeps.
 
-    With FILE, also prove whether it gives the same integer sums on every processor.
+    With FILE, also prove whether it gives the same integers on every processor.
 
     \b
     Examples:
@@ -29,16 +29,16 @@ def command(file: Path | None, as_json: bool) -> None:
     from qgait_ptq.report.runtime_tables import pair_table, target_table
 
     broken: dict[str, list[str]] = {}
-    sums = None
+    proof = None
     if file is not None:
+        from qgait_ptq.export.exactness_proof import prove_exactness
         from qgait_ptq.export.onnx_file import read_model
-        from qgait_ptq.export.pair_sums import bound_pair_sums
         from qgait_ptq.runtime.written_file import refuse_damage
 
         model = read_model(file)
         with refuse_damage(file):
             broken = {t.name: [str(rule) for rule in find_broken_rules(model, t)] for t in TARGETS.values()}
-            sums = bound_pair_sums(model)
+            proof = prove_exactness(model)
     if as_json:
         described = {
             target.name: {
@@ -50,7 +50,7 @@ def command(file: Path | None, as_json: bool) -> None:
             }
             for target in TARGETS.values()
         }
-        click.echo(json.dumps(described | ({"pair_sums": sums.describe()} if sums else {})))
+        click.echo(json.dumps(described | ({"pair_sums": proof.describe()} if proof else {})))
         return
     console = Console()
     console.print(target_table(list(TARGETS.values())))
@@ -58,6 +58,6 @@ def command(file: Path | None, as_json: bool) -> None:
         lines = broken[target.name] or ["keeps all rules"] if file else (target.description, *target.limits)
         for line in lines:
             write_line(console, f"{target.name}: {line}")
-    if sums is not None:
-        console.print(pair_table(sums))
-        write_line(console, sums.verdict())
+    if proof is not None:
+        console.print(pair_table(proof))
+        write_line(console, proof.verdict())

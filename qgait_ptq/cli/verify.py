@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from qgait_ptq.export.pair_sums import PairSums
+    from qgait_ptq.export.exactness_proof import ExactnessProof
     from qgait_ptq.runtime.verification import Verification
 
 
@@ -31,8 +31,9 @@ def command(result: Path, sequences: int, frames: int, processor: str | None, as
     """Prove that RESULT gives the same integers everywhere; compare it with the integer reference.
 
     RESULT is what quantize wrote: the folder, or its model.onnx. The proof bounds the sums of neighbouring
-    products in each layer; some processors add them in 16 bits. Then every integer tensor of the graph that
-    onnxruntime makes of the file is compared, byte by byte. Exit code 1 where a byte differs.
+    products in each layer, which some processors add in 16 bits, and tries all codes of additions. Then every
+    integer tensor of the graph that onnxruntime makes of the file is compared, byte by byte. Exit code 1
+    where a byte differs.
 
     \b
     Examples:
@@ -45,19 +46,23 @@ def command(result: Path, sequences: int, frames: int, processor: str | None, as
     from qgait_ptq.report.runtime_tables import pair_table, verification_table
 
     path = result / "model.onnx" if os.path.isdir(result) else result
-    sums, verification, damage = examine(path, sequences, frames, processor)
+    proof, verification, damage = examine(path, sequences, frames, processor)
     if as_json:
         described = {
             **asdict(verification),
             "differing": verification.differing,
             "processor": processor,
-            "pair_sums": {**sums.describe(), "layers": [asdict(layer) for layer in sums.layers]},
+            "pair_sums": {
+                **proof.describe(),
+                "layers": [asdict(layer) for layer in proof.pair_sums.layers],
+                "additions": [asdict(addition) for addition in proof.additions],
+            },
             "saturation_damage": damage,
         }
         click.echo(json.dumps(described))
     else:
         console = Console()
-        console.print(pair_table(sums))
+        console.print(pair_table(proof))
         console.print(verification_table(verification))
         values = sum(tensor.values for tensor in verification.tensors)
         write_line(
@@ -66,7 +71,7 @@ def command(result: Path, sequences: int, frames: int, processor: str | None, as
             f"onnxruntime's graph, over {sequences} sequences of {frames} frames"
             + (f", on an emulated {processor} processor" if processor else ""),
         )
-        write_line(console, sums.verdict())
+        write_line(console, proof.verdict())
         if damage is not None:
             write_line(
                 console,
@@ -81,7 +86,7 @@ def command(result: Path, sequences: int, frames: int, processor: str | None, as
 
 def examine(
     path: Path, sequences: int, frames: int, processor: str | None = None
-) -> tuple[PairSums, Verification, float | None]:
+) -> tuple[ExactnessProof, Verification, float | None]:
     """Read the proof from a file and compare it with the integer reference.
 
     Args:
@@ -91,23 +96,23 @@ def examine(
         processor: kind of processor to emulate; None is this one.
 
     Returns:
-        The bounds of the pair sums, the comparison, and the share of integers that saturation would change;
+        What is proven of the file, the comparison, and the share of integers that saturation would change;
         None where nothing can saturate.
 
     Raises:
         ModelError: the file is damaged, or the toolkit did not write it.
         ConfigError: that processor cannot be emulated here.
     """
+    from qgait_ptq.export.exactness_proof import prove_exactness
     from qgait_ptq.export.onnx_file import read_model
-    from qgait_ptq.export.pair_sums import bound_pair_sums
     from qgait_ptq.runtime.sessions import ONNXRUNTIME
     from qgait_ptq.runtime.verification import random_batches, saturation_damage, verify
     from qgait_ptq.runtime.written_file import open_file, refuse_damage
 
     session, _ = open_file(path, ONNXRUNTIME)
     with refuse_damage(path):
-        sums = bound_pair_sums(read_model(path))
+        proof = prove_exactness(read_model(path))
         batches = random_batches(session, sequences, frames)
         verification = verify(path, batches, processor)
-        damage = None if sums.safe else saturation_damage(path, batches[:1])
-    return sums, verification, damage
+        damage = None if proof.pair_sums.safe else saturation_damage(path, batches[:1])
+    return proof, verification, damage

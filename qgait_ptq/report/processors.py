@@ -7,9 +7,12 @@ from typing import Any
 
 
 def processors_line(pair_sums: Mapping[str, Any]) -> str:
-    """Say whether the file is proven to give the same integer sums on every processor."""
+    """Say whether the file is proven to give the same integers on every processor."""
+    differing = pair_sums.get("differing_additions", [])
+    if pair_sums["safe"] and differing:
+        return f"the same sums on every processor; {len(differing)} additions are rounded otherwise on ARM64"
     if pair_sums["safe"]:
-        return "proven: the same integer sums on every processor"
+        return "proven: the same integers on every processor"
     layers = pair_sums["unsafe_layers"] + pair_sums["unknown_layers"]
     return (
         f"weight range {pair_sums['weight_range']}: on x86 processors without VNNI the 16-bit sums of "

@@ -12,7 +12,7 @@ import torch
 
 from qgait_ptq.config import QuantConfig
 from qgait_ptq.export.checks import Parity
-from qgait_ptq.export.pair_sums import PairSums
+from qgait_ptq.export.exactness_proof import ExactnessProof
 from qgait_ptq.export.targets import Target
 from qgait_ptq.gait.protocols import Accuracy
 from qgait_ptq.gait.sources import GaitData
@@ -96,7 +96,7 @@ def build_report(
     comparison: dict[str, Any],
     agreement: dict[str, float],
     parity: Parity,
-    pair_sums: PairSums,
+    proof: ExactnessProof,
     slow_layers: list[str],
     layers: list[LayerPlan],
     scales: Mapping[str, dict[str, Any]],
@@ -128,7 +128,7 @@ def build_report(
         agreement=agreement,
         size_bytes={},
         parity=asdict(parity),
-        pair_sums={"weight_range": config.weight_range, **pair_sums.describe()},
+        pair_sums={"weight_range": config.weight_range, **proof.describe()},
         slow_layers=slow_layers,
         layers=[
             {

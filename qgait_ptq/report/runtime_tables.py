@@ -14,7 +14,7 @@ from qgait_ptq.report.plain import add_row, title_text
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from qgait_ptq.export.pair_sums import PairSums
+    from qgait_ptq.export.exactness_proof import ExactnessProof
     from qgait_ptq.export.targets import Target
     from qgait_ptq.report.comparing import Row
     from qgait_ptq.runtime.benchmark import Measured
@@ -48,9 +48,9 @@ def _activations(target: Target) -> str:
     return f"{kind}, {bits}" + (", zero-points zero" if target.rules.activation_symmetric else "")
 
 
-def pair_table(sums: PairSums) -> Table:
+def pair_table(proof: ExactnessProof) -> Table:
     """The largest sum of two neighbouring products in each layer, beside what 16 bits hold."""
-    table = Table()
+    table, sums = Table(), proof.pair_sums
     table.add_column("layer", overflow="fold")
     for heading in ("two weights", "code", "16-bit sum"):
         table.add_column(heading, justify="right")
@@ -61,9 +61,15 @@ def pair_table(sums: PairSums) -> Table:
         add_row(table, layer.layer, *numbers, verdict)
     for name in sums.unknown:
         add_row(table, name, "", "", "", "unknown")
+    for addition in proof.additions:
+        verdict = (
+            f"{addition.differing:,} of {addition.pairs:,} sums DIFFER" if addition.differing else "safe"
+        )
+        add_row(table, f"{addition.node}, an addition", "", "", "", verdict)
     table.caption = (
         f"Largest sum of two neighbouring products; 16 bits hold {INT16_MAX:,}.\n"
-        "Depthwise layers add in 32 bits. Unknown: the weight is not stored in the file"
+        "Depthwise layers add in 32 bits. Unknown: the weight is not stored in the file.\n"
+        "Additions: all pairs of codes are tried as x86 and ARM64 kernels round them"
     )
     return table
 

@@ -174,6 +174,7 @@ def _compare(
 ) -> list[TensorCheck]:
     """Each integer tensor of the optimised graph against its counterpart."""
     own = {node.name: node.output[0] for node in model.graph.node if node.output[0] in expected}
+    read = {node.name: node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     counterparts = own | _quantizers_behind(model)
     constants = {value.name: numpy_helper.to_array(value) for value in optimised.graph.initializer}
     wanted: dict[str, Array] = dict(feed)  # optimised tensor → what it should hold, in its own layout
@@ -189,14 +190,16 @@ def _compare(
             value = expected.get(counterparts.get(node.name.split(TOKEN)[0], ""))
         flags = {attribute.name: attribute.i for attribute in node.attribute}
         in_last = node.op_type in LAYOUT_KEEPING and any(given in last for given in node.input)
-        if flags.get("channels_last") or node.op_type in CHANNELS_LAST_OPERATORS or in_last:
+        if node.op_type in REARRANGED and node.input[0] in wanted:
+            # Not its counterpart, which may be arranged otherwise, and of the same shape.
+            value = _rearranged(node, wanted[node.input[0]], found[name].shape, constants)
+            last |= {name} if in_last else set()
+        elif flags.get("channels_last") or node.op_type in CHANNELS_LAST_OPERATORS or in_last:
             last.add(name)
             value = None if value is None else np.moveaxis(value, 1, -1)
-        elif value is None and node.op_type == "QuantizeLinear" and node.input[0] in found:
+        elif node.op_type == "QuantizeLinear" and _reads_other_floats(node, read, found):
             scale, zero_point = (constants[given] for given in node.input[1:3])
             value = quantize_floats(found[node.input[0]], scale, zero_point)
-        elif node.op_type in REARRANGED and node.input[0] in wanted and _differs(value, found[name]):
-            value = _rearranged(node, wanted[node.input[0]], found[name].shape, constants)
         if value is None or value.shape != found[name].shape:
             unknown[name] = None
             continue
@@ -216,9 +219,10 @@ def _compare(
     return checks
 
 
-def _differs(value: Array | None, found: Array) -> bool:
-    """Whether the file's counterpart is missing, or arranged in another way."""
-    return value is None or value.shape != found.shape
+def _reads_other_floats(node: onnx.NodeProto, read: dict[str, str], found: dict[str, Array]) -> bool:
+    """Whether the runtime quantizes another tensor of floats than the file: one that it arranged anew."""
+    given = node.input[0]
+    return given in found and read.get(node.name.split(TOKEN)[0]) != given.removesuffix(BEFORE)
 
 
 def _rearranged(

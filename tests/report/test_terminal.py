@@ -8,6 +8,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from qgait_ptq.export.addition_proof import AdditionProof
+from qgait_ptq.export.exactness_proof import ExactnessProof
 from qgait_ptq.export.pair_sums import PairBound, PairSums
 from qgait_ptq.progress import Silent
 from qgait_ptq.report.comparing import Row
@@ -60,7 +62,11 @@ TABLES = {
     "sensitivity": lambda: sensitivity_table(
         [{"layers": [HOSTILE], "kind": "weights", "bits": 4, "distance_error": 1.0}]
     ),
-    "pairs": lambda: pair_table(PairSums((PairBound(HOSTILE, "Conv", 1, 255),), (HOSTILE,))),
+    "pairs": lambda: pair_table(
+        ExactnessProof(
+            PairSums((PairBound(HOSTILE, "Conv", 1, 255),), (HOSTILE,)), (AdditionProof(HOSTILE, 4, 1),)
+        )
+    ),
     "verification": lambda: verification_table(
         Verification((TensorCheck("t", HOSTILE, HOSTILE, 1, 0, 0),), ())
     ),

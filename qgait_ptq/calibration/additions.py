@@ -1,0 +1,56 @@
+"""Scales with which every processor adds two tensors to the same integers."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from qgait_ptq.graph.operators import ADDITIONS, is_operator
+from qgait_ptq.graph.specs import annotation_of
+from qgait_ptq.quantizer.addition_orders import Addition, Codes, align_scales
+from qgait_ptq.quantizer.fake_quantize import FakeQuantize
+
+
+def align_additions(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """Move the scales of tensors that are added, and of their sums, so that all kernels agree.
+
+    By a per mille, mostly; see `quantizer.addition_orders`. Tensors that cannot be aligned are left as they
+    are; what that means is read from the file, by `export.addition_proof`. Doing it twice changes nothing.
+
+    Args:
+        graph_module: with inserted quantizers whose ranges are set; changed in place.
+    """
+    quantizers: dict[str, FakeQuantize] = {}
+    additions = []
+    for node in graph_module.graph.nodes:
+        if not is_operator(node, ADDITIONS) or not annotation_of(node).integer:
+            continue
+        calls = [*node.args[:2], _behind(graph_module, node)]
+        modules = [_quantizer(graph_module, call) for call in calls]
+        if all(module is not None for module in modules):
+            names = [str(call.target) for call in calls]
+            quantizers |= dict(zip(names, modules, strict=True))  # type: ignore[arg-type]
+            additions.append(Addition(*names))
+    for name, scale in align_scales(additions, {n: _codes(q) for n, q in quantizers.items()}).items():
+        quantizers[name].scale = torch.full_like(quantizers[name].scale, scale)
+    return graph_module
+
+
+def _behind(graph_module: fx.GraphModule, addition: fx.Node) -> fx.Node | None:
+    """The quantizer's call behind an addition, or behind the rectifier that follows it."""
+    users = list(addition.users)
+    if len(users) == 1 and _quantizer(graph_module, users[0]) is None:
+        users = list(users[0].users)
+    return users[0] if len(users) == 1 else None
+
+
+def _quantizer(graph_module: fx.GraphModule, call: object) -> FakeQuantize | None:
+    if not isinstance(call, fx.Node) or call.op != "call_module":
+        return None
+    module = graph_module.get_submodule(str(call.target))
+    return module if isinstance(module, FakeQuantize) and module.scale.ndim == 0 else None
+
+
+def _codes(quantizer: FakeQuantize) -> Codes:
+    grid = quantizer.grid
+    return Codes(float(quantizer.scale), int(quantizer.zero_point), grid.quant_min, grid.quant_max)
