@@ -35,7 +35,7 @@ SMALL = [
 
 
 def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=cwd, env=environment
     )
