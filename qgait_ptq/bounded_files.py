@@ -10,11 +10,20 @@ from typing import Any
 
 from qgait_ptq.errors import ConfigError, QgaitError
 
-MEGABYTE = 10**6
+MEBIBYTE = 2**20
+FILE_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 def check_file(path: Path, largest: int, what: str, error: Callable[[str], QgaitError] = ConfigError) -> None:
     """Check that a path names a regular file of a bounded size, before anything opens it.
+
+    Pipes and devices are refused, because opening or reading them can block.
 
     Args:
         path: of the file.
@@ -32,24 +41,42 @@ def check_file(path: Path, largest: int, what: str, error: Callable[[str], Qgait
     except (OSError, ValueError) as problem:  # ValueError: a zero byte in the path
         raise error(f"{path}: {what} cannot be read ({_reason(problem)})") from None
     if not stat.S_ISREG(found.st_mode):
-        raise error(f"{path}: {what} cannot be read (not a regular file)")
+        kind = next((kind for is_kind, kind in FILE_KINDS if is_kind(found.st_mode)), "a special file")
+        raise error(f"{path}: {what} cannot be read ({kind}, not a regular file)")
     if found.st_size > largest:
-        raise error(f"{path}: {what} is larger than {largest / MEGABYTE:g} MB, which is the limit")
+        raise error(
+            f"{path}: {what} has {found.st_size / MEBIBYTE:.1f} MiB; the limit is {largest / MEBIBYTE:.1f} MiB"
+        )
+
+
+def read_bytes(
+    path: Path, largest: int, what: str, error: Callable[[str], QgaitError] = ConfigError
+) -> bytes:
+    """Read a file; arguments as of `check_file`.
+
+    Raises:
+        QgaitError: see `check_file`; or it cannot be read, or it grew meanwhile.
+    """
+    check_file(path, largest, what, error)
+    try:
+        with path.open("rb") as file:
+            content = file.read(largest + 1)
+    except OSError as problem:
+        raise error(f"{path}: {what} cannot be read ({_reason(problem)})") from None
+    if len(content) > largest:
+        raise error(f"{path}: {what} grew while it was read. Read it again when it is complete")
+    return content
 
 
 def read_text(path: Path, largest: int, what: str, error: Callable[[str], QgaitError] = ConfigError) -> str:
     """Read a file of UTF-8 text; arguments as of `check_file`.
 
     Raises:
-        QgaitError: see `check_file`; or it cannot be read, or is not UTF-8.
+        QgaitError: see `read_bytes`; or it is not UTF-8.
     """
-    check_file(path, largest, what, error)
+    content = read_bytes(path, largest, what, error)
     try:
-        with path.open("rb") as file:
-            content = file.read(largest)
         return content.decode()
-    except OSError as problem:
-        raise error(f"{path}: {what} cannot be read ({_reason(problem)})") from None
     except UnicodeDecodeError as problem:
         raise error(f"{path}: {what} is not UTF-8 text (byte {problem.start}: {problem.reason})") from None
 

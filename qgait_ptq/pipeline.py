@@ -23,7 +23,6 @@ from qgait_ptq.graph.layers import LayerPlan, count_parameters, layer_scales, li
 from qgait_ptq.graph.trace import Capture
 from qgait_ptq.planning import REPORTED_FRAMES
 from qgait_ptq.progress import Progress, Silent
-from qgait_ptq.reconstruction.resuming import SavedStates
 from qgait_ptq.report.record import build_report
 from qgait_ptq.result import QuantizationResult
 from qgait_ptq.run import Run
@@ -64,7 +63,7 @@ def quantize(
         recipe: stored with the result.
         progress: told what runs.
         work_folder: where fine-tuning keeps its states, so that a killed run can go on; None keeps none. It
-            is removed at the end.
+            is removed when the result is saved.
         resume: go on from the states in `work_folder`.
 
     Raises:
@@ -122,8 +121,6 @@ def quantize(
     file.check_budget(onnx_model)
     write_metadata(float_model, report.float_metadata(RUNTIMES))
     sizes = {"float": float_model.ByteSize(), "onnx": onnx_model.ByteSize()}
-    if work_folder is not None and run.config.finetune.enabled:
-        SavedStates.remove(work_folder)
     return QuantizationResult(
         to_device(quantized, torch.device("cpu")),
         replace(report, size_bytes=sizes),
@@ -132,6 +129,7 @@ def quantize(
         float_model,
         captured,
         None if gait_data.raw else encode_png(draw_sequences(gait_data.calibration, run.config.seed)),
+        work_folder if run.config.finetune.enabled else None,
     )
 
 

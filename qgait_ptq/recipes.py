@@ -155,4 +155,6 @@ def _shortened(text: str) -> str:
 
 def recipe_yaml(recipe: Recipe) -> str:
     """The recipe as YAML text."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    content = recipe.model_dump(mode="json")
+    content["model"]["arguments"] = recipe.model.arguments  # JSON would make text of their whole-number keys
+    return yaml.safe_dump(content, sort_keys=False)

@@ -16,6 +16,7 @@ from qgait_ptq.export.torch_program import export_program
 from qgait_ptq.graph.frame_parts import input_parts, split_inputs
 from qgait_ptq.graph.trace import Capture
 from qgait_ptq.recipes import recipe_yaml
+from qgait_ptq.reconstruction.resuming import SavedStates
 from qgait_ptq.report.page import render_report
 from qgait_ptq.report.record import Report
 from qgait_ptq.report.writing import write_result
@@ -33,6 +34,7 @@ class QuantizationResult:
         float_model: the float network for the runtime, equalized.
         captured: where the graph came from; says which sizes are free.
         sheet: png of calibration silhouettes, for the page; None where there are none.
+        work_folder: states of fine-tuning, which `save` removes; None where there are none.
     """
 
     simulation: fx.GraphModule
@@ -42,6 +44,7 @@ class QuantizationResult:
     float_model: onnx.ModelProto | None = None
     captured: Capture | None = None
     sheet: bytes | None = None
+    work_folder: Path | None = None
 
     @cached_property
     def model(self) -> fx.GraphModule:
@@ -78,4 +81,7 @@ class QuantizationResult:
             contents["float.onnx"] = self.float_model.SerializeToString()
         if torch_file and self.captured is not None:
             contents["model.pt2"] = export_program(self.simulation, self.captured)
-        return write_result(Path(folder), contents)
+        written = write_result(Path(folder), contents)
+        if self.work_folder is not None:
+            SavedStates.remove(self.work_folder)
+        return written

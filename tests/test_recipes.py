@@ -51,7 +51,7 @@ def write(tmp_path, text):
         ('a: "\\0"', r"line 1: a text with a zero byte"),
         ('a: "\\ud800"', r"line 1: not a valid str"),
         ("? [a]\n: b", r"line 1: not YAML: .*unhashable key"),
-        ("#" * 1_000_001, r"the recipe is larger than 1 MB, which is the limit"),
+        ("#" * 1_000_001, r"the recipe has 1.0 MiB; the limit is 1.0 MiB"),
     ],
     ids=lambda value: value[:20],
 )
@@ -81,6 +81,29 @@ def test_dates_stay_text(date, tmp_path):
     recipe = parse(Recipe, read_recipe(write(tmp_path, text)), "recipe")
     assert recipe.model.sha256 == recipe.model.arguments["when"] == date
     assert yaml.safe_load(recipe_yaml(recipe))["model"]["arguments"] == {"when": date}
+
+
+def test_whole_numbers_stay_keys_of_arguments(tmp_path):
+    text = "model: {path: m, arguments: {strides: {0: 2, 1: 1}, sizes: [8, 8]}}"
+    recipe = parse(Recipe, read_recipe(write(tmp_path, text)), "recipe")
+    again = parse(Recipe, read_recipe(write(tmp_path, recipe_yaml(recipe))), "recipe")
+    assert again.model.arguments == {"strides": {0: 2, 1: 1}, "sizes": [8, 8]}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("a=[", "expected the node content"),
+        ("a=!!python/name:os.system", "constructor"),
+        ("a=" + "[" * 50, "nested"),
+        ("a", "NAME"),
+    ],
+)
+def test_arguments_on_the_command_line_are_plain_values(value, message):
+    options = ["model.pt", "--model", "torch.nn:Linear", "--model-argument", value, "--trust-code"]
+    done = CliRunner().invoke(inspect.command, options)
+    assert done.exit_code == 2
+    assert message in done.output
 
 
 def test_aliases_and_merges_of_reasonable_size_are_read(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import qgait_ptq as qg
-from qgait_ptq.errors import DataError
+from qgait_ptq.errors import ConfigError, DataError
 from qgait_ptq.export.exactness_proof import prove_exactness
 from qgait_ptq.export.pair_sums import bound_pair_sums
 from qgait_ptq.progress import Silent
@@ -116,8 +116,13 @@ def test_copies_are_left_out_with_a_line(people):
 
 def test_states_are_removed_when_the_result_is_there(people, tmp_path):
     folder = tmp_path / "states"
-    _, notes = quantize(as_data(people), SMALL | FINETUNE, work_folder=folder, resume=True)
+    result, notes = quantize(as_data(people), SMALL | FINETUNE, work_folder=folder, resume=True)
     assert "nothing to resume: fine-tuning begins anew" in notes
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError):
+        result.save(tmp_path / "file" / "out")
+    assert folder.exists()  # the work is not lost with the place for its result
+    result.save(tmp_path / "out")
     assert not folder.exists()
 
 

@@ -253,10 +253,16 @@ def _arguments(given: Any) -> dict[str, Any]:
         return given
     import yaml
 
+    from qgait_ptq.bounded_yaml import load_yaml
+
     arguments = {}
     for item in given:
         name, equals, value = item.partition("=")
         if not equals:
             raise click.BadParameter(f"{item!r} is not NAME=VALUE", param_hint="--model-argument")
-        arguments[name] = yaml.safe_load(value)
+        try:
+            arguments[name] = load_yaml(value)
+        except yaml.YAMLError as error:
+            problem = getattr(error, "problem", None) or "no YAML value"
+            raise click.BadParameter(f"{item!r}: {problem}", param_hint="--model-argument") from None
     return arguments

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 import torch
+from onnx.external_data_helper import uses_external_data
 from torch import fx
 
 from qgait_ptq.bounded_files import check_file
@@ -86,12 +87,17 @@ def read_model(path: Path) -> onnx.ModelProto:
     """
     check_file(path, LARGEST_MODEL, "the model", ModelError)
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
         is_text = all(isinstance(text, str) for text in _texts(model))
     except Exception as error:  # protobuf's exceptions are not public
         raise ModelError(f"{path}: not an ONNX file ({type(error).__name__})") from None
     if not is_text:
         raise ModelError(f"{path}: damaged: a name in it is not UTF-8 text")
+    if any(uses_external_data(value) for value in _stored_tensors(model)):
+        raise ModelError(
+            f"{path}: its weights lie in other files, which are not read. Store them in the model, with "
+            "onnx.save(onnx.load(path), path)"
+        )
     misplaced = _find_misplaced(model.graph)
     if misplaced is not None:
         raise ModelError(f"{path}: damaged: its nodes are not in order ({misplaced})")
@@ -107,6 +113,12 @@ def _texts(model: onnx.ModelProto) -> Iterator[object]:
     yield from (value.name for value in (*graph.input, *graph.output, *graph.initializer))
     for node in graph.node:
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+
+
+def _stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    yield from model.graph.initializer
+    for node in model.graph.node:
+        yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
 
 
 def _find_misplaced(graph: onnx.GraphProto) -> str | None:

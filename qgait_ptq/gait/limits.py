@@ -7,15 +7,13 @@ builds an array only if the declared size is within the limits and agrees with t
 from __future__ import annotations
 
 import math
-import stat
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qgait_ptq.errors import DataError, first_line
+from qgait_ptq.errors import first_line
 
 MEBIBYTE = 2**20
 SEQUENCE_BYTES = 128 * MEBIBYTE  # of one sequence as stored; float32 of raw bytes takes four times as much
@@ -33,45 +31,6 @@ WIDEST = 8  # bytes of a float64, which arrays of several types in a list become
 
 NUMBER_TYPES = frozenset(("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"))
 BYTE_ORDERS = "<>=|"
-
-FILE_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
-
-
-def read_file(path: Path, largest: int) -> bytes:
-    """Read a regular file, or a link to one.
-
-    Pipes and devices are refused before they are opened, because opening or reading them can block.
-
-    Args:
-        path: the file.
-        largest: number of bytes that the file may have.
-
-    Raises:
-        DataError: the file cannot be read, is not a regular file, or is too large.
-    """
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            kind = next((kind for check, kind in FILE_KINDS if check(status.st_mode)), "a special file")
-            raise DataError(f"{path}: {kind}, not a regular file. Copy the data into a regular file.")
-        if status.st_size > largest:
-            raise DataError(
-                f"{path}: the file has {_mebibytes(status.st_size)}; the limit is {_mebibytes(largest)}"
-            )
-        with path.open("rb") as file:
-            data = file.read(status.st_size + 1)
-    except (OSError, ValueError) as error:  # a path with a NUL character is a ValueError
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise DataError(f"{path}: cannot be read ({reason or first_line(error)})") from None
-    if len(data) > status.st_size:
-        raise DataError(f"{path}: the file grew while it was read. Read it again when it is complete.")
-    return data
 
 
 def number_type(name: str) -> np.dtype[Any]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from qgait_ptq.bounded_files import read_bytes
 from qgait_ptq.errors import DataError
-from qgait_ptq.gait.limits import PARTITION_BYTES, error_text, read_file
+from qgait_ptq.gait.limits import PARTITION_BYTES, error_text
 
 
 class Partition(BaseModel):
@@ -45,7 +46,7 @@ def read_partition(path: Path) -> Partition:
     Raises:
         DataError: no such file, not JSON, not a partition, or an identity in both parts.
     """
-    data = read_file(path, PARTITION_BYTES)
+    data = read_bytes(path, PARTITION_BYTES, "the partition", DataError)
     try:
         content = json.loads(data)
     except Exception as error:  # deep nesting and long numbers raise errors of their own

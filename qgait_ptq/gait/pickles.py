@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qgait_ptq.bounded_files import read_bytes
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.limits import (
     ARRAY_FILE_BYTES,
@@ -27,7 +28,6 @@ from qgait_ptq.gait.limits import (
     check_extent,
     error_text,
     number_type,
-    read_file,
 )
 
 
@@ -275,7 +275,7 @@ def load_array_pickle(path: Path) -> Any:
     Raises:
         DataError: the file is not a pickle, is damaged, is too large, or asks for anything but arrays.
     """
-    data = read_file(path, ARRAY_FILE_BYTES)
+    data = read_bytes(path, ARRAY_FILE_BYTES, "the sequence", DataError)
     try:
         content = ArrayPickle().load(data)
         check_extent(content)

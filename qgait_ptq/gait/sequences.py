@@ -16,6 +16,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
+from qgait_ptq.bounded_files import read_bytes
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.limits import (
     ARRAY_FILE_BYTES,
@@ -27,7 +28,6 @@ from qgait_ptq.gait.limits import (
     build_array,
     error_text,
     number_type,
-    read_file,
 )
 from qgait_ptq.gait.pickles import load_array_pickle
 
@@ -92,7 +92,7 @@ def read_array(path: Path) -> Any:
         raise DataError(
             f"{path}: unknown kind of file; sequences are {', '.join(ARRAY_SUFFIXES)} or png folders"
         )
-    data = read_file(path, ARRAY_FILE_BYTES)
+    data = read_bytes(path, ARRAY_FILE_BYTES, "the sequence", DataError)
     try:
         return PARSERS[path.suffix](data)
     except Exception as error:  # a hostile file can make the parsers of headers and archives raise anything
@@ -233,7 +233,7 @@ def _read_png_folder(folder: Path) -> NDArray[Any]:
     frames: list[NDArray[np.uint8]] = []
     read = pixels = 0
     for file in files:
-        data = read_file(file, PNG_FILE_BYTES)
+        data = read_bytes(file, PNG_FILE_BYTES, "the frame", DataError)
         try:
             width, height = _png_size(data)
             read, pixels = read + len(data), pixels + width * height

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,17 +154,18 @@ def as_gait_data(data: Any) -> GaitData:
 
 def _render(split: Split, count: int, views: int, workers: int, advance: Callable[[], None]) -> GaitDataset:
     records: list[SequenceRecord] = []
-    for walks in render_identities(
-        split_identities(split, count), views_per_trial=views, trials=TRIALS, workers=workers
-    ):
-        records.extend(
-            SequenceRecord(
-                subject_name(label.identity),
-                condition_name(label),
-                view_name(label),
-                PackedSilhouettes(cut_width(silhouettes)),
+    identities = split_identities(split, count)
+    rendered = render_identities(identities, views_per_trial=views, trials=TRIALS, workers=workers)
+    with closing(rendered):
+        for walks in rendered:
+            records.extend(
+                SequenceRecord(
+                    subject_name(label.identity),
+                    condition_name(label),
+                    view_name(label),
+                    PackedSilhouettes(cut_width(silhouettes)),
+                )
+                for label, silhouettes in walks
             )
-            for label, silhouettes in walks
-        )
-        advance()
+            advance()
     return GaitDataset(records, f"{count} synthetic walkers")

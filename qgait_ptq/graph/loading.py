@@ -13,6 +13,7 @@ import io
 import os
 import stat
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +26,13 @@ from torch import nn
 from qgait_ptq.errors import ModelError, QgaitError, first_line
 from qgait_ptq.graph.exported_program import load_exported_program
 from qgait_ptq.graph.trace import set_to_inference
-from qgait_ptq.graph.weights import check_fit, find_weights, is_safetensors, read_safetensors
+from qgait_ptq.graph.weights import (
+    check_fit,
+    check_global_names,
+    find_weights,
+    is_safetensors,
+    read_safetensors,
+)
 
 ARCHITECTURE_KEY = "architecture"  # {"name": ..., "arguments": {...}} beside the weights
 LARGEST_FILE = 16 * 2**30  # bytes of a model
@@ -137,8 +144,11 @@ def _load(
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         # Their size would not be bounded by that of the file.
         raise ModelError(f"{path}: an archive with compressed members; torch writes none")
+    check_global_names(path, data, [member for member in members if member.filename.endswith("data.pkl")])
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it then refuses
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile file can make the unpickler raise anything
         if names:
             return LoadedModel(_from_pickled_module(path, data, trust_code, error), "pickled module")
@@ -155,9 +165,9 @@ def _members(path: Path, data: bytes) -> list[zipfile.ZipInfo]:
     Raises:
         ModelError: the archive is damaged.
     """
-    if not zipfile.is_zipfile(io.BytesIO(data)):
-        return []
     try:
+        if not zipfile.is_zipfile(io.BytesIO(data)):
+            return []
         return zipfile.ZipFile(io.BytesIO(data)).infolist()
     except Exception as error:  # damaged directories raise many kinds
         raise ModelError(f"{path}: a damaged archive ({first_line(error)})") from None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Mapping
+import pickletools
+import zipfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,8 @@ WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 SAFETENSORS_HEADER = 8  # bytes of the header's length, before its JSON
 LARGEST_HEADER = 100 * 2**20  # bytes, as in the format's description
 # Float32 weights may be so many times as large as their file (int8 weights, shared ones), and this more.
+LONGEST_NAME = 500  # letters of a module and its class
+LEGACY_PICKLES = 4  # magic number, version, system, content
 LARGEST_EXPANSION, FREE_BYTES = 16, 64 * 2**20
 
 
@@ -39,6 +45,42 @@ def read_safetensors(path: Path, data: bytes) -> dict[str, Tensor]:
         return safetensors.torch.load(data)
     except Exception as error:  # the library's errors have no common base with those of torch
         raise ModelError(f"{path}: a damaged safetensors file ({first_line(error)})") from None
+
+
+def check_global_names(path: Path, data: bytes, pickles: Sequence[zipfile.ZipInfo]) -> None:
+    """Refuse a pickle with the name of a class or function longer than any is.
+
+    torch searches its own error with an expression whose time grows with the square of the name's length.
+
+    Args:
+        path: named in errors.
+        data: content of the file: an archive, or pickles one behind the other, as torch wrote before 1.6.
+        pickles: members of the archive that are pickles.
+
+    Raises:
+        ModelError: there is such a name, or the archive is damaged.
+    """
+    if pickles:
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                streams = [io.BytesIO(archive.read(member)) for member in pickles]
+        except Exception as error:  # damaged members raise many kinds
+            raise ModelError(f"{path}: a damaged archive ({first_line(error)})") from None
+    else:
+        streams = [io.BytesIO(data)] * LEGACY_PICKLES
+    longest = max(map(_longest_name, streams))
+    if longest > LONGEST_NAME:
+        raise ModelError(f"{path}: not a model; it names a class with {longest:,} letters")
+
+
+def _longest_name(stream: io.BytesIO) -> int:
+    """Letters of the longest name of a class that a pickle holds, as far as it is one."""
+    longest = 0
+    with suppress(Exception):  # torch says what is wrong with it
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name == "GLOBAL":
+                longest = max(longest, len(str(argument)))
+    return longest
 
 
 def find_weights(path: Path, content: Any, file_bytes: int) -> tuple[dict[str, Tensor], str]:

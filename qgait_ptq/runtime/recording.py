@@ -117,7 +117,7 @@ def _optimise(model: onnx.ModelProto) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "optimised.onnx"
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its lines would show names of an unknown file as they are
         options.optimized_model_filepath = str(target)
         try:
             onnxruntime.InferenceSession(

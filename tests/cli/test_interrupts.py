@@ -240,7 +240,7 @@ def test_a_run_killed_at_any_moment_is_repeated_to_the_same_bytes(made, tmp_path
     seconds = time.monotonic() - began
     assert whole.returncode == 0, whole.stderr
     moments = random.Random(command)
-    for number in range(6):
+    for number in range(13):  # 52 moments over the four commands
         folder = tmp_path / str(number)
         folder.mkdir()
         running = Run(*line, folder=folder)

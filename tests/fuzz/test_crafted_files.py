@@ -140,7 +140,8 @@ def test_what_is_no_regular_file_is_refused_without_opening_it(kind, suffix, tmp
         path.mkdir()
     outcome = read_in_child(lambda: read_sequence(tmp_path if suffix == "png" else path))
     assert not outcome.failures
-    assert outcome.refused == (f"{path}: a {kind}, not a regular file. Copy the data into a regular file.",)
+    what = "the frame" if suffix == "png" else "the sequence"
+    assert outcome.refused == (f"{path}: {what} cannot be read (a {kind}, not a regular file)",)
 
 
 def png(*chunks):

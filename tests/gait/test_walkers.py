@@ -111,6 +111,22 @@ def test_splits_are_disjoint_and_bounded():
         split_identities(Split.TRAIN, 10_001)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"TRAIN_SET": 3, "TEST_SET": []}', ""])
+def test_a_partition_that_cannot_be_extended_is_refused_before_anything_is_rendered(text, tmp_path):
+    (tmp_path / "partition.json").write_text(text)
+    with pytest.raises(DataError, match=r"partition\.json"):
+        write_walkers(tmp_path, Split.TRAIN, [0], views_per_trial=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["partition.json"]
+
+
+def test_splits_written_into_one_folder_share_its_partition(tmp_path):
+    probes = {"TRAIN_SET": [], "TEST_SET": ["a"], "PROBE_SET": ["a-nm-01-090"]}
+    (tmp_path / "partition.json").write_text(json.dumps(probes))
+    (identity,) = split_identities(Split.TRAIN, 1)
+    write_walkers(tmp_path, Split.TRAIN, [identity], views_per_trial=1, array_format="npz")
+    assert json.loads((tmp_path / "partition.json").read_text()) == probes | {"TRAIN_SET": ["00000"]}
+
+
 def test_the_layout_and_its_partition_are_written(walkers_root):
     partition = json.loads((walkers_root / "partition.json").read_text())
     assert partition == {

@@ -212,7 +212,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no result of quantize"):
         read_report(tmp_path)
     os.mkfifo(tmp_path / "report.json")
-    with pytest.raises(ConfigError, match=r"the report cannot be read \(not a regular file\)"):
+    with pytest.raises(ConfigError, match=r"the report cannot be read \(a named pipe, not a regular file\)"):
         read_report(tmp_path)
     (tmp_path / "report.json").unlink()
     (tmp_path / "report.json").write_bytes(b'{"layers": ["\xff"]}')
@@ -220,7 +220,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
         read_report(tmp_path)
     with (tmp_path / "report.json").open("wb") as file:
         file.truncate(64 * 10**6 + 1)
-    with pytest.raises(ConfigError, match=r"the report is larger than 64 MB"):
+    with pytest.raises(ConfigError, match=r"the report has .* MiB; the limit is"):
         read_report(tmp_path)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name in ("loop", "n" * 5000):

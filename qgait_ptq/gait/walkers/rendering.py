@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
+from qgait_ptq.gait.partition import Partition, read_partition
 from qgait_ptq.gait.walkers.clothing import Condition
 from qgait_ptq.gait.walkers.population import (
     TRIALS,
@@ -90,12 +91,13 @@ def write_walkers(
         The number of sequences written.
 
     Raises:
-        DataError: the folder cannot be written.
+        DataError: the folder cannot be written, or holds a partition that cannot be read.
         ConfigError: another run writes into the folder.
     """
     sequences = 0
     made: list[Path] = []
     with locked(root):
+        partition = _read_partition(root / "partition.json")  # before minutes of rendering
         try:
             made = make_folder(root)
             rendered = render_identities(identities, settings, TRIALS, views_per_trial, workers)
@@ -104,7 +106,8 @@ def write_walkers(
                     _write_subject(root / subject_name(identity), walks, array_format, beside)
                     sequences += len(walks)
                     advance()
-            _extend_partition(root / "partition.json", split, [subject_name(i) for i in identities])
+            extended = _extended(partition, split, [subject_name(i) for i in identities])
+            write_whole(root / "partition.json", (json.dumps(extended, indent=1) + "\n").encode())
         except OSError as error:
             raise DataError(f"{root}: walkers cannot be written here ({error.strerror or error})") from None
         finally:
@@ -149,10 +152,14 @@ def _write_subject(folder: Path, walks: Rendered, array_format: ArrayFormat, bes
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _extend_partition(path: Path, split: Split, subjects: list[str]) -> None:
-    partition: dict[str, list[str]] = {"TRAIN_SET": [], "TEST_SET": []}
-    if path.exists():
-        partition.update(json.loads(path.read_text()))
+def _read_partition(path: Path) -> Partition:
+    return read_partition(path) if os.path.lexists(path) else Partition(TRAIN_SET=(), TEST_SET=())
+
+
+def _extended(partition: Partition, split: Split, subjects: list[str]) -> dict[str, list[str]]:
+    """A partition with more identities, as OpenGait writes it."""
+    content = {key: list(names) for key, names in partition.model_dump(by_alias=True).items() if names}
+    content = {"TRAIN_SET": [], "TEST_SET": [], **content}
     key = PARTITION_KEYS.get(split, "TEST_SET")
-    partition[key] = sorted({*partition[key], *subjects})
-    write_whole(path, (json.dumps(partition, indent=1) + "\n").encode())
+    content[key] = sorted({*content[key], *subjects})
+    return content
