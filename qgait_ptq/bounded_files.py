@@ -44,9 +44,8 @@ def check_file(path: Path, largest: int, what: str, error: Callable[[str], Qgait
         kind = next((kind for is_kind, kind in FILE_KINDS if is_kind(found.st_mode)), "a special file")
         raise error(f"{path}: {what} cannot be read ({kind}, not a regular file)")
     if found.st_size > largest:
-        raise error(
-            f"{path}: {what} has {found.st_size / MEBIBYTE:.1f} MiB; the limit is {largest / MEBIBYTE:.1f} MiB"
-        )
+        size, limit = found.st_size / MEBIBYTE, largest / MEBIBYTE
+        raise error(f"{path}: {what} has {size:.1f} MiB; the limit is {limit:.1f} MiB")
 
 
 def read_bytes(

@@ -7,7 +7,13 @@ from torch import fx
 
 from qgait_ptq.graph.operators import ADDITIONS, is_operator
 from qgait_ptq.graph.specs import annotation_of
-from qgait_ptq.quantizer.addition_orders import Addition, Codes, align_scales
+from qgait_ptq.quantizer.addition_orders import (
+    Addition,
+    Codes,
+    Multiple,
+    align_scales,
+    find_multiples,
+)
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 
 
@@ -20,6 +26,24 @@ def align_additions(graph_module: fx.GraphModule) -> fx.GraphModule:
     Args:
         graph_module: with inserted quantizers whose ranges are set; changed in place.
     """
+    additions, quantizers = _find_additions(graph_module)
+    for name, scale in align_scales(additions, _all_codes(quantizers)).items():
+        quantizers[name].scale = torch.full_like(quantizers[name].scale, scale)
+    return graph_module
+
+
+def aligned_multiples(graph_module: fx.GraphModule) -> dict[str, Multiple]:
+    """Name of an aligned quantizer → what its scale must stay a multiple of while it learns.
+
+    Args:
+        graph_module: aligned.
+    """
+    additions, quantizers = _find_additions(graph_module)
+    return find_multiples(additions, _all_codes(quantizers))
+
+
+def _find_additions(graph_module: fx.GraphModule) -> tuple[list[Addition], dict[str, FakeQuantize]]:
+    """The additions of two quantized tensors, and the quantizers around them by name."""
     quantizers: dict[str, FakeQuantize] = {}
     additions = []
     for node in graph_module.graph.nodes:
@@ -31,9 +55,11 @@ def align_additions(graph_module: fx.GraphModule) -> fx.GraphModule:
             names = [str(call.target) for call in calls]
             quantizers |= dict(zip(names, modules, strict=True))  # type: ignore[arg-type]
             additions.append(Addition(*names))
-    for name, scale in align_scales(additions, {n: _codes(q) for n, q in quantizers.items()}).items():
-        quantizers[name].scale = torch.full_like(quantizers[name].scale, scale)
-    return graph_module
+    return additions, quantizers
+
+
+def _all_codes(quantizers: dict[str, FakeQuantize]) -> dict[str, Codes]:
+    return {name: _codes(quantizer) for name, quantizer in quantizers.items()}
 
 
 def _behind(graph_module: fx.GraphModule, addition: fx.Node) -> fx.Node | None:

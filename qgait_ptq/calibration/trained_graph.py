@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qgait_ptq.calibration.additions import align_additions
+from qgait_ptq.calibration.additions import align_additions, aligned_multiples
 from qgait_ptq.graph.attributes import shared_parameters, tensor_of
 from qgait_ptq.graph.operators import CONVOLUTIONS, is_operator
 from qgait_ptq.graph.quantized import activation_quantizers, quantized_layers, weight_of
@@ -105,9 +105,10 @@ class TrainedGraph:
         if ranges:
             self._train_biases(magnitudes)
             called = None if nodes is None else {str(node.target) for node in nodes}
+            multiples = aligned_multiples(graph_module)
             for name, quantizer in activation_quantizers(graph_module, inputs=False).items():
                 if called is None or name in called:
-                    self._replace(name, ActivationTrainer(quantizer))
+                    self._replace(name, ActivationTrainer(quantizer, multiples.get(name)))
         self._start = self.snapshot()
 
     def _train_weights(self, reference: fx.GraphModule, mode: WeightMode) -> None:

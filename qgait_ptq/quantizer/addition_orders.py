@@ -12,6 +12,7 @@ of that kind, `differing_pairs` proves it: it tries all pairs of codes. Needs no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 LARGEST_DENOMINATORS = (1023, 511, 255, 127)  # the first that all kernels agree with is taken
+LARGEST_ODD = 2047  # that alignment is recognised with; learning may have raised it
+SAME_MULTIPLE = 1e-3  # of a unit: float32 holds no more of a scale
 LARGEST_CHANGE = 0.1  # of a scale; a tensor so much smaller than its sum is left as it is
 MULTIPLIER_BITS = 21  # of the fixed-point kernel: the larger multiplier is in [2^21, 2^22)
 SMALLEST_RATIO, LARGEST_RATIO = 2.0**-14, 2.0**8  # of scales that the fixed-point kernel takes
@@ -53,6 +56,20 @@ class Addition:
     def tensors(self) -> tuple[str, str, str]:
         """All three."""
         return self.left, self.right, self.output
+
+
+@dataclass(frozen=True)
+class Multiple:
+    """What the scale of an aligned tensor is a whole multiple of; an odd one where the tensor is a sum."""
+
+    unit: float
+    odd: bool
+
+    def nearest(self, scale: float) -> float:
+        """The closest scale of this kind, exact in float32."""
+        multiple = scale / self.unit
+        whole = 2 * math.floor(multiple / 2) + 1 if self.odd else max(1, round(multiple))
+        return float(np.float32(whole * self.unit))
 
 
 def fused_sum(left: Array, right: Array, of: tuple[Codes, Codes, Codes]) -> Array:
@@ -118,20 +135,40 @@ def differing_pairs(left: Codes, right: Codes, output: Codes) -> int:
     return int(np.count_nonzero((sums[0] != sums[1]) | (sums[0] != sums[2])))
 
 
+def find_multiples(additions: Sequence[Addition], tensors: Mapping[str, Codes]) -> dict[str, Multiple]:
+    """Say of what unit the scales of aligned tensors are multiples; other tensors are left out.
+
+    Args:
+        additions: what is added.
+        tensors: name → its codes.
+    """
+    found: dict[str, Multiple] = {}
+    for group in _connected(additions):
+        unit = _unit(group, tensors)
+        sums = {addition.output for addition in group}
+        if unit is not None and _agree(group, tensors):
+            found |= {name: Multiple(unit, name in sums) for one in group for name in one.tensors()}
+    return found
+
+
 def align_scales(additions: Sequence[Addition], tensors: Mapping[str, Codes]) -> dict[str, float]:
     """Find scales, close to those given, with which all kernels add to the same integers.
 
-    Tensors that additions connect get scales ``unit · k`` with whole k, odd for sums.
+    Tensors that additions connect get scales ``unit · k`` with whole k, odd for sums. Those that have such
+    scales already keep them.
 
     Args:
         additions: what is added.
         tensors: name → its codes.
 
     Returns:
-        Name → new scale, exact in float32, of the tensors that can be aligned.
+        Name → scale, exact in float32, of the tensors that are or can be aligned.
     """
-    aligned: dict[str, float] = {}
+    done = find_multiples(additions, tensors)
+    aligned = {name: tensors[name].scale for name in done}
     for group in _connected(additions):
+        if group[0].output in done:
+            continue
         for denominator in LARGEST_DENOMINATORS:
             scales = _aligned_group(group, tensors, denominator)
             if scales is not None:
@@ -149,15 +186,30 @@ def _aligned_group(
     unit = max(tensors[name].scale for name in sums) / denominator
     scales = {}
     for name in sorted(names):
-        multiple = tensors[name].scale / unit
-        whole = 2 * int(multiple / 2) + 1 if name in sums else max(1, round(multiple))
-        scales[name] = float(np.float32(whole * unit))
+        scales[name] = Multiple(unit, name in sums).nearest(tensors[name].scale)
         if abs(scales[name] / tensors[name].scale - 1) > LARGEST_CHANGE:
             return None
     moved = {name: replace(tensors[name], scale=scale) for name, scale in scales.items()}
-    if any(differing_pairs(*(moved[name] for name in addition.tensors())) for addition in group):
-        return None
-    return scales
+    return scales if _agree(group, moved) else None
+
+
+def _agree(group: Sequence[Addition], tensors: Mapping[str, Codes]) -> bool:
+    return not any(differing_pairs(*(tensors[name] for name in one.tensors())) for one in group)
+
+
+def _unit(group: Sequence[Addition], tensors: Mapping[str, Codes]) -> float | None:
+    """The largest scale of a sum over the largest odd number that makes multiples of all."""
+    sums = {addition.output for addition in group}
+    names = sorted({name for addition in group for name in addition.tensors()})
+    scales = np.array([tensors[name].scale for name in names])
+    is_sum = np.array([name in sums for name in names])
+    for denominator in range(LARGEST_ODD, 0, -2):
+        unit = float(scales[is_sum].max()) / denominator
+        multiples = np.rint(scales / unit)
+        exact = np.abs(scales / unit - multiples) < SAME_MULTIPLE
+        if exact.all() and multiples.all() and (multiples[is_sum] % 2).all():
+            return unit
+    return None
 
 
 def _connected(additions: Sequence[Addition]) -> Iterator[list[Addition]]:

@@ -13,6 +13,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor, nn
 
+from qgait_ptq.quantizer.addition_orders import Multiple
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
 from qgait_ptq.quantizer.grid import along_channels, quantize
 from qgait_ptq.quantizer.pairs import limit_pairs
@@ -41,9 +42,15 @@ class ActivationTrainer(nn.Module):
 
     levels: Tensor
 
-    def __init__(self, settled: FakeQuantize) -> None:
+    def __init__(self, settled: FakeQuantize, multiple: Multiple | None = None) -> None:
+        """Start at a settled quantizer.
+
+        Args:
+            settled: the quantizer.
+            multiple: what the scale stays a multiple of, with a straight-through gradient; None is free.
+        """
         super().__init__()
-        self.grid = settled.grid
+        self.grid, self.multiple = settled.grid, multiple
         self.temperature, self.drop_probability = STRAIGHT_THROUGH, 0.0
         self.log_scale = nn.Parameter(settled.scale.detach().log())
         levels = self.grid.quant_max - self.grid.quant_min
@@ -55,7 +62,11 @@ class ActivationTrainer(nn.Module):
     @property
     def scale(self) -> Tensor:
         """Scale, with its gradient."""
-        return self.log_scale.exp()
+        scale = self.log_scale.exp()
+        if self.multiple is None:
+            return scale
+        nearest = torch.full_like(scale, self.multiple.nearest(float(scale.detach())))
+        return nearest + (scale - scale.detach())
 
     @property
     def zero_point(self) -> Tensor:

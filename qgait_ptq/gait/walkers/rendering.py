@@ -153,7 +153,7 @@ def _write_subject(folder: Path, walks: Rendered, array_format: ArrayFormat, bes
 
 
 def _read_partition(path: Path) -> Partition:
-    return read_partition(path) if os.path.lexists(path) else Partition(TRAIN_SET=(), TEST_SET=())
+    return read_partition(path) if os.path.lexists(path) else Partition(train=(), test=())
 
 
 def _extended(partition: Partition, split: Split, subjects: list[str]) -> dict[str, list[str]]:
