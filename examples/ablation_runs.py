@@ -20,20 +20,20 @@ from ablation_variants import WIDTHS, Job
 from torch import Tensor, fx
 
 from qgait_ptq.calibration.clips import Clips
+from qgait_ptq.calibration.stages import CalibrationRun
 from qgait_ptq.calibration.training import TrainingData
-from qgait_ptq.config import QuantConfig
+from qgait_ptq.config.recipes import parse
+from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import CalibrationError
-from qgait_ptq.gait.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
+from qgait_ptq.gait.data.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
+from qgait_ptq.gait.data.sampling import PKSampler
+from qgait_ptq.gait.data.sequences import cut_width
 from qgait_ptq.gait.embedding import embed_dataset
 from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr, part_distances, rank_gallery
-from qgait_ptq.gait.sampling import PKSampler
-from qgait_ptq.gait.sequences import cut_width
 from qgait_ptq.gait.walkers.population import FIRST_IDENTITY, TRIALS, Split
 from qgait_ptq.gait.walkers.rendering import condition_name, render_identities, subject_name, view_name
 from qgait_ptq.gait.zoo import NETWORKS
-from qgait_ptq.planning import plan
-from qgait_ptq.recipes import parse
-from qgait_ptq.stages import CalibrationRun
+from qgait_ptq.prepare.planning import plan
 
 CALIBRATION_IDENTITIES, FIRST_CALIBRATION = 16, 1000
 TEST_IDENTITIES, FIRST_TEST, TEST_VIEWS = 30, 1000, 1

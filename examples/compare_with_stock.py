@@ -24,20 +24,20 @@ from measure_models import TESTED, make_network, render
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
-from qgait_ptq.config import IdcConfig, QuantConfig
+from qgait_ptq.calibration.stages import CalibrationRun
+from qgait_ptq.config.schema import IdcConfig, QuantConfig
+from qgait_ptq.evaluation.benchmark import QUIET_ENOUGH, summarize
+from qgait_ptq.evaluation.sampling import interleave
+from qgait_ptq.evaluation.workload import Setting, example_inputs
 from qgait_ptq.export.onnx_file import export_float, export_quantized
-from qgait_ptq.export.targets import get_target
-from qgait_ptq.gait.dataset import GaitDataset
+from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.gait.walkers.population import Split
-from qgait_ptq.planning import plan
-from qgait_ptq.progress import Silent
-from qgait_ptq.runtime.benchmark import QUIET_ENOUGH, summarize
+from qgait_ptq.prepare.planning import plan
 from qgait_ptq.runtime.exactness import describe_processor
-from qgait_ptq.runtime.sampling import interleave
 from qgait_ptq.runtime.sessions import open_unguarded, run_session
-from qgait_ptq.runtime.workload import Setting, example_inputs
-from qgait_ptq.stages import CalibrationRun
+from qgait_ptq.system.progress import Silent
+from qgait_ptq.targets.profiles import get_target
 
 FRAME, FRAMES, CALIBRATION = (64, 44), 12, 16
 STOCK: dict[str, dict[str, Any]] = {"stock": {}, "stock-reduced": {"reduce_range": True}}

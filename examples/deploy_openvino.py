@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from qgait_ptq import Embedder
-from qgait_ptq.gait.dataset import GaitDataset
-from qgait_ptq.gait.sequences import read_sequence
+from qgait_ptq.gait.data.dataset import GaitDataset
+from qgait_ptq.gait.data.sequences import read_sequence
 
 RUNTIME = "openvino"
 

@@ -20,18 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qgait_ptq.config import QuantConfig
+from qgait_ptq.calibration.stages import CalibrationRun
+from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.export.onnx_file import export_quantized
-from qgait_ptq.export.targets import get_target
+from qgait_ptq.gait.data.sources import GaitData, load_walkers
 from qgait_ptq.gait.embedding import embed_dataset
 from qgait_ptq.gait.metrics import embedding_sqnr
 from qgait_ptq.gait.protocols import evaluate
-from qgait_ptq.gait.sources import GaitData, load_walkers
 from qgait_ptq.gait.zoo import gaitbase_small
-from qgait_ptq.planning import plan
-from qgait_ptq.progress import Silent
-from qgait_ptq.runtime.sessions import open_session, run_session
-from qgait_ptq.stages import CalibrationRun
+from qgait_ptq.prepare.planning import plan
+from qgait_ptq.runtime.exact_sessions import open_session
+from qgait_ptq.runtime.sessions import run_session
+from qgait_ptq.system.progress import Silent
+from qgait_ptq.targets.profiles import get_target
 
 WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A3": (3, 3)}
 ALLOWED = {"W8A8": 0.1, "W4A8": 0.3, "W4A4": 0.5, "W3A3": 2.5}  # points of mean rank-1

@@ -22,19 +22,19 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from qgait_ptq.calibration.ranges import calibrate_ranges
-from qgait_ptq.config import QuantConfig
+from qgait_ptq.calibration.stages import CalibrationRun
+from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.export.onnx_file import export_float, export_quantized
-from qgait_ptq.export.targets import get_target
-from qgait_ptq.gait.sampling import to_network_input
-from qgait_ptq.gait.sequences import cut_width
-from qgait_ptq.gait.sources import load_walkers
+from qgait_ptq.gait.data.sampling import to_network_input
+from qgait_ptq.gait.data.sequences import cut_width
+from qgait_ptq.gait.data.sources import load_walkers
 from qgait_ptq.gait.walkers.clothing import Condition
 from qgait_ptq.gait.walkers.population import Split, split_identities
 from qgait_ptq.gait.walkers.rendering import render_identities
 from qgait_ptq.gait.zoo import GaitBase
-from qgait_ptq.graph.insert import insert_quantizers
-from qgait_ptq.planning import plan
-from qgait_ptq.stages import CalibrationRun
+from qgait_ptq.prepare.insert import insert_quantizers
+from qgait_ptq.prepare.planning import plan
+from qgait_ptq.targets.profiles import get_target
 
 SEQUENCES, FRAMES = 64, 30
 VARIANTS = ((8, 8, 8), (4, 8, 8), (4, 4, 8), (4, 4, 4))  # weight, activation and edge bits

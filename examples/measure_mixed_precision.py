@@ -36,21 +36,21 @@ from ablation_runs import (
 from ablation_tables import bootstrap, by_identity
 from torch import Tensor
 
-from qgait_ptq.config import QuantConfig
+from qgait_ptq.calibration.stages import CalibrationRun
+from qgait_ptq.config.recipes import parse
+from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.export.onnx_file import export_quantized
-from qgait_ptq.export.targets import get_target
-from qgait_ptq.gait.dataset import GaitDataset
+from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.embedding import embed_dataset
 from qgait_ptq.gait.metrics import embedding_sqnr
 from qgait_ptq.gait.walkers.population import TRIALS, Split
 from qgait_ptq.gait.zoo import gaitbase_small
-from qgait_ptq.graph.layers import LayerPlan, list_layers
-from qgait_ptq.graph.placement import place
-from qgait_ptq.mixed_precision import WidthChooser
-from qgait_ptq.planning import bit_widths, plan
-from qgait_ptq.progress import Silent
-from qgait_ptq.recipes import parse
-from qgait_ptq.stages import CalibrationRun
+from qgait_ptq.mixed_precision.choosing import WidthChooser
+from qgait_ptq.prepare.annotate import place
+from qgait_ptq.prepare.layers import LayerPlan, list_layers
+from qgait_ptq.prepare.planning import bit_widths, plan
+from qgait_ptq.system.progress import Silent
+from qgait_ptq.targets.profiles import get_target
 
 NETWORK = Path(__file__).parent / "models" / "gaitbase-small.pt"
 TEST_IDENTITIES = 60

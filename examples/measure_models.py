@@ -21,25 +21,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qgait_ptq.config import IdcConfig, QuantConfig
-from qgait_ptq.export.checks import Simulation, compare_with_simulation, layers_without_integer_kernel
+from qgait_ptq.calibration.stages import CalibrationRun
+from qgait_ptq.capture.trace import Capture
+from qgait_ptq.config.schema import IdcConfig, QuantConfig
 from qgait_ptq.export.onnx_file import export_float, export_quantized
-from qgait_ptq.export.targets import get_target
-from qgait_ptq.gait.dataset import GaitDataset
+from qgait_ptq.gait.data.dataset import GaitDataset
+from qgait_ptq.gait.data.sequences import cut_width
 from qgait_ptq.gait.embedding import as_parts, network_batch
 from qgait_ptq.gait.metrics import embedding_cosine
-from qgait_ptq.gait.sequences import cut_width
 from qgait_ptq.gait.walkers.clothing import Condition
 from qgait_ptq.gait.walkers.population import Split, split_identities
 from qgait_ptq.gait.walkers.rendering import render_identities, subject_name
 from qgait_ptq.gait.zoo import NETWORKS
 from qgait_ptq.graph.frame_parts import join_inputs
-from qgait_ptq.graph.layers import LayerPlan, count_parameters, list_layers
-from qgait_ptq.graph.trace import Capture
-from qgait_ptq.planning import REPORTED_FRAMES, plan
-from qgait_ptq.progress import Silent
-from qgait_ptq.runtime.sessions import open_session, run_session
-from qgait_ptq.stages import CalibrationRun
+from qgait_ptq.prepare.layers import LayerPlan, count_parameters, list_layers
+from qgait_ptq.prepare.planning import REPORTED_FRAMES, plan
+from qgait_ptq.runtime.exact_sessions import open_session
+from qgait_ptq.runtime.sessions import run_session
+from qgait_ptq.system.progress import Silent
+from qgait_ptq.targets.profiles import get_target
+from qgait_ptq.verification.parity import Simulation, compare_with_simulation, layers_without_integer_kernel
 
 # Name in the table, frames of each of its inputs.
 MODELS: dict[str, tuple[str, tuple[tuple[int, ...], ...]]] = {

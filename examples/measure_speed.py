@@ -24,19 +24,19 @@ import onnx
 import torch
 from measure_models import CALIBRATION_FRAMES, make_network, render
 
-from qgait_ptq.config import IdcConfig, QuantConfig
+from qgait_ptq.calibration.stages import CalibrationRun
+from qgait_ptq.config.schema import IdcConfig, QuantConfig
+from qgait_ptq.evaluation.benchmark import Measured, is_noisy, measure
+from qgait_ptq.evaluation.workload import Setting
 from qgait_ptq.export.onnx_file import export_float, export_quantized, write_metadata
-from qgait_ptq.export.targets import get_target
 from qgait_ptq.gait.walkers.population import Split
 from qgait_ptq.gait.zoo import NETWORKS, GaitBase
-from qgait_ptq.planning import REPORTED_FRAMES, plan
-from qgait_ptq.progress import Silent
-from qgait_ptq.runtime.benchmark import Measured, is_noisy, measure
+from qgait_ptq.prepare.planning import REPORTED_FRAMES, plan
 from qgait_ptq.runtime.embedder import LONGEST_PIECE
 from qgait_ptq.runtime.exactness import describe_processor, saturates
 from qgait_ptq.runtime.sessions import ONNXRUNTIME
-from qgait_ptq.runtime.workload import Setting
-from qgait_ptq.stages import CalibrationRun
+from qgait_ptq.system.progress import Silent
+from qgait_ptq.targets.profiles import get_target
 
 FRAME, CALIBRATION = (64, 44), 4
 RANGES_ALONE: dict[str, Any] = {

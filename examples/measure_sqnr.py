@@ -18,19 +18,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from qgait_ptq.config import IdcConfig, QuantConfig
-from qgait_ptq.gait.dataset import GaitDataset
+from qgait_ptq.calibration.stages import CalibrationRun
+from qgait_ptq.config.schema import IdcConfig, QuantConfig
+from qgait_ptq.gait.data.dataset import GaitDataset
+from qgait_ptq.gait.data.sequences import cut_width
 from qgait_ptq.gait.embedding import embed_dataset
 from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr
-from qgait_ptq.gait.sequences import cut_width
 from qgait_ptq.gait.walkers.clothing import Condition
 from qgait_ptq.gait.walkers.population import Split, split_identities
 from qgait_ptq.gait.walkers.rendering import render_identities, subject_name
 from qgait_ptq.gait.zoo import gaitbase_small
 from qgait_ptq.gait.zoo.layers import HorizontalPooling, PartLinear, max_over_frames
-from qgait_ptq.planning import plan
-from qgait_ptq.progress import Silent
-from qgait_ptq.stages import CalibrationRun
+from qgait_ptq.prepare.planning import plan
+from qgait_ptq.system.progress import Silent
 
 SIZE, SEQUENCES = (64, 44), 64
 WIDTHS = ((8, 8), (4, 8), (4, 4), (3, 8))

@@ -20,16 +20,16 @@ from measure_models import make_network, render
 from measure_speed import CALIBRATION, FRAME, RANGES_ALONE, quarter_gaitbase
 from torch.nn.functional import cosine_similarity
 
-from qgait_ptq.config import QuantConfig
+from qgait_ptq.calibration.stages import CalibrationRun
+from qgait_ptq.config.schema import QuantConfig
+from qgait_ptq.evaluation.benchmark import summarize
+from qgait_ptq.evaluation.sampling import interleave
 from qgait_ptq.export.torch_program import export_program
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.gait.walkers.population import Split
 from qgait_ptq.gait.zoo import NETWORKS
-from qgait_ptq.planning import plan
-from qgait_ptq.progress import Silent
-from qgait_ptq.runtime.benchmark import summarize
-from qgait_ptq.runtime.sampling import interleave
-from qgait_ptq.stages import CalibrationRun
+from qgait_ptq.prepare.planning import plan
+from qgait_ptq.system.progress import Silent
 
 NETWORK, FRAMES = "gaitbase-quarter", 30
 

@@ -26,11 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qgait_ptq.gait.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
+from qgait_ptq.gait.data.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
+from qgait_ptq.gait.data.partition import read_partition
+from qgait_ptq.gait.data.sampling import PKSampler, draw_frames, to_network_input
 from qgait_ptq.gait.embedding import embed_dataset
-from qgait_ptq.gait.partition import read_partition
 from qgait_ptq.gait.protocols import PROTOCOLS, Accuracy, arrange, evaluate
-from qgait_ptq.gait.sampling import PKSampler, draw_frames, to_network_input
 from qgait_ptq.gait.zoo import NETWORKS
 
 MARGIN, COSINE_SCALE, LABEL_SMOOTHING = 0.2, 16.0, 0.1

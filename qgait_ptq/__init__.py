@@ -15,27 +15,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qgait_ptq.config import LayerBits, QuantConfig
+    from qgait_ptq.config.schema import LayerBits, QuantConfig
     from qgait_ptq.errors import QgaitError
-    from qgait_ptq.gait.dataset import GaitDataset
-    from qgait_ptq.gait.sources import GaitData, load_directory, load_walkers
-    from qgait_ptq.pipeline import quantize
-    from qgait_ptq.result import QuantizationResult
+    from qgait_ptq.gait.data.dataset import GaitDataset
+    from qgait_ptq.gait.data.sources import GaitData, load_directory, load_walkers
+    from qgait_ptq.pipeline.quantize import quantize
+    from qgait_ptq.pipeline.result import QuantizationResult
     from qgait_ptq.runtime.embedder import Embedder
     from qgait_ptq.runtime.submodule_file import load_submodule
 
 _HOMES = {
     "Embedder": "qgait_ptq.runtime.embedder",
-    "GaitData": "qgait_ptq.gait.sources",
-    "GaitDataset": "qgait_ptq.gait.dataset",
-    "LayerBits": "qgait_ptq.config",
+    "GaitData": "qgait_ptq.gait.data.sources",
+    "GaitDataset": "qgait_ptq.gait.data.dataset",
+    "LayerBits": "qgait_ptq.config.schema",
     "QgaitError": "qgait_ptq.errors",
-    "QuantConfig": "qgait_ptq.config",
-    "QuantizationResult": "qgait_ptq.result",
-    "load_directory": "qgait_ptq.gait.sources",
+    "QuantConfig": "qgait_ptq.config.schema",
+    "QuantizationResult": "qgait_ptq.pipeline.result",
+    "load_directory": "qgait_ptq.gait.data.sources",
     "load_submodule": "qgait_ptq.runtime.submodule_file",
-    "load_walkers": "qgait_ptq.gait.sources",
-    "quantize": "qgait_ptq.pipeline",
+    "load_walkers": "qgait_ptq.gait.data.sources",
+    "quantize": "qgait_ptq.pipeline.quantize",
 }
 
 __all__ = [

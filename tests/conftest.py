@@ -9,8 +9,8 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-from qgait_ptq.gait.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
-from qgait_ptq.gait.sequences import cut_width
+from qgait_ptq.gait.data.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
+from qgait_ptq.gait.data.sequences import cut_width
 from qgait_ptq.gait.walkers.population import TRIALS, Split, split_identities
 from qgait_ptq.gait.walkers.rendering import (
     condition_name,

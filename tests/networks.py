@@ -10,13 +10,13 @@ from torch import fx, nn
 from qgait_ptq.calibration.clips import Clips
 from qgait_ptq.calibration.ranges import calibrate_ranges
 from qgait_ptq.calibration.training import TrainingData, embed_clips
-from qgait_ptq.config import QuantConfig
-from qgait_ptq.gait.clips import cut_clips, split_identities_off
-from qgait_ptq.gait.dataset import GaitDataset
-from qgait_ptq.gait.sampling import PKSampler
-from qgait_ptq.graph.insert import insert_quantizers
-from qgait_ptq.graph.trace import Capture
-from qgait_ptq.planning import plan
+from qgait_ptq.capture.trace import Capture
+from qgait_ptq.config.schema import QuantConfig
+from qgait_ptq.gait.data.clips import cut_clips, split_identities_off
+from qgait_ptq.gait.data.dataset import GaitDataset
+from qgait_ptq.gait.data.sampling import PKSampler
+from qgait_ptq.prepare.insert import insert_quantizers
+from qgait_ptq.prepare.planning import plan
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from qgait_ptq.capture.trace import capture
 from qgait_ptq.cli.main import COMMANDS
-from qgait_ptq.graph.trace import capture
 from tests.conftest import make_gaitbase
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

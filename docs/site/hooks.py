@@ -13,9 +13,9 @@ import click
 import griffe
 from pydantic import BaseModel
 
-from qgait_ptq import config
 from qgait_ptq.cli.main import COMMANDS, cli
-from qgait_ptq.export.targets import TARGETS, Target
+from qgait_ptq.config import schema as config
+from qgait_ptq.targets.profiles import TARGETS, Target
 
 SECTIONS = (
     ("model", config.ModelSource),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from qgait_ptq.graph.annotation import annotation_of
 from qgait_ptq.graph.operators import ADDITIONS, is_operator
-from qgait_ptq.graph.specs import annotation_of
 from qgait_ptq.quantizer.addition_orders import (
     Addition,
     Codes,

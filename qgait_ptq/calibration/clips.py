@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qgait_ptq.inputs import as_network_input
+from qgait_ptq.graph.network_input import as_network_input
 
 
 class BatchSampler(Protocol):

@@ -43,11 +43,11 @@ def command(
     """
     from rich.console import Console
 
+    from qgait_ptq.evaluation.benchmark import is_noisy, measure
+    from qgait_ptq.evaluation.workload import Setting
     from qgait_ptq.report.plain import write_line
     from qgait_ptq.report.runtime_tables import bench_table
     from qgait_ptq.report.terminal import TerminalProgress
-    from qgait_ptq.runtime.benchmark import is_noisy, measure
-    from qgait_ptq.runtime.workload import Setting
 
     console = Console(stderr=as_json)
     setting = Setting(runtime, threads, frames, batch, rounds)

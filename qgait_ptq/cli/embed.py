@@ -26,12 +26,12 @@ def command(model: Path, directory: Path, out: Path, runtime: str, jobs: int | N
     from rich.console import Console
 
     from qgait_ptq.cli.inputs import usable_cores
-    from qgait_ptq.gait.dataset import GaitDataset
-    from qgait_ptq.gait.sequences import Reading
-    from qgait_ptq.locking import locked
+    from qgait_ptq.gait.data.dataset import GaitDataset
+    from qgait_ptq.gait.data.sequences import Reading
     from qgait_ptq.report.terminal import TerminalProgress
     from qgait_ptq.runtime.embedder import Embedder
     from qgait_ptq.runtime.embedding_files import embed_to_file
+    from qgait_ptq.system.locking import locked
 
     progress = TerminalProgress(Console())
     click.get_current_context().with_resource(locked(out))

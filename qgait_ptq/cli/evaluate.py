@@ -40,7 +40,7 @@ def command(model: Path | None, recipe_file: Path | None, device: str, as_json: 
     from rich.console import Console
 
     from qgait_ptq.cli.inputs import load_data, load_network, open_embedder
-    from qgait_ptq.evaluation import evaluate_file, evaluate_network
+    from qgait_ptq.evaluation.accuracy import evaluate_file, evaluate_network
     from qgait_ptq.report.terminal import TerminalProgress, evaluation_table
 
     console = Console(stderr=as_json)

@@ -9,31 +9,31 @@ from typing import Any
 
 from torch import nn
 
-from qgait_ptq.config import DataSource, ModelSource
+from qgait_ptq.capture.loading import import_object, load_model, make_module
+from qgait_ptq.capture.trace import set_to_inference
+from qgait_ptq.config.schema import DataSource, ModelSource
 from qgait_ptq.errors import ConfigError, ModelError
 from qgait_ptq.export.metadata import parse_metadata
 from qgait_ptq.export.onnx_file import read_model
 from qgait_ptq.gait.adapters import ADAPTERS
-from qgait_ptq.gait.opengait import (
-    PREFIX,
-    make_opengait_network,
-    read_opengait_config,
-)
-from qgait_ptq.gait.protocols import get_protocol
-from qgait_ptq.gait.sequences import Reading
-from qgait_ptq.gait.sources import (
+from qgait_ptq.gait.data.sequences import Reading
+from qgait_ptq.gait.data.sources import (
     CALIBRATION_WALKERS,
     TEST_WALKERS,
     GaitData,
     load_directory,
     load_walkers,
 )
+from qgait_ptq.gait.opengait.configuration import (
+    PREFIX,
+    make_opengait_network,
+    read_opengait_config,
+)
+from qgait_ptq.gait.protocols import get_protocol
 from qgait_ptq.gait.zoo import NETWORKS
-from qgait_ptq.graph.loading import import_object, load_model, make_module
-from qgait_ptq.graph.trace import set_to_inference
-from qgait_ptq.progress import Progress
 from qgait_ptq.runtime.embedder import Embedder
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, is_installed
+from qgait_ptq.system.progress import Progress
 
 
 def load_network(source: ModelSource, progress: Progress) -> tuple[nn.Module, dict[str, Any]]:

@@ -19,8 +19,8 @@ from qgait_ptq.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from qgait_ptq.config import Recipe
-    from qgait_ptq.frame_layout import FrameLayout
+    from qgait_ptq.config.schema import Recipe
+    from qgait_ptq.graph.frame_layout import FrameLayout
 
 COMPARED_SEQUENCES = 24
 
@@ -86,9 +86,9 @@ def command(
     from rich.console import Console
 
     from qgait_ptq.cli.inputs import load_network
-    from qgait_ptq.gait.sequences import cut_width, shape_text
-    from qgait_ptq.graph.layers import count_parameters, float_operators
-    from qgait_ptq.planning import REPORTED_FRAMES, plan
+    from qgait_ptq.gait.data.sequences import cut_width, shape_text
+    from qgait_ptq.prepare.layers import count_parameters, float_operators
+    from qgait_ptq.prepare.planning import REPORTED_FRAMES, plan
     from qgait_ptq.report.plain import write_line
     from qgait_ptq.report.terminal import TerminalProgress, layer_table
 
@@ -134,8 +134,8 @@ def command(
 
 def _parse_inputs(texts: tuple[str, ...]) -> FrameLayout | None:
     """The layout of ``64x44`` and ``17:integers``; None where nothing is said."""
-    from qgait_ptq.frame_layout import FrameLayout, FramePart, PartKind
-    from qgait_ptq.gait.modalities import modality_name
+    from qgait_ptq.gait.data.modalities import modality_name
+    from qgait_ptq.graph.frame_layout import FrameLayout, FramePart, PartKind
 
     parts = []
     for index, text in enumerate(texts):
@@ -156,9 +156,9 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
     from rich.console import Console
 
     from qgait_ptq.cli.inputs import load_data, load_network, open_embedder
+    from qgait_ptq.evaluation.layer_comparison import compare_layers
     from qgait_ptq.gait.embedding import network_batch
-    from qgait_ptq.layer_comparison import compare_layers
-    from qgait_ptq.planning import plan
+    from qgait_ptq.prepare.planning import plan
     from qgait_ptq.report.reading import read_report
     from qgait_ptq.report.terminal import TerminalProgress, comparison_table
     from qgait_ptq.runtime.written_file import refuse_damage

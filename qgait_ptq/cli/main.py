@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import click
 
 from qgait_ptq.errors import ProcessorWarning, QgaitError
-from qgait_ptq.locking import temporary_files
+from qgait_ptq.system.locking import temporary_files
 
 COMMANDS = {
     "quantize": "quantize a network and write it for a runtime",

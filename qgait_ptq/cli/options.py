@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from qgait_ptq.config import DataSource, ModelSource, Recipe
+from qgait_ptq.config.recipes import parse, read_recipe
+from qgait_ptq.config.schema import DataSource, ModelSource, Recipe
 from qgait_ptq.errors import ConfigError
-from qgait_ptq.recipes import parse, read_recipe
 
 Command = Callable[..., Any]
 ZOO, OPENGAIT_ADAPTER = "qgait_ptq.gait.zoo", "opengait"
@@ -214,7 +214,7 @@ def _default_from_opengait(values: dict[str, Any]) -> None:
     path = values["model"].get("opengait_config")
     if path is None:
         return
-    from qgait_ptq.gait.opengait import read_opengait_config
+    from qgait_ptq.gait.opengait.configuration import read_opengait_config
 
     config = read_opengait_config(Path(path))
     for name, value in config.data.items():
@@ -253,7 +253,7 @@ def _arguments(given: Any) -> dict[str, Any]:
         return given
     import yaml
 
-    from qgait_ptq.bounded_yaml import load_yaml
+    from qgait_ptq.config.yaml_reading import load_yaml
 
     arguments = {}
     for item in given:

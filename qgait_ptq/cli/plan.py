@@ -9,14 +9,14 @@ from rich.console import Console
 from torch import nn
 
 from qgait_ptq.cli.inputs import load_data
-from qgait_ptq.config import Recipe
-from qgait_ptq.expectation import Expectation, expect
-from qgait_ptq.export.targets import get_target
-from qgait_ptq.gait.sources import WALKER_FRAME_SHAPE, walker_counts
-from qgait_ptq.partial import part_config
-from qgait_ptq.planning import plan
-from qgait_ptq.progress import Progress
+from qgait_ptq.config.schema import Recipe
+from qgait_ptq.gait.data.sources import WALKER_FRAME_SHAPE, walker_counts
+from qgait_ptq.pipeline.expectation import Expectation, expect
+from qgait_ptq.pipeline.submodule_run import part_config
+from qgait_ptq.prepare.planning import plan
 from qgait_ptq.report.terminal import duration, layer_table
+from qgait_ptq.system.progress import Progress
+from qgait_ptq.targets.profiles import get_target
 
 
 def show_plan(

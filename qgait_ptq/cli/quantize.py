@@ -22,7 +22,7 @@ from qgait_ptq.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from qgait_ptq.progress import Progress
+    from qgait_ptq.system.progress import Progress
 
 
 @click.command()
@@ -96,13 +96,13 @@ def command(
 
     from qgait_ptq.cli.inputs import absolute, load_data, load_network
     from qgait_ptq.cli.plan import show_plan
-    from qgait_ptq.device import choose_device
-    from qgait_ptq.export.targets import get_target
-    from qgait_ptq.locking import locked
-    from qgait_ptq.pipeline import quantize
+    from qgait_ptq.pipeline.quantize import quantize
     from qgait_ptq.report.logging import LoggedProgress
     from qgait_ptq.report.terminal import TerminalProgress, accuracy_table, summary_lines
     from qgait_ptq.report.writing import check_writable
+    from qgait_ptq.system.device import choose_device
+    from qgait_ptq.system.locking import locked
+    from qgait_ptq.targets.profiles import get_target
 
     console = Console(stderr=as_json)
     progress: Progress = TerminalProgress(console)

@@ -88,18 +88,18 @@ def command(
 
     from rich.console import Console
 
-    from qgait_ptq.allocation.groups import Kind
     from qgait_ptq.cli.inputs import load_data, load_network
-    from qgait_ptq.device import choose_device
     from qgait_ptq.errors import ConfigError
     from qgait_ptq.graph.conversion import to_device
-    from qgait_ptq.locking import locked
-    from qgait_ptq.planning import plan
+    from qgait_ptq.mixed_precision.damage_table import SensitivityMeasurement, describe_sensitivity
+    from qgait_ptq.mixed_precision.groups import Kind
+    from qgait_ptq.prepare.planning import plan
     from qgait_ptq.report.drawing import standalone
     from qgait_ptq.report.plots import sensitivity_figure
     from qgait_ptq.report.terminal import TerminalProgress, sensitivity_table
     from qgait_ptq.report.writing import check_writable, write_text
-    from qgait_ptq.sensitivity import SensitivityMeasurement, describe_sensitivity
+    from qgait_ptq.system.device import choose_device
+    from qgait_ptq.system.locking import locked
 
     if plot is not None and not plot.parent.is_dir():  # found before minutes of measuring
         raise ConfigError(f"{plot.parent}: no such folder; make it, or draw elsewhere")

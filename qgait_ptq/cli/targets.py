@@ -23,16 +23,16 @@ def command(file: Path | None, as_json: bool) -> None:
     """
     from rich.console import Console
 
-    from qgait_ptq.export.rules import find_broken_rules
-    from qgait_ptq.export.targets import TARGETS
     from qgait_ptq.report.plain import write_line
     from qgait_ptq.report.runtime_tables import pair_table, target_table
+    from qgait_ptq.targets.profiles import TARGETS
+    from qgait_ptq.targets.rules import find_broken_rules
 
     broken: dict[str, list[str]] = {}
     proof = None
     if file is not None:
-        from qgait_ptq.export.exactness_proof import prove_exactness
         from qgait_ptq.export.onnx_file import read_model
+        from qgait_ptq.reference.proof import prove_exactness
         from qgait_ptq.runtime.written_file import refuse_damage
 
         model = read_model(file)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from qgait_ptq.export.exactness_proof import ExactnessProof
-    from qgait_ptq.runtime.verification import Verification
+    from qgait_ptq.reference.proof import ExactnessProof
+    from qgait_ptq.verification.file_bytes import Verification
 
 
 @click.command()
@@ -103,11 +103,11 @@ def examine(
         ModelError: the file is damaged, or the toolkit did not write it.
         ConfigError: that processor cannot be emulated here.
     """
-    from qgait_ptq.export.exactness_proof import prove_exactness
     from qgait_ptq.export.onnx_file import read_model
+    from qgait_ptq.reference.proof import prove_exactness
     from qgait_ptq.runtime.sessions import ONNXRUNTIME
-    from qgait_ptq.runtime.verification import random_batches, saturation_damage, verify
     from qgait_ptq.runtime.written_file import open_file, refuse_damage
+    from qgait_ptq.verification.file_bytes import random_batches, saturation_damage, verify
 
     session, _ = open_file(path, ONNXRUNTIME)
     with refuse_damage(path):

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qgait_ptq.errors import ExportError
 from qgait_ptq.export.markers import DOMAIN, NAME, MarkedKind, Marker
-from qgait_ptq.export.targets import Storage
 from qgait_ptq.quantizer.grid import IntegerGrid, quantize, quantize_bias
+from qgait_ptq.targets.profiles import Storage
 
 CALL_MARK = "#"  # between a module path and the number of its call
 INT4_BITS = 4  # weights of up to this width are stored two to a byte

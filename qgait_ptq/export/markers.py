@@ -16,8 +16,8 @@ import onnx
 import torch
 from torch import Tensor, fx
 
+from qgait_ptq.graph.annotation import annotation_of
 from qgait_ptq.graph.attributes import layer_name
-from qgait_ptq.graph.specs import annotation_of
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
 from qgait_ptq.quantizer.grid import IntegerGrid
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from qgait_ptq.bounded_files import shown
 from qgait_ptq.errors import ModelError, first_line
-from qgait_ptq.frame_layout import PartKind
+from qgait_ptq.graph.frame_layout import PartKind
+from qgait_ptq.system.reading import shown
 
 METADATA_KEY = "qgait_ptq"
 LARGEST_MODEL = 2**31  # bytes of a file; protobuf reads no larger ones

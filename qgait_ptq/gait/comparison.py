@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qgait_ptq.gait.dataset import SequenceRecord
+from qgait_ptq.gait.data.dataset import SequenceRecord
 from qgait_ptq.gait.metrics import Metric, part_distances
 from qgait_ptq.gait.protocols import IdentityAccuracy
 

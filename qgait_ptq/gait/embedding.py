@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from qgait_ptq.errors import DataError
-from qgait_ptq.gait.dataset import GaitDataset, SequenceRecord, Silhouettes
-from qgait_ptq.gait.sampling import LONGEST_TEST_SEQUENCE, to_network_input
-from qgait_ptq.gait.sequences import shape_text
+from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord, Silhouettes
+from qgait_ptq.gait.data.sampling import LONGEST_TEST_SEQUENCE, to_network_input
+from qgait_ptq.gait.data.sequences import shape_text
 
 Embed = Callable[[Tensor], Tensor]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qgait_ptq.errors import ConfigError, DataError
-from qgait_ptq.gait.dataset import GaitDataset, SequenceRecord
+from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
 from qgait_ptq.gait.metrics import (
     Metric,
     Ranking,

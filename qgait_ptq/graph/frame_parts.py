@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qgait_ptq.errors import CaptureError
-from qgait_ptq.frame_layout import FrameLayout, FramePart, PartKind
+from qgait_ptq.graph.frame_layout import FrameLayout, FramePart, PartKind
 
 
 @torch.library.custom_op("qgait_ptq::frame_part", mutates_args=())

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from qgait_ptq.errors import ConfigError
-from qgait_ptq.progress import Advance, Progress
 from qgait_ptq.report.plain import plain
+from qgait_ptq.system.progress import Advance, Progress
 
 
 class LoggedProgress:

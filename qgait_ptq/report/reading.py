@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from qgait_ptq.bounded_files import read_text
+from qgait_ptq.config.recipes import parse
 from qgait_ptq.errors import ConfigError
-from qgait_ptq.recipes import parse
+from qgait_ptq.system.reading import read_text
 
 LARGEST_REPORT = 64 * 10**6  # bytes
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from qgait_ptq.config import QuantConfig
-from qgait_ptq.export.checks import Parity
-from qgait_ptq.export.exactness_proof import ExactnessProof
-from qgait_ptq.export.targets import Target
+from qgait_ptq.config.schema import QuantConfig
+from qgait_ptq.gait.data.sources import GaitData
 from qgait_ptq.gait.protocols import Accuracy
-from qgait_ptq.gait.sources import GaitData
-from qgait_ptq.graph.layers import LayerPlan
+from qgait_ptq.prepare.layers import LayerPlan
+from qgait_ptq.reference.proof import ExactnessProof
+from qgait_ptq.targets.profiles import Target
+from qgait_ptq.verification.parity import Parity
 
 
 @dataclass(frozen=True)

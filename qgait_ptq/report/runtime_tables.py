@@ -14,11 +14,11 @@ from qgait_ptq.report.plain import add_row, title_text
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from qgait_ptq.export.exactness_proof import ExactnessProof
-    from qgait_ptq.export.targets import Target
+    from qgait_ptq.evaluation.benchmark import Measured
+    from qgait_ptq.reference.proof import ExactnessProof
     from qgait_ptq.report.comparing import Row
-    from qgait_ptq.runtime.benchmark import Measured
-    from qgait_ptq.runtime.verification import Verification
+    from qgait_ptq.targets.profiles import Target
+    from qgait_ptq.verification.file_bytes import Verification
 
 
 def target_table(targets: Sequence[Target]) -> Table:

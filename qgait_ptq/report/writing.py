@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qgait_ptq.errors import ConfigError
-from qgait_ptq.locking import temporary_folder
-from qgait_ptq.whole_files import make_folder, remove_empty, write_whole
+from qgait_ptq.system.locking import temporary_folder
+from qgait_ptq.system.writing import make_folder, remove_empty, write_whole
 
 
 def write_result(folder: Path, contents: Mapping[str, bytes]) -> Path:

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import ConfigError, DataError, ModelError
-from qgait_ptq.frame_layout import BYTE, PartKind, parse_layout
-from qgait_ptq.gait.modalities import as_modalities, check_layout, check_modalities
-from qgait_ptq.gait.sequences import check_silhouettes, check_values, cut_width, shape_text
+from qgait_ptq.gait.data.modalities import as_modalities, check_layout, check_modalities
+from qgait_ptq.gait.data.sequences import check_silhouettes, check_values, cut_width, shape_text
+from qgait_ptq.graph.frame_layout import BYTE, PartKind, parse_layout
+from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.matching import Index, Matches, match
-from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, open_session
+from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session
 from qgait_ptq.runtime.written_file import open_file, refuse_damage
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
-from qgait_ptq.locking import locked
 from qgait_ptq.runtime.embedder import Embedder
-from qgait_ptq.whole_files import remove_empty, whole_file
+from qgait_ptq.system.locking import locked
+from qgait_ptq.system.writing import remove_empty, whole_file
 
 if TYPE_CHECKING:
-    from qgait_ptq.gait.dataset import GaitDataset, SequenceRecord
+    from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
 
 PIECE = 64  # sequences that are written at a time
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from qgait_ptq.errors import ProcessorWarning
 from qgait_ptq.export.metadata import is_proven_safe, parse_metadata
+from qgait_ptq.runtime.sessions import ONNXRUNTIME, open_unguarded
 
 if TYPE_CHECKING:
     import onnx
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 # What tells kinds of kernels apart, as Linux names it.
 FEATURES = ("avx2", "asimd", "asimddp", "i8mm", "sve")
 EXACT_FEATURES = ("avx_vnni", "avx512_vnni", "amx_int8")
-ONNXRUNTIME = "onnxruntime"
 LARGEST_CODE, LARGEST_WEIGHT, CHANNELS = 255, 127, 32
 
 
@@ -51,8 +51,6 @@ def saturates(runtime: str) -> bool:
     Args:
         runtime: ``onnxruntime`` or ``openvino``.
     """
-    from qgait_ptq.runtime.sessions import open_unguarded
-
     session = open_unguarded(_saturating_model(), runtime, threads=1)
     given = np.full((1, CHANNELS, 1, 1), LARGEST_CODE, np.uint8)
     return not bool((session.infer(given) == 1).all())
@@ -76,7 +74,7 @@ def exact_model(model: Path | bytes, properties: Mapping[str, str], runtime: str
     # Here: onnxruntime and numpy are enough for files that are safe.
     import onnx
 
-    from qgait_ptq.export.pair_sums import bound_pair_sums
+    from qgait_ptq.reference.pair_sums import bound_pair_sums
 
     network = onnx.load(model) if isinstance(model, Path) else onnx.load_from_string(model)
     sums = bound_pair_sums(network)
@@ -100,8 +98,8 @@ def exact_model(model: Path | bytes, properties: Mapping[str, str], runtime: str
 
 def exact_network(network: onnx.ModelProto) -> onnx.ModelProto:
     """Return a network that onnxruntime computes exactly here: itself, where it is exact as it is."""
-    from qgait_ptq.export.pair_sums import bound_pair_sums
-    from qgait_ptq.export.unsigned_weights import with_unsigned_weights
+    from qgait_ptq.reference.pair_sums import bound_pair_sums
+    from qgait_ptq.runtime.unsigned_weights import with_unsigned_weights
 
     unsafe = {layer.layer for layer in bound_pair_sums(network).unsafe}
     return with_unsigned_weights(network, unsafe) if unsafe and saturates(ONNXRUNTIME) else network

@@ -13,14 +13,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from qgait_ptq.errors import ConfigError, MissingExtraError, ModelError, QgaitError, first_line
-from qgait_ptq.export.metadata import parse_metadata
-from qgait_ptq.frame_layout import BYTE
-from qgait_ptq.runtime.exactness import exact_model
+from qgait_ptq.errors import ConfigError, MissingExtraError, ModelError
+from qgait_ptq.graph.frame_layout import BYTE
 
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 RUNTIMES = (ONNXRUNTIME, OPENVINO)
-LARGEST_FRAME, LARGEST_INPUT = 2**22, 2**26  # numbers, of the fixed sizes of an input
 # Types of inputs as onnxruntime names them.
 TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
 KNOWN = f"networks take {', '.join(TYPES)}"
@@ -117,45 +114,12 @@ def session_inputs(
     )
 
 
-def open_session(
-    model: Path | bytes, runtime: str = ONNXRUNTIME, threads: int | None = None, spinning: bool = True
-) -> Session:
-    """Load an ONNX model on the CPU so that it computes exactly, where that can be had.
-
-    A file whose integer sums can saturate on this processor gets onnxruntime's exact kernels, which are
-    slower; `ProcessorWarning` says so. In OpenVINO there are none: the warning says that it is wrong.
-
-    Args:
-        model: file or serialized model.
-        runtime: ``onnxruntime`` or ``openvino``.
-        threads: for one call; None lets the runtime choose.
-        spinning: whether onnxruntime's threads wait actively between calls, which takes the cores from others
-            in this process, such as torch.
-
-    Raises:
-        ModelError: it is no model that this runtime can run.
-        MissingExtraError: the runtime is not installed.
-        ConfigError: there is no such runtime.
-    """
-    session = open_unguarded(model, runtime, threads, spinning)
-    _check_inputs(session.inputs, _name(model))
-    parse_metadata(session.properties, _name(model))
-    try:
-        exact = exact_model(model, session.properties, runtime)
-    except (QgaitError, Warning):
-        raise
-    except Exception as error:  # a hostile graph can make its readers raise anything
-        detail = first_line(error)
-        raise ModelError(f"{_name(model)}: its integer layers cannot be read ({detail})") from error
-    return session if exact is None else open_unguarded(exact, runtime, threads, spinning)
-
-
 def open_unguarded(
     model: Path | bytes, runtime: str = ONNXRUNTIME, threads: int | None = None, spinning: bool = True
 ) -> Session:
     """Load an ONNX model as it is, also where its sums can saturate; the rest as of `open_session`."""
     if runtime == ONNXRUNTIME:
-        return OnnxRuntimeSession(open_onnxruntime(model, threads, spinning), _name(model))
+        return OnnxRuntimeSession(open_onnxruntime(model, threads, spinning), model_name(model))
     if runtime == OPENVINO:
         return OpenVinoSession(model, threads)
     raise ConfigError(f"no runtime {runtime!r}; there are {', '.join(RUNTIMES)}")
@@ -204,7 +168,7 @@ class OpenVinoSession:
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        self._name, self._runtime = _name(model), f"OpenVINO {openvino.__version__}"
+        self._name, self._runtime = model_name(model), f"OpenVINO {openvino.__version__}"
         try:
             content = model.read_bytes() if isinstance(model, Path) else model
             properties = onnx.load_from_string(content).metadata_props
@@ -260,23 +224,9 @@ def open_onnxruntime(
         raise _cannot_load(model, f"onnxruntime {onnxruntime.__version__}", error) from None
 
 
-def _name(model: Path | bytes) -> str | Path:
+def model_name(model: Path | bytes) -> str | Path:
     """Return how errors name a model."""
     return model if isinstance(model, Path) else "the model"
-
-
-def _check_inputs(inputs: Sequence[SessionInput], name: str | Path) -> None:
-    """Refuse a file that takes no batches of sequences, or ones that are too large."""
-    if not inputs:
-        raise ModelError(f"{name}: it has no input")
-    for given in inputs:
-        fixed = [size for size in given.shape if size is not None]
-        if len(given.shape) < 2 or min(fixed, default=1) < 1:
-            raise ModelError(
-                f"{name}: its input {given.name} is {list(given.shape)}, not [batch, frames, ...]"
-            )
-        if math.prod(given.frame_shape) > LARGEST_FRAME or math.prod(fixed) > LARGEST_INPUT:
-            raise ModelError(f"{name}: its input {given.name} is {list(given.shape)}, which is too large")
 
 
 def _check_outputs(count: int, name: str | Path) -> None:
@@ -290,7 +240,7 @@ def _cannot_load(model: Path | bytes, runtime: str, error: Exception) -> ModelEr
     unknown = ("IR version", "IR_VERSION", "opset", "Opset", "NOT_IMPLEMENTED")
     too_old = any(word in detail for word in unknown)
     remedy = f"; a newer {runtime.split()[0]} is needed" if too_old else ""
-    return ModelError(f"{_name(model)}: {runtime} cannot load it ({detail[:200]}){remedy}")
+    return ModelError(f"{model_name(model)}: {runtime} cannot load it ({detail[:200]}){remedy}")
 
 
 def _cannot_run(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qgait_ptq.errors import ModelError
-from qgait_ptq.part_shapes import Replacement, parse_shapes
+from qgait_ptq.graph.submodule_shapes import Replacement, parse_shapes
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, run_session
 from qgait_ptq.runtime.written_file import open_file
 

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qgait_ptq.bounded_files import check_file
 from qgait_ptq.errors import ModelError, QgaitError, first_line
 from qgait_ptq.export.metadata import LARGEST_MODEL, parse_metadata
-from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, open_session
+from qgait_ptq.runtime.exact_sessions import open_session
+from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session
+from qgait_ptq.system.reading import check_file
 
 
 def open_file(path: Path, runtime: str, threads: int | None = None) -> tuple[Session, dict[str, Any]]:

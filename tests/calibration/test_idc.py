@@ -16,7 +16,7 @@ from qgait_ptq.calibration.training import (
     embed_clips,
 )
 from qgait_ptq.errors import CalibrationError
-from qgait_ptq.graph.quantized import quantized_layers, weight_of
+from qgait_ptq.prepare.quantized_layers import quantized_layers, weight_of
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
 from qgait_ptq.quantizer.grid import quantize
 from qgait_ptq.quantizer.trainable import WeightMode

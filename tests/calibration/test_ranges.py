@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from qgait_ptq.calibration.ranges import calibrate_ranges
-from qgait_ptq.config import QuantConfig
+from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import CalibrationError
+from qgait_ptq.graph.annotation import annotation_of
 from qgait_ptq.graph.attributes import tensor_of
-from qgait_ptq.graph.insert import insert_quantizers
-from qgait_ptq.graph.layers import layer_sqnr
-from qgait_ptq.graph.specs import annotation_of
-from qgait_ptq.planning import plan
+from qgait_ptq.prepare.insert import insert_quantizers
+from qgait_ptq.prepare.layers import layer_sqnr
+from qgait_ptq.prepare.planning import plan
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.quantizer.grid import INT32_MAX
 from tests.conftest import make_gaitbase

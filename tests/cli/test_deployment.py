@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import qgait_ptq as qg
-from qgait_ptq.config import IdcConfig
+from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.runtime.embedding_files import read_embeddings
 from tests.conftest import make_gaitbase
 

@@ -20,7 +20,7 @@ import yaml
 
 from qgait_ptq.gait.walkers.population import Split, split_identities
 from qgait_ptq.gait.walkers.rendering import write_walkers
-from qgait_ptq.locking import locked
+from qgait_ptq.system.locking import locked
 from tests.cli.background_runs import Run, run
 from tests.cli.test_cli import COMMAND, SMALL, assert_refused
 from tests.conftest import make_gaitbase

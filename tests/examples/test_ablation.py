@@ -14,8 +14,8 @@ import ablation_runs  # noqa: E402
 import ablation_tables  # noqa: E402
 import ablation_variants  # noqa: E402
 
-from qgait_ptq.config import QuantConfig  # noqa: E402
-from qgait_ptq.recipes import parse  # noqa: E402
+from qgait_ptq.config.recipes import parse  # noqa: E402
+from qgait_ptq.config.schema import QuantConfig  # noqa: E402
 
 CHECKPOINTS = {"gaitbase-small": str(EXAMPLES / "models" / "gaitbase-small.pt")}
 VARIANTS = (*ablation_variants.MAIN, *ablation_variants.ALTERNATIVES, *ablation_variants.CURVE)

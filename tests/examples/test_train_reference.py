@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from qgait_ptq.gait.dataset import GaitDataset
+from qgait_ptq.capture.loading import load_model
+from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.walkers.population import Split, split_identities
 from qgait_ptq.gait.walkers.rendering import write_walkers
 from qgait_ptq.gait.zoo import NETWORKS
-from qgait_ptq.graph.loading import load_model
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_reference.py"
 

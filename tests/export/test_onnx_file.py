@@ -7,12 +7,13 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from qgait_ptq.errors import ExportError
-from qgait_ptq.export.checks import Simulation, compare_with_simulation, layers_without_integer_kernel
 from qgait_ptq.export.onnx_file import export_float, export_quantized
-from qgait_ptq.export.targets import get_target
-from qgait_ptq.graph.layers import list_layers
+from qgait_ptq.prepare.layers import list_layers
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
-from qgait_ptq.runtime.sessions import open_session, run_session
+from qgait_ptq.runtime.exact_sessions import open_session
+from qgait_ptq.runtime.sessions import run_session
+from qgait_ptq.targets.profiles import get_target
+from qgait_ptq.verification.parity import Simulation, compare_with_simulation, layers_without_integer_kernel
 from tests.conftest import make_gaitbase, make_gaitset
 from tests.networks import quantize_network
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from qgait_ptq.errors import DataError
-from qgait_ptq.gait import sequences
-from qgait_ptq.gait.limits import SEQUENCE_BYTES
-from qgait_ptq.gait.sequences import read_sequence
+from qgait_ptq.gait.data import sequences
+from qgait_ptq.gait.data.limits import SEQUENCE_BYTES
+from qgait_ptq.gait.data.sequences import read_sequence
 from tests.fuzz.mutate import read_in_child
 
 WALK = (np.random.default_rng(0).random((6, 64, 44)) < 0.4).astype(np.uint8) * np.uint8(255)

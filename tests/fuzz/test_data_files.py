@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qgait_ptq.gait.modalities import read_modalities
-from qgait_ptq.gait.partition import read_partition
-from qgait_ptq.gait.sequences import Reading, read_sequence
+from qgait_ptq.gait.data.modalities import read_modalities
+from qgait_ptq.gait.data.partition import read_partition
+from qgait_ptq.gait.data.sequences import Reading, read_sequence
 from tests.fuzz.mutate import CANARY, run_fuzz
 
 FEW, MANY = 300, 10_000

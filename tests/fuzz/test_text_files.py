@@ -11,19 +11,19 @@ import torch
 from rich.console import Console
 
 import qgait_ptq as qg
-from qgait_ptq.bounded_yaml import load_yaml
 from qgait_ptq.cli.verify import examine
-from qgait_ptq.config import IdcConfig, Recipe
+from qgait_ptq.config.recipes import parse, read_recipe, recipe_yaml
+from qgait_ptq.config.schema import IdcConfig, Recipe
+from qgait_ptq.config.yaml_reading import load_yaml
 from qgait_ptq.export.onnx_file import read_model
-from qgait_ptq.export.pair_sums import bound_pair_sums
-from qgait_ptq.export.rules import find_broken_rules
-from qgait_ptq.export.targets import TARGETS
-from qgait_ptq.gait.opengait import read_opengait_config
-from qgait_ptq.recipes import parse, read_recipe, recipe_yaml
+from qgait_ptq.gait.opengait.configuration import read_opengait_config
+from qgait_ptq.reference.pair_sums import bound_pair_sums
 from qgait_ptq.report.comparing import compare_reports, short_names
 from qgait_ptq.report.reading import read_report
 from qgait_ptq.report.runtime_tables import comparison_of_results
 from qgait_ptq.runtime.written_file import refuse_damage
+from qgait_ptq.targets.profiles import TARGETS
+from qgait_ptq.targets.rules import find_broken_rules
 from tests.conftest import make_gaitbase
 from tests.fuzz.mutate import INTEGERS, mutate, run_fuzz
 from tests.report.test_reading import REPORT, VALUES, places

@@ -8,8 +8,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from qgait_ptq.capture.loading import load_model
 from qgait_ptq.gait.zoo import NETWORKS
-from qgait_ptq.graph.loading import load_model
 from tests.fuzz.mutate import CANARY, run_fuzz
 
 FEW, MANY = 200, 10_000

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from qgait_ptq.errors import ConfigError, DataError
-from qgait_ptq.gait.dataset import GaitDataset, SequenceRecord
+from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
+from qgait_ptq.gait.data.partition import read_partition
 from qgait_ptq.gait.metrics import part_distances
-from qgait_ptq.gait.partition import read_partition
 from qgait_ptq.gait.protocols import PROTOCOLS, arrange, evaluate, get_protocol
 
 CONDITIONS = [*(f"nm-0{i}" for i in range(1, 7)), "bg-01", "bg-02", "cl-01", "cl-02"]

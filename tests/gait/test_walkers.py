@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qgait_ptq.errors import DataError
-from qgait_ptq.gait.dataset import GaitDataset
+from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.walkers.body import build_body
 from qgait_ptq.gait.walkers.clothing import Condition
 from qgait_ptq.gait.walkers.contact_sheet import draw_contact_sheet, write_contact_sheet

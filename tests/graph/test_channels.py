@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from qgait_ptq.calibration.equalization import Equalization, equalize
-from qgait_ptq.config import QuantConfig
+from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.graph.attributes import layer_name, tensor_of
 from qgait_ptq.graph.channels import find_channel_groups
-from qgait_ptq.planning import plan
+from qgait_ptq.prepare.planning import plan
 from tests.conftest import make_gaitbase, make_gaitset
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from qgait_ptq.config import QuantConfig
+from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.graph.conversion import in_double, to_device
-from qgait_ptq.planning import plan
+from qgait_ptq.prepare.planning import plan
 
 
 class MakesTensors(nn.Module):

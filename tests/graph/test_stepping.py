@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from qgait_ptq.graph.blocks import Granularity, find_blocks
+from qgait_ptq.calibration.blocks import Granularity, find_blocks
 from qgait_ptq.graph.operators import WEIGHTED, is_operator
 from qgait_ptq.graph.stepping import Stepper
 from tests.conftest import make_gaitbase, make_gaitset

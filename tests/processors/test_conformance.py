@@ -20,21 +20,21 @@ import torch
 from torch import nn
 
 from qgait_ptq.calibration.ranges import calibrate_ranges
-from qgait_ptq.config import QuantConfig
+from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import ConfigError
-from qgait_ptq.export.exactness_proof import prove_exactness
 from qgait_ptq.export.onnx_file import export_quantized, write_metadata
-from qgait_ptq.export.pair_sums import bound_pair_sums
-from qgait_ptq.export.targets import get_target
 from qgait_ptq.gait.zoo import DeepGaitV2P3D, GaitGL, GaitPart
-from qgait_ptq.graph.insert import insert_quantizers
-from qgait_ptq.graph.placement import place
-from qgait_ptq.planning import bit_widths, plan
-from qgait_ptq.runtime.emulation import emulator, record_elsewhere
+from qgait_ptq.prepare.annotate import place
+from qgait_ptq.prepare.insert import insert_quantizers
+from qgait_ptq.prepare.planning import bit_widths, plan
+from qgait_ptq.reference.pair_sums import bound_pair_sums
+from qgait_ptq.reference.proof import prove_exactness
 from qgait_ptq.runtime.exactness import saturates
-from qgait_ptq.runtime.recording import record
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, open_unguarded
-from qgait_ptq.runtime.verification import compare_with_reference
+from qgait_ptq.targets.profiles import get_target
+from qgait_ptq.verification.emulation import emulator, record_elsewhere
+from qgait_ptq.verification.file_bytes import compare_with_reference
+from qgait_ptq.verification.recording import record
 from tests.conftest import make_gaitbase, make_gaitset, randomise_batch_norms
 
 FRAMES, CROPPED = (5, 4), (64, 44)  # 4 is a count of channels, too: layouts that look alike
@@ -182,7 +182,7 @@ def test_an_unsafe_file_gets_exact_kernels_on_an_emulated_processor(files, proce
 UNGUARDED = """
 import sys, onnx
 from pathlib import Path
-from qgait_ptq.runtime import recording
+from qgait_ptq.verification import recording
 folder = Path(sys.argv[1])
 recording.exact_network = lambda network: network  # as a program without this toolkit runs the file
 recording._record_task(folder)
@@ -191,7 +191,7 @@ recording._record_task(folder)
 
 def test_the_saturating_reference_predicts_every_byte_of_an_unsafe_file(files, tmp_path):
     """Without exact kernels, on a processor that saturates: the reference knows what comes out."""
-    from qgait_ptq.runtime.recording import read_recording, write_task
+    from qgait_ptq.verification.recording import read_recording, write_task
 
     try:
         command, environment = emulator("avx2")
@@ -275,5 +275,5 @@ def test_commands_warn_of_an_unsafe_file_in_one_line(files, tmp_path):
 
 
 def test_python_runs_the_recorder_without_torch():
-    code = "import sys, qgait_ptq.runtime.recording; sys.exit('torch' in sys.modules)"
+    code = "import sys, qgait_ptq.verification.recording; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

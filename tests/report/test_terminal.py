@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from qgait_ptq.export.addition_proof import AdditionProof
-from qgait_ptq.export.exactness_proof import ExactnessProof
-from qgait_ptq.export.pair_sums import PairBound, PairSums
-from qgait_ptq.progress import Silent
+from qgait_ptq.evaluation.benchmark import Measured, Timing
+from qgait_ptq.reference.additions import AdditionProof
+from qgait_ptq.reference.pair_sums import PairBound, PairSums
+from qgait_ptq.reference.proof import ExactnessProof
 from qgait_ptq.report.comparing import Row
 from qgait_ptq.report.logging import LoggedProgress
 from qgait_ptq.report.plain import add_row, cell, plain, title_text, write_line
@@ -29,8 +29,8 @@ from qgait_ptq.report.terminal import (
     layer_table,
     sensitivity_table,
 )
-from qgait_ptq.runtime.benchmark import Measured, Timing
-from qgait_ptq.runtime.verification import TensorCheck, Verification
+from qgait_ptq.system.progress import Silent
+from qgait_ptq.verification.file_bytes import TensorCheck, Verification
 
 # Closing tags that nothing opened end the program where they are taken for markup.
 HOSTILE = "[/x][red]b\x1b]0;t\x07\x9b2J\u202e\n:smile:\udcff"

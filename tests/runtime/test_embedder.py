@@ -7,13 +7,13 @@ import torch
 from onnx import TensorProto, helper
 
 import qgait_ptq as qg
-from qgait_ptq.config import IdcConfig
+from qgait_ptq.capture.trace import capture
+from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.errors import ConfigError, DataError, ModelError
 from qgait_ptq.export.onnx_file import export_float
-from qgait_ptq.gait.dataset import GaitDataset
-from qgait_ptq.gait.sequences import Reading
+from qgait_ptq.gait.data.dataset import GaitDataset
+from qgait_ptq.gait.data.sequences import Reading
 from qgait_ptq.gait.zoo import GaitGraph
-from qgait_ptq.graph.trace import capture
 from tests.conftest import make_gaitbase, randomise_batch_norms
 
 

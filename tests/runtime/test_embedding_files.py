@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 import qgait_ptq as qg
-from qgait_ptq.config import IdcConfig
+from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.errors import ConfigError, DataError
-from qgait_ptq.gait.dataset import GaitDataset
-from qgait_ptq.gait.sequences import Reading
+from qgait_ptq.gait.data.dataset import GaitDataset
+from qgait_ptq.gait.data.sequences import Reading
 from qgait_ptq.runtime.embedding_files import PIECE, _fingerprint, embed_to_file, read_embeddings
 from tests.conftest import make_gaitbase
 
@@ -127,7 +127,7 @@ def test_pieces_of_a_killed_run_are_not_touched_while_it_may_live(embedder, peop
     (tmp_path / ".out.npz.0123456789abcdef").mkdir()
     (tmp_path / ".out.npz.backup").mkdir()
     data = GaitDataset.from_directory(people, ["000", "001"])
-    code = "import sys; from pathlib import Path; from qgait_ptq.locking import locked\n"
+    code = "import sys; from pathlib import Path; from qgait_ptq.system.locking import locked\n"
     code += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
     other = subprocess.Popen(  # another process, since a thread may take its lock again
         [sys.executable, "-c", code, tmp_path / "out.npz"], stdin=subprocess.PIPE, stdout=subprocess.PIPE

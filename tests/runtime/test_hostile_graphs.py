@@ -10,9 +10,10 @@ import qgait_ptq as qg
 from qgait_ptq.cli import targets
 from qgait_ptq.cli.verify import examine
 from qgait_ptq.errors import ModelError, QgaitError
-from qgait_ptq.runtime.benchmark import measure
-from qgait_ptq.runtime.sessions import OnnxRuntimeSession, is_installed, open_onnxruntime, open_session
-from qgait_ptq.runtime.workload import Setting
+from qgait_ptq.evaluation.benchmark import measure
+from qgait_ptq.evaluation.workload import Setting
+from qgait_ptq.runtime.exact_sessions import open_session
+from qgait_ptq.runtime.sessions import OnnxRuntimeSession, is_installed, open_onnxruntime
 from tests.runtime.small_model import FRAMES, METADATA, SEQUENCE, save, small_model, use
 
 
@@ -201,6 +202,6 @@ def test_a_graph_that_the_exact_kernels_cannot_be_made_for_is_refused(tmp_path, 
     session = OnnxRuntimeSession(open_onnxruntime(small_model().SerializeToString()), "model")
     session.properties = {}
     monkeypatch.setattr("qgait_ptq.runtime.exactness.saturates", lambda runtime: True)
-    monkeypatch.setattr("qgait_ptq.runtime.sessions.open_unguarded", lambda *_: session)
+    monkeypatch.setattr("qgait_ptq.runtime.exact_sessions.open_unguarded", lambda *_: session)
     with pytest.raises(ModelError, match="its integer layers cannot be read"):
         open_session(content)

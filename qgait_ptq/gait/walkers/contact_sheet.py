@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
-from qgait_ptq.gait.contact_sheet import encode_png, join_frames
-from qgait_ptq.gait.sequences import cut_width
+from qgait_ptq.gait.data.contact_sheet import encode_png, join_frames
+from qgait_ptq.gait.data.sequences import cut_width
 from qgait_ptq.gait.walkers.clothing import Condition
 from qgait_ptq.gait.walkers.population import WalkerSettings, render_identity
-from qgait_ptq.whole_files import write_whole
+from qgait_ptq.system.writing import write_whole
 
 SHOWN_VIEWS = (0, 54, 90)  # degrees
 SHOWN_FRAMES = (0, 5, 10, 15)

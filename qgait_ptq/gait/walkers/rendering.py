@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
-from qgait_ptq.gait.partition import Partition, read_partition
+from qgait_ptq.gait.data.partition import Partition, read_partition
 from qgait_ptq.gait.walkers.clothing import Condition
 from qgait_ptq.gait.walkers.population import (
     TRIALS,
@@ -26,9 +26,9 @@ from qgait_ptq.gait.walkers.population import (
     WalkerSettings,
     render_identity,
 )
-from qgait_ptq.locking import locked, temporary_folder
-from qgait_ptq.whole_files import make_folder, remove_empty, write_whole
-from qgait_ptq.workers import map_in_processes
+from qgait_ptq.system.locking import locked, temporary_folder
+from qgait_ptq.system.workers import map_in_processes
+from qgait_ptq.system.writing import make_folder, remove_empty, write_whole
 
 ArrayFormat = Literal["pkl", "npz"]
 PARTITION_KEYS = {Split.TRAIN: "TRAIN_SET", Split.CALIBRATION: "TRAIN_SET"}  # all others are TEST_SET

@@ -1,0 +1,45 @@
+"""Loading a `torch.export` program, which runs code from the file.
+
+torch unpickles payloads of such an archive, evaluates its symbolic sizes as Python, generates Python from its
+names, and runs its operators. Looking through the members first is a race that cannot be won, so an exported
+program is loaded only where the user trusts it.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from qgait_ptq.capture.trace import quiet_torch
+from qgait_ptq.errors import ModelError, first_line
+
+
+def load_exported_program(path: Path, data: bytes, trust_code: bool) -> nn.Module:
+    """Load what `torch.export.save` wrote.
+
+    Args:
+        path: named in errors.
+        data: content of the file.
+        trust_code: whether loading may run code from the file.
+
+    Raises:
+        ModelError: the file is not trusted, or this torch cannot load it.
+    """
+    if not trust_code:
+        raise ModelError(
+            f"{path}: an exported program; torch runs code from such a file when it loads it. If you trust "
+            "the file, add --trust-code (trust_code=True). The safe way: save the weights (torch.save of the "
+            "state_dict, or safetensors) and name the network with --model module:factory"
+        )
+    try:
+        with quiet_torch():
+            return cast(nn.Module, torch.export.load(io.BytesIO(data)).module(check_guards=False))
+    except Exception as error:
+        raise ModelError(
+            f"{path}: looks like an exported program, but torch {torch.__version__} cannot load it "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error

@@ -1,0 +1,1 @@
+"""Settings and recipes: schemas, and YAML that others may have written."""

@@ -1,0 +1,1 @@
+"""What a result is worth: accuracy, agreement, layers, speed and memory."""

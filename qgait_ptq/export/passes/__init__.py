@@ -1,0 +1,1 @@
+"""Rewrites of ONNX graphs for a target."""

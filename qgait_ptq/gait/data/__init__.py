@@ -1,0 +1,1 @@
+"""Data sets of sequences: reading, checking, choosing and cutting."""

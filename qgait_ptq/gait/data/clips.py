@@ -1,0 +1,112 @@
+"""Calibration sequences as clips of one length: what gradients are taken on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from qgait_ptq.errors import DataError
+from qgait_ptq.gait.data.dataset import GaitDataset
+from qgait_ptq.gait.data.sequences import shape_text
+
+SMALLEST_IDENTITIES, SMALLEST_SEQUENCES = 8, 2  # that IDC needs: people, and sequences of each
+
+
+@dataclass(frozen=True)
+class LabelledClips:
+    """Clips of sequences, with their identities.
+
+    Attributes:
+        silhouettes: ``[n, s, h, w]`` uint8.
+        subjects: identity of each.
+        copies: how many sequences were left out because they repeat another one.
+    """
+
+    silhouettes: torch.Tensor
+    subjects: list[str]
+    copies: int
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Identities as numbers, ``[n]`` int64."""
+        numbers = {subject: number for number, subject in enumerate(sorted(set(self.subjects)))}
+        return torch.tensor([numbers[subject] for subject in self.subjects])
+
+
+def cut_clips(data: GaitDataset, frames: int, frame_shape: tuple[int, ...], seed: int) -> LabelledClips:
+    """Cut a stretch of consecutive frames, at a place drawn at random, from each sequence.
+
+    A shorter sequence is repeated in a circle. A sequence that repeats another one of the same identity is
+    left out: its distance to the other is zero and teaches nothing.
+
+    Args:
+        data: the sequences.
+        frames: length of the clips.
+        frame_shape: of the frames that the network takes.
+        seed: of the places.
+
+    Raises:
+        DataError: a sequence of another size, or the same sequence under two identities.
+    """
+    rng = np.random.default_rng(seed)
+    clips, subjects, copies = [], [], 0
+    seen: dict[bytes, str] = {}
+    for silhouettes, record in data:
+        if silhouettes.shape[1:] != frame_shape:
+            raise DataError(
+                f"{record.name}: silhouettes of {shape_text(silhouettes.shape[1:])}, the network takes "
+                f"{shape_text(frame_shape)}"
+            )
+        start = int(rng.integers(max(1, len(silhouettes) - frames + 1)))
+        digest = hashlib.sha256(silhouettes.tobytes()).digest()
+        if digest in seen:
+            other = seen[digest]
+            if other.split("/")[0] != record.subject:
+                raise DataError(f"{record.name} and {other} are the same sequence under two identities")
+            copies += 1
+            continue
+        seen[digest] = record.name
+        clips.append(silhouettes[(start + np.arange(frames)) % len(silhouettes)])
+        subjects.append(record.subject)
+    return LabelledClips(torch.from_numpy(np.stack(clips)), subjects, copies)
+
+
+def split_identities_off(subjects: list[str], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Divide clips into those of identities to learn from, and those of identities held out.
+
+    Only identities with at least two sequences are held out or learned from.
+
+    Args:
+        subjects: identity of each clip.
+        share: of the identities to hold out; at least two are, and at least two are not.
+        seed: of the choice.
+
+    Returns:
+        Indices of clips to learn from, and of clips held out.
+
+    Raises:
+        DataError: fewer than eight identities have two sequences.
+    """
+    usable = usable_identities(subjects)
+    if len(usable) < SMALLEST_IDENTITIES:
+        raise DataError(
+            f"{len(usable)} identities of the calibration set have {SMALLEST_SEQUENCES} sequences or more; "
+            f"learning distances needs {SMALLEST_IDENTITIES}"
+        )
+    count = min(max(2, round(share * len(usable))), len(usable) - 2)
+    order = np.random.default_rng(seed).permutation(len(usable))
+    held = {usable[position] for position in order[:count]}
+    learned = {usable[position] for position in order[count:]}
+    return (
+        [index for index, subject in enumerate(subjects) if subject in learned],
+        [index for index, subject in enumerate(subjects) if subject in held],
+    )
+
+
+def usable_identities(subjects: list[str]) -> list[str]:
+    """Identities with at least two sequences, sorted."""
+    return sorted(subject for subject, count in Counter(subjects).items() if count >= SMALLEST_SEQUENCES)

@@ -1,0 +1,58 @@
+"""A picture of sequences: one row a sequence, some of its frames side by side."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from qgait_ptq.gait.data.dataset import GaitDataset, Silhouettes
+from qgait_ptq.graph.frame_layout import FrameLayout, PartKind
+
+SHOWN_SEQUENCES, SHOWN_FRAMES = 6, 14
+LINE, PAPER = 1, np.uint8(90)  # width and grey of the lines between frames
+
+
+def join_frames(rows: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
+    """Frames ``[h, w]`` of one size, row by row, as one grey image with lines between them."""
+    framed = [
+        [np.pad(frame, ((0, LINE), (0, LINE)), constant_values=PAPER) for frame in frames] for frames in rows
+    ]
+    return np.concatenate([np.concatenate(frames, axis=1) for frames in framed])
+
+
+def draw_sequences(data: GaitDataset, seed: int) -> NDArray[np.uint8]:
+    """Some sequences of a set, each with frames from its whole length.
+
+    Args:
+        data: silhouettes ``[s, h, w]``, or maps ``[s, c, h, w]``, of which the first channel is drawn; the
+            first such of several inputs.
+        seed: of the choice.
+
+    Returns:
+        A grey image ``[rows, columns]``.
+    """
+    chosen = data.choose(SHOWN_SEQUENCES, seed)
+    return join_frames([_frames(_silhouettes(sequence, data.layout)) for sequence, _ in chosen])
+
+
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    """A grey image as a png file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _silhouettes(sequence: Silhouettes, layout: FrameLayout | None) -> Silhouettes:
+    if layout is None:
+        return sequence
+    name = next(part.name for part in layout.parts if part.kind is PartKind.SILHOUETTES)
+    return layout.unpack(sequence)[name]
+
+
+def _frames(sequence: Silhouettes) -> list[NDArray[np.uint8]]:
+    places = np.linspace(0, len(sequence) - 1, SHOWN_FRAMES).round().astype(int)
+    images = sequence[places] if sequence.ndim == 3 else sequence[places][:, 0]
+    return [np.asarray(image, dtype=np.uint8) for image in images]

@@ -1,0 +1,132 @@
+"""Sequences of several modalities, such as silhouettes and a body model, for networks of several inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qgait_ptq.errors import DataError
+from qgait_ptq.gait.data.limits import error_text
+from qgait_ptq.gait.data.sequences import (
+    Reading,
+    check_silhouettes,
+    check_values,
+    cut_sequence,
+    read_array,
+)
+from qgait_ptq.graph.frame_layout import LARGEST_INTEGER, FrameLayout, layout_of
+
+INTEGERS = (np.int32, np.int64)
+
+
+def modality_name(index: int) -> str:
+    """Of the input of a network, where nobody names it."""
+    return f"modality_{index}"
+
+
+def check_modalities(given: Mapping[str, Any], where: str, raw: bool = False) -> dict[str, NDArray[Any]]:
+    """Check the arrays of one sequence.
+
+    Args:
+        given: by the names of inputs; ``[s, ...]`` with one s for all. uint8 and bool are silhouettes or
+            maps, int32 and int64 are integers, all others values.
+        where: named in errors.
+        raw: uint8 and bool are values, too.
+
+    Returns:
+        The same arrays as uint8, int64 and float32.
+
+    Raises:
+        DataError: see `check_silhouettes` and `check_values`; or no array, lengths that differ, a
+            name that is no identifier, integers that float32 does not hold.
+    """
+    found: dict[str, NDArray[Any]] = {}
+    for name, array in given.items():
+        at = f"{where}, {name}"
+        if not (isinstance(name, str) and name.isidentifier()):
+            raise DataError(f"{where}: an input is named {name!r}; use a name such as silhouettes")
+        if not isinstance(array, np.ndarray):
+            array = np.asarray(array)
+        if array.dtype in (np.uint8, np.bool_) and not raw:
+            found[name] = check_silhouettes(array, at)
+        else:
+            found[name] = _check_integers(array, at) if array.dtype in INTEGERS else check_values(array, at)
+    lengths = {name: len(array) for name, array in found.items()}
+    if len(set(lengths.values())) != 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise DataError(f"{where}: all inputs need one number of frames; found {listed or 'no input'}")
+    return found
+
+
+def read_modalities(sources: Mapping[str, Path], reading: Reading) -> dict[str, NDArray[Any]]:
+    """Read the array files of one sequence, silhouettes cut.
+
+    Raises:
+        DataError: see `check_modalities` and `read_sequence`.
+    """
+    given = {name: _read_values(path) for name, path in sources.items()}
+    where = ", ".join(map(str, sources.values()))
+    arrays = check_modalities(given, where, reading.raw)
+    return {
+        name: cut_sequence(array, reading, str(sources[name])) if array.dtype == np.uint8 else array
+        for name, array in arrays.items()
+    }
+
+
+def check_layout(arrays: Mapping[str, NDArray[Any]], layout: FrameLayout, where: str) -> None:
+    """Check that the checked arrays of one sequence are those of a layout.
+
+    Raises:
+        DataError: they are not.
+    """
+    own = layout_of(arrays)
+    if own != layout:
+        raise DataError(
+            f"{where}: holds {_kinds(own)}; the network and the other sequences have {_kinds(layout)}"
+        )
+
+
+def read_packed(sources: Mapping[str, Path], reading: Reading, layout: FrameLayout) -> NDArray[np.float32]:
+    """Read the array files of one sequence, side by side, ``[s, F]``; errors as of the steps."""
+    arrays = read_modalities(sources, reading)
+    check_layout(arrays, layout, ", ".join(map(str, sources.values())))
+    return layout.pack(list(arrays.values()))[: reading.longest]
+
+
+def as_modalities(sequence: Any) -> Mapping[str, Any] | None:
+    """A sequence of several arrays by their names; None where it is one array.
+
+    A tuple or a dictionary holds arrays; a list holds frames.
+    """
+    if isinstance(sequence, Mapping):
+        return sequence
+    if isinstance(sequence, tuple):
+        return {modality_name(index): array for index, array in enumerate(sequence)}
+    return None
+
+
+def _read_values(path: Path) -> NDArray[Any]:
+    """Read an array, or nested lists of arrays or numbers; `read_array` bounds what the lists amount to."""
+    content = read_array(path)
+    if not isinstance(content, np.ndarray | list | tuple):
+        raise DataError(f"{path}: holds {type(content).__name__}, not an array of numbers [s, ...]")
+    try:
+        return np.asarray(content)
+    except Exception as error:  # lists of different lengths, or whatever a hostile file holds
+        raise DataError(f"{path}: its lists do not form an array ({error_text(error)})") from None
+
+
+def _check_integers(array: NDArray[Any], where: str) -> NDArray[np.int64]:
+    if array.ndim < 1 or 0 in array.shape:
+        raise DataError(f"{where}: shape {list(array.shape)}, expected frames [s, ...]")
+    if max(int(array.max()), -int(array.min())) > LARGEST_INTEGER:
+        raise DataError(f"{where}: integers beyond ±{LARGEST_INTEGER}, which float32 does not hold")
+    return array.astype(np.int64)
+
+
+def _kinds(layout: FrameLayout) -> str:
+    return f"{layout} ({', '.join(part.kind for part in layout.parts)})"

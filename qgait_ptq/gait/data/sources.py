@@ -1,0 +1,171 @@
+"""The data of a run: a calibration set, and where there is one, a test set with its protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qgait_ptq.errors import DataError
+from qgait_ptq.gait.data.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
+from qgait_ptq.gait.data.partition import read_partition
+from qgait_ptq.gait.data.sequences import DEFAULT_READING, Reading, cut_width
+from qgait_ptq.gait.metrics import Metric
+from qgait_ptq.gait.protocols import PROTOCOLS, TestSet, arrange, get_protocol
+from qgait_ptq.gait.walkers.population import TRIALS, Split, split_identities
+from qgait_ptq.gait.walkers.rendering import condition_name, render_identities, subject_name, view_name
+from qgait_ptq.graph.frame_layout import FrameLayout
+
+CALIBRATION_WALKERS, TEST_WALKERS = 16, 20
+CALIBRATION_VIEWS, TEST_VIEWS = 1, 11  # of each walk
+WALKER_FRAME_SHAPE = (64, 44)
+SHARE_HELD_BACK = 4  # one in so many unlabelled sequences is kept for measuring agreement
+
+
+@dataclass(frozen=True)
+class GaitData:
+    """What a run calibrates on and is judged by.
+
+    Attributes:
+        calibration: sequences that are observed.
+        test: sequences that are evaluated, never observed.
+        test_set: gallery and probes among them; None where there is no protocol, and only the agreement of
+            embeddings is measured.
+        metric: distance of embeddings.
+        description: one line.
+        cut_columns: cut from each side of a frame when it was read; None cuts what is empty in square ones.
+        modalities: which of several array files of a folder were read.
+    """
+
+    calibration: GaitDataset
+    test: GaitDataset
+    test_set: TestSet | None = None
+    metric: Metric = "euclidean"
+    description: str = field(default="")
+    cut_columns: int | None = None
+    modalities: tuple[int, ...] = (0,)
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Shape of one frame: ``(h, w)`` of silhouettes, ``(c, h, w)`` of maps, ``(F,)`` of several."""
+        sequence, _ = self.calibration[0]
+        return sequence.shape[1:]
+
+    @property
+    def layout(self) -> FrameLayout | None:
+        """How several inputs lie side by side; None where there is one."""
+        return self.calibration.layout
+
+    @property
+    def raw(self) -> bool:
+        """Whether nothing among the values is a silhouette, and all are taken as they are."""
+        if self.layout is not None:
+            return not self.layout.has_silhouettes
+        sequence, _ = self.calibration[0]
+        return sequence.dtype != np.uint8
+
+
+def load_directory(
+    root: str | Path,
+    partition: str | Path | None = None,
+    protocol: str = "casia-b",
+    metric: Metric = "euclidean",
+    reading: Reading = DEFAULT_READING,
+) -> GaitData:
+    """Data of an OpenGait layout: TRAIN_SET calibrates, TEST_SET is evaluated.
+
+    Args:
+        root: the top folder.
+        partition: partition json; None looks for ``partition.json`` in the root.
+        protocol: name of the protocol.
+        metric: distance of two parts.
+        reading: which file of a folder, and how it is cut.
+
+    Raises:
+        ConfigError: no such protocol.
+        DataError: see `GaitDataset.from_directory`, `read_partition` and `arrange`.
+    """
+    rules, root = get_protocol(protocol), Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder of sequences")
+    split_file = Path(partition) if partition is not None else root / "partition.json"
+    split = read_partition(split_file)
+    if not split.train:
+        raise DataError(f"{split_file}: TRAIN_SET is empty; nothing can calibrate")
+    if not split.test:
+        raise DataError(f"{split_file}: TEST_SET is empty; nobody is tested (move some of TRAIN_SET there)")
+    calibration = GaitDataset.from_directory(root, split.train, reading)
+    test = GaitDataset.from_directory(root, split.test, reading)
+    description = (
+        f"{root}: {len(split.train)} subjects calibrate, {len(split.test)} are tested ({len(test)} sequences)"
+    )
+    test_set = arrange(test, rules, split.probes)
+    return GaitData(calibration, test, test_set, metric, description, reading.cut_columns, reading.modalities)
+
+
+def load_walkers(workers: int = 1, advance: Callable[[], None] = lambda: None) -> GaitData:
+    """The built-in data: synthetic walkers under the CASIA-B protocol, rendered into memory.
+
+    Args:
+        workers: processes that render.
+        advance: called after each identity.
+    """
+    calibration = _render(Split.CALIBRATION, CALIBRATION_WALKERS, CALIBRATION_VIEWS, workers, advance)
+    test = _render(Split.TEST, TEST_WALKERS, TEST_VIEWS, workers, advance)
+    description = (
+        f"synthetic walkers: {CALIBRATION_WALKERS} identities calibrate, {TEST_WALKERS} others are tested "
+        f"({len(test)} sequences, CASIA-B protocol)"
+    )
+    return GaitData(calibration, test, arrange(test, PROTOCOLS["casia-b"]), description=description)
+
+
+def walker_counts() -> tuple[int, int]:
+    """How many sequences of the built-in walkers calibrate, and how many are tested."""
+    trials = len(TRIALS)
+    return CALIBRATION_WALKERS * CALIBRATION_VIEWS * trials, TEST_WALKERS * TEST_VIEWS * trials
+
+
+def as_gait_data(data: Any) -> GaitData:
+    """Data in the forms that `quantize` takes: a `GaitData`, a `GaitDataset`, or (sequence, label) pairs.
+
+    Without gallery and probes, one in four sequences is held back for measuring agreement.
+
+    Raises:
+        DataError: none of these, or no sequence.
+    """
+    if isinstance(data, GaitData):
+        return data
+    if not isinstance(data, GaitDataset):
+        if not isinstance(data, Iterable):
+            raise DataError(f"data is a {type(data).__name__}, not a GaitDataset or (sequence, label) pairs")
+        data = GaitDataset.from_pairs(data)
+    records: Sequence[SequenceRecord] = data.records
+    if not records:
+        raise DataError("the data hold no sequence")
+    held = [r for i, r in enumerate(records) if i % SHARE_HELD_BACK == SHARE_HELD_BACK - 1] or list(records)
+    kept = [r for i, r in enumerate(records) if i % SHARE_HELD_BACK != SHARE_HELD_BACK - 1]
+    calibration, test = (GaitDataset(some, layout=data.layout) for some in (kept, held))
+    return GaitData(calibration, test, description=data.description)
+
+
+def _render(split: Split, count: int, views: int, workers: int, advance: Callable[[], None]) -> GaitDataset:
+    records: list[SequenceRecord] = []
+    identities = split_identities(split, count)
+    rendered = render_identities(identities, views_per_trial=views, trials=TRIALS, workers=workers)
+    with closing(rendered):
+        for walks in rendered:
+            records.extend(
+                SequenceRecord(
+                    subject_name(label.identity),
+                    condition_name(label),
+                    view_name(label),
+                    PackedSilhouettes(cut_width(silhouettes)),
+                )
+                for label, silhouettes in walks
+            )
+            advance()
+    return GaitDataset(records, f"{count} synthetic walkers")

@@ -1,0 +1,1 @@
+"""Networks, checkpoints and data of the OpenGait framework."""

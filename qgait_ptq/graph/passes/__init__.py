@@ -1,0 +1,1 @@
+"""Rewrites of FX graphs; each leaves what the network computes."""

@@ -1,0 +1,71 @@
+"""What widths cost: bytes of the file, and bit operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qgait_ptq.mixed_precision.groups import LayerCost
+
+INT4_BITS = 4
+SILHOUETTE_BITS = 8  # of the input of layers that read the silhouettes
+INT4_NODES = 400  # bytes of the nodes that make int8 of a layer's 4-bit weights
+METADATA = 4096  # bytes of what a report adds to its file
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Costs of a network's layers.
+
+    Attributes:
+        layers: each call of a layer.
+        int4_weights: whether weights of up to 4 bits are stored two to a byte.
+        fixed_bytes: of a file whose weights take no room.
+    """
+
+    layers: Sequence[LayerCost]
+    int4_weights: bool
+    fixed_bytes: int
+
+    @classmethod
+    def of_file(cls, layers: Sequence[LayerCost], int4_weights: bool, file_bytes: int) -> CostModel:
+        """From the size of a file with all weights at 8 bits, without metadata."""
+        stored = sum(layer.elements for layer in layers)
+        return cls(layers, int4_weights, file_bytes - stored + METADATA)
+
+    def weight_bytes(self, group: int, bits: int) -> int:
+        """Bytes of the weights of a group at a width."""
+        packed = self.int4_weights and bits <= INT4_BITS
+        layers = [layer for layer in self.layers if layer.weights == group and layer.elements]
+        if not packed:
+            return sum(layer.elements for layer in layers)
+        return sum((layer.elements + 1) // 2 + INT4_NODES for layer in layers)
+
+    def bit_operations(self, layer: LayerCost, weight_bits: int, activation_bits: int) -> int:
+        """Multiply-accumulates of a layer times both widths, as usual for mixed precision."""
+        return layer.macs * weight_bits * activation_bits
+
+    def file_bytes(self, widths: Sequence[int]) -> int:
+        """Bytes of the file, rounded up a little.
+
+        Args:
+            widths: bits of each group.
+        """
+        groups = {layer.weights for layer in self.layers}
+        return self.fixed_bytes + sum(self.weight_bytes(group, widths[group]) for group in groups)
+
+    def total_bit_operations(self, widths: Sequence[int]) -> int:
+        """Bit operations of the whole network."""
+        return sum(
+            self.bit_operations(layer, widths[layer.weights], self.activation_bits(layer, widths))
+            for layer in self.layers
+        )
+
+    def activation_bits(self, layer: LayerCost, widths: Sequence[int]) -> int:
+        """Width of what a layer reads."""
+        return SILHOUETTE_BITS if layer.activations is None else widths[layer.activations]
+
+    @property
+    def all_bit_operations(self) -> int:
+        """Bit operations with 8 bits everywhere: what shares are of."""
+        return sum(self.bit_operations(layer, 8, 8) for layer in self.layers)

@@ -1,0 +1,189 @@
+"""Sensitivity: the damage of each quantizer alone, at each width.
+
+The float network runs once on a batch and its values are kept; for each quantizer and width only what
+depends on it is computed again. So the whole table costs about half a run of the network for each entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx
+
+from qgait_ptq.calibration.clips import Clips
+from qgait_ptq.graph.attributes import tensor_of
+from qgait_ptq.mixed_precision.damage import Damage, judge_damage
+from qgait_ptq.mixed_precision.groups import Kind, WidthGroup
+from qgait_ptq.prepare.quantized_layers import quantized_layers
+
+Embeddings = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The damage of one group alone at one width.
+
+    Attributes:
+        group: position of the group.
+        bits: width of its quantizers; all others stay in float.
+        damage: to the embeddings; of a group with several calls the sum of distortions, and the worst of
+            the rest.
+    """
+
+    group: int
+    bits: int
+    damage: Damage
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The whole table.
+
+    Attributes:
+        groups: what has a width.
+        measurements: of the groups.
+    """
+
+    groups: tuple[WidthGroup, ...]
+    measurements: tuple[Measurement, ...]
+
+    def damages(self) -> list[dict[int, float]]:
+        """For each group, width → distortion."""
+        found: list[dict[int, float]] = [{} for _ in self.groups]
+        for measurement in self.measurements:
+            found[measurement.group][measurement.bits] = measurement.damage.distortion
+        return found
+
+
+class States(Protocol):
+    """Keeps what has been measured, so that a killed run goes on."""
+
+    def load(self, part: str) -> Any | None:
+        """What was saved under a name."""
+        ...
+
+    def save(self, part: str, state: Any) -> None:
+        """Keep something under a name."""
+        ...
+
+
+def measure_sensitivity(
+    reference: fx.GraphModule,
+    by_width: Mapping[int, fx.GraphModule],
+    groups: Sequence[WidthGroup],
+    widths: Mapping[Kind, Sequence[int]],
+    clips: Clips,
+    batch_size: int,
+    device: torch.device,
+    states: States,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Measurement]:
+    """Measure every group at every width.
+
+    Args:
+        reference: graph with quantizers switched off.
+        by_width: width → the same graph with all quantizers at that width, calibrated, its weights rounded as
+            if each were alone.
+        groups: of the graph.
+        widths: kind → the widths to measure.
+        clips: labelled; embeddings of at least two identities are compared.
+        batch_size: clips at a time; the values of all nodes are held for so many.
+        device: where the graphs are.
+        states: of an earlier run that was killed, and of this one.
+        advance: called after each batch.
+    """
+    jobs = [
+        (number, call, bits)
+        for number, group in enumerate(groups)
+        for call in group.calls
+        for bits in widths[group.kind]
+    ]
+    parts: list[Embeddings] = []
+    for number, batch in enumerate(clips.batches(batch_size, device)):
+        part = states.load(f"batch-{number}")
+        if part is None:
+            part = _embed_batch(reference, by_width, groups, jobs, batch)
+            states.save(f"batch-{number}", part)
+        parts.append(part)
+        advance()
+    embeddings = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    damages: dict[tuple[int, int], list[Damage]] = {}
+    for g, call, bits in jobs:
+        damage = judge_damage(embeddings[""], embeddings[_name(call, bits)], clips.labels)
+        damages.setdefault((g, bits), []).append(damage)
+    return [Measurement(g, bits, _together(found)) for (g, bits), found in damages.items()]
+
+
+def _embed_batch(
+    reference: fx.GraphModule,
+    by_width: Mapping[int, fx.GraphModule],
+    groups: Sequence[WidthGroup],
+    jobs: Sequence[tuple[int, str, int]],
+    batch: Tensor,
+) -> Embeddings:
+    """Embeddings of a batch: in float (under the empty name), and for each job."""
+    with torch.inference_mode():
+        runner = _SuffixRunner(reference, batch)
+        found = {"": runner.embedding.cpu()}
+        for g, call, bits in jobs:
+            value = _quantized_value(by_width[bits], groups[g].kind, call, runner)
+            found[_name(call, bits)] = runner.run_from(call, value).cpu()
+    return found
+
+
+def _quantized_value(quantized: fx.GraphModule, kind: Kind, call: str, runner: _SuffixRunner) -> Tensor:
+    """What a node gives when its own quantizer is on and all before it is float."""
+    node = runner.nodes[call]
+    if kind is Kind.ACTIVATIONS:
+        result: Tensor = quantized.get_submodule(str(node.target))(runner.values[node.args[0]])
+        return result
+    (layer,) = (layer for layer in quantized_layers(quantized) if layer.node.name == call)
+    weight = layer.weight_quantizer(tensor_of(quantized, layer.weight_parameter))
+    rest = [runner.value(argument) for argument in node.args[2:]]
+    if layer.bias_parameter is not None:
+        rest[0] = tensor_of(quantized, layer.bias_parameter)
+    return node.target(runner.value(node.args[0]), weight, *rest, **node.kwargs)
+
+
+class _SuffixRunner:
+    """The values of all nodes on a batch, and runs that begin in the middle."""
+
+    def __init__(self, graph_module: fx.GraphModule, batch: Tensor) -> None:
+        self.graph_module = graph_module
+        self.nodes = {node.name: node for node in graph_module.graph.nodes}
+        whole = fx.Interpreter(graph_module, garbage_collect_values=False)
+        self.embedding: Tensor = whole.run(batch)
+        self.values: dict[fx.Node, Any] = whole.env
+
+    def value(self, argument: Any) -> Any:
+        """What an argument of a node stands for."""
+        return fx.map_arg(argument, lambda node: self.values[node])
+
+    def run_from(self, name: str, value: Tensor) -> Tensor:
+        """The embedding where one node gives another value."""
+        start = self.nodes[name]
+        changed = {start}
+        for node in self.graph_module.graph.nodes:
+            if any(source in changed for source in node.all_input_nodes):
+                changed.add(node)
+        known = {node: kept for node, kept in self.values.items() if node not in changed}
+        known[start] = value
+        embedding: Tensor = fx.Interpreter(self.graph_module).run(initial_env=known)
+        return embedding
+
+
+def _name(call: str, bits: int) -> str:
+    return f"{call}@{bits}"
+
+
+def _together(damages: list[Damage]) -> Damage:
+    drops = [damage.rank1_drop for damage in damages]
+    return Damage(
+        distortion=sum(damage.distortion for damage in damages),
+        distance_error=max(damage.distance_error for damage in damages),
+        sqnr_db=min(damage.sqnr_db for damage in damages),
+        rank1_drop=None if None in drops else max(drop for drop in drops if drop is not None),
+    )

@@ -1,0 +1,1 @@
+"""One run from a network to its files."""

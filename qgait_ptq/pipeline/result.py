@@ -1,0 +1,87 @@
+"""What a run gives: the simulation, the models for runtimes, the report, and their files."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import onnx
+from torch import fx
+
+from qgait_ptq.calibration.resuming import SavedStates
+from qgait_ptq.capture.trace import Capture
+from qgait_ptq.config.recipes import recipe_yaml
+from qgait_ptq.config.schema import Recipe
+from qgait_ptq.export.torch_program import export_program
+from qgait_ptq.graph.frame_parts import input_parts, split_inputs
+from qgait_ptq.report.page import render_report
+from qgait_ptq.report.record import Report
+from qgait_ptq.report.writing import write_result
+
+
+@dataclass(frozen=True)
+class QuantizationResult:
+    """A quantized network.
+
+    Attributes:
+        simulation: a graph with fake-quantize modules, as the stages have it: one tensor to the embedding.
+        report: what was done and how good it is.
+        onnx_model: the file for the runtime.
+        recipe: everything needed to repeat the run; None where the network came from Python.
+        float_model: the float network for the runtime, equalized.
+        captured: where the graph came from; says which sizes are free.
+        sheet: png of calibration silhouettes, for the page; None where there are none.
+        work_folder: states of fine-tuning, which `save` removes; None where there are none.
+    """
+
+    simulation: fx.GraphModule
+    report: Report
+    onnx_model: onnx.ModelProto
+    recipe: Recipe | None = None
+    float_model: onnx.ModelProto | None = None
+    captured: Capture | None = None
+    sheet: bytes | None = None
+    work_folder: Path | None = None
+
+    @cached_property
+    def model(self) -> fx.GraphModule:
+        """The simulation as the network was: ``[n, s, h, w]``, or each of its inputs, to the embedding."""
+        if not input_parts(self.simulation):
+            return self.simulation
+        model = copy.deepcopy(self.simulation)
+        split_inputs(model)
+        return model
+
+    def save(self, folder: str | Path, float_file: bool = False, torch_file: bool = False) -> Path:
+        """Write ``model.onnx``, ``report.html``, ``report.json`` and, where there is one, ``recipe.yaml``.
+
+        Args:
+            folder: made if need be.
+            float_file: also write ``float.onnx``, the network before quantization: to compare with, or to
+                embed a gallery.
+            torch_file: also write ``model.pt2``, an ExportedProgram for PyTorch itself.
+
+        Raises:
+            ExportError: torch.export refuses the graph.
+            ConfigError: the folder cannot be written; nothing is left behind.
+        """
+        report = self.report.to_json()
+        recipe = None if self.recipe is None else recipe_yaml(self.recipe)
+        contents = {
+            "model.onnx": self.onnx_model.SerializeToString(),
+            "report.json": (json.dumps(report, indent=1) + "\n").encode(),
+            "report.html": render_report(report, recipe, self.sheet).encode(),
+        }
+        if recipe is not None:
+            contents["recipe.yaml"] = recipe.encode()
+        if float_file and self.float_model is not None:
+            contents["float.onnx"] = self.float_model.SerializeToString()
+        if torch_file and self.captured is not None:
+            contents["model.pt2"] = export_program(self.simulation, self.captured)
+        written = write_result(Path(folder), contents)
+        if self.work_folder is not None:
+            SavedStates.remove(self.work_folder)
+        return written

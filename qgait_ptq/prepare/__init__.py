@@ -1,0 +1,1 @@
+"""Where quantizers stand, decided before anything is calibrated, and their insertion."""

@@ -1,0 +1,315 @@
+"""Placement: which tensors carry a quantizer, decided from a target's table before anything is calibrated.
+
+`place` writes an `Annotation` into the ``meta`` of nodes and changes nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatch
+
+from torch import fx
+
+from qgait_ptq.errors import ConfigError
+from qgait_ptq.graph.annotation import (
+    ANNOTATION_KEY,
+    Annotation,
+    BiasSpec,
+    BitWidths,
+    LastLayer,
+    OwnSpec,
+    PlacementRules,
+    SharedSpec,
+)
+from qgait_ptq.graph.attributes import layer_name, tensor_of
+from qgait_ptq.graph.frame_parts import is_network_input
+from qgait_ptq.graph.operators import ADDITIONS, RESHAPES, is_operator, operator_name
+from qgait_ptq.graph.shapes import observed_integer, observed_shape
+from qgait_ptq.quantizer.grid import IntegerGrid
+from qgait_ptq.quantizer.pair_order import largest_pair_sum
+
+OPERATOR_PREFIX = "operator:"  # of patterns that name layers by what they compute
+
+
+def place(graph_module: fx.GraphModule, rules: PlacementRules, widths: BitWidths) -> fx.GraphModule:
+    """Annotate the nodes of a simplified graph.
+
+    Args:
+        graph_module: the network.
+        rules: of the target.
+        widths: bits of weights and activations.
+
+    Raises:
+        ConfigError: the graph has no layer to quantize, or a pattern names none of them.
+    """
+    layers = weighted_layers(graph_module, rules)
+    if not layers:
+        raise ConfigError("the network has no convolution and no linear layer with a fixed weight")
+    _check_patterns(widths, layers)
+    plan = _Plan(graph_module, rules, widths, layers)
+    if not plan.layers:
+        raise ConfigError("include and exclude leave no layer to quantize")
+    for node in graph_module.graph.nodes:
+        node.meta.pop(ANNOTATION_KEY, None)
+    plan.annotate()
+    return graph_module
+
+
+def weighted_layers(graph_module: fx.GraphModule, rules: PlacementRules) -> list[fx.Node]:
+    """The layers whose weight can be quantized, in graph order."""
+    return [
+        node
+        for node in graph_module.graph.nodes
+        if is_operator(node, rules.weighted) and tensor_of(graph_module, node.args[1]) is not None
+    ]
+
+
+def names_layer(pattern: str, layer: fx.Node) -> bool:
+    """Whether a pattern names a layer: its module path, a module around it, or ``operator:conv2d``."""
+    if pattern.startswith(OPERATOR_PREFIX):
+        return fnmatch(operator_name(layer), pattern.removeprefix(OPERATOR_PREFIX))
+    name = layer_name(layer)
+    return fnmatch(name, pattern) or fnmatch(name, f"{pattern}.*")
+
+
+def _check_patterns(widths: BitWidths, layers: list[fx.Node]) -> None:
+    names = sorted({layer_name(layer) for layer in layers})
+    for setting in ("layers", "include", "exclude"):
+        for pattern in getattr(widths, setting):
+            if not any(names_layer(pattern, layer) for layer in layers):
+                operators = sorted({f"{OPERATOR_PREFIX}{operator_name(layer)}" for layer in layers})
+                known = operators if pattern.startswith(OPERATOR_PREFIX) else names
+                nearest = get_close_matches(pattern, known, n=3, cutoff=0.0)
+                raise ConfigError(
+                    f"{setting}: {pattern!r} names no layer; the nearest are {', '.join(nearest)}"
+                )
+
+
+@dataclass
+class _Plan:
+    """The state of one placement: which nodes compute on integers, and who wants which width."""
+
+    graph_module: fx.GraphModule
+    rules: PlacementRules
+    widths: BitWidths
+    candidates: list[fx.Node]  # all layers whose weight could be quantized
+
+    def __post_init__(self) -> None:
+        self.layers = [layer for layer in self.candidates if self._is_chosen(layer)]
+        self.nodes: list[fx.Node] = list(self.graph_module.graph.nodes)
+        self.last_layers = {n for n in self.layers if _leaves_network(n)}
+        in_float = self.rules.last_layer is LastLayer.FLOAT
+        self.float_layers = self.last_layers if in_float else set()
+        self.integer: set[fx.Node] = set()
+        for node in self.nodes:
+            if self._runs_on_integers(node):
+                self.integer.add(node)
+
+    def _is_chosen(self, layer: fx.Node) -> bool:
+        widths = self.widths
+        included = not widths.include or any(names_layer(pattern, layer) for pattern in widths.include)
+        return included and not any(names_layer(pattern, layer) for pattern in widths.exclude)
+
+    def annotate(self) -> None:
+        quantized = self._quantized_tensors()
+        wanted = self._wanted_bits(quantized)
+        for node in self.nodes:
+            output: OwnSpec | SharedSpec | None = None
+            if node in quantized:
+                source = quantized[node]
+                output = SharedSpec(source.name) if source is not node else self._own(node, wanted[node])
+            annotation = Annotation(output=output, integer=node in self.integer, reason=self._reason(node))
+            if node in self.layers:
+                given = node.all_input_nodes[0]  # quantized, since a layer reads it
+                annotation = self._with_weight(node, annotation, wanted[quantized[given]])
+            if annotation != Annotation():
+                node.meta[ANNOTATION_KEY] = annotation
+
+    def _runs_on_integers(self, node: fx.Node) -> bool:
+        """Whether the runtime can compute a node on integers, given the nodes before it."""
+        rules = self.rules
+        if node in self.layers:
+            return node not in self.float_layers
+        if is_operator(node, rules.absorbed) or is_operator(node, rules.value_preserving):
+            return node.args[0] in self.integer
+        if is_operator(node, rules.elementwise):
+            inputs = node.all_input_nodes
+            return len(inputs) > 0 and all(n in self.integer for n in inputs)
+        return False
+
+    def _quantized_tensors(self) -> dict[fx.Node, fx.Node]:
+        """Node whose output is quantized → node whose quantizer that is."""
+        quantized: dict[fx.Node, fx.Node] = {}
+        for node in self.nodes:
+            if not self._gives_tensor(node) or not self._must_be_quantized(node):
+                continue
+            source = node.args[0] if is_operator(node, self.rules.value_preserving) else None
+            shares = isinstance(source, fx.Node) and source in quantized
+            quantized[node] = quantized[source] if shares else node  # type: ignore[index]
+        return quantized
+
+    def _must_be_quantized(self, node: fx.Node) -> bool:
+        if self._absorbed_by_user(node) or self._computes_addition(node):
+            return False
+        if any(self._reads_integers(user, node) for user in node.users):
+            return True
+        if node in self.last_layers and self.rules.last_layer is not LastLayer.INTEGER:
+            return False
+        return self.rules.hand_over and node in self.integer and self._is_last_integer(node)
+
+    def _reads_integers(self, user: fx.Node, node: fx.Node) -> bool:
+        """Whether an operator that reads a tensor needs it quantized."""
+        rules = self.rules
+        if user in self.layers:
+            return user.args[0] is node
+        if is_operator(user, rules.elementwise):
+            return user in self.integer
+        if is_operator(user, rules.value_preserving):
+            return node in self.integer and self._worthwhile(user)
+        return False
+
+    def _worthwhile(self, node: fx.Node) -> bool:
+        """Whether a value-preserving operator leads to an integer operator, or is the first reduction."""
+        rules = self.rules
+        if is_operator(node, rules.reducing) and not self._follows_reduction(node):
+            return True
+        for user in node.users:
+            if user in self.layers and user.args[0] is node:
+                return True
+            if is_operator(user, rules.elementwise) and user in self.integer:
+                return True
+            if is_operator(user, rules.value_preserving) and self._worthwhile(user):
+                return True
+        return False
+
+    def _follows_reduction(self, node: fx.Node) -> bool:
+        """Whether a reduction comes before this one, with nothing but value-preserving operators between."""
+        source = node.args[0]
+        while is_operator(source, self.rules.value_preserving):
+            if is_operator(source, self.rules.reducing):
+                return True
+            source = source.args[0]  # type: ignore[union-attr]
+        return False
+
+    def _is_last_integer(self, node: fx.Node) -> bool:
+        """Whether a node computes on integers and must hand over: a layer, an addition, a reduction."""
+        if is_operator(node, self.rules.value_preserving):
+            return self._worthwhile(node)
+        return True
+
+    def _absorbed_by_user(self, node: fx.Node) -> bool:
+        """Whether the one user, such as a ReLU, takes the quantizer over."""
+        users = list(node.users)
+        mergeable = is_operator(node, self.rules.weighted) or is_operator(node, self.rules.elementwise)
+        return mergeable and len(users) == 1 and is_operator(users[0], self.rules.absorbed)
+
+    def _computes_addition(self, node: fx.Node) -> bool:
+        """Whether the addition that reads a node is computed on the sums of that node."""
+        users = list(node.users)
+        if not self.rules.one_sided_additions or len(users) != 1 or not is_operator(users[0], ADDITIONS):
+            return False
+        addition = users[0]
+        if addition not in self.integer:
+            return False
+        # Of two layers, the one with more weights: the other is the shortcut, and small.
+        givers = [n for n in addition.all_input_nodes if n in self.layers and list(n.users) == [addition]]
+        return node in givers and node is max(givers, key=self._weight_size)
+
+    def _weight_size(self, layer: fx.Node) -> int:
+        weight = tensor_of(self.graph_module, layer.args[1])
+        assert weight is not None  # noqa: S101 - a candidate
+        return weight.numel()
+
+    def _gives_tensor(self, node: fx.Node) -> bool:
+        return node.op in ("placeholder", "call_function") and observed_shape(node) is not None
+
+    def _wanted_bits(self, quantized: dict[fx.Node, fx.Node]) -> dict[fx.Node, int]:
+        """Width of each quantizer: the widest that a layer reading the tensor, or a share of it, wants."""
+        wanted: dict[fx.Node, int] = {}
+        for node, source in quantized.items():
+            for user in node.users:
+                if user in self.layers and user.args[0] is node:
+                    bits = self._layer_bits(user)[1]
+                    wanted[source] = max(wanted.get(source, 0), bits)
+        of_input, rest = self.widths.input, self.widths.elementwise
+        return {
+            source: of_input if of_input and self._is_input(source) else wanted.get(source, rest)
+            for source in quantized.values()
+        }
+
+    def _layer_bits(self, layer: fx.Node) -> tuple[int, int]:
+        """Weight and activation bits of a layer; the last pattern that names it wins."""
+        widths = self.widths
+        weight, activation = widths.weight, widths.activation
+        if layer in (self.candidates[0], self.candidates[-1]) or self._is_input(layer.args[0]):
+            weight = activation = widths.edge
+        for pattern, (own_weight, own_activation) in widths.layers.items():
+            if names_layer(pattern, layer):
+                weight, activation = own_weight or weight, own_activation or activation
+        return weight, activation
+
+    def _own(self, node: fx.Node, bits: int) -> OwnSpec:
+        grid = self._activation_grid(bits)
+        # Silhouettes lie on an exact grid over [0, 1]; only the true ends of the range keep it.
+        observer = "minmax" if self._is_input(node) else self.widths.activation_observer
+        return OwnSpec(grid, observer)
+
+    def _activation_grid(self, bits: int) -> IntegerGrid:
+        return IntegerGrid(bits, self.rules.activation_signed, self.rules.activation_symmetric)
+
+    def _is_input(self, node: object) -> bool:
+        while is_operator(node, self.rules.value_preserving):
+            node = node.args[0]  # type: ignore[attr-defined]
+        return is_network_input(node)
+
+    def _with_weight(self, layer: fx.Node, annotation: Annotation, input_bits: int) -> Annotation:
+        bits, _ = self._layer_bits(layer)
+        grid = IntegerGrid(
+            bits, signed=True, symmetric=True, pair_limit=self._pair_limit(layer, bits, input_bits)
+        )
+        has_bias = len(layer.args) > 2 and tensor_of(self.graph_module, layer.args[2]) is not None
+        # A layer that the runtime computes in float adds its bias in float, too.
+        bias = BiasSpec() if has_bias and annotation.integer else None
+        return replace(annotation, weight=OwnSpec(grid, self.widths.weight_observer, 0), bias=bias)
+
+    def _pair_limit(self, layer: fx.Node, bits: int, input_bits: int) -> int | None:
+        """The limit of a layer's weights in pairs; None where no pair can reach it."""
+        if not (self.rules.saturating_pairs and self.widths.limit_pairs) or _is_depthwise(layer):
+            return None
+        limit = largest_pair_sum(self._activation_grid(input_bits).quant_max)
+        largest = IntegerGrid(bits, signed=True, symmetric=True).quant_max
+        return limit if 2 * largest > limit else None
+
+    def _reason(self, node: fx.Node) -> str:
+        if node in self.float_layers:
+            return "gives the embedding: weights and input are quantized, the sums stay in float"
+        if is_operator(node, self.rules.weighted) and node not in self.layers:
+            asked = node in self.candidates
+            return "left in float, as asked for" if asked else "its weight is computed, not stored"
+        if is_operator(node, self.rules.elementwise) and node not in self.integer:
+            others = {operator_name(n) for n in node.all_input_nodes if n not in self.integer}
+            return f"reads {' and '.join(sorted(others))} in float"
+        return ""
+
+
+def _is_depthwise(layer: fx.Node) -> bool:
+    """Whether each channel is convolved by itself: such kernels multiply in 32 bits on every processor."""
+    weight = observed_shape(layer.args[1])
+    groups = observed_integer(layer.args[6]) if len(layer.args) > 6 else 1
+    return weight is not None and groups > 1 and weight[:2] == (groups, 1)
+
+
+def _leaves_network(layer: fx.Node) -> bool:
+    """Whether a layer's result reaches the output through operators that compute nothing."""
+    pending, seen = list(layer.users), set()
+    while pending:
+        node = pending.pop()
+        if node.op == "output":
+            return True
+        if node in seen or len(node.all_input_nodes) == 0:
+            continue
+        seen.add(node)
+        if is_operator(node, RESHAPES):
+            pending.extend(node.users)
+    return False

@@ -1,0 +1,76 @@
+"""Insertion: fake-quantize modules where the annotations say, and nowhere else."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import fx
+
+from qgait_ptq.graph.annotation import Annotation, OwnSpec, SharedSpec, annotation_of
+from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
+from qgait_ptq.quantizer.observers import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS
+
+ACTIVATION_SUFFIX, WEIGHT_SUFFIX, BIAS_SUFFIX = "_fq", "_weight_fq", "_bias_fq"
+
+
+def insert_quantizers(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """Copy an annotated graph and insert its fake-quantize modules.
+
+    Activations: a module call behind the node, read by all its users. Weights and biases: between the
+    parameter and the layer. Tensors that share a quantizer call the same module.
+    """
+    quantized = copy.deepcopy(graph_module)
+    nodes = {node.name: node for node in quantized.graph.nodes}
+    for node in list(nodes.values()):
+        annotation = annotation_of(node)
+        if isinstance(annotation.output, OwnSpec):
+            _quantize_output(quantized, node, annotation.output)
+    for node in list(nodes.values()):
+        annotation = annotation_of(node)
+        if isinstance(annotation.output, SharedSpec):
+            _call_behind(quantized, node, annotation.output.source + ACTIVATION_SUFFIX)
+    for node in list(nodes.values()):
+        annotation = annotation_of(node)
+        if annotation.weight is not None:
+            _quantize_parameters(quantized, node, annotation)
+    quantized.graph.lint()
+    quantized.recompile()
+    return quantized
+
+
+def input_quantizer(graph_module: fx.GraphModule, layer: fx.Node) -> str:
+    """Name of the fake-quantize module that a layer reads through."""
+    source = layer.args[0]
+    assert isinstance(source, fx.Node)  # noqa: S101 - annotated layers read quantized tensors
+    return str(source.target)
+
+
+def _quantize_output(graph_module: fx.GraphModule, node: fx.Node, spec: OwnSpec) -> None:
+    name = node.name + ACTIVATION_SUFFIX
+    graph_module.add_module(name, FakeQuantize(spec.grid, ACTIVATION_OBSERVERS[spec.observer](spec.grid)))
+    _call_behind(graph_module, node, name)
+
+
+def _call_behind(graph_module: fx.GraphModule, node: fx.Node, module: str) -> None:
+    with graph_module.graph.inserting_after(node):
+        call = graph_module.graph.call_module(module, (node,))
+    node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
+
+
+def _quantize_parameters(graph_module: fx.GraphModule, layer: fx.Node, annotation: Annotation) -> None:
+    spec = annotation.weight
+    assert spec is not None and spec.channel_axis is not None  # noqa: S101, PT018
+    graph, name = graph_module.graph, layer.name + WEIGHT_SUFFIX
+    observer = WEIGHT_OBSERVERS[spec.observer](spec.grid, spec.channel_axis)
+    graph_module.add_module(name, FakeQuantize(spec.grid, observer, spec.channel_axis))
+    with graph.inserting_before(layer):
+        weight = graph.call_module(name, (layer.args[1],))
+    layer.update_arg(1, weight)
+    if annotation.bias is None:
+        return
+    graph_module.add_module(layer.name + BIAS_SUFFIX, BiasFakeQuantize())
+    with graph.inserting_before(layer):
+        input_scale = graph.get_attr(f"{input_quantizer(graph_module, layer)}.scale")
+        weight_scale = graph.get_attr(f"{name}.scale")
+        bias = graph.call_module(layer.name + BIAS_SUFFIX, (layer.args[2], input_scale, weight_scale))
+    layer.update_arg(2, bias)

@@ -1,0 +1,210 @@
+"""The weighted layers of a network as a table: what each is, what it costs, and how it is quantized."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qgait_ptq.graph.annotation import OwnSpec, SharedSpec, annotation_of
+from qgait_ptq.graph.attributes import layer_name
+from qgait_ptq.graph.operators import VALUE_PRESERVING, WEIGHTED, is_operator, operator_name
+from qgait_ptq.graph.shapes import count_macs, observed_integer, observed_shape
+from qgait_ptq.quantizer.fake_quantize import FakeQuantize
+from qgait_ptq.quantizer.pair_order import largest_pair_sum
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One weighted layer, as planned.
+
+    Attributes:
+        name: module path.
+        node: name in the graph; layers that share a weight have the same path, but nodes of their own.
+        operator: such as ``conv2d``.
+        input_shape: on the recorded example.
+        output_shape: on the recorded example.
+        parameters: of weight and bias.
+        weight: name of the stored weight; layers that share it, or calls of one layer, have the same.
+        macs: multiply-accumulates on the recorded example.
+        weight_bits: None where the weight stays in float.
+        activation_bits: width of its input; None where that stays in float.
+        integer: computed on integers by the runtime.
+        note: why it is not.
+    """
+
+    name: str
+    node: str
+    operator: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    parameters: int
+    weight: str
+    macs: int
+    weight_bits: int | None
+    activation_bits: int | None
+    integer: bool
+    note: str
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """The weight of a layer that the runtime computes on integers.
+
+    Attributes:
+        name: module path.
+        weight: shape ``[o, c / groups, *kernel]``; a fully connected layer has a kernel of one.
+        groups: of channels.
+        can_saturate: pairs of its products can leave 16 bits.
+    """
+
+    name: str
+    weight: tuple[int, ...]
+    groups: int
+    can_saturate: bool
+
+
+def integer_layers(graph_module: fx.GraphModule) -> list[LayerShape]:
+    """The layers of an annotated graph that the runtime computes on integers, in graph order."""
+    nodes = {node.name: node for node in graph_module.graph.nodes}
+    found = []
+    for node in nodes.values():
+        annotation, weight = annotation_of(node), observed_shape(node.args[1]) if len(node.args) > 1 else None
+        bits = _input_bits(node, nodes) if annotation.weight is not None else None
+        if annotation.weight is None or weight is None or bits is None or not annotation.integer:
+            continue
+        grid = annotation.weight.grid
+        limit = largest_pair_sum(2**bits - 1)
+        can_saturate = grid.pair_limit is None and 2 * grid.quant_max > limit
+        groups = observed_integer(node.args[6]) if len(node.args) > 6 else 1
+        shape = tuple(weight) if len(weight) > 2 else (*weight, 1)
+        found.append(LayerShape(layer_name(node), shape, groups, can_saturate))
+    return found
+
+
+def list_layers(graph_module: fx.GraphModule) -> list[LayerPlan]:
+    """The weighted layers of an annotated graph whose shapes are recorded, in graph order."""
+    nodes = {node.name: node for node in graph_module.graph.nodes}
+    plans = []
+    for node in nodes.values():
+        if not is_operator(node, WEIGHTED):
+            continue
+        annotation = annotation_of(node)
+        parameters = [observed_shape(argument) for argument in node.args[1:3]]
+        plans.append(
+            LayerPlan(
+                name=layer_name(node),
+                node=node.name,
+                operator=operator_name(node),
+                input_shape=observed_shape(node.args[0]) or (),
+                output_shape=observed_shape(node) or (),
+                parameters=sum(torch.Size(shape).numel() for shape in parameters if shape),
+                weight=str(getattr(node.args[1], "target", "")),
+                macs=count_macs(node),
+                weight_bits=annotation.weight.grid.bits if annotation.weight else None,
+                activation_bits=_input_bits(node, nodes),
+                integer=annotation.integer,
+                note=annotation.reason,
+            )
+        )
+    return plans
+
+
+def count_parameters(layers: Iterable[LayerPlan]) -> int:
+    """Weights and biases of all layers; those that layers share count once."""
+    return sum({layer.weight: layer.parameters for layer in layers}.values())
+
+
+def float_operators(graph_module: fx.GraphModule) -> dict[str, str]:
+    """Operators that compute in float in an annotated graph, with the reason; layers are not listed."""
+    found: dict[str, set[str]] = {}
+    for node in graph_module.graph.nodes:
+        computes = node.op == "call_function" and observed_shape(node) is not None
+        moves_only = is_operator(node, VALUE_PRESERVING) or is_operator(node, WEIGHTED)
+        if computes and not moves_only and not annotation_of(node).integer:
+            reason = annotation_of(node).reason or "no integer kernel on this target"
+            found.setdefault(operator_name(node), set()).add(reason)
+    return {name: "; ".join(sorted(reasons)) for name, reasons in found.items()}
+
+
+def _input_bits(layer: fx.Node, nodes: dict[str, fx.Node]) -> int | None:
+    spec = annotation_of(layer.args[0]).output
+    while isinstance(spec, SharedSpec):
+        spec = annotation_of(nodes[spec.source]).output
+    return spec.grid.bits if isinstance(spec, OwnSpec) else None
+
+
+def layer_scales(graph_module: fx.GraphModule) -> dict[str, dict[str, Any]]:
+    """Scales of a calibrated graph's layers, by node.
+
+    Each layer has ``activation_scale``, ``activation_zero_point``, the ``activation_range`` that these
+    represent, and ``weight_scales``, as far as quantized.
+    """
+    scales = {}
+    for node in graph_module.graph.nodes:
+        if not is_operator(node, WEIGHTED):
+            continue
+        found: dict[str, Any] = {}
+        for argument, weight in ((node.args[0], False), (node.args[1], True)):
+            if argument.op != "call_module":
+                continue
+            quantizer = graph_module.get_submodule(str(argument.target))
+            if not isinstance(quantizer, FakeQuantize):
+                continue
+            if weight:
+                found["weight_scales"] = quantizer.scale.flatten().tolist()
+            else:
+                found["activation_scale"] = quantizer.scale.item()
+                found["activation_zero_point"] = quantizer.zero_point.item()
+                found["activation_range"] = [
+                    found["activation_scale"] * (end - found["activation_zero_point"])
+                    for end in (quantizer.grid.quant_min, quantizer.grid.quant_max)
+                ]
+        scales[node.name] = found
+    return scales
+
+
+class OutputKeeper(fx.Interpreter):
+    """Runs a graph and keeps what some nodes give, by their names."""
+
+    def __init__(self, module: fx.GraphModule, names: set[str]) -> None:
+        super().__init__(module)
+        self.names, self.kept = names, dict[str, Tensor]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node and keep what it gives, if it is one of those."""
+        result = super().run_node(n)
+        if n.name in self.names:
+            self.kept[n.name] = result
+        return result
+
+
+def layer_sqnr(
+    reference: fx.GraphModule, quantized: fx.GraphModule, batches: Iterable[Tensor]
+) -> dict[str, float]:
+    """Signal to quantization noise of each weighted layer's output in dB, by node.
+
+    Both graphs run on the same sequences, so a layer's figure contains the errors of the layers before it.
+
+    Args:
+        reference: the float graph.
+        quantized: made from it by insertion: nodes have the same names.
+        batches: silhouettes ``[n, s, h, w]``.
+    """
+    layers = {node.name for node in reference.graph.nodes if is_operator(node, WEIGHTED)}
+    signal, noise = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
+    with torch.inference_mode():
+        for batch in batches:
+            keepers = [OutputKeeper(module, layers) for module in (reference, quantized)]
+            for keeper in keepers:
+                keeper.run(batch)
+            for name in layers:
+                expected, given = (keeper.kept[name].double() for keeper in keepers)
+                signal[name] += expected.square().sum().item()
+                noise[name] += (expected - given).square().sum().item()
+    tiny = torch.finfo(torch.float64).tiny
+    return {name: 10 * math.log10(max(signal[name], tiny) / max(noise[name], tiny)) for name in layers}

@@ -1,0 +1,87 @@
+"""The plan: a network as a simplified graph on which every quantizer has its place. Needs no data."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import fx, nn
+
+from qgait_ptq.capture.submodule import isolate
+from qgait_ptq.capture.trace import Capture, capture, quiet_torch
+from qgait_ptq.config.schema import QuantConfig
+from qgait_ptq.graph.annotation import BitWidths
+from qgait_ptq.graph.frame_layout import FrameLayout
+from qgait_ptq.graph.frame_parts import check_all_read, join_inputs
+from qgait_ptq.graph.passes.simplify import simplify
+from qgait_ptq.graph.passes.sink_leaky_relu import move_rectifiers_behind_maxima
+from qgait_ptq.graph.shapes import record_shapes
+from qgait_ptq.prepare.annotate import place
+from qgait_ptq.prepare.layers import LayerPlan, list_layers
+from qgait_ptq.targets.profiles import check_widths, get_target
+
+REPORTED_FRAMES = 30  # multiply-accumulates are stated for a sequence of so many frames
+
+
+def plan(
+    model: nn.Module,
+    frame_shape: tuple[int, ...],
+    config: QuantConfig,
+    *,
+    frames: int | None = None,
+    output: str | None = None,
+    layout: FrameLayout | None = None,
+    submodule: str | None = None,
+) -> tuple[Capture, fx.GraphModule, list[LayerPlan]]:
+    """Capture a network and decide what is quantized, without data.
+
+    Args:
+        model: takes ``[n, s, h, w]``, or ``[n, s, c, h, w]``.
+        frame_shape: ``(h, w)``, or ``(c, h, w)``.
+        config: widths and target.
+        frames: for networks that take one frame count only.
+        output: names the embedding, for networks that give several tensors.
+        layout: for networks of several inputs, all of which lie in frames ``(F,)``.
+        submodule: plan this module of the network alone.
+
+    Returns:
+        The capture, the simplified and annotated float graph, and its layers.
+
+    Raises:
+        CaptureError: the network cannot be captured.
+        ConfigError: the configuration names layers that the network does not have.
+    """
+    if submodule is not None:
+        part = isolate(model, submodule, frame_shape, frames, output, layout)
+        return plan(part.part, part.frame_shape, config, frames=part.frames)
+    target, widths = get_target(config.target), bit_widths(config)
+    check_widths(target, widths)
+    with quiet_torch():
+        # The user's stays where it is, in the mode and the precision it is in.
+        network = join_inputs(copy.deepcopy(model).cpu().float(), layout)
+    captured = capture(network, frame_shape, frames, output)
+    check_all_read(captured.graph_module, network)
+    others = [captured.example(*sizes) for sizes in captured.checked]
+    graph_module = simplify(captured.graph_module, captured.example(), *others).requires_grad_(False)
+    if target.late_leaky_rectifiers:
+        move_rectifiers_behind_maxima(graph_module)
+        record_shapes(graph_module, captured.example())
+    place(graph_module, target.rules, widths)
+    record_shapes(graph_module, captured.example(sequences=1, length=REPORTED_FRAMES))
+    return captured, graph_module, list_layers(graph_module)
+
+
+def bit_widths(config: QuantConfig) -> BitWidths:
+    """The widths of a configuration, as placement takes them."""
+    return BitWidths(
+        weight=config.weight_bits,
+        activation=config.activation_bits,
+        edge=config.edge_bits,
+        input=config.input_bits,
+        elementwise=config.elementwise_bits,
+        weight_observer=config.weight_observer,
+        activation_observer=config.observer,
+        layers={name: (bits.weight_bits, bits.activation_bits) for name, bits in config.layers.items()},
+        include=config.include,
+        exclude=config.exclude,
+        limit_pairs=config.weight_range == "safe",
+    )

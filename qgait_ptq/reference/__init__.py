@@ -1,0 +1,1 @@
+"""What a file computes in exact integers, and what is proven of it on every processor."""

@@ -1,0 +1,316 @@
+"""The integer reference: what a Q/DQ file means, computed exactly.
+
+Between a quantizer and the next one everything is integers. A layer sums exactly and adds its int32 bias; the
+sum is brought to the output's scale as integer kernels do it: as float32, times the float32 quotient
+``(s_x · s_w) / s_y``, rounded half to even, plus zero_point, saturated. Floats between a DequantizeLinear and
+a QuantizeLinear, such as means, are taken as given: no two runtimes sum them in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch.nn import functional as F
+
+from qgait_ptq.reference.arithmetic import (
+    Array,
+    Bent,
+    Joined,
+    Quantized,
+    Sums,
+    Terms,
+    add_terms,
+    quantize_floats,
+    requantize,
+    saturate,
+)
+from qgait_ptq.reference.saturating_sums import saturation_loss
+
+Given = Callable[[str], Array]
+MOVING = frozenset({"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Slice", "Gather", "Identity"})
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Floats behind a node that only moves them."""
+
+    node: onnx.NodeProto
+
+
+def simulate(model: onnx.ModelProto, given: Given, *, saturating: bool = False) -> dict[str, Array]:
+    """Compute the quantized tensors of a file.
+
+    Args:
+        model: with Q/DQ nodes, as `lower_markers` leaves it.
+        given: gives the input, tensors of sizes, and the floats that quantizers read, by name.
+        saturating: add pairs of products in saturating 16 bits, as onnxruntime does on x86 processors without
+            VNNI: what a file that is not safe gives there.
+
+    Returns:
+        Name → integers, of every tensor behind a QuantizeLinear or behind the Clip that narrows it, of what
+        moves or pools these, and of the sums that leave a layer in float.
+    """
+    return _Simulation(model, given, saturating).run()
+
+
+class _Simulation:
+    """The values known so far; what is not among them is float."""
+
+    def __init__(self, model: onnx.ModelProto, given: Given, saturating: bool) -> None:
+        self.model, self.given, self.saturating = model, given, saturating
+        self.constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+        self.known: dict[str, Any] = {}
+        self.integers: dict[str, Array] = {}
+        self.on_integers: dict[str, Callable[[onnx.NodeProto], Array]] = {
+            "Clip": self._narrow,
+            "ConvInteger": self._sum,
+            "MaxPool": lambda node: _pool(node, self.integers[node.input[0]]),
+            "Reshape": lambda node: self._reshape(node, self.integers[node.input[0]]),
+            "Transpose": lambda node: self.integers[node.input[0]].transpose(_attributes(node)["perm"]),
+        }
+        self.handlers: dict[str, Callable[[onnx.NodeProto, Any], Any]] = {
+            "Conv": self._convolve,
+            "Gemm": self._multiply,
+            "Relu": self._rectify,
+            "LeakyRelu": self._bend,
+            "Add": self._add,
+            "Concat": self._concatenate,
+            "MaxPool": self._pool,
+            "ReduceMax": self._reduce,
+            "Reshape": lambda node, x: self._move(x, self._reshape(node, x.integers)),
+            "Transpose": lambda node, x: self._move(x, x.integers.transpose(_attributes(node)["perm"])),
+            "Unsqueeze": lambda node, x: self._move(x, np.expand_dims(x.integers, self._axes(node))),
+            "Squeeze": lambda node, x: self._move(x, np.squeeze(x.integers, self._axes(node))),
+            "Slice": lambda node, x: self._move(x, self._slice(node, x.integers)),
+            "Gather": self._gather,
+            "Identity": lambda node, x: x,
+        }
+
+    def run(self) -> dict[str, Array]:
+        for node in self.model.graph.node:
+            if node.op_type == "QuantizeLinear":
+                self._quantize(node)
+            elif node.op_type == "DequantizeLinear":
+                self._dequantize(node)
+            elif node.input and node.input[0] in self.integers and node.op_type in self.on_integers:
+                self.integers[node.output[0]] = self.on_integers[node.op_type](node)
+            elif node.op_type == "Gather" and _is_bytes(self.constants.get(node.input[0])):
+                self.integers[node.output[0]] = self.constants[node.input[0]][self.given(node.input[1])]
+            elif node.op_type == "Cast" and node.input[0] in self.constants:
+                # INT4 codes; what they are cast to holds the same numbers.
+                self.constants[node.output[0]] = self.constants[node.input[0]].astype(np.int8)
+            elif node.input and node.op_type in self.handlers:
+                value = self._computed(node)
+                if value is not None:
+                    self.known[node.output[0]] = value
+        return self.integers
+
+    def _computed(self, node: onnx.NodeProto) -> Any:
+        """What a node makes of something known, or of floats that it only moves."""
+        if node.input[0] in self.known:
+            value = self.known[node.input[0]]
+            if not isinstance(value, Moved):
+                return self.handlers[node.op_type](node, value)
+        return Moved(node) if node.op_type in MOVING else None
+
+    def _quantize(self, node: onnx.NodeProto) -> None:
+        scale, zero_point = self.constants[node.input[1]], self.constants[node.input[2]]
+        value = self.known.get(node.input[0])
+        if isinstance(value, Quantized) and (value.scale, value.zero_point) == (scale, zero_point):
+            integers = value.integers
+        else:
+            integers = self._requantized(node.input[0], value, scale, zero_point)
+        self.integers[node.output[0]] = integers
+
+    def _requantized(self, name: str, value: Any, scale: Array, zero_point: Array) -> Array:
+        """Integers of a quantizer's own scale, of whatever it reads."""
+        if value is None or isinstance(value, Moved):
+            return quantize_floats(self._floats(name), scale, zero_point)
+        if isinstance(value, Terms):
+            return saturate(add_terms(value, scale, zero_point), zero_point.dtype)
+        return saturate(requantize(value, scale) + np.float64(zero_point), zero_point.dtype)
+
+    def _dequantize(self, node: onnx.NodeProto) -> None:
+        name = node.input[0]
+        stored = self.constants.get(name)
+        integers = stored if stored is not None else self.integers.get(name)
+        if integers is None:  # bytes of the input
+            integers = self.given(name)
+        scale, zero_point = self.constants[node.input[1]], self.constants[node.input[2]]
+        self.known[node.output[0]] = Quantized(integers, scale, zero_point)
+
+    def _floats(self, name: str) -> Array:
+        """Floats as given before they were moved: the runtime may quantize them there."""
+        moved = self.known.get(name)
+        if not isinstance(moved, Moved):
+            return self.given(name)
+        source = Quantized(self._floats(moved.node.input[0]), np.ones((), np.float32), np.zeros((), np.int64))
+        return np.asarray(self.handlers[moved.node.op_type](moved.node, source).integers)
+
+    def _narrow(self, node: onnx.NodeProto) -> Array:
+        low, high = (self.constants[name] if name else None for name in node.input[1:3])
+        return np.clip(self.integers[node.input[0]], low, high)
+
+    def _sum(self, node: onnx.NodeProto) -> Array:
+        one, zero = np.ones((), np.float32), np.zeros((), np.int8)
+        x = Quantized(self.integers[node.input[0]], one, self.constants[node.input[2]])
+        weight = Quantized(self.constants[node.input[1]], one, zero)
+        return _convolve(node, x, weight, np.zeros(len(weight.integers)))
+
+    def _layer(self, node: onnx.NodeProto) -> tuple[Quantized, Array] | None:
+        """Weight and bias of a layer; None where it computes in float."""
+        weight = self.known.get(node.input[1])
+        if not isinstance(weight, Quantized):
+            return None
+        bias = self.known.get(node.input[2]) if len(node.input) > 2 else None
+        if isinstance(bias, Quantized):
+            return weight, bias.centred()
+        return (weight, np.zeros(len(weight.integers))) if len(node.input) < 3 else None
+
+    def _convolve(self, node: onnx.NodeProto, x: Any) -> Sums | None:
+        layer = self._layer(node)
+        if layer is None or not isinstance(x, Quantized):
+            return None
+        weight, bias = layer
+        sums = _convolve(node, x, weight, bias)
+        if self.saturating:
+            sums = sums + _saturation_loss(node, x, weight)
+        return Sums(sums, x.scale * weight.scale)
+
+    def _multiply(self, node: onnx.NodeProto, x: Any) -> Sums | None:
+        layer = self._layer(node)
+        if layer is None or not isinstance(x, Quantized) or not _attributes(node).get("transB", 0):
+            return None
+        weight, bias = layer
+        sums = x.centred() @ weight.centred().T + bias
+        if self.saturating:
+            sums = sums + saturation_loss(x.integers, weight.integers, (), (), 1)
+        return Sums(sums, x.scale * weight.scale)
+
+    def _rectify(self, node: onnx.NodeProto, x: Any) -> Any:
+        if isinstance(x, Sums):
+            return replace(x, integers=np.maximum(x.integers, 0))
+        if isinstance(x, Terms):
+            return replace(x, rectified=True)
+        if isinstance(x, Quantized):
+            return replace(x, integers=np.maximum(x.integers, x.zero_point))
+        return None
+
+    def _bend(self, node: onnx.NodeProto, x: Any) -> Bent | None:
+        return Bent(x, np.float32(_attributes(node)["alpha"])) if isinstance(x, Quantized) else None
+
+    def _add(self, node: onnx.NodeProto, x: Any) -> Terms | None:
+        other = self.known.get(node.input[1])
+        if not (isinstance(x, Quantized) and isinstance(other, Quantized)):
+            return None
+        return Terms(x, other)
+
+    def _concatenate(self, node: onnx.NodeProto, x: Any) -> Joined | None:
+        pieces = [self.known.get(name) for name in node.input]
+        if not all(isinstance(piece, Quantized) for piece in pieces):
+            return None
+        return Joined(pieces, _attributes(node)["axis"])  # type: ignore[arg-type]
+
+    def _pool(self, node: onnx.NodeProto, x: Any) -> Quantized | None:
+        return self._move(x, _pool(node, x.integers)) if isinstance(x, Quantized) else None
+
+    def _reduce(self, node: onnx.NodeProto, x: Any) -> Quantized | None:
+        if not isinstance(x, Quantized):
+            return None
+        keep = bool(_attributes(node).get("keepdims", 1))
+        return self._move(x, x.integers.max(axis=self._axes(node), keepdims=keep))
+
+    def _gather(self, node: onnx.NodeProto, x: Any) -> Quantized:
+        indices = self._constant(node.input[1])
+        return self._move(x, np.take(x.integers, indices, axis=_attributes(node).get("axis", 0)))
+
+    def _move(self, x: Quantized, integers: Array) -> Quantized:
+        return replace(x, integers=integers)
+
+    def _constant(self, name: str) -> Array:
+        return self.constants[name] if name in self.constants else self.given(name)
+
+    def _axes(self, node: onnx.NodeProto) -> tuple[int, ...]:
+        return tuple(int(axis) for axis in self._constant(node.input[1]))
+
+    def _reshape(self, node: onnx.NodeProto, values: Array) -> Array:
+        sizes = [int(size) for size in self._constant(node.input[1])]
+        if not _attributes(node).get("allowzero", 0):
+            sizes = [values.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
+        return values.reshape(sizes)
+
+    def _slice(self, node: onnx.NodeProto, values: Array) -> Array:
+        starts, ends, axes = (self._constant(name) for name in node.input[1:4])
+        steps = self._constant(node.input[4]) if len(node.input) > 4 else np.ones_like(starts)
+        slices = [slice(None)] * values.ndim
+        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+            slices[int(axis)] = slice(int(start), int(end), int(step))
+        return values[tuple(slices)]
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _is_bytes(table: Array | None) -> bool:
+    return table is not None and table.dtype in (np.uint8, np.int8)
+
+
+def _pool(node: onnx.NodeProto, integers: Array) -> Array:
+    """Maxima of windows; padding is none of them."""
+    attributes = _attributes(node)
+    spatial = integers.ndim - 2
+    pads = attributes.get("pads", [0] * 2 * spatial)
+    padding = [size for axis in reversed(range(spatial)) for size in (pads[axis], pads[axis + spatial])]
+    values = F.pad(torch.from_numpy(integers.astype(np.float64)), padding, value=-torch.inf)
+    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[spatial - 1]
+    pooled = pool(
+        values,
+        attributes["kernel_shape"],
+        attributes.get("strides", [1] * spatial),
+        0,
+        attributes.get("dilations", [1] * spatial),
+        bool(attributes.get("ceil_mode", 0)),
+    )
+    return np.asarray(pooled.numpy().astype(integers.dtype))
+
+
+def _convolve(node: onnx.NodeProto, x: Quantized, weight: Quantized, bias: Array) -> Array:
+    """Exact sums of a convolution."""
+    attributes = _attributes(node)
+    spatial = x.integers.ndim - 2
+    pads = attributes.get("pads", [0] * 2 * spatial)
+    # Padding is with what stands for zero, which is zero once centred.
+    padding = [size for axis in reversed(range(spatial)) for size in (pads[axis], pads[axis + spatial])]
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
+    sums = convolve(
+        F.pad(torch.from_numpy(x.centred()), padding),
+        torch.from_numpy(weight.centred()),
+        torch.from_numpy(bias),
+        attributes.get("strides", [1] * spatial),
+        0,
+        attributes.get("dilations", [1] * spatial),
+        attributes.get("group", 1),
+    )
+    return np.asarray(sums.numpy())
+
+
+def _saturation_loss(node: onnx.NodeProto, x: Quantized, weight: Quantized) -> Array:
+    """What a convolution's sums lose where pairs of products saturate."""
+    attributes = _attributes(node)
+    spatial = x.integers.ndim - 2
+    pads = attributes.get("pads", [0] * 2 * spatial)
+    padding = [(0, 0), (0, 0), *zip(pads[:spatial], pads[spatial:], strict=True)]
+    return saturation_loss(
+        np.pad(x.integers, padding, constant_values=x.zero_point),
+        weight.integers,
+        attributes.get("strides", [1] * spatial),
+        attributes.get("dilations", [1] * spatial),
+        attributes.get("group", 1),
+    )

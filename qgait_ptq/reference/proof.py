@@ -1,0 +1,54 @@
+"""Whether a file gives the same integers on every processor: its sums of products and its additions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from qgait_ptq.reference.additions import AdditionProof, prove_additions
+from qgait_ptq.reference.pair_sums import PairSums, bound_pair_sums
+
+
+@dataclass(frozen=True)
+class ExactnessProof:
+    """What is proven of a file.
+
+    Attributes:
+        pair_sums: bounds of its layers' 16-bit sums.
+        additions: of two quantized tensors, each tried with all codes.
+    """
+
+    pair_sums: PairSums
+    additions: tuple[AdditionProof, ...]
+
+    @property
+    def differing_additions(self) -> tuple[AdditionProof, ...]:
+        """Additions that processors round to different integers."""
+        return tuple(addition for addition in self.additions if addition.differing)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the file is proven to give the same integers on every processor."""
+        return self.pair_sums.safe and not self.differing_additions
+
+    def verdict(self) -> str:
+        """One sentence for people."""
+        if self.exact:
+            return "the same integers on every processor"
+        if not self.pair_sums.safe:
+            return self.pair_sums.verdict()
+        names = [addition.node for addition in self.differing_additions]
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return f"the same sums in every layer; additions that ARM64 rounds otherwise: {shown}"
+
+    def describe(self) -> dict[str, Any]:
+        """What a report and a file's metadata say, under ``pair_sums``."""
+        names = [addition.node for addition in self.differing_additions]
+        return {**self.pair_sums.describe(), "differing_additions": names}
+
+
+def prove_exactness(model: onnx.ModelProto) -> ExactnessProof:
+    """Prove from a file that it gives the same integers on every processor, or say where it does not."""
+    return ExactnessProof(bound_pair_sums(model), prove_additions(model))

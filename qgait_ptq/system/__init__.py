@@ -1,0 +1,1 @@
+"""Files, locks, processes, devices and progress: what knows nothing of networks."""

@@ -1,0 +1,150 @@
+"""What onnxruntime computes for a file, tensor by tensor; here, or in a process for another processor.
+
+``python -m qgait_ptq.verification.recording FOLDER`` is that process. It needs no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from qgait_ptq.errors import ModelError
+from qgait_ptq.runtime.exactness import exact_network, saturates
+from qgait_ptq.runtime.sessions import ONNXRUNTIME, open_onnxruntime
+from qgait_ptq.system.workers import end_with_parent
+
+Values = dict[str, NDArray[np.generic]]
+MODEL, FEED, OPTIMISED, WRITTEN, RUN = (
+    "model.onnx",
+    "feed{}.npz",
+    "optimised.onnx",
+    "written{}.npz",
+    "run{}.npz",
+)
+SATURATES = "saturates"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file in onnxruntime on one processor.
+
+    Attributes:
+        optimised: the graph that onnxruntime makes of the file there.
+        as_written: for each batch all tensors of the file, computed without optimisation.
+        as_run: for each batch all tensors of the optimised graph.
+        saturates: whether that processor adds pairs of products in 16 bits.
+    """
+
+    optimised: onnx.ModelProto
+    as_written: list[Values]
+    as_run: list[Values]
+    saturates: bool
+
+
+def record(model: onnx.ModelProto, feeds: Sequence[Values], *, guarded: bool = True) -> Recording:
+    """Run a file and keep every tensor.
+
+    Args:
+        model: with Q/DQ nodes.
+        feeds: batches of its inputs, by name.
+        guarded: use exact kernels where the file's sums could saturate, as deployment does.
+
+    Raises:
+        ModelError: onnxruntime cannot run it.
+    """
+    optimised = _optimise(exact_network(model) if guarded else model)
+    written, run = (
+        open_onnxruntime(_expose(graph).SerializeToString(), spinning=False, optimised=False)
+        for graph in (model, optimised)
+    )
+    return Recording(
+        optimised,
+        [_run(written, feed) for feed in feeds],
+        [_run(run, feed) for feed in feeds],
+        saturates(ONNXRUNTIME),
+    )
+
+
+def write_task(folder: Path, model: onnx.ModelProto, feeds: Sequence[Values]) -> None:
+    """Write what another process needs to record a file."""
+    folder.mkdir(parents=True)
+    onnx.save(model, folder / MODEL)
+    for index, feed in enumerate(feeds):
+        _write_values(folder / FEED.format(index), feed)
+
+
+def read_recording(folder: Path) -> Recording:
+    """Read what another process recorded."""
+    count = len(list(folder.glob(FEED.format("*"))))
+    written, run = (
+        [_read_values(folder / name.format(index)) for index in range(count)] for name in (WRITTEN, RUN)
+    )
+    return Recording(onnx.load(folder / OPTIMISED), written, run, (folder / SATURATES).exists())
+
+
+def _record_task(folder: Path) -> None:
+    count = len(list(folder.glob(FEED.format("*"))))
+    feeds = [_read_values(folder / FEED.format(index)) for index in range(count)]
+    recording = record(onnx.load(folder / MODEL), feeds)
+    onnx.save(recording.optimised, folder / OPTIMISED)
+    for index in range(count):
+        _write_values(folder / WRITTEN.format(index), recording.as_written[index])
+        _write_values(folder / RUN.format(index), recording.as_run[index])
+    if recording.saturates:
+        (folder / SATURATES).touch()
+
+
+def _write_values(path: Path, values: Values) -> None:
+    """Names of tensors are no names of files, so they stand beside the arrays."""
+    np.savez(path, *values.values(), names=np.array(list(values), dtype=np.str_))
+
+
+def _read_values(path: Path) -> Values:
+    with np.load(path) as stored:
+        return {str(name): stored[f"arr_{index}"] for index, name in enumerate(stored["names"])}
+
+
+def _optimise(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph that onnxruntime makes of a file on this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "optimised.onnx"
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # its lines would show names of an unknown file as they are
+        options.optimized_model_filepath = str(target)
+        try:
+            onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's exceptions have no common public base
+            detail = " ".join(str(error).split())[:200]
+            raise ModelError(f"onnxruntime {onnxruntime.__version__} cannot load it ({detail})") from None
+        return onnx.load(target)
+
+
+def _expose(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that gives every tensor."""
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    present = {output.name for output in exposed.graph.output}
+    names = [name for node in exposed.graph.node for name in node.output if name and name not in present]
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return exposed
+
+
+def _run(session: onnxruntime.InferenceSession, feed: Values) -> Values:
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, map(np.asarray, session.run(names, feed)), strict=True))
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    for task in sys.argv[1:]:
+        _record_task(Path(task))

@@ -1,0 +1,65 @@
+"""Partition files: what is read, and that crafted files end in a `DataError`."""
+
+import json
+import os
+
+import pytest
+
+from qgait_ptq.errors import DataError
+from qgait_ptq.gait.data.partition import read_partition
+from tests.fuzz.mutate import read_in_child
+
+CRAFTED = {
+    "deep nesting": ("[" * 100_000, "not a JSON file"),
+    "a long integer": ('{"TRAIN_SET": [' + "9" * 5000 + "]}", "not a JSON file"),
+    "half a pair of surrogates": ('{"TRAIN_SET": ["\\ud800"], "TEST_SET": []}', "item 0 is not valid text"),
+    "many wrong items": (json.dumps({"TRAIN_SET": [1] * 2_000_000, "TEST_SET": []}), "item 0 is of type int"),
+    "a large file": (" " * (8 * 2**20 + 1), "the limit is 8.0 MiB"),
+    "long names in both": (
+        json.dumps({"TRAIN_SET": ["a" * 10**6], "TEST_SET": ["a" * 10**6]}),
+        "1 identities both train and test",
+    ),
+    "a text instead of a list": ('{"TRAIN_SET": "abc", "TEST_SET": []}', "TRAIN_SET"),
+    "zero bytes": ("\0" * 100, "not a JSON file"),
+}
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_crafted_partitions_are_refused(name, tmp_path):
+    content, message = CRAFTED[name]
+    path = tmp_path / "p.json"
+    path.write_text(content)
+    outcome = read_in_child(lambda: read_partition(path))
+    assert not outcome.failures
+    assert outcome.read == 0, "the file was read"
+    assert str(path) in outcome.refused[0]
+    assert message in outcome.refused[0]
+    assert len(outcome.refused[0]) < 1000
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "device"])
+def test_what_is_no_regular_file_is_refused(kind, tmp_path):
+    path = tmp_path / "p.json"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    outcome = read_in_child(lambda: read_partition(path))
+    assert not outcome.failures
+    assert ("cannot be read" if kind == "missing" else "not a regular file") in outcome.refused[0]
+
+
+def test_a_link_to_a_partition_of_another_encoding_is_read(tmp_path):
+    content = {"TRAIN_SET": ["Jürgen"], "TEST_SET": ["b"]}
+    (tmp_path / "p.json").write_bytes(json.dumps(content, ensure_ascii=False).encode("utf-8-sig"))
+    (tmp_path / "link.json").symlink_to("p.json")
+    assert read_partition(tmp_path / "link.json").train == ("Jürgen",)
+
+
+def test_wrong_items_are_named(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text('{"TRAIN_SET": ["a"], "TEST_SET": ["b", "c", 7]}')
+    with pytest.raises(DataError, match=r"TEST_SET: .*item 2 is of type int, expected text"):
+        read_partition(path)

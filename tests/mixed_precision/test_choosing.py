@@ -1,0 +1,147 @@
+"""Widths chosen for a budget or for an accuracy, from Python."""
+
+import pytest
+
+import qgait_ptq as qg
+from qgait_ptq.config.schema import BudgetConfig
+from qgait_ptq.errors import CalibrationError, ConfigError, DataError
+from qgait_ptq.gait.data.sources import GaitData
+from qgait_ptq.report.page import render_report
+from qgait_ptq.report.widths import allocation_lines
+from tests.conftest import make_gaitbase
+
+FAST = {
+    "calibration_sequences": 20,
+    "calibration_frames": 12,
+    "correction_frames": 6,
+    "idc": {"frames": 6, "steps": 6, "identities": 4},
+    "minimum_agreement": -1.0,
+}
+
+
+@pytest.fixture(scope="module")
+def data(people):
+    return GaitData(people, people.choose(6))
+
+
+QUICK = {"idc": {"enabled": False, "frames": 6}}
+BY_SIZE = {**QUICK, "budget": {"size_mb": 0.07}, "layers": {"blocks.3.conv2": {"weight_bits": 8}}}
+
+
+def quantize(data, **config):
+    network = make_gaitbase(channels=(8, 16, 32, 32), embedding=32)
+    return qg.quantize(network, data, qg.QuantConfig(**{**FAST, **config}), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def by_size(data):
+    return quantize(data, **BY_SIZE)
+
+
+def test_the_file_keeps_the_budget_and_uses_it(by_size):
+    size = by_size.report.size_bytes["onnx"]
+    assert 0.85 * 70_000 < size <= 70_000
+    assert {layer["weight_bits"] for layer in by_size.report.layers} == {4, 8}
+    assert {layer["activation_bits"] for layer in by_size.report.layers} == {8}
+
+
+def test_a_layer_that_is_named_keeps_its_width(by_size):
+    bits = {layer["name"]: layer["weight_bits"] for layer in by_size.report.layers}
+    assert bits["blocks.3.conv2"] == 8
+
+
+def test_the_report_knows_how_widths_were_chosen(by_size):
+    allocation = by_size.report.allocation
+    assert allocation["by"] == "size"
+    assert allocation["chosen"]["file_bytes"] >= by_size.report.size_bytes["onnx"]
+    sizes = [point["file_bytes"] for point in allocation["front"]]
+    assert sizes == sorted(sizes)
+    assert {"layers", "kind", "bits", "distance_error", "rank1_drop"} <= set(allocation["sensitivity"][0])
+
+
+def test_the_page_draws_the_front(by_size):
+    assert '<figure id="front">' in render_report(by_size.report.to_json())
+
+
+def test_people_are_told_how_widths_were_chosen(by_size):
+    (line,) = allocation_lines(by_size.report.to_json())
+    assert line == "widths chosen for a file of 0.07 MB: weights 4 to 8 bits, inputs 8 bits"
+
+
+def test_the_same_seed_gives_the_same_file(by_size, data):
+    again = quantize(data, **BY_SIZE)
+    assert again.onnx_model.SerializeToString() == by_size.onnx_model.SerializeToString()
+
+
+@pytest.mark.slow
+def test_bit_operations_are_shared_out_over_weights_and_inputs(data):
+    layers = quantize(data, budget={"bops_percent": 30}, **QUICK).report.layers
+    spent = sum(layer["macs"] * layer["weight_bits"] * layer["activation_bits"] for layer in layers)
+    allowed = 0.3 * sum(64 * layer["macs"] for layer in layers)
+    assert 0.8 * allowed < spent <= allowed
+    assert len({(layer["weight_bits"], layer["activation_bits"]) for layer in layers}) > 2
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ({"size_mb": 0.03}, r"size=0.03MB cannot be met: the smallest file for onnxruntime has 0\.06 MB"),
+        ({"bops_percent": 1}, r"bops=1% cannot be met: the narrowest widths have \d"),
+    ],
+)
+def test_a_budget_that_cannot_be_met_is_refused(data, budget, words):
+    with pytest.raises(ConfigError, match=words):
+        quantize(data, budget=budget)
+
+
+@pytest.mark.slow
+def test_widths_are_raised_until_no_more_rank1_is_lost(data):
+    report = quantize(data, weight_bits=2, activation_bits=2, max_drop=1.0).report
+    looks = report.allocation["looks"]
+    assert looks[0]["drop"] > 1.0 >= report.allocation["held_out_drop"]
+    assert f"found with {len(looks)} calibrations" in "".join(allocation_lines(report.to_json()))
+    assert any(layer["weight_bits"] > 2 or layer["activation_bits"] > 2 for layer in report.layers[1:-1])
+
+
+@pytest.mark.slow
+def test_the_smallest_file_that_keeps_an_accuracy_is_found(data):
+    result = quantize(data, target_accuracy=-100.0, **QUICK)
+    front = result.report.allocation["front"]
+    assert result.report.allocation["chosen"]["file_bytes"] == min(point["file_bytes"] for point in front)
+
+
+@pytest.mark.slow
+def test_an_accuracy_that_no_widths_keep_is_an_error(data, monkeypatch):
+    # Better than float by two points: a drop that no candidate reaches.
+    from qgait_ptq.mixed_precision.choosing import WidthChooser
+
+    monkeypatch.setattr(WidthChooser, "allowed_drop", property(lambda chooser: -50.0))
+    with pytest.raises(CalibrationError, match=r"no widths keep rank-1 of the held-out identities within"):
+        quantize(data, target_accuracy=-0.1)
+
+
+def test_accuracy_cannot_be_held_without_people_to_hold_out(walkers):
+    few = GaitData(walkers.choose(12), walkers.choose(4))
+    with pytest.raises(DataError, match="identities"):
+        quantize(few, max_drop=0.5)
+
+
+def test_sensitivity_needs_two_people(people):
+    alone = people.where(lambda record: record.subject == people.subjects[0])
+    with pytest.raises(DataError, match="of one identity"):
+        quantize(GaitData(alone, alone), budget={"size_mb": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"budget": BudgetConfig(size_mb=1), "max_drop": 1.0}, "exclude each other"),
+        ({"budget": {"size_mb": 1, "bops_percent": 3}}, "one of both"),
+        ({"budget": {}}, "one of both"),
+        ({"target_accuracy": 0.5}, "less than or equal to 0"),
+        ({"max_drop": -1.0}, "greater than or equal to 0"),
+    ],
+)
+def test_goals_that_make_no_sense_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        qg.QuantConfig(**settings)

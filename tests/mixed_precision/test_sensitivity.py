@@ -1,0 +1,157 @@
+"""Sensitivity: what one quantizer alone does."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import fx
+
+from qgait_ptq.calibration.clips import Clips
+from qgait_ptq.calibration.resuming import SavedStates
+from qgait_ptq.gait.metrics import single_shot_rank1
+from qgait_ptq.mixed_precision.damage import judge_damage
+from qgait_ptq.mixed_precision.groups import Kind, find_groups, layer_costs
+from qgait_ptq.mixed_precision.sensitivity import measure_sensitivity
+from qgait_ptq.prepare.layers import list_layers
+from qgait_ptq.quantizer.fake_quantize import set_quantizing
+from tests.conftest import make_gaitbase
+from tests.networks import quantize_network
+
+NO_STATES = SavedStates(None, "", resume=False)
+
+
+@pytest.fixture(scope="module")
+def by_width(batches):
+    return {
+        bits: quantize_network(
+            make_gaitbase(), batches, weight_bits=bits, activation_bits=bits, edge_bits=bits
+        )
+        for bits in (3, 8)
+    }
+
+
+@pytest.fixture(scope="module")
+def clips(batches):
+    frames = torch.cat([batch[:, :5] for batch in batches])
+    return Clips((255 * frames).to(torch.uint8), torch.arange(len(batches)) // 4)
+
+
+@pytest.fixture(scope="module")
+def reference(by_width):
+    graph = quantized_copy(by_width[8])
+    set_quantizing(graph, False)
+    return graph
+
+
+def quantized_copy(quantized):
+    import copy
+
+    return copy.deepcopy(quantized.graph)
+
+
+def measure(by_width, clips, reference, states=NO_STATES, batch_size=5, advance=lambda: None):
+    groups = find_groups(by_width[8].graph)
+    graphs = {bits: quantized.graph for bits, quantized in by_width.items()}
+    widths = {Kind.WEIGHTS: (3, 8), Kind.ACTIVATIONS: (3,)}
+    device = torch.device("cpu")
+    found = measure_sensitivity(reference, graphs, groups, widths, clips, batch_size, device, states, advance)
+    return groups, {(m.group, m.bits): m.damage for m in found}
+
+
+def test_every_weight_and_every_input_but_the_silhouettes_has_a_group(by_width):
+    groups = find_groups(by_width[8].graph)
+    weights = [group for group in groups if group.kind is Kind.WEIGHTS]
+    inputs = [group for group in groups if group.kind is Kind.ACTIVATIONS]
+    layers = list_layers(by_width[8].float_graph)
+    assert [group.layers for group in weights] == [(layer.name,) for layer in layers]
+    assert {name for group in inputs for name in group.layers} == {layer.name for layer in layers[1:]}
+    # The shortcut reads what the first convolution of its block reads.
+    assert any(set(group.layers) == {"blocks.1.conv1", "blocks.1.shortcut.0"} for group in inputs)
+
+
+def test_the_damage_is_that_of_the_whole_graph_with_one_quantizer_on(by_width, clips, reference):
+    groups, found = measure(by_width, clips, reference)
+    batch = clips.batch(torch.arange(len(clips)), torch.device("cpu"))
+    with torch.inference_mode():
+        wanted = reference(batch)
+    for number, group in enumerate(groups):
+        graph = quantized_copy(by_width[3])
+        set_quantizing(graph, False)
+        enable(graph, group)
+        with torch.inference_mode():
+            expected = judge_damage(wanted, graph(batch), clips.labels)
+        assert found[number, 3].distance_error == pytest.approx(expected.distance_error, rel=1e-3)
+        assert found[number, 3].sqnr_db == pytest.approx(expected.sqnr_db, abs=0.01)
+
+
+def enable(graph: fx.GraphModule, group):
+    (call,) = group.calls
+    node = next(n for n in graph.graph.nodes if n.name == call)
+    quantizer = node.args[1] if group.kind is Kind.WEIGHTS else node
+    graph.get_submodule(str(quantizer.target)).enable_fake_quant(True)
+
+
+def test_fewer_bits_do_more_damage(by_width, clips, reference):
+    groups, found = measure(by_width, clips, reference)
+    for number, group in enumerate(groups):
+        if group.kind is Kind.WEIGHTS:
+            assert found[number, 3].distortion > 10 * found[number, 8].distortion
+
+
+def test_a_killed_measurement_goes_on_and_gives_the_same(by_width, clips, reference, tmp_path):
+    class StopError(Exception):
+        pass
+
+    def kill():
+        raise StopError
+
+    folder = tmp_path / "states"
+    with pytest.raises(StopError):
+        measure(by_width, clips, reference, SavedStates(folder, "same", resume=True), advance=kill)
+    assert [path.name for path in folder.iterdir()] == ["batch-0.pt"]
+    _, resumed = measure(by_width, clips, reference, SavedStates(folder, "same", resume=True))
+    _, whole = measure(by_width, clips, reference)
+    assert resumed == whole
+
+
+def test_costs_know_which_tensor_a_layer_reads(by_width):
+    quantized = by_width[8]
+    groups = find_groups(quantized.graph)
+    macs = {layer.node: layer.macs for layer in list_layers(quantized.float_graph)}
+    costs = {cost.name: cost for cost in layer_costs(quantized.graph, groups, macs)}
+    assert costs["stem.0"].activations is None
+    assert costs["blocks.1.conv1"].activations == costs["blocks.1.shortcut.0"].activations
+    assert all(cost.macs > 0 and cost.elements > 0 for cost in costs.values())
+
+
+def test_equal_embeddings_are_not_damaged():
+    embeddings = torch.randn(6, 4, 3)
+    damage = judge_damage(embeddings, embeddings, torch.tensor([0, 0, 1, 1, 2, 2]))
+    assert (damage.distortion, damage.distance_error, damage.rank1_drop) == (0, 0, 0)
+
+
+def test_single_shot_rank1_is_the_mean_over_all_galleries_with_one_sequence_of_each():
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
+    points = torch.randn(8, 2, generator=generator)
+    distances = torch.cdist(points, points)
+    members = {label: [i for i in range(8) if labels[i] == label] for label in range(3)}
+    hits = []
+    for probe in range(8):
+        own = int(labels[probe])
+        for partner in (i for i in members[own] if i != probe):
+            others = [members[label] for label in range(3) if label != own]
+            galleries = list(product(*others))
+            hits.append(
+                sum(
+                    all(distances[probe, partner] < distances[probe, g] for g in gallery)
+                    for gallery in galleries
+                )
+                / len(galleries)
+            )
+    assert single_shot_rank1(distances, labels) == pytest.approx(100 * sum(hits) / len(hits))
+
+
+def test_rank1_of_people_with_one_sequence_is_not_known():
+    damage = judge_damage(torch.randn(3, 4), torch.randn(3, 4), torch.arange(3))
+    assert damage.rank1_drop is None

@@ -1,0 +1,70 @@
+"""Widths chosen for a budget: the best there are, and never beyond it."""
+
+from itertools import pairwise, product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qgait_ptq.mixed_precision.costs import CostModel
+from qgait_ptq.mixed_precision.groups import LayerCost
+from qgait_ptq.mixed_precision.solver import Resource, allocate, describe, pareto_front, smallest_cost
+
+# Three layers; the second and the third read the same tensor, and the first the silhouettes.
+LAYERS = (
+    LayerCost(0, None, 500, 4000, "a"),
+    LayerCost(1, 3, 900, 9000, "b"),
+    LayerCost(2, 3, 100, 2500, "c"),
+)
+COSTS = CostModel(LAYERS, int4_weights=True, fixed_bytes=1000)
+DAMAGE = st.floats(1e-6, 1e-2)
+DAMAGES = st.lists(st.tuples(DAMAGE, DAMAGE, DAMAGE), min_size=4, max_size=4).map(
+    lambda rows: [dict(zip((2, 4, 8), sorted(row, reverse=True), strict=True)) for row in rows]
+)
+
+
+def every_allocation(damages):
+    return [describe(widths, damages, COSTS) for widths in product(*damages)]
+
+
+@settings(max_examples=15)
+@given(DAMAGES, st.sampled_from(list(Resource)), st.floats(0, 1))
+def test_no_other_widths_within_the_budget_do_less_damage(damages, resource, share):
+    candidates = every_allocation(damages)
+    costs = [candidate.cost(resource) for candidate in candidates]
+    limit = min(costs) + share * (max(costs) - min(costs))
+    found = allocate(damages, COSTS, resource, limit)
+    best = min(c.damage for c in candidates if c.cost(resource) <= limit)
+    assert found.cost(resource) <= limit
+    assert found.damage == pytest.approx(best, rel=1e-6)
+
+
+@given(DAMAGES, st.sampled_from(list(Resource)))
+@settings(max_examples=10)
+def test_a_budget_below_the_cheapest_widths_has_no_solution(damages, resource):
+    smallest = smallest_cost(damages, COSTS, resource)
+    assert smallest == min(c.cost(resource) for c in every_allocation(damages))
+    assert allocate(damages, COSTS, resource, smallest - 1) is None
+    assert allocate(damages, COSTS, resource, smallest) is not None
+
+
+@given(DAMAGES, st.sampled_from(list(Resource)))
+@settings(max_examples=10)
+def test_along_the_front_cost_rises_and_damage_falls(damages, resource):
+    front = pareto_front(damages, COSTS, resource)
+    costs = [allocation.cost(resource) for allocation in front]
+    assert costs == sorted(costs)
+    for cheaper, better in pairwise(front):
+        assert better.damage <= cheaper.damage * (1 + 1e-9)
+
+
+def test_weights_that_layers_share_count_once():
+    shared = CostModel((LAYERS[1], LayerCost(1, 3, 900, 0, "b")), int4_weights=True, fixed_bytes=0)
+    assert shared.weight_bytes(1, 8) == 9000
+    assert shared.total_bit_operations([8, 8, 8, 8]) == 2 * 900 * 64
+
+
+def test_without_int4_storage_narrow_weights_save_nothing():
+    wide = CostModel(LAYERS, int4_weights=False, fixed_bytes=0)
+    assert wide.weight_bytes(0, 4) == wide.weight_bytes(0, 8) == 4000
+    assert COSTS.weight_bytes(0, 4) < 4000 == COSTS.weight_bytes(0, 6)

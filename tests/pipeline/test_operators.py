@@ -1,0 +1,221 @@
+"""Each operator that gait networks are made of: captured, quantized where it pays, and right in the file."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from qgait_ptq.export.onnx_file import export_quantized
+from qgait_ptq.graph.conversion import in_double
+from qgait_ptq.graph.network_input import random_silhouettes
+from qgait_ptq.prepare.layers import float_operators, list_layers
+from qgait_ptq.runtime.exact_sessions import open_session
+from qgait_ptq.runtime.sessions import run_session
+from qgait_ptq.targets.profiles import get_target
+from qgait_ptq.verification.parity import layers_without_integer_kernel
+from tests.conftest import randomise_batch_norms
+from tests.networks import quantize_network
+
+SIZE = (16, 12)
+
+
+class Around(nn.Module):
+    """A convolution, something on maps ``[n·s, 8, 16, 12]``, a convolution, and pooling."""
+
+    def __init__(self, inner, channels=8):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU())
+        self.inner = inner
+        self.second = nn.Conv2d(channels, 8, 1)
+        self.head = nn.Linear(8, 6)
+
+    def forward(self, silhouettes):
+        maps = self.second(self.inner(self.first(silhouettes.flatten(0, 1).unsqueeze(1))))
+        pooled = maps.unflatten(0, (silhouettes.shape[0], -1)).amax((1, 3, 4))
+        return self.head(pooled)
+
+
+class Gate(nn.Module):
+    """Squeeze and excitation (Hu et al. 2018), over places."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.activation, self.squeeze, self.excite = activation, nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+
+    def forward(self, maps):
+        gates = self.excite(functional.relu(self.squeeze(maps.mean((2, 3), keepdim=True))))
+        return maps * self.activation(gates)
+
+
+class LabelledParts(nn.Module):
+    """Features weighed by parts of the body, as in parsing networks: sums and products of masks."""
+
+    def forward(self, maps):
+        labels = (maps[:, :1] * 4).long()
+        part = labels == -1
+        for label in (1, 2):
+            part += labels == label
+        part = part * (labels != 3)
+        return part.float() * maps * 0.75 + (~part).float() * maps * 0.25
+
+
+class OverPlaces(nn.Module):
+    """A sequence operator over the rows, columns being averaged."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, maps):
+        return maps + self.inner(maps.mean(3)).unsqueeze(3)
+
+
+class Attention(nn.Module):
+    """Attention between rows, written out."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.qkv = nn.LayerNorm(8), nn.Linear(8, 24)
+
+    def forward(self, rows):
+        query, key, value = self.qkv(self.norm(rows.transpose(1, 2))).chunk(3, 2)
+        weights = (query @ key.transpose(1, 2) / 8**0.5).softmax(-1)
+        return (weights @ value).transpose(1, 2)
+
+
+class FusedAttention(Attention):
+    """The same by PyTorch's own operator."""
+
+    def forward(self, rows):
+        query, key, value = self.qkv(self.norm(rows.transpose(1, 2))).chunk(3, 2)
+        return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+class GeneralisedMean(nn.Module):
+    """GeM over columns (Radenović et al. 2018)."""
+
+    def __init__(self):
+        super().__init__()
+        self.power = nn.Parameter(torch.tensor(4.0))
+
+    def forward(self, maps):
+        return maps.clamp_min(1e-6).pow(self.power).mean(3, keepdim=True).pow(1 / self.power)
+
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, maps):
+        return self.function(maps)
+
+
+class TemporalConvolution(nn.Module):
+    """Conv1d over frames; maps of one sequence only reach it, so it is a network of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.temporal = nn.Conv2d(1, 8, 3, padding=1), nn.Conv1d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 6)
+
+    def forward(self, silhouettes):
+        maps = self.first(silhouettes.flatten(0, 1).unsqueeze(1)).relu().amax((2, 3))
+        frames = maps.unflatten(0, (silhouettes.shape[0], -1)).transpose(1, 2)
+        return self.head(self.temporal(frames).relu().amax(2))
+
+
+def pool_with_indices(maps):
+    return functional.max_pool2d(maps, 2, return_indices=True)[0]
+
+
+NORMALISED = {"mean", "layer_norm", "add"}
+
+
+class Transformer(nn.Module):
+    """PyTorch's own encoder layer over rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, rows):
+        return self.layer(rows.transpose(1, 2)).transpose(1, 2)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, rows):
+        return self.lstm(rows.transpose(1, 2))[0].transpose(1, 2)
+
+
+# Name → the network, and the operators that stay in float with their layers on integers all the same.
+MASKS = {"eq", "ne", "logical_or", "logical_and", "bitwise_not"}
+INNER = {
+    "depthwise convolution": (nn.Conv2d(8, 8, 3, padding=1, groups=8), 8, set()),
+    "grouped convolution": (nn.Conv2d(8, 8, 3, padding=1, groups=2), 8, set()),
+    "dilated convolution": (nn.Conv2d(8, 8, 3, padding=2, dilation=2), 8, set()),
+    "leaky relu": (nn.Sequential(nn.Conv2d(8, 8, 1), nn.LeakyReLU(0.1)), 8, set()),
+    "relu6": (nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU6()), 8, {"hardtanh"}),
+    "prelu": (nn.Sequential(nn.Conv2d(8, 8, 1), nn.PReLU(8)), 8, {"prelu"}),
+    "gelu": (nn.Sequential(nn.Conv2d(8, 8, 1), nn.GELU()), 8, {"gelu"}),
+    "hardswish": (nn.Sequential(nn.Conv2d(8, 8, 1), nn.Hardswish()), 8, {"hardswish"}),
+    "mish": (nn.Sequential(nn.Conv2d(8, 8, 1), nn.Mish()), 8, {"mish"}),
+    "elu": (nn.Sequential(nn.Conv2d(8, 8, 1), nn.ELU()), 8, {"elu"}),
+    "sigmoid gate": (Gate(torch.sigmoid), 8, {"mean", "sigmoid", "mul"}),
+    "hard gate": (Gate(functional.hardsigmoid), 8, {"mean", "hardsigmoid", "mul"}),
+    "unfolded batch norm": (nn.BatchNorm2d(8), 8, {"batch_norm"}),
+    "group norm": (nn.GroupNorm(2, 8), 8, {"group_norm"}),
+    "instance norm": (nn.InstanceNorm2d(8), 8, {"instance_norm"}),
+    "layer norm and softmax": (OverPlaces(Attention()), 8, NORMALISED | {"softmax", "matmul", "div"}),
+    "fused attention": (OverPlaces(FusedAttention()), 8, NORMALISED | {"scaled_dot_product_attention"}),
+    "transformer layer": (OverPlaces(Transformer()), 8, NORMALISED | {"scaled_dot_product_attention"}),
+    "recurrent layer": (OverPlaces(Recurrent()), 8, {"mean", "zeros", "lstm", "add"}),
+    "convolution over rows": (OverPlaces(nn.Conv1d(8, 8, 3, padding=1)), 8, {"mean"}),
+    "transposed convolution": (nn.ConvTranspose2d(8, 8, 2, 2), 8, {"conv_transpose2d"}),
+    "max pooling": (nn.MaxPool2d(2), 8, set()),
+    "max pooling with indices": (Function(pool_with_indices), 8, set()),
+    "max with indices": (Function(lambda maps: maps.max(3, keepdim=True)[0]), 8, set()),
+    "average pooling": (nn.AvgPool2d(2), 8, {"avg_pool2d"}),
+    "adaptive average pooling": (nn.AdaptiveAvgPool2d((4, 3)), 8, {"adaptive_avg_pool2d"}),
+    "adaptive max pooling": (nn.AdaptiveMaxPool2d((4, 3)), 8, set()),
+    "gem pooling": (GeneralisedMean(), 8, {"clamp_min", "pow", "mean"}),
+    "interpolation": (nn.Upsample(scale_factor=2, mode="bilinear"), 8, {"upsample_bilinear2d"}),
+    "nearest interpolation": (nn.Upsample(scale_factor=2), 8, {"upsample_nearest2d"}),
+    "zero padding": (nn.ZeroPad2d(1), 8, {"pad"}),
+    "concatenation": (Function(lambda maps: torch.cat([maps, maps.flip(3)], 1)), 16, {"flip", "cat"}),
+    "split and multiply": (Function(lambda maps: torch.mul(*maps.chunk(2, 1))), 4, {"mul"}),
+    "sums of masks": (LabelledParts(), 8, MASKS | {"mul", "add", "to"}),
+    "clamp": (Function(lambda maps: maps.clamp(0, 1)), 8, {"clamp"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_an_operator_between_convolutions(name):
+    inner, channels, in_float = INNER[name]
+    torch.manual_seed(0)
+    check(Around(inner, channels), in_float)
+
+
+def test_a_convolution_over_frames():
+    check(TemporalConvolution(), set())
+
+
+def check(network, in_float):
+    network = randomise_batch_norms(network).eval()
+    quantized = quantize_network(network, [random_silhouettes(1, frames, SIZE) for frames in (9, 20)])
+    assert (quantized.captured.batch, quantized.captured.frames) == (None, None)
+    assert set(float_operators(quantized.float_graph)) == in_float
+    integer = [layer.name for layer in list_layers(quantized.float_graph) if layer.integer]
+    file = export_quantized(quantized.graph, quantized.captured, get_target("onnxruntime"))
+    assert layers_without_integer_kernel(file.SerializeToString(), integer) == []
+    session, exact = open_session(file.SerializeToString(), spinning=False), in_double(quantized.graph)
+    for batch, frames in ((1, 5), (2, 17), (3, 40)):
+        silhouettes = random_silhouettes(batch, frames, SIZE)
+        given = torch.from_numpy(run_session(session, silhouettes.numpy()))
+        expected = exact(silhouettes.double()).float()
+        assert torch.cosine_similarity(given, expected).min() >= 0.9999
+        assert torch.cosine_similarity(expected, network(silhouettes)).min() >= 0.99

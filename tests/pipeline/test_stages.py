@@ -1,0 +1,152 @@
+"""The calibrating stages as configured, from Python."""
+
+import pytest
+import torch
+
+import qgait_ptq as qg
+from qgait_ptq.errors import ConfigError, DataError
+from qgait_ptq.quantizer.pair_order import INT16_MAX
+from qgait_ptq.reference.pair_sums import bound_pair_sums
+from qgait_ptq.reference.proof import prove_exactness
+from qgait_ptq.system.progress import Silent
+from tests.conftest import make_gaitbase
+
+SMALL = {
+    "weight_bits": 4,
+    "activation_bits": 4,
+    "calibration_sequences": 20,
+    "minimum_agreement": -1.0,
+    "idc": {"steps": 6, "evaluate_every": 3, "identities": 4, "sequences": 2, "frames": 6},
+}
+FINETUNE = {"finetune": {"enabled": True, "block_steps": 2, "steps": 4}}
+
+
+class Listener(Silent):
+    """Collects the lines that a user reads."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def quantize(data, config, **arguments):
+    listener = Listener()
+    given = qg.QuantConfig(**config)
+    result = qg.quantize(make_gaitbase(), data, given, device="cpu", progress=listener, **arguments)
+    return result, listener.notes
+
+
+def as_data(people, records=None):
+    dataset = qg.GaitDataset(records or people.records)
+    return qg.GaitData(dataset, dataset)
+
+
+@pytest.fixture(scope="module")
+def finetuned(people):
+    return quantize(as_data(people), SMALL | FINETUNE)
+
+
+def test_idc_and_finetuning_are_in_the_report(finetuned):
+    result, _ = finetuned
+    calibration = result.report.to_json()["calibration"]
+    assert calibration["idc"]["held_out_loss"]["best"] <= calibration["idc"]["held_out_loss"]["start"]
+    assert calibration["idc"]["curve"][0][0] == 0
+    assert calibration["finetune"]["kept"] in ("start", "blocks", "end_to_end")
+    assert {"equalization", "ranges", "rounding", "IDC", "fine-tuning"} <= set(result.report.seconds)
+    assert result.report.parity["cosine_min"] > 0.999
+
+
+def test_the_same_seed_gives_the_same_file(finetuned, people):
+    again, _ = quantize(as_data(people), SMALL | FINETUNE)
+    assert again.onnx_model.SerializeToString() == finetuned[0].onnx_model.SerializeToString()
+
+
+def test_the_stages_can_be_left_out(people):
+    result, _ = quantize(as_data(people), SMALL | {"idc": {"enabled": False, "frames": 6}})
+    assert "IDC" not in result.report.seconds
+    assert "idc" not in result.report.calibration
+    plain, _ = quantize(
+        as_data(people),
+        SMALL
+        | {
+            "idc": {"enabled": False},
+            "rounding": "nearest",
+            "bias_correction": False,
+            "equalization": "none",
+        },
+    )
+    assert "rounding" not in plain.report.seconds
+    assert plain.report.calibration["equalized_groups"] == 0
+    assert result.report.agreement["sqnr_db"] > plain.report.agreement["sqnr_db"]
+
+
+def test_default_stages_beat_plain_ranges_where_the_network_is_judged(finetuned, people):
+    plain = {"idc": {"enabled": False}, "rounding": "nearest", "bias_correction": False}
+    other, _ = quantize(as_data(people), SMALL | plain)
+    assert finetuned[0].report.agreement["sqnr_db"] > other.report.agreement["sqnr_db"] + 1
+
+
+def test_too_few_people_leave_the_stage_out_and_say_so(people):
+    few = [record for record in people.records if record.subject in people.subjects[:3]]
+    result, notes = quantize(as_data(people, few), SMALL)
+    assert any("3 identities" in note and "left out" in note for note in notes)
+    assert "left_out" in result.report.calibration["idc"]
+    asked = SMALL | {"idc": SMALL["idc"] | {"enabled": True}}
+    with pytest.raises(DataError, match=r"3 identities .* needs 8"):
+        quantize(as_data(people, few), asked)
+
+
+def test_one_identity_and_single_sequences_are_met_with_a_line(people):
+    one = [record for record in people.records if record.subject == people.subjects[0]]
+    _, notes = quantize(as_data(people, one), SMALL)
+    assert any("1 identities" in note and "left out" in note for note in notes)
+    singles = [r for r in people.records if r.subject != people.subjects[0] or r.condition.endswith("1")]
+    _, notes = quantize(as_data(people, singles), SMALL)
+    assert "1 identities have one sequence only; they play no part in IDC" in notes
+
+
+def test_copies_are_left_out_with_a_line(people):
+    _, notes = quantize(
+        as_data(people, [*people.records, people.records[0]]), SMALL | {"calibration_sequences": 99}
+    )
+    assert "1 calibration sequences repeat others and are left out" in notes
+
+
+def test_states_are_removed_when_the_result_is_there(people, tmp_path):
+    folder = tmp_path / "states"
+    result, notes = quantize(as_data(people), SMALL | FINETUNE, work_folder=folder, resume=True)
+    assert "nothing to resume: fine-tuning begins anew" in notes
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError):
+        result.save(tmp_path / "file" / "out")
+    assert folder.exists()  # the work is not lost with the place for its result
+    result.save(tmp_path / "out")
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_memory_for_the_backward_pass_decides_the_micro_batch_not_the_result(people):
+    roomy, _ = quantize(as_data(people), SMALL)
+    tight, _ = quantize(as_data(people), SMALL | {"idc": SMALL["idc"] | {"memory_mb": 1}})
+    first, second = (torch.tensor(r.report.calibration["idc"]["curve"]) for r in (roomy, tight))
+    torch.testing.assert_close(first[:2], second[:2], rtol=0.2, atol=0)
+
+
+def test_the_pairs_of_a_file_stay_within_16_bits_after_idc_and_finetuning(finetuned):
+    """The first and the last layer have 8 bits: theirs are the pairs that could saturate."""
+    result, _ = finetuned
+    sums = bound_pair_sums(result.onnx_model)
+    assert sums.safe
+    assert max(layer.bound for layer in sums.layers) > 0.9 * INT16_MAX  # the limit was reached, not avoided
+    assert result.report.pair_sums["safe"]
+    assert result.report.metadata()["pair_sums"]["weight_range"] == "safe"
+
+
+def test_additions_of_a_file_are_rounded_alike_after_idc_and_finetuning(finetuned):
+    result, _ = finetuned
+    proof = prove_exactness(result.onnx_model)
+    assert len(proof.additions) > 1
+    assert proof.exact
+    assert result.report.pair_sums["differing_additions"] == []

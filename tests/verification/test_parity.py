@@ -1,0 +1,125 @@
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from qgait_ptq.capture.trace import BATCH_AXIS, FRAME_AXIS, Capture
+from qgait_ptq.errors import ExportError
+from qgait_ptq.graph.network_input import random_silhouettes
+from qgait_ptq.runtime.exact_sessions import open_session
+from qgait_ptq.runtime.sessions import run_session
+from qgait_ptq.verification.parity import Simulation, compare_with_simulation, find_failing_axes
+
+CAPTURE = Capture(torch.fx.GraphModule({}, torch.fx.Graph()), None, None, (8, 4), ())
+
+
+def simulation_of(function):
+    return Simulation(function, function)
+
+
+def mean_file(batch_factor, frame_divisor):
+    """A file that should give the mean over frames; None takes the true sizes, a number bakes one in."""
+    axes = numpy_helper.from_array(torch.tensor([1]).numpy(), "axes")
+    nodes, constants = [], [axes]
+    if frame_divisor is None:
+        nodes.append(helper.make_node("ReduceMean", ["silhouettes", "axes"], ["mean"], keepdims=0))
+    else:
+        constants.append(numpy_helper.from_array(torch.tensor(float(frame_divisor)).numpy(), "divisor"))
+        nodes.append(helper.make_node("ReduceSum", ["silhouettes", "axes"], ["sum"], keepdims=0))
+        nodes.append(helper.make_node("Div", ["sum", "divisor"], ["mean"]))
+    # The first rows only: with a batch that is baked in, those of one size.
+    shape = [-1 if batch_factor is None else batch_factor, 32]
+    constants.append(numpy_helper.from_array(torch.tensor(shape).numpy(), "shape"))
+    nodes.append(helper.make_node("Reshape", ["mean", "shape"], ["embedding"]))
+    silhouettes = helper.make_tensor_value_info("silhouettes", TensorProto.FLOAT, ["n", "s", 8, 4])
+    embedding = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", 32])
+    graph = helper.make_graph(nodes, "mean", [silhouettes], [embedding], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("batch_factor", "frame_divisor", "failing"),
+    [
+        (None, None, set()),
+        (2, None, {BATCH_AXIS}),
+        (None, 7, {FRAME_AXIS}),
+        (2, 7, {BATCH_AXIS, FRAME_AXIS}),
+        (None, 5, {FRAME_AXIS, BATCH_AXIS}),  # wrong at the median size, too
+    ],
+)
+def test_a_file_that_is_wrong_at_another_size_than_the_exported_is_found(
+    batch_factor, frame_divisor, failing
+):
+    session = open_session(mean_file(batch_factor, frame_divisor).SerializeToString())
+    silhouettes = random_silhouettes(3, 17, (8, 4))
+    found = find_failing_axes(
+        lambda batch: run_session(session, batch),
+        simulation_of(lambda batch: batch.mean(1).flatten(1)),
+        silhouettes,
+        CAPTURE.sizes,
+        0.999,
+    )
+    assert found == failing
+
+
+def test_sizes_that_the_network_itself_refuses_are_not_held_against_the_file():
+    session = open_session(mean_file(2, None).SerializeToString())
+
+    def simulate(batch):
+        if batch.shape[0] != 2:
+            raise RuntimeError("two sequences only")
+        return batch.mean(1).flatten(1)
+
+    found = find_failing_axes(
+        lambda batch: run_session(session, batch),
+        simulation_of(simulate),
+        random_silhouettes(3, 17, (8, 4)),
+        CAPTURE.sizes,
+        1 - 1e-6,
+    )
+    assert found == set()
+
+
+def noisy(seed, size):
+    """Means over frames with an error of some size, as of one way among many to sum."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def embed(batch):
+        means = batch.mean(1).flatten(1)
+        return means + size * means.norm(dim=1, keepdim=True) * torch.nn.functional.normalize(
+            torch.randn(means.shape, generator=generator), dim=1
+        )
+
+    return embed
+
+
+@pytest.mark.parametrize(("size", "refused"), [(0.1, False), (0.4, True)])
+def test_a_network_that_amplifies_rounding_is_told_from_a_file_that_is_wrong(size, refused):
+    """Two correct ways of summing end 0.1 apart: so may the file, but not further."""
+    simulation = Simulation(noisy(0, 0.0), noisy(1, 0.1))
+    file = noisy(2, size)
+    batches = [random_silhouettes(1, frames, (8, 4)) for frames in (5, 9)]
+
+    def run(batch):
+        return file(torch.from_numpy(batch)).numpy()
+
+    failing = find_failing_axes(run, simulation, random_silhouettes(3, 17, (8, 4)), CAPTURE.sizes, 0.999)
+    assert bool(failing) is refused
+    if refused:
+        with pytest.raises(ExportError, match=r"float32 differs from that in float64 by 0\.99"):
+            compare_with_simulation(run, simulation, batches, 0.999)
+    else:
+        parity = compare_with_simulation(run, simulation, batches, 0.999)
+        assert parity.cosine_min == pytest.approx(1 - 0.1**2 / 2, abs=0.002)
+        assert parity.single_cosine_min == pytest.approx(1 - 0.1**2 / 2, abs=0.002)
+
+
+def test_float32_is_not_asked_where_the_file_agrees():
+    def fail(batch):
+        raise AssertionError("not needed")
+
+    exact = noisy(0, 0.0)
+    batches = [random_silhouettes(1, 5, (8, 4))]
+    parity = compare_with_simulation(
+        lambda batch: exact(torch.from_numpy(batch)).numpy(), Simulation(exact, fail), batches, 0.999
+    )
+    assert parity.single_cosine_min == 1.0
