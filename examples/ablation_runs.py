@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,15 @@ import torch
 from ablation_variants import WIDTHS, Job
 from torch import Tensor, fx
 
-from qgait_ptq.calibration.clips import Clips
-from qgait_ptq.calibration.stages import CalibrationRun
-from qgait_ptq.calibration.training import TrainingData
+import qgait_ptq as qg
+from qgait_ptq.calibration.stages import (
+    CalibrateDistances,
+    ChooseClips,
+    Correct,
+    Equalize,
+    Finetune,
+    SetRanges,
+)
 from qgait_ptq.config.recipes import parse
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import CalibrationError
@@ -33,7 +40,10 @@ from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr, part_distan
 from qgait_ptq.gait.walkers.population import FIRST_IDENTITY, TRIALS, Split
 from qgait_ptq.gait.walkers.rendering import condition_name, render_identities, subject_name, view_name
 from qgait_ptq.gait.zoo import NETWORKS
-from qgait_ptq.prepare.planning import plan
+from qgait_ptq.stages.stage import Stage
+from qgait_ptq.stages.state import State
+from qgait_ptq.stages.training_data import Clips, TrainingData
+from qgait_ptq.system.progress import Silent
 
 CALIBRATION_IDENTITIES, FIRST_CALIBRATION = 16, 1000
 TEST_IDENTITIES, FIRST_TEST, TEST_VIEWS = 30, 1000, 1
@@ -105,32 +115,28 @@ def read_walkers(path: Path) -> GaitDataset:
     return GaitDataset(records)
 
 
-class Ablation(CalibrationRun):
-    """The calibrating stages, with states of shared stages kept in files and labels that can lie."""
+def with_labels(state: State, labels: str) -> State:
+    """The state with labels as they are, shuffled or taken away, for the controls."""
+    data = state.training
+    if data is None or labels == "true":
+        return state
+    rng = np.random.default_rng(state.config.seed)
 
-    labels = "true"
+    def changed(part: Clips) -> Clips:
+        own = torch.arange(len(part))
+        if labels == "shuffled":
+            own = part.labels[torch.from_numpy(rng.permutation(len(part)))]
+        return Clips(part.silhouettes, own)
 
-    def training_data(self, clips: Any) -> TrainingData | None:
-        """Labels shuffled or taken away, for the controls."""
-        data = super().training_data(clips)
-        if data is None or self.labels == "true":
-            return data
-        rng = np.random.default_rng(self.config.seed)
-
-        def changed(part: Clips) -> Clips:
-            labels = torch.arange(len(part))
-            if self.labels == "shuffled":
-                labels = part.labels[torch.from_numpy(rng.permutation(len(part)))]
-            return Clips(part.silhouettes, labels)
-
-        learned = changed(data.clips)
-        # Without labels, batches are drawn as before, so that the steps see the same clips.
-        names = [str(int(label)) for label in (learned if self.labels == "shuffled" else data.clips).labels]
-        config = self.config.idc
-        sampler = PKSampler(names, min(config.identities, len(set(names))), config.sequences)
-        return TrainingData(
-            learned, data.embeddings, sampler, changed(data.held_out), data.held_out_embeddings
-        )
+    learned = changed(data.clips)
+    # Without labels, batches are drawn as before, so that the steps see the same clips.
+    names = [str(int(label)) for label in (learned if labels == "shuffled" else data.clips).labels]
+    config = state.config.idc
+    sampler = PKSampler(names, min(config.identities, len(set(names))), config.sequences)
+    training = TrainingData(
+        learned, data.embeddings, sampler, changed(data.held_out), data.held_out_embeddings
+    )
+    return replace(state, training=training)
 
 
 class Timer:
@@ -171,77 +177,60 @@ def execute(job: Job, work: Path, threads: int) -> dict[str, Any]:
     for stage in ("idc", "finetune"):
         settings[stage] = {**COMMON[stage], **job.variant.settings.get(stage, {})}
     config = parse(QuantConfig, settings, job.variant.name)
-    captured, network, _ = plan(_load(job), SIZE, config)
     timer = Timer()
-    run = Ablation(config, captured, network, torch.device("cpu"), timer)
-    run.labels = job.variant.labels
     data = read_walkers(work / "walkers" / f"calibration-{job.seed}.npz")
     result: dict[str, Any] = {"key": job.key, "job": {**asdict(job), "checkpoint": Path(job.checkpoint).name}}
     result["terms"] = TERMS
+    state = qg.prepare(_load(job), qg.GaitData(data, data), config, device="cpu")
     try:
-        quantized = _calibrate(run, data, job, timer, work / "states")
-        result |= judge(job, quantized, network, work)
+        state = _calibrate(state, job, timer, work / "states")
+        result |= judge(job, state.quantized, state.network, work)
     except CalibrationError as error:
         result["failure"] = str(error)
     return result | {
-        "record": run.record,
+        "record": dict(state.record),
         "seconds": {name: round(value, 2) for name, value in timer.seconds.items()},
         "peak_mb": round(_peak()),
     }
 
 
-def _calibrate(run: Ablation, data: GaitDataset, job: Job, timer: Timer, states: Path) -> fx.GraphModule:
+def _calibrate(state: State, job: Job, timer: Timer, states: Path) -> State:
     """The stages of a variant; what several variants share is computed once."""
-    config, stages = run.config, job.variant.stages
-    chosen = data.choose(config.calibration_sequences, config.seed)
-    training = run.training_data(run.cut(chosen, config.idc.frames))
-    unlabelled = run.unlabelled_clips(chosen, training)
-    run.equalize(unlabelled)
+    config, stages = state.config, job.variant.stages
+    state = with_labels(ChooseClips().run(state, Silent()), job.variant.labels)
+    state = Equalize().run(state, timer)
     ranges = config.model_dump(exclude={"idc", "finetune", "rounding", "bias_correction"})
-    ranges_name = _digest([job.network, ranges])
-    state = _read_state(states / ranges_name)
-    quantized = run.set_ranges(chosen if state is None else chosen.choose(1))
-    if state is None:
-        _write_state(states / ranges_name, quantized, timer)
-    else:
-        _take_state(state, quantized, timer)
-    reference = run.float_reference(quantized)
-    name = _digest([ranges_name, config.rounding, config.bias_correction, config.idc.held_out])
-    state = _read_state(states / name)
-    if state is None:
-        run.correct(quantized, reference, unlabelled)
-        _write_state(states / name, quantized, timer)
-    else:
-        _take_state(state, quantized, timer)
-    if training is None or stages == "ranges":
-        return quantized
+    name = _digest([job.network, ranges])
+    state = _shared(SetRanges(), state, states / name, timer)
+    name = _digest([name, config.rounding, config.bias_correction, config.idc.held_out])
+    state = _shared(Correct(), state, states / name, timer)
+    if state.training is None or stages == "ranges":
+        return state
     if stages in ("idc", "finetune"):
         name = _digest([name, config.idc.model_dump(), job.variant.labels])
-        state = _read_state(states / name)
-        if state is None:
-            run.calibrate_distances(quantized, reference, training)
-            _write_state(states / name, quantized, timer)
-        else:
-            _take_state(state, quantized, timer)
+        state = _shared(CalibrateDistances(), state, states / name, timer)
     if stages.startswith("finetune"):
-        run.finetune(quantized, reference, unlabelled, training)
-    return quantized
+        state = Finetune().run(state, timer)
+    return state
 
 
-def _read_state(path: Path) -> dict[str, Any] | None:
-    return torch.load(path, weights_only=True) if path.exists() else None
-
-
-def _take_state(state: dict[str, Any], quantized: fx.GraphModule, timer: Timer) -> None:
-    quantized.load_state_dict(state["graph"])
-    timer.seconds = dict(state["seconds"])
-
-
-def _write_state(path: Path, quantized: fx.GraphModule, timer: Timer) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}")
-    torch.save({"graph": quantized.state_dict(), "seconds": timer.seconds}, beside)
-    os.replace(beside, path)
+def _shared(stage: Stage, state: State, path: Path, timer: Timer) -> State:
+    """What a stage gives, from the file where another run kept it."""
+    if not path.exists():
+        state = stage.run(state, timer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(f".{os.getpid()}")
+        torch.save({"graph": state.quantized.state_dict(), "seconds": timer.seconds}, beside)
+        os.replace(beside, path)
+        return state
+    kept = torch.load(path, weights_only=True)
+    if isinstance(stage, SetRanges):  # for the graph's nodes; its numbers come from the file
+        one = replace(state, maybe_chosen=state.chosen.choose(1))
+        state = replace(stage.apply(one), maybe_chosen=state.chosen)
+    quantized = copy.deepcopy(state.quantized)
+    quantized.load_state_dict(kept["graph"])
+    timer.seconds = dict(kept["seconds"])
+    return replace(state, maybe_quantized=quantized)
 
 
 def _digest(values: Any) -> str:

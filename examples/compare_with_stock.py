@@ -19,12 +19,11 @@ import click
 import numpy as np
 import onnx
 import onnxruntime
-import torch
 from measure_models import TESTED, make_network, render
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
-from qgait_ptq.calibration.stages import CalibrationRun
+import qgait_ptq as qg
 from qgait_ptq.config.schema import IdcConfig, QuantConfig
 from qgait_ptq.evaluation.benchmark import QUIET_ENOUGH, summarize
 from qgait_ptq.evaluation.sampling import interleave
@@ -33,10 +32,8 @@ from qgait_ptq.export.onnx_file import export_float, export_quantized
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.gait.walkers.population import Split
-from qgait_ptq.prepare.planning import plan
 from qgait_ptq.runtime.exactness import describe_processor
 from qgait_ptq.runtime.sessions import open_unguarded, run_session
-from qgait_ptq.system.progress import Silent
 from qgait_ptq.targets.profiles import get_target
 
 FRAME, FRAMES, CALIBRATION = (64, 44), 12, 16
@@ -69,14 +66,16 @@ def main(network: str, rounds: int) -> None:
     tested = render(Split.TEST, TESTED, (FRAME,))
     config = QuantConfig(calibration_frames=FRAMES, correction_frames=FRAMES, idc=IdcConfig(enabled=False))
     target = get_target(config.target)
-    captured, graph, _ = plan(make_network(network, calibration), FRAME, config)
+    data = qg.GaitData(calibration, tested)
+    prepared = qg.prepare(make_network(network, calibration), data, config, device="cpu")
+    captured, graph = prepared.captured, prepared.network
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Path(folder) / f"{name}.onnx" for name in ("float", *STOCK, "qgait_ptq")}
         onnx.save(export_float(graph, captured, target.opset), paths["float"])
         for name, options in STOCK.items():
             reader = Reader(as_batches(calibration, FRAMES))
             quantize_static(str(paths["float"]), str(paths[name]), reader, **options)
-        quantized = CalibrationRun(config, captured, graph, torch.device("cpu"), Silent()).run(calibration)
+        quantized = qg.calibrate(prepared).quantized
         onnx.save(export_quantized(quantized, captured, target, byte_input=True), paths["qgait_ptq"])
         # As programs without this toolkit open them: a file whose sums saturate here is measured as it is.
         sessions = {name: open_unguarded(path, threads=1) for name, path in paths.items()}

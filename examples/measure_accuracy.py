@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qgait_ptq.calibration.stages import CalibrationRun
+import qgait_ptq as qg
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.export.onnx_file import export_quantized
 from qgait_ptq.gait.data.sources import GaitData, load_walkers
@@ -28,10 +28,8 @@ from qgait_ptq.gait.embedding import embed_dataset
 from qgait_ptq.gait.metrics import embedding_sqnr
 from qgait_ptq.gait.protocols import evaluate
 from qgait_ptq.gait.zoo import gaitbase_small
-from qgait_ptq.prepare.planning import plan
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import run_session
-from qgait_ptq.system.progress import Silent
 from qgait_ptq.targets.profiles import get_target
 
 WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A3": (3, 3)}
@@ -51,9 +49,8 @@ def measure(data: GaitData, reference: Tensor, label: str, seed: int) -> dict[st
     weight_bits, activation_bits = WIDTHS[label]
     config = QuantConfig(weight_bits=weight_bits, activation_bits=activation_bits, seed=seed)
     started = time.perf_counter()
-    captured, network, _ = plan(load_network(), data.frame_shape, config)
-    run = CalibrationRun(config, captured, network, torch.device("cpu"), Silent())
-    quantized = run.run(data.calibration)
+    state = qg.calibrate(qg.prepare(load_network(), data, config, device="cpu"))
+    captured, quantized = state.captured, state.quantized
     seconds = time.perf_counter() - started
     file = export_quantized(quantized, captured, get_target(config.target))
     session = open_session(file.SerializeToString(), spinning=False)
@@ -71,7 +68,7 @@ def measure(data: GaitData, reference: Tensor, label: str, seed: int) -> dict[st
         "float_gallery": rank(executed, data, reference),
         "sqnr_db": embedding_sqnr(reference, simulated),
         "seconds": seconds,
-        "stages": run.record,
+        "stages": dict(state.record),
     }
 
 

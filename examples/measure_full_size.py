@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+import qgait_ptq as qg
 from qgait_ptq.calibration.ranges import calibrate_ranges
-from qgait_ptq.calibration.stages import CalibrationRun
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.export.onnx_file import export_float, export_quantized
 from qgait_ptq.gait.data.sampling import to_network_input
@@ -86,9 +86,8 @@ def measure_stages(network: nn.Module) -> Table:
     config = QuantConfig(weight_bits=4, activation_bits=4)
     listener = Timer()
     data = load_walkers().calibration
-    with listener.stage("capture"):
-        captured, graph, _ = plan(network, (64, 44), config)
-    CalibrationRun(config, captured, graph, torch.device("cpu"), listener).run(data)
+    prepared = qg.prepare(network, qg.GaitData(data, data), config, device="cpu", progress=listener)
+    qg.calibrate(prepared, progress=listener)
     table = Table(title=f"GaitBase W4A4, default stages, {torch.get_num_threads()} threads")
     table.add_column("stage")
     table.add_column("seconds", justify="right")

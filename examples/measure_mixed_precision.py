@@ -10,7 +10,6 @@ in WORK and may be removed at any time.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import time
@@ -36,7 +35,7 @@ from ablation_runs import (
 from ablation_tables import bootstrap, by_identity
 from torch import Tensor
 
-from qgait_ptq.calibration.stages import CalibrationRun
+import qgait_ptq as qg
 from qgait_ptq.config.recipes import parse
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.export.onnx_file import export_quantized
@@ -45,11 +44,7 @@ from qgait_ptq.gait.embedding import embed_dataset
 from qgait_ptq.gait.metrics import embedding_sqnr
 from qgait_ptq.gait.walkers.population import TRIALS, Split
 from qgait_ptq.gait.zoo import gaitbase_small
-from qgait_ptq.mixed_precision.choosing import WidthChooser
-from qgait_ptq.prepare.annotate import place
 from qgait_ptq.prepare.layers import LayerPlan, list_layers
-from qgait_ptq.prepare.planning import bit_widths, plan
-from qgait_ptq.system.progress import Silent
 from qgait_ptq.targets.profiles import get_target
 
 NETWORK = Path(__file__).parent / "models" / "gaitbase-small.pt"
@@ -129,13 +124,9 @@ def execute(variant: Variant, seed: int, work: Path) -> dict[str, Any]:
     config = parse(QuantConfig, {**COMMON, "seed": seed, **variant.settings}, variant.name)
     calibration = walkers(work, f"calibration-{seed}")
     started = time.process_time()
-    captured, network, _ = plan(load_network(), SIZE, config)
-    device = torch.device("cpu")
-    if config.budget is not None:
-        chooser = WidthChooser(config, captured, copy.deepcopy(network), device, Silent(), byte_input=True)
-        config, _ = chooser.choose(calibration)
-        place(network, get_target(config.target).rules, bit_widths(config))
-    quantized = CalibrationRun(config, captured, network, device, Silent()).run(calibration)
+    data = qg.GaitData(calibration, calibration)
+    state = qg.calibrate(qg.prepare(load_network(), data, config, device="cpu"))
+    captured, network, quantized = state.captured, state.network, state.quantized
     seconds = time.process_time() - started
     test = walkers(work, "test")
     (embeddings,) = embed_dataset(test, [quantized], SIZE)

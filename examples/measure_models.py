@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qgait_ptq.calibration.stages import CalibrationRun
+import qgait_ptq as qg
 from qgait_ptq.capture.trace import Capture
 from qgait_ptq.config.schema import IdcConfig, QuantConfig
 from qgait_ptq.export.onnx_file import export_float, export_quantized
@@ -35,10 +35,9 @@ from qgait_ptq.gait.walkers.rendering import render_identities, subject_name
 from qgait_ptq.gait.zoo import NETWORKS
 from qgait_ptq.graph.frame_parts import join_inputs
 from qgait_ptq.prepare.layers import LayerPlan, count_parameters, list_layers
-from qgait_ptq.prepare.planning import REPORTED_FRAMES, plan
+from qgait_ptq.prepare.planning import REPORTED_FRAMES
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import run_session
-from qgait_ptq.system.progress import Silent
 from qgait_ptq.targets.profiles import get_target
 from qgait_ptq.verification.parity import Simulation, compare_with_simulation, layers_without_integer_kernel
 
@@ -150,8 +149,9 @@ def measure(name: str) -> dict[str, Any]:
             correction_frames=CALIBRATION_FRAMES,
             idc=IdcConfig(enabled=False),
         )
-        captured, graph, layers = plan(network, calibration[0][0].shape[1:], config)
-        quantized = CalibrationRun(config, captured, graph, torch.device("cpu"), Silent()).run(calibration)
+        state = qg.calibrate(qg.prepare(network, qg.GaitData(calibration, tested), config, device="cpu"))
+        captured, graph, quantized = state.captured, state.network, state.quantized
+        layers = list_layers(graph)
         model = export_quantized(quantized, captured, get_target(config.target))
         session = open_session(model.SerializeToString(), spinning=False)
         parity = compare_with_simulation(

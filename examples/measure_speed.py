@@ -21,21 +21,20 @@ from typing import Any
 
 import click
 import onnx
-import torch
 from measure_models import CALIBRATION_FRAMES, make_network, render
 
-from qgait_ptq.calibration.stages import CalibrationRun
+import qgait_ptq as qg
 from qgait_ptq.config.schema import IdcConfig, QuantConfig
 from qgait_ptq.evaluation.benchmark import Measured, is_noisy, measure
 from qgait_ptq.evaluation.workload import Setting
 from qgait_ptq.export.onnx_file import export_float, export_quantized, write_metadata
 from qgait_ptq.gait.walkers.population import Split
 from qgait_ptq.gait.zoo import NETWORKS, GaitBase
-from qgait_ptq.prepare.planning import REPORTED_FRAMES, plan
+from qgait_ptq.prepare.layers import list_layers
+from qgait_ptq.prepare.planning import REPORTED_FRAMES
 from qgait_ptq.runtime.embedder import LONGEST_PIECE
 from qgait_ptq.runtime.exactness import describe_processor, saturates
 from qgait_ptq.runtime.sessions import ONNXRUNTIME
-from qgait_ptq.system.progress import Silent
 from qgait_ptq.targets.profiles import get_target
 
 FRAME, CALIBRATION = (64, 44), 4
@@ -87,6 +86,7 @@ STREAM = """
 import sys, numpy as np, resource
 from pathlib import Path
 import qgait_ptq as qg
+from qgait_ptq.prepare.layers import list_layers
 embedder = qg.Embedder(sys.argv[1], threads=1)
 embedder(np.random.default_rng(0).integers(0, 256, (int(sys.argv[2]), 64, 44), dtype=np.uint8))
 status = Path("/proc/self/status").read_text()
@@ -115,8 +115,9 @@ def build(name: str, target: str, widths: tuple[str, ...], folder: Path) -> list
             target=target,
             **RANGES_ALONE,
         )
-        captured, graph, layers = plan(network, FRAME, config)
-        quantized = CalibrationRun(config, captured, graph, torch.device("cpu"), Silent()).run(calibration)
+        state = qg.calibrate(qg.prepare(network, qg.GaitData(calibration, calibration), config, device="cpu"))
+        captured, graph, quantized = state.captured, state.network, state.quantized
+        layers = list_layers(graph)
         model = export_quantized(quantized, captured, get_target(target), byte_input=True)
         description: dict[str, Any] = {
             "model": {

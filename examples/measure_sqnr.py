@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from qgait_ptq.calibration.stages import CalibrationRun
+import qgait_ptq as qg
 from qgait_ptq.config.schema import IdcConfig, QuantConfig
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sequences import cut_width
@@ -29,8 +29,6 @@ from qgait_ptq.gait.walkers.population import Split, split_identities
 from qgait_ptq.gait.walkers.rendering import render_identities, subject_name
 from qgait_ptq.gait.zoo import gaitbase_small
 from qgait_ptq.gait.zoo.layers import HorizontalPooling, PartLinear, max_over_frames
-from qgait_ptq.prepare.planning import plan
-from qgait_ptq.system.progress import Silent
 
 SIZE, SEQUENCES = (64, 44), 64
 WIDTHS = ((8, 8), (4, 8), (4, 4), (3, 8))
@@ -109,12 +107,11 @@ def main() -> None:
                 config = QuantConfig.model_validate(
                     {**widths, "layers": {"*": widths}, "idc": IdcConfig(enabled=False), **settings}
                 )
-                captured, graph, _ = plan(network, SIZE, config)
-                run = CalibrationRun(config, captured, graph, torch.device("cpu"), Silent())
+                prepared = qg.prepare(network, qg.GaitData(calibration, test), config, device="cpu")
                 started = time.perf_counter()
-                quantized = run.run(calibration)
+                state = qg.calibrate(prepared)
                 seconds = time.perf_counter() - started
-                wanted, given = embed_dataset(test, [graph, quantized], SIZE)
+                wanted, given = embed_dataset(test, [state.network, state.quantized], SIZE)
                 cosine = float(embedding_cosine(wanted, given).min())
                 table.add_row(
                     name,

@@ -20,7 +20,7 @@ from measure_models import make_network, render
 from measure_speed import CALIBRATION, FRAME, RANGES_ALONE, quarter_gaitbase
 from torch.nn.functional import cosine_similarity
 
-from qgait_ptq.calibration.stages import CalibrationRun
+import qgait_ptq as qg
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.evaluation.benchmark import summarize
 from qgait_ptq.evaluation.sampling import interleave
@@ -28,8 +28,6 @@ from qgait_ptq.export.torch_program import export_program
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.gait.walkers.population import Split
 from qgait_ptq.gait.zoo import NETWORKS
-from qgait_ptq.prepare.planning import plan
-from qgait_ptq.system.progress import Silent
 
 NETWORK, FRAMES = "gaitbase-quarter", 30
 
@@ -43,8 +41,8 @@ def main(rounds: int) -> None:
     calibration = render(Split.CALIBRATION, CALIBRATION, (FRAME,))
     network = make_network(NETWORK, calibration)
     config = QuantConfig(**RANGES_ALONE)
-    captured, graph, _ = plan(network, FRAME, config)
-    quantized = CalibrationRun(config, captured, graph, torch.device("cpu"), Silent()).run(calibration)
+    state = qg.calibrate(qg.prepare(network, qg.GaitData(calibration, calibration), config, device="cpu"))
+    captured, quantized = state.captured, state.quantized
     program = torch.export.load(io.BytesIO(export_program(quantized, captured)))
     torch._inductor.config.freezing = True
     silhouettes = network_batch(*calibration[0], FRAME, FRAMES)

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from qgait_ptq.errors import QgaitError
     from qgait_ptq.gait.data.dataset import GaitDataset
     from qgait_ptq.gait.data.sources import GaitData, load_directory, load_walkers
-    from qgait_ptq.pipeline.quantize import quantize
+    from qgait_ptq.pipeline.quantize import calibrate, evaluate, export, prepare, quantize
     from qgait_ptq.pipeline.result import QuantizationResult
     from qgait_ptq.runtime.embedder import Embedder
     from qgait_ptq.runtime.submodule_file import load_submodule
+    from qgait_ptq.stages.stage import Stage, run_stages
+    from qgait_ptq.stages.state import State
 
 _HOMES = {
     "Embedder": "qgait_ptq.runtime.embedder",
@@ -32,10 +34,17 @@ _HOMES = {
     "QgaitError": "qgait_ptq.errors",
     "QuantConfig": "qgait_ptq.config.schema",
     "QuantizationResult": "qgait_ptq.pipeline.result",
+    "Stage": "qgait_ptq.stages.stage",
+    "State": "qgait_ptq.stages.state",
+    "calibrate": "qgait_ptq.pipeline.quantize",
+    "evaluate": "qgait_ptq.pipeline.quantize",
+    "export": "qgait_ptq.pipeline.quantize",
     "load_directory": "qgait_ptq.gait.data.sources",
     "load_submodule": "qgait_ptq.runtime.submodule_file",
     "load_walkers": "qgait_ptq.gait.data.sources",
+    "prepare": "qgait_ptq.pipeline.quantize",
     "quantize": "qgait_ptq.pipeline.quantize",
+    "run_stages": "qgait_ptq.stages.stage",
 }
 
 __all__ = [
@@ -46,10 +55,17 @@ __all__ = [
     "QgaitError",
     "QuantConfig",
     "QuantizationResult",
+    "Stage",
+    "State",
+    "calibrate",
+    "evaluate",
+    "export",
     "load_directory",
     "load_submodule",
     "load_walkers",
+    "prepare",
     "quantize",
+    "run_stages",
 ]
 
 

@@ -39,6 +39,10 @@ class MissingExtraError(QgaitError):
         super().__init__(f"{purpose} needs an optional package: pip install 'qgait-ptq[{extra}]'")
 
 
+class StageOrderError(RuntimeError):
+    """A stage lacks what one before it should have given: an error of the program that put them in order."""
+
+
 class ProcessorWarning(UserWarning):
     """A file's integer sums can saturate on this processor; the text says what is done about it."""
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from qgait_ptq.calibration.clips import Clips
 from qgait_ptq.calibration.ranges import calibrate_ranges
-from qgait_ptq.calibration.training import TrainingData, embed_clips
+from qgait_ptq.calibration.training import embed_clips
 from qgait_ptq.capture.trace import Capture
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.gait.data.clips import cut_clips, split_identities_off
@@ -17,6 +16,7 @@ from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sampling import PKSampler
 from qgait_ptq.prepare.insert import insert_quantizers
 from qgait_ptq.prepare.planning import plan
+from qgait_ptq.stages.training_data import Clips, TrainingData
 
 
 @dataclass(frozen=True)

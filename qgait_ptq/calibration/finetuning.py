@@ -20,15 +20,10 @@ from qgait_ptq.calibration.correction import CorrectionSettings, Rounding, corre
 from qgait_ptq.calibration.distances import IdcLoss
 from qgait_ptq.calibration.resuming import SavedStates
 from qgait_ptq.calibration.trained_graph import TrainedGraph, output_magnitudes
-from qgait_ptq.calibration.training import (
-    EmbeddingTraining,
-    TrainingData,
-    TrainingOutcome,
-    TrainingSettings,
-    embed_clips,
-)
+from qgait_ptq.calibration.training import EmbeddingTraining, TrainingOutcome, TrainingSettings, embed_clips
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.quantizer.trainable import WeightMode
+from qgait_ptq.stages.training_data import TrainingData
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,9 @@ from torch import fx
 
 from qgait_ptq.calibration.distances import IdcLoss
 from qgait_ptq.calibration.trained_graph import TrainedGraph, output_magnitudes
-from qgait_ptq.calibration.training import (
-    EmbeddingTraining,
-    TrainingData,
-    TrainingOutcome,
-    TrainingSettings,
-)
+from qgait_ptq.calibration.training import EmbeddingTraining, TrainingOutcome, TrainingSettings
 from qgait_ptq.quantizer.trainable import WeightMode
+from qgait_ptq.stages.training_data import TrainingData
 
 
 def calibrate_distances(

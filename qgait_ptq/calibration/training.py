@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qgait_ptq.calibration.clips import BatchSampler, Clips
 from qgait_ptq.calibration.distances import IdcLoss
 from qgait_ptq.calibration.trained_graph import LearningRates, TrainedGraph
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.quantizer.soft import HARD, TemperatureSchedule
+from qgait_ptq.stages.training_data import Clips, TrainingData
 
 WARM_UP = 0.1  # share of the steps in which the learning rates rise
 
@@ -47,25 +47,6 @@ class TrainingSettings:
     patience: int = 5
     micro_batch: int = 16
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Clips to learn from and clips to choose by, of different people.
-
-    Attributes:
-        clips: for gradients.
-        embeddings: of the float network, ``[n, c, p]`` or ``[n, c]``.
-        sampler: draws batches of indices.
-        held_out: for choosing the step.
-        held_out_embeddings: of the float network.
-    """
-
-    clips: Clips
-    embeddings: Tensor
-    sampler: BatchSampler
-    held_out: Clips
-    held_out_embeddings: Tensor
 
 
 @dataclass

@@ -12,8 +12,8 @@ from qgait_ptq.cli.inputs import load_data
 from qgait_ptq.config.schema import Recipe
 from qgait_ptq.gait.data.sources import WALKER_FRAME_SHAPE, walker_counts
 from qgait_ptq.pipeline.expectation import Expectation, expect
-from qgait_ptq.pipeline.submodule_run import part_config
 from qgait_ptq.prepare.planning import plan
+from qgait_ptq.prepare.submodule_data import submodule_config
 from qgait_ptq.report.terminal import duration, layer_table
 from qgait_ptq.system.progress import Progress
 from qgait_ptq.targets.profiles import get_target
@@ -31,7 +31,7 @@ def show_plan(
         progress: told what runs.
         console: where tables go.
     """
-    config = recipe.quantization if recipe.model.submodule is None else part_config(recipe.quantization)
+    config = recipe.quantization if recipe.model.submodule is None else submodule_config(recipe.quantization)
     if recipe.data.root is None:  # the built-in walkers need not be rendered to be counted
         frame_shape: tuple[int, ...] = WALKER_FRAME_SHAPE
         layout = None

@@ -90,15 +90,16 @@ def command(
 
     from qgait_ptq.cli.inputs import load_data, load_network
     from qgait_ptq.errors import ConfigError
-    from qgait_ptq.graph.conversion import to_device
     from qgait_ptq.mixed_precision.damage_table import SensitivityMeasurement, describe_sensitivity
     from qgait_ptq.mixed_precision.groups import Kind
-    from qgait_ptq.prepare.planning import plan
+    from qgait_ptq.pipeline.preparing import CaptureNetwork, ToDevice
+    from qgait_ptq.pipeline.quantize import begin
     from qgait_ptq.report.drawing import standalone
     from qgait_ptq.report.plots import sensitivity_figure
     from qgait_ptq.report.terminal import TerminalProgress, sensitivity_table
     from qgait_ptq.report.writing import check_writable, write_text
-    from qgait_ptq.system.device import choose_device
+    from qgait_ptq.stages.stage import run_stages
+    from qgait_ptq.stages.state import Source
     from qgait_ptq.system.locking import locked
 
     if plot is not None and not plot.parent.is_dir():  # found before minutes of measuring
@@ -115,28 +116,13 @@ def command(
     progress = TerminalProgress(console)
     network, _ = load_network(recipe.model, progress)
     data = load_data(recipe.data, progress)
-    place, config = choose_device(device), recipe.quantization
-    captured, graph, _ = plan(
-        network,
-        data.frame_shape,
-        config,
-        frames=recipe.model.frames,
-        output=recipe.model.output,
-        layout=data.layout,
-    )
-    measurement = SensitivityMeasurement(
-        config,
-        captured,
-        to_device(graph, place),
-        place,
-        progress,
-        work_folder=resume,
-        resume=True,
-        sequences=sequences,
-    )
-    narrowest = measurement.target.storage.narrowest_activations
+    source = Source(network, recipe.model.frames, recipe.model.output)
+    state = begin(source, data, recipe.quantization, device=device, work_folder=resume, resume=True)
+    state = run_stages((CaptureNetwork(), ToDevice()), state, progress)
+    narrowest = state.target.storage.narrowest_activations
     inputs = tuple(bits for bits in widths if bits >= narrowest) or (narrowest,)
-    sensitivity = measurement.measure(data.calibration, {Kind.WEIGHTS: widths, Kind.ACTIVATIONS: inputs})
+    measurement = SensitivityMeasurement(state, progress, sequences)
+    sensitivity = measurement.measure({Kind.WEIGHTS: widths, Kind.ACTIVATIONS: inputs})
     entries = describe_sensitivity(sensitivity)
     if plot is not None:
         write_text(plot, standalone(sensitivity_figure(entries)))

@@ -1,6 +1,6 @@
 """Widths for each layer: measured, and chosen for a budget or for an accuracy.
 
-Between placement and calibration. Sensitivity decides which layers get more bits; where an accuracy is asked
+Between planning and calibration. Sensitivity decides which layers get more bits; where an accuracy is asked
 for, candidates are calibrated without labels and ranked on identities that nothing is fitted to.
 """
 
@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-import torch
 from torch import fx
 
-from qgait_ptq.calibration.stages import CalibrationRun, StageListener
-from qgait_ptq.capture.trace import Capture
+from qgait_ptq.calibration.batches import calibration_sequences, cut
+from qgait_ptq.calibration.stages import WITHOUT_LABELS
 from qgait_ptq.config.schema import LayerBits, QuantConfig
 from qgait_ptq.errors import CalibrationError, ConfigError
 from qgait_ptq.gait.data.clips import split_identities_off
-from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.mixed_precision.costs import CostModel
 from qgait_ptq.mixed_precision.damage_table import SensitivityMeasurement, describe_sensitivity
 from qgait_ptq.mixed_precision.groups import Kind, WidthGroup
@@ -36,46 +35,64 @@ from qgait_ptq.mixed_precision.solver import (
 from qgait_ptq.prepare.annotate import names_layer, place
 from qgait_ptq.prepare.layers import list_layers
 from qgait_ptq.prepare.planning import bit_widths
-from qgait_ptq.system.progress import Silent
+from qgait_ptq.stages.stage import run_stages
+from qgait_ptq.stages.state import State, needed
+from qgait_ptq.system.progress import Progress
 
 ALL_WIDTHS = (2, 3, 4, 6, 8)
 STORED_WIDTHS = (4, 8)  # of weights; others take the room of the next wider one
 MEGABYTES = 1e6  # of files, as in tables
 
 
-@dataclass
+@dataclass(frozen=True)
+class Choice:
+    """Chosen widths.
+
+    Attributes:
+        config: with a width for each layer.
+        drop: points of held-out rank-1 that they cost; 0 where it was not looked at.
+        description: for the report.
+    """
+
+    config: QuantConfig
+    drop: float
+    description: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class WidthChooser:
     """Chooses widths for one network.
 
     Attributes:
-        config: what is asked for.
-        captured: the network's capture.
-        network: the simplified, annotated float graph; it stays as it is.
-        device: where it runs.
-        listener: is told what runs.
-        byte_input: the file takes uint8.
-        looks: what was calibrated and ranked on the way.
+        state: prepared.
+        progress: is told what runs.
     """
 
-    config: QuantConfig
-    captured: Capture
-    network: fx.GraphModule
-    device: torch.device
-    listener: StageListener
-    byte_input: bool = False
-    looks: list[dict[str, Any]] = field(default_factory=list)
+    state: State
+    progress: Progress
 
-    def __post_init__(self) -> None:
-        self.measurement = SensitivityMeasurement(
-            self.config, self.captured, self.network, self.device, self.listener, self.byte_input
-        )
-        self.target, self.groups = self.measurement.target, self.measurement.groups
-        self.resource = _resource(self.config)
-        self.chosen_drop = 0.0
-        self._float_rank1: float | None = None
+    @property
+    def config(self) -> QuantConfig:
+        """What is asked for."""
+        return self.state.config
 
-    def choose(self, data: GaitDataset) -> tuple[QuantConfig, dict[str, Any]]:
-        """The configuration with a width for each layer, and what the report says of the choice.
+    @cached_property
+    def measurement(self) -> SensitivityMeasurement:
+        """Of the damage of each width."""
+        return SensitivityMeasurement(replace(self.state, work_folder=None), self.progress)
+
+    @property
+    def groups(self) -> list[WidthGroup]:
+        """Weights and inputs that have one width each."""
+        return self.measurement.groups
+
+    @property
+    def resource(self) -> Resource:
+        """What the budget is of."""
+        return _resource(self.config)
+
+    def choose(self) -> Choice:
+        """Choose a width for each layer.
 
         Raises:
             ConfigError: the budget cannot be met.
@@ -86,46 +103,54 @@ class WidthChooser:
         if self.config.max_drop is None:
             check_solver()
         options = self.options()
-        costs = self.measurement.costs(data)
+        costs = self.measurement.costs()
         # What cannot be done is found before minutes of measuring.
         if self.config.budget is not None:
             self._check_budget(options, costs)
         else:
-            self.ranking(data)
-        sensitivity = self.measurement.measure(data, _by_kind(self.groups, options))
+            held_out_ranking(self.state)
+        sensitivity = self.measurement.measure(_by_kind(self.groups, options))
         measured = sensitivity.damages()
         damages = [{bits: measured[i][bits] for bits in admitted} for i, admitted in enumerate(options)]
         front = [] if self.config.max_drop is not None else pareto_front(damages, costs, self.resource)
+        looks: list[dict[str, Any]] = []
+        drop = 0.0
         if self.config.budget is not None:
-            best = allocate(damages, costs, self.resource, self._limit(costs))
-            assert best is not None  # noqa: S101 - the narrowest widths are within it
-            chosen = Candidate(best.widths)
-        elif self.config.target_accuracy is not None:
-            chosen = self._accurate_enough(data, [Candidate(a.widths) for a in front])
+            chosen = Candidate(self._best(damages, costs))
         else:
-            start = [min(admitted) for admitted in options]
-            chosen = self._accurate_enough(data, raise_widths(start, self.groups, damages))
-        return self.with_widths(chosen), {
+            candidates = [Candidate(allocation.widths) for allocation in front]
+            if self.config.target_accuracy is None:
+                start = [min(admitted) for admitted in options]
+                candidates = list(raise_widths(start, self.groups, damages))
+            chosen, drop, looks = self._accurate_enough(candidates)
+        description = {
             "by": self.resource.value,
             "groups": [group.title for group in self.groups],
             "in_float": list(chosen.in_float),
-            "looks": self.looks,
+            "looks": looks,
             "chosen": _describe(describe(chosen.widths, damages, costs), costs),
             "front": [_describe(allocation, costs) for allocation in front],
             "sensitivity": describe_sensitivity(sensitivity),
         }
+        return Choice(self.with_widths(chosen), drop, description)
+
+    def _best(self, damages: Sequence[dict[int, float]], costs: CostModel) -> tuple[int, ...]:
+        """The widths with the least damage within the budget."""
+        best = allocate(damages, costs, self.resource, self._limit(costs))
+        return needed(best, "an allocation within the budget").widths
 
     def options(self) -> list[tuple[int, ...]]:
         """For each group the widths that it may take."""
-        layers = {layer.name: layer for layer in list_layers(self.network)}
-        by_name = {node.name: node for node in self.network.graph.nodes}
+        network = self.state.network
+        layers = {layer.name: layer for layer in list_layers(network)}
+        by_name = {node.name: node for node in network.graph.nodes}
         nodes = {layer.name: by_name[layer.node] for layer in layers.values()}
         found = []
         for group in self.groups:
             layer = layers[group.layers[0]]
             weights = group.kind is Kind.WEIGHTS
             configured = layer.weight_bits if weights else layer.activation_bits
-            assert configured is not None  # noqa: S101 - a group is quantized
+            configured = needed(configured, f"a width of {layer.name}")
             fixed = any(self._is_fixed(nodes[name], group.kind) for name in group.layers)
             found.append((configured,) if fixed else self._admitted(group.kind, configured))
         return found
@@ -135,11 +160,11 @@ class WidthChooser:
         if self.config.max_drop is not None:
             return (configured, *(bits for bits in ALL_WIDTHS if bits > configured))
         if self.resource is Resource.BIT_OPERATIONS:
-            narrowest = self.target.storage.narrowest_activations if kind is Kind.ACTIVATIONS else 0
+            narrowest = self.state.target.storage.narrowest_activations if kind is Kind.ACTIVATIONS else 0
             return tuple(bits for bits in ALL_WIDTHS if bits >= narrowest)
         if kind is Kind.ACTIVATIONS:
             return (configured,)
-        return STORED_WIDTHS if self.target.storage.int4_weights else STORED_WIDTHS[-1:]
+        return STORED_WIDTHS if self.state.target.storage.int4_weights else STORED_WIDTHS[-1:]
 
     def _is_fixed(self, layer: fx.Node, kind: Kind) -> bool:
         """Whether the configuration names the width of a layer."""
@@ -155,11 +180,10 @@ class WidthChooser:
         size, operations = costs.file_bytes(narrowest), costs.total_bit_operations(narrowest)
         if (size if self.resource is Resource.SIZE else operations) <= self._limit(costs):
             return
-        budget = self.config.budget
-        assert budget is not None  # noqa: S101 - asked for
+        budget = needed(self.config.budget, "a budget")
         if self.resource is Resource.SIZE:
             asked = f"size={budget.size_mb:g}MB"
-            least = f"the smallest file for {self.target.name} has {size / MEGABYTES:.2f} MB"
+            least = f"the smallest file for {self.state.target.name} has {size / MEGABYTES:.2f} MB"
         else:
             asked = f"bops={budget.bops_percent:g}%"
             least = f"the narrowest widths have {100 * operations / costs.all_bit_operations:.1f} %"
@@ -167,77 +191,46 @@ class WidthChooser:
 
     def _limit(self, costs: CostModel) -> float:
         """The budget in bytes or in bit operations."""
-        budget = self.config.budget
-        assert budget is not None  # noqa: S101 - asked for
+        budget = needed(self.config.budget, "a budget")
         if budget.size_mb is not None:
             return budget.size_mb * MEGABYTES
-        assert budget.bops_percent is not None  # noqa: S101 - one of both
-        return budget.bops_percent / 100 * costs.all_bit_operations
+        return needed(budget.bops_percent, "a share of the operations") / 100 * costs.all_bit_operations
 
-    def _accurate_enough(self, data: GaitDataset, candidates: Sequence[Candidate]) -> Candidate:
-        """The cheapest candidate that loses little enough of the held-out identities' rank-1."""
+    def _accurate_enough(
+        self, candidates: Sequence[Candidate]
+    ) -> tuple[Candidate, float, list[dict[str, Any]]]:
+        """The cheapest candidate that loses little enough held-out rank-1, its drop, and all looks."""
         drops: dict[Candidate, float] = {}
-        with self.listener.stage("ranking widths") as advance:
+        looks: list[dict[str, Any]] = []
+        allowed, ranking = allowed_drop(self.config), held_out_ranking(self.state)
+        reference = ranking.rank1(self.state.network)
+        with self.progress.stage("ranking widths") as advance:
 
             def good(candidate: Candidate) -> bool:
-                drop = self.drop(self._calibrated_candidate(candidate, data), data)
+                drop = reference - ranking.rank1(self._calibrated(candidate))
                 drops[candidate] = drop
                 mean = sum(candidate.widths) / len(candidate.widths)
-                self.looks.append(
-                    {"mean_bits": round(mean, 2), "in_float": len(candidate.in_float), "drop": round(drop, 3)}
-                )
+                look = {"mean_bits": round(mean, 2), "in_float": len(candidate.in_float)}
+                looks.append({**look, "drop": round(drop, 3)})
                 advance()
-                return drop <= self.allowed_drop
+                return drop <= allowed
 
             found = first_good(candidates, good)
         if found is None:
-            least = min(look["drop"] for look in self.looks)
+            least = min(look["drop"] for look in looks)
             raise CalibrationError(
-                f"no widths keep rank-1 of the held-out identities within {self.allowed_drop:g} points of "
-                f"float: the least that was lost is {least:.2f}; allow more, or calibrate with more sequences"
+                f"no widths keep rank-1 of the held-out identities within {allowed:g} points of float: the "
+                f"least that was lost is {least:.2f}; allow more, or calibrate with more sequences"
             )
-        self.chosen_drop = drops[candidates[found]]
-        return candidates[found]
+        return candidates[found], drops[candidates[found]], looks
 
-    def drop(self, quantized: fx.GraphModule, data: GaitDataset) -> float:
-        """Points of rank-1 that the held-out identities lose; see `single_shot_rank1`."""
-        ranking = self.ranking(data)
-        if self._float_rank1 is None:
-            self._float_rank1 = ranking.rank1(self.network)
-        return self._float_rank1 - ranking.rank1(quantized)
-
-    @property
-    def allowed_drop(self) -> float:
-        """Points of rank-1 that may be lost."""
-        if self.config.max_drop is not None:
-            return self.config.max_drop
-        return -(self.config.target_accuracy or 0.0)
-
-    def ranking(self, data: GaitDataset) -> HeldOutRanking:
-        """The identities that IDC holds out, too.
-
-        Raises:
-            DataError: fewer than eight identities have two sequences.
-        """
-        config = self.config
-        chosen = data.choose(config.calibration_sequences, config.seed)
-        subjects = self._calibration(config, self.network).cut(chosen, config.idc.frames).subjects
-        _, held_out = split_identities_off(subjects, config.idc.held_out, config.seed)
-        names = sorted({subjects[index] for index in held_out})
-        captured = self.captured
-        return HeldOutRanking.of(data, names, captured.frame_shape, captured.frames, self.device, config.seed)
-
-    def _calibrated_candidate(self, candidate: Candidate, data: GaitDataset) -> fx.GraphModule:
+    def _calibrated(self, candidate: Candidate) -> fx.GraphModule:
         """A candidate calibrated without labels; the held-out identities play no part in its corrections."""
-        config = self.with_widths(candidate)
-        network = copy.deepcopy(self.network)
-        place(network, self.target.rules, bit_widths(config))
-        run = self._calibration(config, network)
-        run.listener = Silent()
-        chosen = data.choose(config.calibration_sequences, config.seed)
-        training = run.training_data(run.cut(chosen, config.idc.frames))
-        quantized, _ = run.run_without_labels(chosen, run.unlabelled_clips(chosen, training))
-        return quantized
+        state, config = self.state, self.with_widths(candidate)
+        network = copy.deepcopy(state.network)
+        place(network, state.target.rules, bit_widths(config))
+        calibrated = run_stages(WITHOUT_LABELS, replace(state, config=config, maybe_network=network))
+        return calibrated.quantized
 
     def with_widths(self, candidate: Candidate) -> QuantConfig:
         """The configuration in which each layer has its width by name."""
@@ -255,8 +248,32 @@ class WidthChooser:
             }
         )
 
-    def _calibration(self, config: QuantConfig, network: fx.GraphModule) -> CalibrationRun:
-        return CalibrationRun(config, self.captured, network, self.device, self.listener)
+
+def allowed_drop(config: QuantConfig) -> float:
+    """Points of held-out rank-1 that may be lost."""
+    return config.max_drop if config.max_drop is not None else -(config.target_accuracy or 0.0)
+
+
+def held_out_ranking(state: State) -> HeldOutRanking:
+    """Ranking of the identities that IDC holds out, too.
+
+    Raises:
+        DataError: fewer than eight identities have two sequences.
+    """
+    config, captured = state.config, state.captured
+    subjects = cut(state, calibration_sequences(state), config.idc.frames).subjects
+    _, held_out = split_identities_off(subjects, config.idc.held_out, config.seed)
+    names = sorted({subjects[index] for index in held_out})
+    return HeldOutRanking.of(
+        state.data.calibration, names, captured.frame_shape, captured.frames, state.device, config.seed
+    )
+
+
+def held_out_drop(state: State) -> float:
+    """Points of rank-1 that the held-out identities lose in the calibrated graph."""
+    ranking = held_out_ranking(state)
+    float_rank1 = ranking.rank1(state.network)
+    return float_rank1 - ranking.rank1(state.quantized)
 
 
 def _resource(config: QuantConfig) -> Resource:

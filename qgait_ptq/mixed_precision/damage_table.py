@@ -6,98 +6,80 @@ Between placement and calibration, for those who choose widths; see `allocation.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-import torch
-from torch import fx
-
-from qgait_ptq.calibration.clips import Clips
+from qgait_ptq.calibration.batches import clips_at_once, cut, unlabelled_batches
 from qgait_ptq.calibration.correction import correct_alone
 from qgait_ptq.calibration.resuming import SavedStates
-from qgait_ptq.calibration.stages import CalibrationRun, StageListener
-from qgait_ptq.capture.trace import Capture
-from qgait_ptq.config.schema import QuantConfig
+from qgait_ptq.calibration.stages import Correct, Equalize, SetRanges, correction_settings, fingerprint
 from qgait_ptq.errors import DataError
 from qgait_ptq.export.onnx_file import export_quantized
-from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.mixed_precision.costs import CostModel
-from qgait_ptq.mixed_precision.groups import Kind, find_groups, layer_costs
+from qgait_ptq.mixed_precision.groups import Kind, WidthGroup, find_groups, layer_costs
 from qgait_ptq.mixed_precision.sensitivity import Sensitivity, measure_sensitivity
 from qgait_ptq.prepare.annotate import place
 from qgait_ptq.prepare.insert import insert_quantizers
 from qgait_ptq.prepare.layers import list_layers
 from qgait_ptq.prepare.planning import bit_widths
-from qgait_ptq.system.progress import Advance, Silent
-from qgait_ptq.targets.profiles import get_target
+from qgait_ptq.stages.stage import nothing
+from qgait_ptq.stages.state import State
+from qgait_ptq.stages.training_data import Clips
+from qgait_ptq.system.progress import Advance, Progress
 
 MEASURED_SEQUENCES = 64
 WIDEST = 8
 
 
-@dataclass
+@dataclass(frozen=True)
 class SensitivityMeasurement:
     """Measures one network.
 
     Attributes:
-        config: how it is calibrated; its target decides which files are estimated.
-        captured: the network's capture.
-        network: the simplified, annotated float graph; it stays as it is.
-        device: where it runs.
-        listener: is told what runs.
-        byte_input: the file takes uint8.
+        state: prepared; its target decides which files are estimated, its folder keeps the measurement.
+        progress: is told what runs.
         sequences: to measure on, at most.
-        work_folder: for the states of the measurement; None keeps none.
-        resume: go on from the states found there.
     """
 
-    config: QuantConfig
-    captured: Capture
-    network: fx.GraphModule
-    device: torch.device
-    listener: StageListener
-    byte_input: bool = False
+    state: State
+    progress: Progress
     sequences: int = MEASURED_SEQUENCES
-    work_folder: Path | None = None
-    resume: bool = False
 
-    def __post_init__(self) -> None:
-        self.target = get_target(self.config.target)
-        self.groups = find_groups(insert_quantizers(self.network))
+    @cached_property
+    def groups(self) -> list[WidthGroup]:
+        """Weights and inputs that have one width each."""
+        return find_groups(insert_quantizers(self.state.network))
 
-    def measure(self, data: GaitDataset, widths: Mapping[Kind, Sequence[int]]) -> Sensitivity:
+    def measure(self, widths: Mapping[Kind, Sequence[int]]) -> Sensitivity:
         """The damage of each group at each width.
 
         Args:
-            data: labelled sequences.
             widths: to be measured.
 
         Raises:
             DataError: all sequences are of one identity.
         """
-        chosen = data.choose(min(self.sequences, self.config.calibration_sequences), self.config.seed)
-        run = self._run()
-        clips = run.cut(chosen, self.config.idc.frames)
+        state, config = self.state, self.state.config
+        sequences = min(self.sequences, config.calibration_sequences)
+        chosen = state.data.calibration.choose(sequences, config.seed)
+        clips = cut(state, chosen, config.idc.frames)
         if len(set(clips.subjects)) < 2:
             raise DataError("the calibration set is of one identity; how people move apart takes two")
-        needed = sorted({WIDEST, *widths[Kind.WEIGHTS], *widths[Kind.ACTIVATIONS]})
+        all_widths = sorted({WIDEST, *widths[Kind.WEIGHTS], *widths[Kind.ACTIVATIONS]})
         layers = sum(group.kind is Kind.WEIGHTS for group in self.groups)
-        with self.listener.stage("widths", len(needed) * len(chosen) + layers) as advance:
-            run.listener = _Steps(advance)
-            run.equalize(clips.silhouettes)
-            by_width = {bits: self._calibrated(run, bits, chosen) for bits in needed}
-            reference = run.float_reference(by_width[WIDEST])
-            if run.corrects:
-                batches = run.unlabelled_batches(clips.silhouettes)
-                correct_alone(reference, list(by_width.values()), batches, run.corrections(), advance)
-        states = SavedStates(
-            self.work_folder, run.fingerprint(reference, clips.silhouettes) + str(widths), self.resume
-        )
-        size = run.clips_at_once()
-        with self.listener.stage("sensitivity", -(-len(clips.subjects) // size)) as advance:
+        with self.progress.stage("widths", len(all_widths) * len(chosen) + layers) as advance:
+            state = Equalize().apply(replace(state, maybe_chosen=chosen, maybe_unlabelled=clips.silhouettes))
+            ranged = {bits: with_uniform_ranges(state, bits, advance) for bits in all_widths}
+            by_width = {bits: one.quantized for bits, one in ranged.items()}
+            reference = ranged[WIDEST].reference
+            if Correct().wanted(state):
+                batches, settings = unlabelled_batches(state), correction_settings(config)
+                correct_alone(reference, list(by_width.values()), batches, settings, advance)
+        states = SavedStates(state.work_folder, fingerprint(state, reference) + str(widths), state.resume)
+        size = clips_at_once(state)
+        with self.progress.stage("sensitivity", -(-len(clips.subjects) // size)) as advance:
             labelled = Clips(clips.silhouettes, clips.labels)
             measurements = measure_sensitivity(
                 reference,
@@ -106,48 +88,31 @@ class SensitivityMeasurement:
                 widths,
                 labelled,
                 size,
-                self.device,
+                state.device,
                 states,
                 advance,
             )
         return Sensitivity(tuple(self.groups), tuple(measurements))
 
-    def costs(self, data: GaitDataset) -> CostModel:
-        """What widths cost; needs one sequence, and no measurement.
-
-        Args:
-            data: sequences.
-        """
-        run = self._run()
-        quantized = self._calibrated(run, WIDEST, data.choose(1, self.config.seed))
-        file = export_quantized(quantized, self.captured, self.target, self.byte_input)
-        macs = {layer.node: layer.macs for layer in list_layers(self.network)}
+    def costs(self) -> CostModel:
+        """What widths cost; needs one sequence, and no measurement."""
+        state = self.state
+        one = replace(state, maybe_chosen=state.data.calibration.choose(1, state.config.seed))
+        quantized = with_uniform_ranges(one, WIDEST).quantized
+        captured = state.captured
+        file = export_quantized(quantized, captured, state.target, state.takes_bytes)
+        macs = {layer.node: layer.macs for layer in list_layers(state.network)}
         layers = layer_costs(quantized, self.groups, macs)
-        return CostModel.of_file(layers, self.target.storage.int4_weights, file.ByteSize())
-
-    def _run(self) -> CalibrationRun:
-        """The calibrating stages on a copy of the network, told to nobody."""
-        return CalibrationRun(self.config, self.captured, copy.deepcopy(self.network), self.device, Silent())
-
-    def _calibrated(self, run: CalibrationRun, bits: int, chosen: GaitDataset) -> fx.GraphModule:
-        """The equalized network with all quantizers at one width, ranges set."""
-        uniform = self.config.model_copy(
-            update={"weight_bits": bits, "activation_bits": bits, "edge_bits": bits, "layers": {}}
-        )
-        place(run.network, self.target.rules, bit_widths(uniform))
-        return run.set_ranges(chosen)
+        return CostModel.of_file(layers, state.target.storage.int4_weights, file.ByteSize())
 
 
-class _Steps(Silent):
-    """Passes the steps of inner stages on to one bar."""
-
-    def __init__(self, advance: Advance) -> None:
-        self.advance = advance
-
-    @contextmanager
-    def stage(self, name: str, steps: int | None = None) -> Iterator[Advance]:
-        """Enter a stage."""
-        yield self.advance
+def with_uniform_ranges(state: State, bits: int, advance: Advance = nothing) -> State:
+    """The state with all quantizers at one width, ranges set."""
+    uniform = {"weight_bits": bits, "activation_bits": bits, "edge_bits": bits, "layers": {}}
+    widths = bit_widths(state.config.model_copy(update=uniform))
+    network = copy.deepcopy(state.network)
+    place(network, state.target.rules, widths)
+    return SetRanges().apply(replace(state, maybe_network=network), advance)
 
 
 def describe_sensitivity(sensitivity: Sensitivity) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`quantize`: the stages in their order. The only place that knows them all."""
+"""`quantize`: the list of stages from a network to its result, and its four parts by themselves."""
 
 from __future__ import annotations
 
@@ -7,28 +7,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from qgait_ptq.capture.trace import Capture
+from qgait_ptq.calibration.stages import WITHOUT_LABELS
 from qgait_ptq.config.schema import QuantConfig, Recipe
-from qgait_ptq.evaluation.accuracy import accuracy_of, agreement_of, comparison_of
-from qgait_ptq.export.onnx_file import export_float, write_metadata
+from qgait_ptq.export.onnx_file import write_metadata
 from qgait_ptq.gait.data.contact_sheet import draw_sequences, encode_png
 from qgait_ptq.gait.data.dataset import GaitDataset
-from qgait_ptq.gait.data.sources import GaitData
+from qgait_ptq.gait.data.sources import GaitData, as_gait_data, load_walkers
 from qgait_ptq.graph.conversion import to_device
-from qgait_ptq.pipeline.file_run import FileRun
-from qgait_ptq.pipeline.result import QuantizationResult
-from qgait_ptq.pipeline.run import Run
-from qgait_ptq.prepare.layers import LayerPlan, count_parameters, layer_scales, list_layers
-from qgait_ptq.prepare.planning import REPORTED_FRAMES
-from qgait_ptq.reference.proof import prove_exactness
-from qgait_ptq.report.record import build_report
-from qgait_ptq.runtime.sessions import (
-    RUNTIMES,
+from qgait_ptq.pipeline.evaluating import Evaluate, MeasureSpeed
+from qgait_ptq.pipeline.exporting import CheckParity, Export, MeasureLayers, check_budget
+from qgait_ptq.pipeline.preparing import (
+    CaptureNetwork,
+    CheckKernels,
+    ChooseWidths,
+    KeepAccuracy,
+    TakeSubmodule,
+    ToDevice,
 )
+from qgait_ptq.pipeline.result import QuantizationResult
+from qgait_ptq.report.record import build_report
+from qgait_ptq.runtime.sessions import RUNTIMES
+from qgait_ptq.stages.stage import Stage, run_stages
+from qgait_ptq.stages.state import Source, State
 from qgait_ptq.system.device import choose_device
 from qgait_ptq.system.progress import Progress, Silent
+
+PREPARATION: tuple[Stage, ...] = (TakeSubmodule(), CaptureNetwork(), CheckKernels(), ToDevice())
+CALIBRATION: tuple[Stage, ...] = (ChooseWidths(), *WITHOUT_LABELS, KeepAccuracy(), MeasureLayers())
+EXPORT: tuple[Stage, ...] = (Export(), CheckParity())
+EVALUATION: tuple[Stage, ...] = (Evaluate(), MeasureSpeed())
+STAGES = (*PREPARATION, *CALIBRATION, *EXPORT, *EVALUATION)
 
 
 def quantize(
@@ -69,87 +79,146 @@ def quantize(
     Raises:
         QgaitError: a subclass that says what in the input is wrong.
     """
-    run = Run(config or QuantConfig(), choose_device(device), progress or Silent(), work_folder, resume)
-    gait_data = run.prepare(data)
-    part = None if submodule is None else run.take_part(model, submodule, gait_data, frames, output)
-    if part is None:
-        seen = gait_data
-        captured, network = run.capture(model, seen, frames, output)
-        run.check_kernels(network)
-        run.choose_widths(captured, network, seen)
-    else:
-        seen = part.data
-        captured, network = run.capture(part.model, seen, part.isolated.frames, None)
-        run.check_kernels(network)
-    quantized = run.calibrate(captured, network, seen)
-    file = FileRun(run, captured, quantized, seen)
-    onnx_model, session = file.export()
-    captured = file.captured
-    float_model = export_float(network, captured, run.target.opset)
-    parity, slow_layers = file.check(onnx_model, session)
-    whole_frames = captured.frames if part is None else frames
-    embeddings = file.embed(network, session, gait_data, whole_frames, part)
-    accuracy = accuracy_of(embeddings, gait_data)
-    agreement = agreement_of(embeddings, run.config)
-    speed = file.measure_speed(float_model, onnx_model)
-    layers = list_layers(network)
-    report = build_report(
-        model=_describe_model(captured, layers, embeddings[0], seen, source)
-        | {
-            "streams": part is None and file.streams(onnx_model, session),
-            "submodule": None if part is None else part.describe(),
-        },
-        config=run.config,
-        target=run.target,
-        data=gait_data,
-        accuracy=accuracy,
-        comparison=comparison_of(embeddings, accuracy, gait_data, run.config.seed),
-        agreement=agreement,
-        parity=parity,
-        proof=prove_exactness(onnx_model),
-        slow_layers=slow_layers,
-        layers=layers,
-        scales=layer_scales(quantized),
-        factors=run.factors,
-        sqnr=run.sqnr,
-        calibration=run.calibration,
-        allocation=run.allocation,
-        speed=speed,
-        seconds=run.seconds,
+    told = progress or Silent()
+    state = begin(
+        Source(model, frames, output, submodule),
+        data,
+        config,
+        device=device,
+        progress=told,
+        work_folder=work_folder,
+        resume=resume,
     )
-    write_metadata(onnx_model, report.metadata())
-    file.check_budget(onnx_model)
-    write_metadata(float_model, report.float_metadata(RUNTIMES))
-    sizes = {"float": float_model.ByteSize(), "onnx": onnx_model.ByteSize()}
+    return conclude(run_stages(STAGES, state, told), source, recipe)
+
+
+def begin(
+    source: Source,
+    data: GaitData | GaitDataset | Any = None,
+    config: QuantConfig | None = None,
+    *,
+    device: str = "auto",
+    progress: Progress | None = None,
+    work_folder: Path | None = None,
+    resume: bool = False,
+) -> State:
+    """Give the state that a run begins with; arguments as of `quantize`."""
+    told = progress or Silent()
+    with told.stage("data"):
+        if data is None:
+            told.note("no data given: quantizing for the built-in synthetic walkers")
+        given = load_walkers() if data is None else as_gait_data(data)
+    return State(source, config or QuantConfig(), choose_device(device), given, given, work_folder, resume)
+
+
+def prepare(
+    model: nn.Module,
+    data: GaitData | GaitDataset | Any = None,
+    config: QuantConfig | None = None,
+    *,
+    device: str = "auto",
+    frames: int | None = None,
+    output: str | None = None,
+    submodule: str | None = None,
+    progress: Progress | None = None,
+) -> State:
+    """Capture a network and say where its quantizers stand: the first part of `quantize`.
+
+    Args:
+        model: see `quantize`, as the others.
+        data: see there.
+        config: see there.
+        device: see there.
+        frames: see there.
+        output: see there.
+        submodule: see there.
+        progress: see there.
+
+    Returns:
+        A state with ``captured`` and ``network``, the simplified float graph with annotations.
+
+    Raises:
+        QgaitError: a subclass that says what in the input is wrong.
+    """
+    source = Source(model, frames, output, submodule)
+    return run_stages(PREPARATION, begin(source, data, config, device=device, progress=progress), progress)
+
+
+def calibrate(state: State, *, progress: Progress | None = None) -> State:
+    """Choose widths where that is asked for, and calibrate: the second part of `quantize`.
+
+    Args:
+        state: from `prepare`; it stays as it is.
+        progress: told what runs.
+
+    Returns:
+        A state with ``quantized``, the simulation: the graph with its quantizers.
+
+    Raises:
+        QgaitError: a subclass that says what in the data or in the settings is wrong.
+    """
+    return run_stages(CALIBRATION, state, progress)
+
+
+def export(state: State, *, progress: Progress | None = None) -> State:
+    """Write the file for the runtime and compare it with the simulation: the third part of `quantize`.
+
+    Args:
+        state: from `calibrate`; it stays as it is.
+        progress: told what runs.
+
+    Returns:
+        A state with ``file``: the quantized model, the float one, and a session.
+
+    Raises:
+        ExportError: the file cannot be written, or is not what the simulation computes.
+    """
+    return run_stages(EXPORT, state, progress)
+
+
+def evaluate(
+    state: State,
+    source: dict[str, Any] | None = None,
+    recipe: Recipe | None = None,
+    *,
+    progress: Progress | None = None,
+) -> QuantizationResult:
+    """Judge float network, simulation and file on the test sequences: the last part of `quantize`.
+
+    Args:
+        state: from `export`; it stays as it is.
+        source: what the report says of the model, such as its path and hash.
+        recipe: stored with the result.
+        progress: told what runs.
+
+    Raises:
+        CalibrationError: the quantized network no longer ranks people.
+    """
+    return conclude(run_stages(EVALUATION, state, progress), source, recipe)
+
+
+def conclude(
+    state: State, source: dict[str, Any] | None = None, recipe: Recipe | None = None
+) -> QuantizationResult:
+    """Give the result of a run behind all its stages; arguments as of `evaluate`.
+
+    Raises:
+        ExportError: the file is larger than the budget.
+    """
+    report = build_report(state, source or {})
+    file = state.file
+    write_metadata(file.model, report.metadata())
+    check_budget(state)
+    write_metadata(file.float_model, report.float_metadata(RUNTIMES))
+    sizes = {"float": file.float_model.ByteSize(), "onnx": file.model.ByteSize()}
+    given, seed = state.given, state.config.seed
     return QuantizationResult(
-        to_device(quantized, torch.device("cpu")),
+        to_device(state.quantized, torch.device("cpu")),
         replace(report, size_bytes=sizes),
-        onnx_model,
+        file.model,
         recipe,
-        float_model,
-        captured,
-        None if gait_data.raw else encode_png(draw_sequences(gait_data.calibration, run.config.seed)),
-        work_folder if run.config.finetune.enabled else None,
+        file.float_model,
+        state.captured,
+        None if given.raw else encode_png(draw_sequences(given.calibration, seed)),
+        state.work_folder if state.config.finetune.enabled else None,
     )
-
-
-def _describe_model(
-    captured: Capture,
-    layers: list[LayerPlan],
-    embedding: Tensor,
-    data: GaitData,
-    source: dict[str, Any] | None,
-) -> dict[str, Any]:
-    return {
-        **(source or {}),
-        "frame_shape": list(captured.frame_shape),
-        "raw": data.raw,
-        "inputs": data.layout.describe() if data.layout else [],
-        "frames": captured.frames,
-        "batch": captured.batch,
-        "channels": embedding.shape[1],
-        "parts": embedding.shape[2],
-        "parameters": count_parameters(layers),
-        "macs": sum(layer.macs for layer in layers),
-        "macs_frames": captured.frames or REPORTED_FRAMES,
-    }

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from qgait_ptq.config.schema import QuantConfig
-from qgait_ptq.gait.data.sources import GaitData
-from qgait_ptq.gait.protocols import Accuracy
-from qgait_ptq.prepare.layers import LayerPlan
-from qgait_ptq.reference.proof import ExactnessProof
-from qgait_ptq.targets.profiles import Target
-from qgait_ptq.verification.parity import Parity
+from qgait_ptq.prepare.layers import LayerPlan, count_parameters, layer_scales, list_layers
+from qgait_ptq.prepare.planning import REPORTED_FRAMES
+from qgait_ptq.stages.state import State
 
 
 @dataclass(frozen=True)
@@ -86,33 +82,23 @@ class Report:
         return {**kept, "model": model, "target": target, "pair_sums": {"safe": True}}
 
 
-def build_report(
-    *,
-    model: dict[str, Any],
-    config: QuantConfig,
-    target: Target,
-    data: GaitData,
-    accuracy: Mapping[str, Accuracy],
-    comparison: dict[str, Any],
-    agreement: dict[str, float],
-    parity: Parity,
-    proof: ExactnessProof,
-    slow_layers: list[str],
-    layers: list[LayerPlan],
-    scales: Mapping[str, dict[str, Any]],
-    factors: Mapping[str, list[float]],
-    sqnr: Mapping[str, float],
-    calibration: dict[str, Any],
-    allocation: dict[str, Any],
-    speed: dict[str, Any],
-    seconds: dict[str, float],
-) -> Report:
-    """Gather what the stages gave; sizes are known when the files have their metadata, which is from here."""
+CALIBRATION_KEYS = ("equalized_groups", "shared_weights", "idc", "finetune", "undone_for_rank1")
+
+
+def build_report(state: State, about: dict[str, Any]) -> Report:
+    """Gather what the stages gave; sizes are known when the files have their metadata, which is from here.
+
+    Args:
+        state: behind all stages.
+        about: what to say of the model, such as its path and hash.
+    """
+    record, config, data = state.record, state.config, state.given
+    layers = list_layers(state.network)
     return Report(
         toolkit={"qgait_ptq": version("qgait-ptq"), "torch": torch.__version__},
-        model=model,
+        model=_describe_model(state, layers, about),
         config=config.model_dump(mode="json"),
-        target={"name": target.name, "runtimes": list(target.runtimes)},
+        target={"name": state.target.name, "runtimes": list(state.target.runtimes)},
         data={
             "description": data.description,
             "calibration_sequences": min(config.calibration_sequences, len(data.calibration)),
@@ -123,34 +109,59 @@ def build_report(
             "cut_columns": data.cut_columns,
             "modalities": list(data.modalities),
         },
-        accuracy={name: value.to_report() for name, value in accuracy.items()},
-        comparison=comparison,
-        agreement=agreement,
+        accuracy=record["accuracy"],
+        comparison=record["comparison"],
+        agreement=record["agreement"],
         size_bytes={},
-        parity=asdict(parity),
-        pair_sums={"weight_range": config.weight_range, **proof.describe()},
-        slow_layers=slow_layers,
-        layers=[
-            {
-                "name": layer.name,
-                "op": layer.operator,
-                "weight_bits": layer.weight_bits,
-                "activation_bits": layer.activation_bits,
-                "integer": layer.integer,
-                "note": layer.note,
-                "parameters": layer.parameters,
-                "macs": layer.macs,
-                "scales": scales.get(layer.node, {}),
-                "equalization_factors": factors.get(layer.node),
-                "sqnr_db": sqnr.get(layer.node),
-            }
-            for layer in layers
-        ],
-        calibration=calibration,
-        allocation=allocation,
-        speed=speed,
-        seconds=seconds,
+        parity=record["parity"],
+        pair_sums={"weight_range": config.weight_range, **record["proof"]},
+        slow_layers=record["slow_layers"],
+        layers=_describe_layers(state, layers),
+        calibration={key: record[key] for key in CALIBRATION_KEYS if key in record},
+        allocation=record.get("allocation", {}),
+        speed=record.get("speed", {}),
+        seconds=dict(state.seconds),
     )
+
+
+def _describe_model(state: State, layers: list[LayerPlan], about: dict[str, Any]) -> dict[str, Any]:
+    captured, embedding, data = state.captured, state.embeddings[0], state.data
+    return {
+        **about,
+        "frame_shape": list(captured.frame_shape),
+        "raw": data.raw,
+        "inputs": data.layout.describe() if data.layout else [],
+        "frames": captured.frames,
+        "batch": captured.batch,
+        "channels": embedding.shape[1],
+        "parts": embedding.shape[2],
+        "parameters": count_parameters(layers),
+        "macs": sum(layer.macs for layer in layers),
+        "macs_frames": captured.frames or REPORTED_FRAMES,
+        "streams": state.record["streams"],
+        "submodule": None if state.submodule is None else state.submodule.describe(),
+    }
+
+
+def _describe_layers(state: State, layers: list[LayerPlan]) -> list[dict[str, Any]]:
+    scales = layer_scales(state.quantized)
+    factors, sqnr = state.record["factors"], state.record["sqnr"]
+    return [
+        {
+            "name": layer.name,
+            "op": layer.operator,
+            "weight_bits": layer.weight_bits,
+            "activation_bits": layer.activation_bits,
+            "integer": layer.integer,
+            "note": layer.note,
+            "parameters": layer.parameters,
+            "macs": layer.macs,
+            "scales": scales.get(layer.node, {}),
+            "equalization_factors": factors.get(layer.node),
+            "sqnr_db": sqnr.get(layer.node),
+        }
+        for layer in layers
+    ]
 
 
 def _digest(names: Iterable[str]) -> str:

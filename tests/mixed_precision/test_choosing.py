@@ -113,9 +113,7 @@ def test_the_smallest_file_that_keeps_an_accuracy_is_found(data):
 @pytest.mark.slow
 def test_an_accuracy_that_no_widths_keep_is_an_error(data, monkeypatch):
     # Better than float by two points: a drop that no candidate reaches.
-    from qgait_ptq.mixed_precision.choosing import WidthChooser
-
-    monkeypatch.setattr(WidthChooser, "allowed_drop", property(lambda chooser: -50.0))
+    monkeypatch.setattr("qgait_ptq.mixed_precision.choosing.allowed_drop", lambda config: -50.0)
     with pytest.raises(CalibrationError, match=r"no widths keep rank-1 of the held-out identities within"):
         quantize(data, target_accuracy=-0.1)
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import fx
 
-from qgait_ptq.calibration.clips import Clips
 from qgait_ptq.calibration.resuming import SavedStates
 from qgait_ptq.gait.metrics import single_shot_rank1
 from qgait_ptq.mixed_precision.damage import judge_damage
@@ -14,6 +13,7 @@ from qgait_ptq.mixed_precision.groups import Kind, find_groups, layer_costs
 from qgait_ptq.mixed_precision.sensitivity import measure_sensitivity
 from qgait_ptq.prepare.layers import list_layers
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
+from qgait_ptq.stages.training_data import Clips
 from tests.conftest import make_gaitbase
 from tests.networks import quantize_network
 

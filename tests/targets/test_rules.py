@@ -8,7 +8,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from qgait_ptq.calibration.stages import CalibrationRun
+import qgait_ptq as qg
 from qgait_ptq.config.schema import IdcConfig, QuantConfig
 from qgait_ptq.errors import ConfigError, ExportError
 from qgait_ptq.export.onnx_file import export_quantized
@@ -16,7 +16,6 @@ from qgait_ptq.graph.conversion import in_double
 from qgait_ptq.prepare.planning import plan
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import run_session
-from qgait_ptq.system.progress import Silent
 from qgait_ptq.targets.profiles import TARGETS, get_target
 from qgait_ptq.targets.rules import check_rules, find_broken_rules
 from tests.conftest import make_gaitbase, make_gaitset
@@ -33,11 +32,9 @@ def make_file(network, data, target, **widths):
         idc=IdcConfig(enabled=False),
         **widths,
     )
-    captured, graph, _ = plan(NETWORKS[network](), (64, 44), config)
-    run = CalibrationRun(config, captured, graph, torch.device("cpu"), Silent())
-    quantized = run.run(data.choose(6))
-    file = export_quantized(quantized, captured, get_target(target), byte_input=get_target(target).byte_input)
-    return quantized, file
+    few = data.choose(6)
+    state = qg.calibrate(qg.prepare(NETWORKS[network](), qg.GaitData(few, few), config, device="cpu"))
+    return state.quantized, export_quantized(state.quantized, state.captured, state.target, state.takes_bytes)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ NEEDS_WHOLE = ("budget", "target_accuracy", "max_drop")
 
 
 @dataclass(frozen=True)
-class PartialNetwork:
+class SubmoduleNetwork:
     """A part of a network, with the data that it sees.
 
     Attributes:
@@ -49,14 +49,14 @@ class PartialNetwork:
         return {"name": self.isolated.name, **self.isolated.shapes.describe()}
 
 
-def take_part(
+def take_submodule(
     model: nn.Module,
     name: str,
     data: GaitData,
     device: torch.device,
     frames: int | None = None,
     output: str | None = None,
-) -> PartialNetwork:
+) -> SubmoduleNetwork:
     """Take a part out of a network.
 
     Args:
@@ -83,10 +83,10 @@ def take_part(
         )
         for some in (data.calibration, data.test)
     )
-    return PartialNetwork(isolated, GaitData(calibration, test, metric=data.metric))
+    return SubmoduleNetwork(isolated, GaitData(calibration, test, metric=data.metric))
 
 
-def part_config(config: QuantConfig) -> QuantConfig:
+def submodule_config(config: QuantConfig) -> QuantConfig:
     """The configuration for a part: without the stages that need the whole network's embedding.
 
     Raises:

@@ -48,3 +48,22 @@ class Clips:
         """All clips in order, `size` at a time."""
         for indices in torch.arange(len(self)).split(size):
             yield self.batch(indices, device)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Clips to learn from and clips to choose by, of different people.
+
+    Attributes:
+        clips: for gradients.
+        embeddings: of the float network, ``[n, c, p]`` or ``[n, c]``.
+        sampler: draws batches of indices.
+        held_out: for choosing the step.
+        held_out_embeddings: of the float network.
+    """
+
+    clips: Clips
+    embeddings: Tensor
+    sampler: BatchSampler
+    held_out: Clips
+    held_out_embeddings: Tensor

@@ -1,0 +1,122 @@
+"""Sequences as the calibrating stages take them: cut to clips, split by label, in batches that fit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from qgait_ptq.calibration.training import embed_clips
+from qgait_ptq.config.schema import QuantConfig
+from qgait_ptq.errors import DataError
+from qgait_ptq.gait.data.clips import (
+    SMALLEST_IDENTITIES,
+    LabelledClips,
+    cut_clips,
+    split_identities_off,
+    usable_identities,
+)
+from qgait_ptq.gait.data.dataset import GaitDataset
+from qgait_ptq.gait.data.sampling import PKSampler
+from qgait_ptq.graph.network_input import as_network_input
+from qgait_ptq.graph.shapes import observed_shape
+from qgait_ptq.stages.state import State
+from qgait_ptq.stages.training_data import Clips, TrainingData
+
+CLIPS_PER_BATCH = 8  # where labels play no role
+SAVED_FACTOR = 3  # activations kept for the backward pass, in sizes of all nodes' outputs
+MEGABYTE = 2**20
+
+
+def calibration_sequences(state: State) -> GaitDataset:
+    """The sequences that calibrate, chosen by the seed."""
+    return state.data.calibration.choose(state.config.calibration_sequences, state.config.seed)
+
+
+def cut(state: State, chosen: GaitDataset, frames: int) -> LabelledClips:
+    """Clips of a length, or of the one that the network takes."""
+    captured = state.captured
+    return cut_clips(chosen, captured.frames or frames, captured.frame_shape, state.config.seed)
+
+
+def with_training_data(state: State, clips: LabelledClips) -> State:
+    """The state with clips to learn from and to choose by, where labels allow it.
+
+    Raises:
+        DataError: IDC was asked for, and they do not.
+    """
+    config = state.config.idc
+    if not _learns(state.config):
+        return state
+    usable = len(usable_identities(clips.subjects))
+    if usable < SMALLEST_IDENTITIES:
+        text = (
+            f"the calibration set has {usable} identities with two sequences or more; learning distances "
+            f"(IDC) needs {SMALLEST_IDENTITIES}"
+        )
+        if config.enabled:
+            raise DataError(text)
+        return state.noting(f"{text}: that stage is left out").recording(idc={"left_out": text})
+    alone = len(set(clips.subjects)) - usable
+    if alone:
+        state = state.noting(f"{alone} identities have one sequence only; they play no part in IDC")
+    learned, held_out = split_identities_off(clips.subjects, config.held_out, state.config.seed)
+    everything = Clips(clips.silhouettes, clips.labels)
+    network = state.network
+    embeddings = embed_clips(network, everything, batch_size(state), state.device)
+    subjects = [clips.subjects[index] for index in learned]
+    identities = min(config.identities, len(set(subjects)))
+    training = TrainingData(
+        everything.take(learned),
+        embeddings[learned],
+        PKSampler(subjects, identities, config.sequences),
+        everything.take(held_out),
+        embeddings[held_out],
+    )
+    return replace(state, training=training)
+
+
+def with_unlabelled_clips(state: State, chosen: GaitDataset) -> State:
+    """The state with silhouettes ``[n, s, h, w]`` for what needs no labels: none of those that choose later.
+
+    A rounding that has seen the held-out identities would look better on them than it is, and no step of
+    a later stage could beat it there.
+    """
+    clips = cut(state, chosen, state.config.correction_frames)
+    if clips.copies:
+        state = state.noting(f"{clips.copies} calibration sequences repeat others and are left out")
+    silhouettes = clips.silhouettes
+    if state.training is not None:
+        silhouettes = silhouettes[~torch.isin(clips.labels, state.training.held_out.labels)]
+    return replace(state, maybe_unlabelled=silhouettes)
+
+
+def unlabelled_batches(state: State) -> list[Tensor]:
+    """Clips ``[n, s, h, w]`` as network inputs, on the device."""
+    parts = state.unlabelled.split(batch_size(state))
+    return [as_network_input(part.to(state.device)) for part in parts]
+
+
+def batch_size(state: State) -> int:
+    """Clips in a batch where labels play no role."""
+    return state.captured.batch or CLIPS_PER_BATCH
+
+
+def clips_at_once(state: State) -> int:
+    """How many clips fit into the memory for the backward pass."""
+    captured, network = state.captured, state.network
+    if captured.batch is not None:
+        return captured.batch
+    frames = captured.frames or state.config.idc.frames
+    shapes = [observed_shape(node) for node in network.graph.nodes]
+    example = next(shape for shape in shapes if shape is not None)  # the silhouettes, [n, s, h, w]
+    bytes_each = 4 * sum(math.prod(shape) for shape in shapes if shape) * frames / (example[0] * example[1])
+    return max(1, int(state.config.idc.memory_mb * MEGABYTE / (SAVED_FACTOR * bytes_each)))
+
+
+def _learns(config: QuantConfig) -> bool:
+    """Whether any stage learns from labels, or chooses by them."""
+    finetunes = config.finetune.enabled and config.finetune.steps
+    return bool(config.idc.enabled is not False or finetunes or config.needs_held_out)

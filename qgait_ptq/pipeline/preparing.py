@@ -1,0 +1,164 @@
+"""The stages before calibration, and those that decide by held-out identities."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+from qgait_ptq.calibration.stages import LEARNING
+from qgait_ptq.capture.trace import BATCH_AXIS, FRAME_AXIS, Capture
+from qgait_ptq.graph.conversion import to_device
+from qgait_ptq.mixed_precision.choosing import WidthChooser, allowed_drop, held_out_drop
+from qgait_ptq.prepare.annotate import place
+from qgait_ptq.prepare.layers import integer_layers
+from qgait_ptq.prepare.planning import bit_widths, plan
+from qgait_ptq.prepare.submodule_data import submodule_config, take_submodule
+from qgait_ptq.stages.stage import Stage, nothing, run_stages
+from qgait_ptq.stages.state import State, needed
+from qgait_ptq.system.progress import Advance, Progress, Silent
+from qgait_ptq.verification.kernel_check import check_kernels
+
+
+class TakeSubmodule(Stage):
+    """Take one module out of the network; what follows is for it, and the rest stays in float."""
+
+    name = "submodule"
+
+    def wanted(self, state: State) -> bool:
+        """Where one is named."""
+        return state.source.submodule is not None
+
+    def apply(self, state: State, advance: Advance = nothing) -> State:
+        """Give ``submodule``, its ``data`` and its ``config``.
+
+        Raises:
+            ConfigError: there is no such module, or a setting needs the whole network.
+            CaptureError: the module's inputs and outputs cannot be told.
+        """
+        source = state.source
+        name = needed(source.submodule, "the name of a submodule")
+        config = submodule_config(state.config)
+        part = take_submodule(source.model, name, state.given, state.device, source.frames, source.output)
+        return replace(state, config=config, submodule=part, data=part.data).noting(
+            f"only {name} is captured and quantized; the rest of the network stays as it is, in float"
+        )
+
+
+class CaptureNetwork(Stage):
+    """Capture the network as a graph, simplify it, and say where its quantizers stand."""
+
+    name = "capture"
+
+    def apply(self, state: State, advance: Advance = nothing) -> State:
+        """Give ``captured`` and ``network``.
+
+        Raises:
+            CaptureError: the network cannot be captured.
+            ConfigError: the configuration names layers that the network does not have.
+        """
+        source, part, data = state.source, state.submodule, state.data
+        model, frames, output = source.model, source.frames, source.output
+        if part is not None:
+            model, frames, output = part.model, part.isolated.frames, None
+        captured, network, _ = plan(
+            model, data.frame_shape, state.config, frames=frames, output=output, layout=data.layout
+        )
+        pinned = {BATCH_AXIS, FRAME_AXIS} - captured.free_axes - ({FRAME_AXIS} if frames else set())
+        notes = pinned_notes(captured, pinned, "its capture is right at no other")
+        return replace(state, maybe_captured=captured, maybe_network=network).noting(*notes)
+
+
+class CheckKernels(Stage):
+    """Try a layer of the network in the runtime on this processor, before anything is calibrated."""
+
+    name = "kernels"
+
+    def wanted(self, state: State) -> bool:
+        """Where the file's own runtime is at hand."""
+        return state.runtime in state.target.runtimes
+
+    def apply(self, state: State, advance: Advance = nothing) -> State:
+        """Give the state as it is.
+
+        Raises:
+            ExportError: the runtime computes wrong integers here.
+        """
+        check_kernels(integer_layers(state.network), state.runtime)
+        return state
+
+
+class ToDevice(Stage):
+    """Bring the planned network to the device."""
+
+    name = "device"
+
+    def wanted(self, state: State) -> bool:
+        """Where the device is none that the network is on already."""
+        return state.device.type != "cpu"
+
+    def apply(self, state: State, advance: Advance = nothing) -> State:
+        """Give another ``network``."""
+        network = copy.deepcopy(state.network)
+        return replace(state, maybe_network=to_device(network, state.device))
+
+
+class ChooseWidths(Stage):
+    """Give each layer its width, where a budget or an accuracy is asked for."""
+
+    name = "choice of widths"
+
+    def wanted(self, state: State) -> bool:
+        """Where one is asked for."""
+        return state.config.budget is not None or state.config.needs_held_out
+
+    def run(self, state: State, progress: Progress) -> State:
+        """Run the stages of the choice, each told by itself."""
+        return self._choose(state, progress) if self.wanted(state) else state
+
+    def apply(self, state: State, advance: Advance = nothing) -> State:
+        """Give ``config`` with all widths, and the network annotated with them."""
+        return self.run(state, Silent())
+
+    def _choose(self, state: State, progress: Progress) -> State:
+        choice = WidthChooser(state, progress).choose()
+        network = copy.deepcopy(state.network)
+        place(network, state.target.rules, bit_widths(choice.config))
+        state = replace(state, config=choice.config, maybe_network=network, chosen_drop=choice.drop)
+        return state.recording(allocation=choice.description)
+
+
+class KeepAccuracy(Stage):
+    """Run the learning stages, and undo them where the accuracy that was asked for would be lost."""
+
+    name = "held-out accuracy"
+
+    def run(self, state: State, progress: Progress) -> State:
+        """Run them, each told by itself."""
+        learned = run_stages(LEARNING, state, progress)
+        if not state.config.needs_held_out:
+            return learned
+        drop = held_out_drop(learned)
+        allocation = learned.record["allocation"]
+        if drop <= allowed_drop(state.config):
+            return learned.recording(allocation={**allocation, "held_out_drop": drop})
+        note = "what IDC and fine-tuning changed costs held-out rank-1; it is undone"
+        progress.note(note)
+        return (
+            replace(learned, maybe_quantized=state.quantized)
+            .noting(note)
+            .recording(allocation={**allocation, "held_out_drop": state.chosen_drop}, undone_for_rank1=True)
+        )
+
+    def apply(self, state: State, advance: Advance = nothing) -> State:
+        """Give what `run` gives, told to nobody."""
+        return self.run(state, Silent())
+
+
+def pinned_notes(captured: Capture, axes: set[int], why: str) -> list[str]:
+    """Say which sizes the file takes only."""
+    sizes = ((BATCH_AXIS, "batch size", captured.batch), (FRAME_AXIS, "frame count", captured.frames))
+    return [
+        f"the network is taken with a {name} of {size} only: {why}"
+        for axis, name, size in sizes
+        if axis in axes and size is not None
+    ]

@@ -1,0 +1,121 @@
+"""Stages: what the runner promises, and that a stage is added without a change elsewhere."""
+
+import ast
+import inspect
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+import qgait_ptq as qg
+from qgait_ptq.calibration import stages as calibration_stages
+from qgait_ptq.config.schema import IdcConfig
+from qgait_ptq.errors import StageOrderError
+from qgait_ptq.pipeline import evaluating, exporting, preparing
+from qgait_ptq.pipeline.quantize import CALIBRATION, EVALUATION, EXPORT, PREPARATION, STAGES, begin
+from qgait_ptq.stages.state import Source
+from tests.conftest import make_gaitbase
+
+FAST = qg.QuantConfig(
+    idc=IdcConfig(enabled=False), rounding="nearest", bias_correction=False, minimum_agreement=-1
+)
+
+
+class Told:
+    """Keeps what a run tells."""
+
+    def __init__(self):
+        self.stages, self.notes, self.steps = [], [], 0
+
+    @contextmanager
+    def stage(self, name, steps=None):
+        self.stages.append((name, steps))
+
+        def advance():
+            self.steps += 1
+
+        yield advance
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+class CountSequences(qg.Stage):
+    """A stage of a user: it looks at the data and notes how many sequences there are."""
+
+    name = "count"
+
+    def steps(self, state):
+        return 2
+
+    def apply(self, state, advance=lambda: None):
+        advance()
+        advance()
+        return state.recording(sequences=len(state.data.calibration)).noting("counted")
+
+
+class Never(CountSequences):
+    name = "never"
+
+    def wanted(self, state):
+        return False
+
+
+@pytest.fixture(scope="module")
+def state(walkers):
+    data = qg.GaitData(walkers.choose(6), walkers.choose(4, 1))
+    return begin(Source(make_gaitbase()), data, FAST, device="cpu")
+
+
+def test_a_stage_gives_a_new_state_and_is_timed_and_told(state):
+    told = Told()
+    after = qg.run_stages([CountSequences(), Never()], state, told)
+    assert after.record == {"sequences": 6}
+    assert set(after.seconds) == {"count"}
+    assert told.stages == [("count", 2)]
+    assert told.notes == ["counted"]
+    assert told.steps == 2
+    assert (dict(state.record), state.notes, dict(state.seconds)) == ({}, (), {})
+
+
+def test_a_stage_of_a_user_stands_among_the_others(state):
+    own = (*PREPARATION, CountSequences(), *CALIBRATION)
+    after = qg.run_stages(own, state)
+    assert after.record["sequences"] == 6
+    assert after.quantized is not state.maybe_quantized
+
+
+@pytest.mark.parametrize("stages", [CALIBRATION, EXPORT, EVALUATION])
+def test_stages_out_of_their_order_say_what_is_missing(state, stages):
+    with pytest.raises(StageOrderError, match="needed here, and no stage before gave it"):
+        qg.run_stages(stages, state)
+
+
+def test_calibrating_stages_leave_the_graphs_of_earlier_states_as_they_are(state):
+    prepared = qg.run_stages(PREPARATION, state)
+    before = {name: value.clone() for name, value in prepared.network.state_dict().items()}
+    states = [prepared]
+    for stage in CALIBRATION:
+        states.append(stage.run(states[-1], Told()))
+    for name, value in prepared.network.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    assert prepared.maybe_quantized is None
+
+
+def test_the_staged_calls_give_what_quantize_gives(walkers):
+    data = qg.GaitData(walkers.choose(6), walkers.choose(4, 1))
+    prepared = qg.prepare(make_gaitbase(), data, FAST, device="cpu")
+    staged = qg.evaluate(qg.export(qg.calibrate(prepared)))
+    at_once = qg.quantize(make_gaitbase(), data, FAST, device="cpu")
+    assert staged.onnx_model.SerializeToString() == at_once.onnx_model.SerializeToString()
+    assert staged.report.agreement == at_once.report.agreement
+
+
+def test_the_list_of_stages_is_the_only_place_that_knows_them_all():
+    names = [stage.name for stage in STAGES]
+    assert len(set(names)) == len(names)
+    for module in (calibration_stages, preparing, exporting, evaluating):
+        for node in ast.parse(inspect.getsource(module)).body:
+            if isinstance(node, ast.ClassDef):
+                assert ast.get_docstring(node)
+                assert issubclass(getattr(module, node.name), qg.Stage)
