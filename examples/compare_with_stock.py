@@ -28,7 +28,7 @@ from qgait_ptq.config.schema import IdcConfig, QuantConfig
 from qgait_ptq.evaluation.benchmark import QUIET_ENOUGH, summarize
 from qgait_ptq.evaluation.sampling import interleave
 from qgait_ptq.evaluation.workload import Setting, example_inputs
-from qgait_ptq.export.onnx_file import export_float, export_quantized
+from qgait_ptq.exporters.onnx_file import export_float, export_quantized
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.gait.walkers.population import Split

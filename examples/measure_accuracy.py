@@ -22,7 +22,7 @@ from torch import Tensor
 
 import qgait_ptq as qg
 from qgait_ptq.config.schema import QuantConfig
-from qgait_ptq.export.onnx_file import export_quantized
+from qgait_ptq.exporters.onnx_file import export_quantized
 from qgait_ptq.gait.data.sources import GaitData, load_walkers
 from qgait_ptq.gait.embedding import embed_dataset
 from qgait_ptq.gait.metrics import embedding_sqnr

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import qgait_ptq as qg
 from qgait_ptq.calibration.ranges import calibrate_ranges
 from qgait_ptq.config.schema import QuantConfig
-from qgait_ptq.export.onnx_file import export_float, export_quantized
+from qgait_ptq.exporters.onnx_file import export_float, export_quantized
 from qgait_ptq.gait.data.sampling import to_network_input
 from qgait_ptq.gait.data.sequences import cut_width
 from qgait_ptq.gait.data.sources import load_walkers
@@ -32,8 +32,8 @@ from qgait_ptq.gait.walkers.clothing import Condition
 from qgait_ptq.gait.walkers.population import Split, split_identities
 from qgait_ptq.gait.walkers.rendering import render_identities
 from qgait_ptq.gait.zoo import GaitBase
-from qgait_ptq.prepare.insert import insert_quantizers
-from qgait_ptq.prepare.planning import plan
+from qgait_ptq.placement.insert import insert_quantizers
+from qgait_ptq.placement.planning import plan
 from qgait_ptq.targets.profiles import get_target
 
 SEQUENCES, FRAMES = 64, 30

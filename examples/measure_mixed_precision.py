@@ -38,13 +38,13 @@ from torch import Tensor
 import qgait_ptq as qg
 from qgait_ptq.config.recipes import parse
 from qgait_ptq.config.schema import QuantConfig
-from qgait_ptq.export.onnx_file import export_quantized
+from qgait_ptq.exporters.onnx_file import export_quantized
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.embedding import embed_dataset
 from qgait_ptq.gait.metrics import embedding_sqnr
 from qgait_ptq.gait.walkers.population import TRIALS, Split
 from qgait_ptq.gait.zoo import gaitbase_small
-from qgait_ptq.prepare.layers import LayerPlan, list_layers
+from qgait_ptq.placement.layers import LayerPlan, list_layers
 from qgait_ptq.targets.profiles import get_target
 
 NETWORK = Path(__file__).parent / "models" / "gaitbase-small.pt"

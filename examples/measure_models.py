@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import qgait_ptq as qg
 from qgait_ptq.capture.trace import Capture
 from qgait_ptq.config.schema import IdcConfig, QuantConfig
-from qgait_ptq.export.onnx_file import export_float, export_quantized
+from qgait_ptq.exporters.onnx_file import export_float, export_quantized
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sequences import cut_width
 from qgait_ptq.gait.embedding import as_parts, network_batch
@@ -34,8 +34,8 @@ from qgait_ptq.gait.walkers.population import Split, split_identities
 from qgait_ptq.gait.walkers.rendering import render_identities, subject_name
 from qgait_ptq.gait.zoo import NETWORKS
 from qgait_ptq.graph.frame_parts import join_inputs
-from qgait_ptq.prepare.layers import LayerPlan, count_parameters, list_layers
-from qgait_ptq.prepare.planning import REPORTED_FRAMES
+from qgait_ptq.placement.layers import LayerPlan, count_parameters, list_layers
+from qgait_ptq.placement.planning import REPORTED_FRAMES
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import run_session
 from qgait_ptq.targets.profiles import get_target

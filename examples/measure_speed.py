@@ -27,11 +27,11 @@ import qgait_ptq as qg
 from qgait_ptq.config.schema import IdcConfig, QuantConfig
 from qgait_ptq.evaluation.benchmark import Measured, is_noisy, measure
 from qgait_ptq.evaluation.workload import Setting
-from qgait_ptq.export.onnx_file import export_float, export_quantized, write_metadata
+from qgait_ptq.exporters.onnx_file import export_float, export_quantized, write_metadata
 from qgait_ptq.gait.walkers.population import Split
 from qgait_ptq.gait.zoo import NETWORKS, GaitBase
-from qgait_ptq.prepare.layers import list_layers
-from qgait_ptq.prepare.planning import REPORTED_FRAMES
+from qgait_ptq.placement.layers import list_layers
+from qgait_ptq.placement.planning import REPORTED_FRAMES
 from qgait_ptq.runtime.embedder import LONGEST_PIECE
 from qgait_ptq.runtime.exactness import describe_processor, saturates
 from qgait_ptq.runtime.sessions import ONNXRUNTIME
@@ -86,7 +86,7 @@ STREAM = """
 import sys, numpy as np, resource
 from pathlib import Path
 import qgait_ptq as qg
-from qgait_ptq.prepare.layers import list_layers
+from qgait_ptq.placement.layers import list_layers
 embedder = qg.Embedder(sys.argv[1], threads=1)
 embedder(np.random.default_rng(0).integers(0, 256, (int(sys.argv[2]), 64, 44), dtype=np.uint8))
 status = Path("/proc/self/status").read_text()

@@ -24,7 +24,7 @@ import qgait_ptq as qg
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.evaluation.benchmark import summarize
 from qgait_ptq.evaluation.sampling import interleave
-from qgait_ptq.export.torch_program import export_program
+from qgait_ptq.exporters.torch_program import export_program
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.gait.walkers.population import Split
 from qgait_ptq.gait.zoo import NETWORKS

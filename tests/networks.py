@@ -14,8 +14,8 @@ from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.gait.data.clips import cut_clips, split_identities_off
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sampling import PKSampler
-from qgait_ptq.prepare.insert import insert_quantizers
-from qgait_ptq.prepare.planning import plan
+from qgait_ptq.placement.insert import insert_quantizers
+from qgait_ptq.placement.planning import plan
 from qgait_ptq.stages.training_data import Clips, TrainingData
 
 

@@ -27,7 +27,7 @@ from qgait_ptq.graph.attributes import layer_name, set_parameter, shared_paramet
 from qgait_ptq.graph.operators import CONVOLUTIONS, is_operator
 from qgait_ptq.graph.shapes import observed_integer
 from qgait_ptq.graph.stepping import DEFAULT_MEMORY, Stepper
-from qgait_ptq.prepare.quantized_layers import QuantizedLayer, quantized_layers, weight_of
+from qgait_ptq.placement.quantized_layers import QuantizedLayer, quantized_layers, weight_of
 from qgait_ptq.quantizer.grid import quantize
 from qgait_ptq.quantizer.pairs import neighbours, widened_scale
 

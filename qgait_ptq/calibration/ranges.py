@@ -11,7 +11,7 @@ from qgait_ptq.calibration.additions import align_additions
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.graph.annotation import annotation_of
 from qgait_ptq.graph.attributes import layer_name, tensor_of
-from qgait_ptq.prepare.insert import input_quantizer
+from qgait_ptq.placement.insert import input_quantizer
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize, set_observing
 from qgait_ptq.quantizer.grid import INT32_MAX
 from qgait_ptq.quantizer.pairs import widened_scale

@@ -32,8 +32,8 @@ from qgait_ptq.calibration.trained_graph import LearningRates
 from qgait_ptq.calibration.training import TrainingSettings
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.gait.embedding import network_batch
-from qgait_ptq.prepare.insert import insert_quantizers
-from qgait_ptq.prepare.quantized_layers import quantized_layers
+from qgait_ptq.placement.insert import insert_quantizers
+from qgait_ptq.placement.quantized_layers import quantized_layers
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
 from qgait_ptq.quantizer.soft import TemperatureSchedule
 from qgait_ptq.quantizer.trainable import WeightMode

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from qgait_ptq.calibration.additions import align_additions, aligned_multiples
 from qgait_ptq.graph.attributes import shared_parameters, tensor_of
 from qgait_ptq.graph.operators import CONVOLUTIONS, is_operator
-from qgait_ptq.prepare.quantized_layers import activation_quantizers, quantized_layers, weight_of
+from qgait_ptq.placement.quantized_layers import activation_quantizers, quantized_layers, weight_of
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.quantizer.trainable import ActivationTrainer, BiasTrainer, WeightMode, WeightTrainer
 

@@ -13,8 +13,8 @@ from qgait_ptq.capture.loading import import_object, load_model, make_module
 from qgait_ptq.capture.trace import set_to_inference
 from qgait_ptq.config.schema import DataSource, ModelSource
 from qgait_ptq.errors import ConfigError, ModelError
-from qgait_ptq.export.metadata import parse_metadata
-from qgait_ptq.export.onnx_file import read_model
+from qgait_ptq.exporters.metadata import parse_metadata
+from qgait_ptq.exporters.onnx_file import read_model
 from qgait_ptq.gait.adapters import ADAPTERS
 from qgait_ptq.gait.data.sequences import Reading
 from qgait_ptq.gait.data.sources import (

@@ -87,8 +87,8 @@ def command(
 
     from qgait_ptq.cli.inputs import load_network
     from qgait_ptq.gait.data.sequences import cut_width, shape_text
-    from qgait_ptq.prepare.layers import count_parameters, float_operators
-    from qgait_ptq.prepare.planning import REPORTED_FRAMES, plan
+    from qgait_ptq.placement.layers import count_parameters, float_operators
+    from qgait_ptq.placement.planning import REPORTED_FRAMES, plan
     from qgait_ptq.report.plain import write_line
     from qgait_ptq.report.terminal import TerminalProgress, layer_table
 
@@ -158,7 +158,7 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
     from qgait_ptq.cli.inputs import load_data, load_network, open_embedder
     from qgait_ptq.evaluation.layer_comparison import compare_layers
     from qgait_ptq.gait.embedding import network_batch
-    from qgait_ptq.prepare.planning import plan
+    from qgait_ptq.placement.planning import plan
     from qgait_ptq.report.reading import read_report
     from qgait_ptq.report.terminal import TerminalProgress, comparison_table
     from qgait_ptq.runtime.written_file import refuse_damage

@@ -12,8 +12,8 @@ from qgait_ptq.cli.inputs import load_data
 from qgait_ptq.config.schema import Recipe
 from qgait_ptq.gait.data.sources import WALKER_FRAME_SHAPE, walker_counts
 from qgait_ptq.pipeline.expectation import Expectation, expect
-from qgait_ptq.prepare.planning import plan
-from qgait_ptq.prepare.submodule_data import submodule_config
+from qgait_ptq.placement.planning import plan
+from qgait_ptq.placement.submodule_data import submodule_config
 from qgait_ptq.report.terminal import duration, layer_table
 from qgait_ptq.system.progress import Progress
 from qgait_ptq.targets.profiles import get_target

@@ -31,7 +31,7 @@ def command(file: Path | None, as_json: bool) -> None:
     broken: dict[str, list[str]] = {}
     proof = None
     if file is not None:
-        from qgait_ptq.export.onnx_file import read_model
+        from qgait_ptq.exporters.onnx_file import read_model
         from qgait_ptq.reference.proof import prove_exactness
         from qgait_ptq.runtime.written_file import refuse_damage
 

@@ -103,7 +103,7 @@ def examine(
         ModelError: the file is damaged, or the toolkit did not write it.
         ConfigError: that processor cannot be emulated here.
     """
-    from qgait_ptq.export.onnx_file import read_model
+    from qgait_ptq.exporters.onnx_file import read_model
     from qgait_ptq.reference.proof import prove_exactness
     from qgait_ptq.runtime.sessions import ONNXRUNTIME
     from qgait_ptq.runtime.written_file import open_file, refuse_damage

@@ -18,8 +18,8 @@ from qgait_ptq.evaluation.memory import measure_memory
 from qgait_ptq.evaluation.peak import measure_peak
 from qgait_ptq.evaluation.sampling import Sample, interleave
 from qgait_ptq.evaluation.workload import Setting, example_inputs
-from qgait_ptq.export.metadata import parse_metadata
-from qgait_ptq.export.onnx_file import read_model
+from qgait_ptq.exporters.metadata import parse_metadata
+from qgait_ptq.exporters.onnx_file import read_model
 from qgait_ptq.runtime.exact_sessions import open_session
 
 NOISY = 0.1  # share of the wall time of a sample that others used

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, fx
 
 from qgait_ptq.errors import DataError, ModelError
-from qgait_ptq.export.lowering import CALL_MARK
-from qgait_ptq.export.passes.first_layer_table import layers_in_tables
+from qgait_ptq.exporters.lowering import CALL_MARK
+from qgait_ptq.exporters.passes.first_layer_table import layers_in_tables
 from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.operators import WEIGHTED, is_operator
 from qgait_ptq.graph.shapes import is_free, observed_shape, record_free_axes
-from qgait_ptq.prepare.layers import OutputKeeper
+from qgait_ptq.placement.layers import OutputKeeper
 from qgait_ptq.runtime.sessions import as_session_inputs, open_onnxruntime, session_inputs
 
 DECIBELS = 10.0

@@ -32,9 +32,9 @@ from qgait_ptq.mixed_precision.solver import (
     describe,
     pareto_front,
 )
-from qgait_ptq.prepare.annotate import names_layer, place
-from qgait_ptq.prepare.layers import list_layers
-from qgait_ptq.prepare.planning import bit_widths
+from qgait_ptq.placement.annotate import names_layer, place
+from qgait_ptq.placement.layers import list_layers
+from qgait_ptq.placement.planning import bit_widths
 from qgait_ptq.stages.stage import run_stages
 from qgait_ptq.stages.state import State, needed
 from qgait_ptq.system.progress import Progress

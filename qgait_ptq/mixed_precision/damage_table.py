@@ -16,14 +16,14 @@ from qgait_ptq.calibration.correction import correct_alone
 from qgait_ptq.calibration.resuming import SavedStates
 from qgait_ptq.calibration.stages import Correct, Equalize, SetRanges, correction_settings, fingerprint
 from qgait_ptq.errors import DataError
-from qgait_ptq.export.onnx_file import export_quantized
+from qgait_ptq.exporters.onnx_file import export_quantized
 from qgait_ptq.mixed_precision.costs import CostModel
 from qgait_ptq.mixed_precision.groups import Kind, WidthGroup, find_groups, layer_costs
 from qgait_ptq.mixed_precision.sensitivity import Sensitivity, measure_sensitivity
-from qgait_ptq.prepare.annotate import place
-from qgait_ptq.prepare.insert import insert_quantizers
-from qgait_ptq.prepare.layers import list_layers
-from qgait_ptq.prepare.planning import bit_widths
+from qgait_ptq.placement.annotate import place
+from qgait_ptq.placement.insert import insert_quantizers
+from qgait_ptq.placement.layers import list_layers
+from qgait_ptq.placement.planning import bit_widths
 from qgait_ptq.stages.stage import nothing
 from qgait_ptq.stages.state import State
 from qgait_ptq.stages.training_data import Clips

@@ -9,8 +9,8 @@ from enum import StrEnum
 from torch import fx
 
 from qgait_ptq.graph.attributes import layer_name
-from qgait_ptq.prepare.insert import input_quantizer
-from qgait_ptq.prepare.quantized_layers import (
+from qgait_ptq.placement.insert import input_quantizer
+from qgait_ptq.placement.quantized_layers import (
     QuantizedLayer,
     activation_quantizers,
     quantized_layers,

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from qgait_ptq.graph.attributes import tensor_of
 from qgait_ptq.mixed_precision.damage import Damage, judge_damage
 from qgait_ptq.mixed_precision.groups import Kind, WidthGroup
-from qgait_ptq.prepare.quantized_layers import quantized_layers
+from qgait_ptq.placement.quantized_layers import quantized_layers
 from qgait_ptq.stages.training_data import Clips
 
 Embeddings = dict[str, Tensor]

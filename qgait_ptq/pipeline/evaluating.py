@@ -13,7 +13,7 @@ from qgait_ptq.evaluation.accuracy import accuracy_of, agreement_of, comparison_
 from qgait_ptq.evaluation.benchmark import QUIET_ENOUGH, compare_speed
 from qgait_ptq.evaluation.workload import Setting
 from qgait_ptq.gait.embedding import Embed, embed_dataset
-from qgait_ptq.prepare.planning import REPORTED_FRAMES
+from qgait_ptq.placement.planning import REPORTED_FRAMES
 from qgait_ptq.runtime.sessions import run_session
 from qgait_ptq.stages.stage import Stage, nothing
 from qgait_ptq.stages.state import State

@@ -11,8 +11,8 @@ from torch import fx
 
 from qgait_ptq.capture.trace import Capture
 from qgait_ptq.config.schema import QuantConfig
-from qgait_ptq.prepare.layers import LayerPlan
-from qgait_ptq.prepare.planning import REPORTED_FRAMES
+from qgait_ptq.placement.layers import LayerPlan
+from qgait_ptq.placement.planning import REPORTED_FRAMES
 from qgait_ptq.targets.profiles import Target
 
 INT4_BITS, FLOAT_BITS = 4, 32

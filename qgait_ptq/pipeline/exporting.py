@@ -13,12 +13,12 @@ from torch import Tensor
 
 from qgait_ptq.capture.trace import FRAME_AXIS, Capture
 from qgait_ptq.errors import ExportError
-from qgait_ptq.export.onnx_file import export_float, export_quantized
-from qgait_ptq.export.passes.first_layer_table import LARGEST_KERNEL, layers_in_tables
+from qgait_ptq.exporters.onnx_file import export_float, export_quantized
+from qgait_ptq.exporters.passes.first_layer_table import LARGEST_KERNEL, layers_in_tables
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.pipeline.preparing import pinned_notes
-from qgait_ptq.prepare.layers import layer_sqnr, list_layers
+from qgait_ptq.placement.layers import layer_sqnr, list_layers
 from qgait_ptq.reference.proof import prove_exactness
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.exactness import describe_processor

@@ -9,10 +9,10 @@ from qgait_ptq.calibration.stages import LEARNING
 from qgait_ptq.capture.trace import BATCH_AXIS, FRAME_AXIS, Capture
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.mixed_precision.choosing import WidthChooser, allowed_drop, held_out_drop
-from qgait_ptq.prepare.annotate import place
-from qgait_ptq.prepare.layers import integer_layers
-from qgait_ptq.prepare.planning import bit_widths, plan
-from qgait_ptq.prepare.submodule_data import submodule_config, take_submodule
+from qgait_ptq.placement.annotate import place
+from qgait_ptq.placement.layers import integer_layers
+from qgait_ptq.placement.planning import bit_widths, plan
+from qgait_ptq.placement.submodule_data import submodule_config, take_submodule
 from qgait_ptq.stages.stage import Stage, nothing, run_stages
 from qgait_ptq.stages.state import State, needed
 from qgait_ptq.system.progress import Advance, Progress, Silent

@@ -11,7 +11,7 @@ from torch import nn
 
 from qgait_ptq.calibration.stages import WITHOUT_LABELS
 from qgait_ptq.config.schema import QuantConfig, Recipe
-from qgait_ptq.export.onnx_file import write_metadata
+from qgait_ptq.exporters.onnx_file import write_metadata
 from qgait_ptq.gait.data.contact_sheet import draw_sequences, encode_png
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sources import GaitData, as_gait_data, load_walkers

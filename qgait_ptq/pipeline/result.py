@@ -15,7 +15,7 @@ from qgait_ptq.calibration.resuming import SavedStates
 from qgait_ptq.capture.trace import Capture
 from qgait_ptq.config.recipes import recipe_yaml
 from qgait_ptq.config.schema import Recipe
-from qgait_ptq.export.torch_program import export_program
+from qgait_ptq.exporters.torch_program import export_program
 from qgait_ptq.graph.frame_parts import input_parts, split_inputs
 from qgait_ptq.report.page import render_report
 from qgait_ptq.report.record import Report

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from qgait_ptq.prepare.layers import LayerPlan, count_parameters, layer_scales, list_layers
-from qgait_ptq.prepare.planning import REPORTED_FRAMES
+from qgait_ptq.placement.layers import LayerPlan, count_parameters, layer_scales, list_layers
+from qgait_ptq.placement.planning import REPORTED_FRAMES
 from qgait_ptq.stages.state import State
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qgait_ptq.errors import ModelError, QgaitError, first_line
-from qgait_ptq.export.metadata import parse_metadata
+from qgait_ptq.exporters.metadata import parse_metadata
 from qgait_ptq.runtime.exactness import exact_model
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, SessionInput, model_name, open_unguarded
 

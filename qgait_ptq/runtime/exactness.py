@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qgait_ptq.errors import ProcessorWarning
-from qgait_ptq.export.metadata import is_proven_safe, parse_metadata
+from qgait_ptq.exporters.metadata import is_proven_safe, parse_metadata
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, open_unguarded
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from qgait_ptq.export.nodes import replace_nodes
+from qgait_ptq.exporters.nodes import replace_nodes
 from qgait_ptq.reference.pair_sums import BETWEEN_QUANTIZERS
 
 SHIFT = 128

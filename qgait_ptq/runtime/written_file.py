@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qgait_ptq.errors import ModelError, QgaitError, first_line
-from qgait_ptq.export.metadata import LARGEST_MODEL, parse_metadata
+from qgait_ptq.exporters.metadata import LARGEST_MODEL, parse_metadata
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session
 from qgait_ptq.system.reading import check_file

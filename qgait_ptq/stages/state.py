@@ -16,7 +16,7 @@ from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import StageOrderError
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sources import GaitData
-from qgait_ptq.prepare.submodule_data import SubmoduleNetwork
+from qgait_ptq.placement.submodule_data import SubmoduleNetwork
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, is_installed
 from qgait_ptq.stages.training_data import TrainingData
 from qgait_ptq.targets.profiles import Target, get_target

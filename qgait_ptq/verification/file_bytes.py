@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from qgait_ptq.export.onnx_file import read_model
+from qgait_ptq.exporters.onnx_file import read_model
 from qgait_ptq.reference.arithmetic import Array, quantize_floats
 from qgait_ptq.reference.interpreter import simulate
 from qgait_ptq.runtime.sessions import Session

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from qgait_ptq.errors import ExportError
-from qgait_ptq.prepare.layers import LayerShape
+from qgait_ptq.placement.layers import LayerShape
 from qgait_ptq.quantizer.pair_order import INT16_MAX
 from qgait_ptq.reference.interpreter import simulate
 from qgait_ptq.runtime.exactness import describe_processor, exact_network

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from qgait_ptq.errors import ExportError
-from qgait_ptq.export.lowering import CALL_MARK
-from qgait_ptq.export.passes.first_layer_table import layers_in_tables
-from qgait_ptq.export.passes.integer_sums import SUMS
+from qgait_ptq.exporters.lowering import CALL_MARK
+from qgait_ptq.exporters.passes.first_layer_table import layers_in_tables
+from qgait_ptq.exporters.passes.integer_sums import SUMS
 from qgait_ptq.graph.conversion import in_double
 
 INTEGER_KERNELS = frozenset(

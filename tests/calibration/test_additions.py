@@ -7,11 +7,11 @@ import pytest
 from qgait_ptq.calibration.additions import align_additions
 from qgait_ptq.calibration.ranges import calibrate_ranges
 from qgait_ptq.config.schema import QuantConfig
-from qgait_ptq.export.onnx_file import export_quantized
-from qgait_ptq.prepare.annotate import place
-from qgait_ptq.prepare.insert import insert_quantizers
-from qgait_ptq.prepare.planning import bit_widths, plan
-from qgait_ptq.prepare.quantized_layers import activation_quantizers
+from qgait_ptq.exporters.onnx_file import export_quantized
+from qgait_ptq.placement.annotate import place
+from qgait_ptq.placement.insert import insert_quantizers
+from qgait_ptq.placement.planning import bit_widths, plan
+from qgait_ptq.placement.quantized_layers import activation_quantizers
 from qgait_ptq.reference.additions import prove_additions
 from qgait_ptq.targets.profiles import get_target
 from tests.conftest import make_gaitbase

@@ -9,7 +9,7 @@ from torch import nn
 from qgait_ptq.calibration.correction import CorrectionSettings, Rounding, _columns, correct_layers
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.gait.metrics import embedding_sqnr
-from qgait_ptq.prepare.quantized_layers import quantized_layers, weight_of
+from qgait_ptq.placement.quantized_layers import quantized_layers, weight_of
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
 from qgait_ptq.quantizer.grid import quantize
 from tests.conftest import make_gaitbase

@@ -13,7 +13,7 @@ from qgait_ptq.calibration.resuming import SavedStates
 from qgait_ptq.calibration.trained_graph import LearningRates, output_magnitudes
 from qgait_ptq.calibration.training import TrainingSettings
 from qgait_ptq.errors import CalibrationError, ConfigError
-from qgait_ptq.prepare.quantized_layers import quantized_layers, weight_of
+from qgait_ptq.placement.quantized_layers import quantized_layers, weight_of
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
 from qgait_ptq.quantizer.soft import TemperatureSchedule
 from qgait_ptq.quantizer.trainable import WeightMode

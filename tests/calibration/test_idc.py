@@ -11,7 +11,7 @@ from qgait_ptq.calibration.idc import calibrate_distances
 from qgait_ptq.calibration.trained_graph import LearningRates, TrainedGraph, output_magnitudes
 from qgait_ptq.calibration.training import EmbeddingTraining, TrainingSettings, embed_clips
 from qgait_ptq.errors import CalibrationError
-from qgait_ptq.prepare.quantized_layers import quantized_layers, weight_of
+from qgait_ptq.placement.quantized_layers import quantized_layers, weight_of
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
 from qgait_ptq.quantizer.grid import quantize
 from qgait_ptq.quantizer.trainable import WeightMode

@@ -6,9 +6,9 @@ from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.graph.annotation import annotation_of
 from qgait_ptq.graph.attributes import tensor_of
-from qgait_ptq.prepare.insert import insert_quantizers
-from qgait_ptq.prepare.layers import layer_sqnr
-from qgait_ptq.prepare.planning import plan
+from qgait_ptq.placement.insert import insert_quantizers
+from qgait_ptq.placement.layers import layer_sqnr
+from qgait_ptq.placement.planning import plan
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.quantizer.grid import INT32_MAX
 from tests.conftest import make_gaitbase

@@ -7,7 +7,7 @@ from torch import nn
 from qgait_ptq.capture.trace import capture
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.graph.operators import BATCH_NORMS, is_operator
-from qgait_ptq.prepare.planning import plan
+from qgait_ptq.placement.planning import plan
 from tests.conftest import randomise_batch_norms
 
 

@@ -5,7 +5,7 @@ from torch import nn
 from qgait_ptq.capture.trace import capture
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import CaptureError
-from qgait_ptq.prepare.planning import plan
+from qgait_ptq.placement.planning import plan
 
 
 class Embedding(nn.Module):

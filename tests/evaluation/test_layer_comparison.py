@@ -13,7 +13,7 @@ from qgait_ptq.evaluation.layer_comparison import compare_layers
 from qgait_ptq.gait.data.sources import load_directory
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.gait.zoo import GaitGL, GaitPart
-from qgait_ptq.prepare.planning import plan
+from qgait_ptq.placement.planning import plan
 from tests.conftest import make_gaitbase, make_gaitset, randomise_batch_norms
 
 

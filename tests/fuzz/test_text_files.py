@@ -15,7 +15,7 @@ from qgait_ptq.cli.verify import examine
 from qgait_ptq.config.recipes import parse, read_recipe, recipe_yaml
 from qgait_ptq.config.schema import IdcConfig, Recipe
 from qgait_ptq.config.yaml_reading import load_yaml
-from qgait_ptq.export.onnx_file import read_model
+from qgait_ptq.exporters.onnx_file import read_model
 from qgait_ptq.gait.opengait.configuration import read_opengait_config
 from qgait_ptq.reference.pair_sums import bound_pair_sums
 from qgait_ptq.report.comparing import compare_reports, short_names

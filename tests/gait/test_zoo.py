@@ -6,7 +6,7 @@ Weights are random and batch norm statistics made up: what is tested is structur
 import pytest
 import torch
 
-from qgait_ptq.export.onnx_file import export_quantized
+from qgait_ptq.exporters.onnx_file import export_quantized
 from qgait_ptq.gait.zoo import (
     DeepGaitV2P3D,
     GaitBase,
@@ -21,7 +21,7 @@ from qgait_ptq.gait.zoo import (
 from qgait_ptq.graph.conversion import in_double
 from qgait_ptq.graph.frame_layout import FrameLayout, FramePart, PartKind
 from qgait_ptq.graph.frame_parts import join_inputs
-from qgait_ptq.prepare.layers import count_parameters, list_layers
+from qgait_ptq.placement.layers import count_parameters, list_layers
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import run_session
 from qgait_ptq.targets.profiles import get_target

@@ -6,7 +6,7 @@ from torch import nn
 
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.graph.conversion import in_double, to_device
-from qgait_ptq.prepare.planning import plan
+from qgait_ptq.placement.planning import plan
 
 
 class MakesTensors(nn.Module):

@@ -11,7 +11,7 @@ from qgait_ptq.gait.metrics import single_shot_rank1
 from qgait_ptq.mixed_precision.damage import judge_damage
 from qgait_ptq.mixed_precision.groups import Kind, find_groups, layer_costs
 from qgait_ptq.mixed_precision.sensitivity import measure_sensitivity
-from qgait_ptq.prepare.layers import list_layers
+from qgait_ptq.placement.layers import list_layers
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
 from qgait_ptq.stages.training_data import Clips
 from tests.conftest import make_gaitbase

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qgait_ptq.export.onnx_file import export_quantized
+from qgait_ptq.exporters.onnx_file import export_quantized
 from qgait_ptq.graph.conversion import in_double
 from qgait_ptq.graph.network_input import random_silhouettes
-from qgait_ptq.prepare.layers import float_operators, list_layers
+from qgait_ptq.placement.layers import float_operators, list_layers
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import run_session
 from qgait_ptq.targets.profiles import get_target

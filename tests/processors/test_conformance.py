@@ -22,11 +22,11 @@ from torch import nn
 from qgait_ptq.calibration.ranges import calibrate_ranges
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import ConfigError
-from qgait_ptq.export.onnx_file import export_quantized, write_metadata
+from qgait_ptq.exporters.onnx_file import export_quantized, write_metadata
 from qgait_ptq.gait.zoo import DeepGaitV2P3D, GaitGL, GaitPart
-from qgait_ptq.prepare.annotate import place
-from qgait_ptq.prepare.insert import insert_quantizers
-from qgait_ptq.prepare.planning import bit_widths, plan
+from qgait_ptq.placement.annotate import place
+from qgait_ptq.placement.insert import insert_quantizers
+from qgait_ptq.placement.planning import bit_widths, plan
 from qgait_ptq.reference.pair_sums import bound_pair_sums
 from qgait_ptq.reference.proof import prove_exactness
 from qgait_ptq.runtime.exactness import saturates

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import qgait_ptq as qg
 from qgait_ptq.cli.verify import examine
-from qgait_ptq.export.metadata import METADATA_KEY
+from qgait_ptq.exporters.metadata import METADATA_KEY
 
 FRAMES, SIZE, CHANNELS = 3, (4, 3), 5
 SEQUENCE = np.tile(np.array([0, 255, 255], np.uint8), (FRAMES, SIZE[0], 1))

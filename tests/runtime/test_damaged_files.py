@@ -8,7 +8,7 @@ import pytest
 import qgait_ptq as qg
 from qgait_ptq.cli.verify import examine
 from qgait_ptq.errors import ModelError
-from qgait_ptq.export.onnx_file import read_model
+from qgait_ptq.exporters.onnx_file import read_model
 from qgait_ptq.runtime.exact_sessions import open_session
 from tests.runtime.small_model import CHANNELS, FRAMES, METADATA, SEQUENCE, save, small_model, use
 

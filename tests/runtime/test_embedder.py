@@ -10,7 +10,7 @@ import qgait_ptq as qg
 from qgait_ptq.capture.trace import capture
 from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.errors import ConfigError, DataError, ModelError
-from qgait_ptq.export.onnx_file import export_float
+from qgait_ptq.exporters.onnx_file import export_float
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sequences import Reading
 from qgait_ptq.gait.zoo import GaitGraph

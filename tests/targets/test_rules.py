@@ -11,9 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 import qgait_ptq as qg
 from qgait_ptq.config.schema import IdcConfig, QuantConfig
 from qgait_ptq.errors import ConfigError, ExportError
-from qgait_ptq.export.onnx_file import export_quantized
+from qgait_ptq.exporters.onnx_file import export_quantized
 from qgait_ptq.graph.conversion import in_double
-from qgait_ptq.prepare.planning import plan
+from qgait_ptq.placement.planning import plan
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import run_session
 from qgait_ptq.targets.profiles import TARGETS, get_target

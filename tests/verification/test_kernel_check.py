@@ -8,8 +8,8 @@ import pytest
 
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import ConfigError
-from qgait_ptq.prepare.layers import LayerShape, integer_layers
-from qgait_ptq.prepare.planning import plan
+from qgait_ptq.placement.layers import LayerShape, integer_layers
+from qgait_ptq.placement.planning import plan
 from qgait_ptq.verification.emulation import emulator
 from qgait_ptq.verification.kernel_check import check_kernels
 from tests.conftest import make_gaitbase
@@ -47,7 +47,7 @@ def test_narrow_layers_cannot_saturate_in_any_range():
 CHECKED = """
 import json, sys
 from qgait_ptq.errors import ExportError
-from qgait_ptq.prepare.layers import LayerShape
+from qgait_ptq.placement.layers import LayerShape
 from qgait_ptq.verification.kernel_check import check_kernels
 said = {}
 for runtime in ("onnxruntime", "openvino"):

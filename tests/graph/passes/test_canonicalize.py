@@ -11,7 +11,7 @@ from qgait_ptq.errors import CaptureError
 from qgait_ptq.graph.operators import aten, is_operator
 from qgait_ptq.graph.passes.canonicalize import SPLITS, STACKS
 from qgait_ptq.graph.passes.simplify import simplify
-from qgait_ptq.prepare.planning import plan
+from qgait_ptq.placement.planning import plan
 
 PARTS, CHANNELS, OUTPUTS = 4, 8, 6
 PER_PART = {

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from qgait_ptq.errors import ExportError
-from qgait_ptq.export.markers import DOMAIN, NAME, MarkedKind, Marker
+from qgait_ptq.exporters.markers import DOMAIN, NAME, MarkedKind, Marker
 from qgait_ptq.quantizer.grid import IntegerGrid, quantize, quantize_bias
 from qgait_ptq.targets.profiles import Storage
 

@@ -13,12 +13,12 @@ from torch import nn
 
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import ConfigError
-from qgait_ptq.export.onnx_file import export_quantized
-from qgait_ptq.export.passes.first_layer_table import layers_in_tables
-from qgait_ptq.export.passes.integer_sums import spell_out_sums
-from qgait_ptq.export.passes.pooled_maxima import pool_maxima
-from qgait_ptq.prepare.layers import list_layers
-from qgait_ptq.prepare.planning import plan
+from qgait_ptq.exporters.onnx_file import export_quantized
+from qgait_ptq.exporters.passes.first_layer_table import layers_in_tables
+from qgait_ptq.exporters.passes.integer_sums import spell_out_sums
+from qgait_ptq.exporters.passes.pooled_maxima import pool_maxima
+from qgait_ptq.placement.layers import list_layers
+from qgait_ptq.placement.planning import plan
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import open_onnxruntime
 from qgait_ptq.targets.profiles import get_target

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from qgait_ptq.export.nodes import replace_nodes
+from qgait_ptq.exporters.nodes import replace_nodes
 
 WINDOW = 32  # frames that one place of the pooling sees; what is left goes through the reduction
 # All maxima share these.

@@ -9,10 +9,10 @@ from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.operators import WEIGHTED, is_operator, operator_name
 from qgait_ptq.graph.passes.simplify import simplify
 from qgait_ptq.graph.shapes import record_shapes
-from qgait_ptq.prepare.annotate import place
-from qgait_ptq.prepare.insert import insert_quantizers
-from qgait_ptq.prepare.layers import float_operators, list_layers
-from qgait_ptq.prepare.planning import plan
+from qgait_ptq.placement.annotate import place
+from qgait_ptq.placement.insert import insert_quantizers
+from qgait_ptq.placement.layers import float_operators, list_layers
+from qgait_ptq.placement.planning import plan
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
 from qgait_ptq.targets.profiles import get_target
 from tests.conftest import make_gaitbase, make_gaitset

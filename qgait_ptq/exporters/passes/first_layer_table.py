@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from qgait_ptq.export.nodes import replace_nodes
+from qgait_ptq.exporters.nodes import replace_nodes
 from qgait_ptq.reference.interpreter import simulate
 
 LARGEST_KERNEL = 9  # values that a patch has: a table of 512 rows stays in the fastest cache

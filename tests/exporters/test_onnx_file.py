@@ -7,8 +7,8 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from qgait_ptq.errors import ExportError
-from qgait_ptq.export.onnx_file import export_float, export_quantized
-from qgait_ptq.prepare.layers import list_layers
+from qgait_ptq.exporters.onnx_file import export_float, export_quantized
+from qgait_ptq.placement.layers import list_layers
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import run_session

@@ -15,8 +15,8 @@ from qgait_ptq.graph.frame_parts import check_all_read, join_inputs
 from qgait_ptq.graph.passes.simplify import simplify
 from qgait_ptq.graph.passes.sink_leaky_relu import move_rectifiers_behind_maxima
 from qgait_ptq.graph.shapes import record_shapes
-from qgait_ptq.prepare.annotate import place
-from qgait_ptq.prepare.layers import LayerPlan, list_layers
+from qgait_ptq.placement.annotate import place
+from qgait_ptq.placement.layers import LayerPlan, list_layers
 from qgait_ptq.targets.profiles import check_widths, get_target
 
 REPORTED_FRAMES = 30  # multiply-accumulates are stated for a sequence of so many frames

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from qgait_ptq.export.nodes import replace_nodes
+from qgait_ptq.exporters.nodes import replace_nodes
 
 SUMS = "/sums"  # behind the name of a layer: the node that sums; the layer's own gives the values
 

@@ -14,18 +14,18 @@ from torch import fx
 
 from qgait_ptq.capture.trace import Capture, quiet_torch
 from qgait_ptq.errors import ExportError, ModelError, first_line
-from qgait_ptq.export.lowering import CALL_MARK, lower_markers
-from qgait_ptq.export.markers import mark_quantizers, translation_table
-from qgait_ptq.export.metadata import LARGEST_MODEL, METADATA_KEY, metadata_text, parse_metadata
-from qgait_ptq.export.passes.byte_input import take_bytes
-from qgait_ptq.export.passes.first_layer_table import look_up_first_layer
-from qgait_ptq.export.passes.integer_sums import SUMS, spell_out_sums
-from qgait_ptq.export.passes.pooled_maxima import pool_maxima
+from qgait_ptq.exporters.lowering import CALL_MARK, lower_markers
+from qgait_ptq.exporters.markers import mark_quantizers, translation_table
+from qgait_ptq.exporters.metadata import LARGEST_MODEL, METADATA_KEY, metadata_text, parse_metadata
+from qgait_ptq.exporters.passes.byte_input import take_bytes
+from qgait_ptq.exporters.passes.first_layer_table import look_up_first_layer
+from qgait_ptq.exporters.passes.integer_sums import SUMS, spell_out_sums
+from qgait_ptq.exporters.passes.pooled_maxima import pool_maxima
 from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.graph.frame_layout import PartKind
 from qgait_ptq.graph.frame_parts import input_parts, split_inputs, split_values
-from qgait_ptq.prepare.quantized_layers import quantized_layers
+from qgait_ptq.placement.quantized_layers import quantized_layers
 from qgait_ptq.reference.pair_sums import bound_pair_sums
 from qgait_ptq.system.reading import check_file
 from qgait_ptq.targets.profiles import Target
