@@ -13,7 +13,7 @@ from qgait_ptq.placement.annotate import place
 from qgait_ptq.placement.layers import integer_layers
 from qgait_ptq.placement.planning import bit_widths, plan
 from qgait_ptq.placement.submodule_data import submodule_config, take_submodule
-from qgait_ptq.stages.stage import Stage, nothing, run_stages
+from qgait_ptq.stages.stage import Stage, Stopwatch, nothing, run_stages
 from qgait_ptq.stages.state import State, needed
 from qgait_ptq.system.progress import Advance, Progress, Silent
 from qgait_ptq.verification.kernel_check import check_kernels
@@ -112,19 +112,19 @@ class ChooseWidths(Stage):
         return state.config.budget is not None or state.config.needs_held_out
 
     def run(self, state: State, progress: Progress) -> State:
-        """Run the stages of the choice, each told by itself."""
-        return self._choose(state, progress) if self.wanted(state) else state
+        """Run the steps of the choice, each told and timed by itself."""
+        if not self.wanted(state):
+            return state
+        watch = Stopwatch(progress)
+        choice = WidthChooser(state, watch).choose()
+        network = copy.deepcopy(state.network)
+        place(network, state.target.rules, bit_widths(choice.config))
+        state = replace(state, config=choice.config, maybe_network=network, chosen_drop=choice.drop)
+        return state.recording(allocation=choice.description).timed(watch.seconds)
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
         """Give ``config`` with all widths, and the network annotated with them."""
         return self.run(state, Silent())
-
-    def _choose(self, state: State, progress: Progress) -> State:
-        choice = WidthChooser(state, progress).choose()
-        network = copy.deepcopy(state.network)
-        place(network, state.target.rules, bit_widths(choice.config))
-        state = replace(state, config=choice.config, maybe_network=network, chosen_drop=choice.drop)
-        return state.recording(allocation=choice.description)
 
 
 class KeepAccuracy(Stage):

@@ -29,7 +29,7 @@ from qgait_ptq.pipeline.preparing import (
 from qgait_ptq.pipeline.result import QuantizationResult
 from qgait_ptq.report.record import build_report
 from qgait_ptq.runtime.sessions import RUNTIMES
-from qgait_ptq.stages.stage import Stage, run_stages
+from qgait_ptq.stages.stage import Stage, Stopwatch, run_stages
 from qgait_ptq.stages.state import Source, State
 from qgait_ptq.system.device import choose_device
 from qgait_ptq.system.progress import Progress, Silent
@@ -103,12 +103,14 @@ def begin(
     resume: bool = False,
 ) -> State:
     """Give the state that a run begins with; arguments as of `quantize`."""
-    told = progress or Silent()
-    with told.stage("data"):
+    watch = Stopwatch(progress or Silent())
+    with watch.stage("data"):
         if data is None:
-            told.note("no data given: quantizing for the built-in synthetic walkers")
+            watch.note("no data given: quantizing for the built-in synthetic walkers")
         given = load_walkers() if data is None else as_gait_data(data)
-    return State(source, config or QuantConfig(), choose_device(device), given, given, work_folder, resume)
+    place = choose_device(device)
+    state = State(source, config or QuantConfig(), place, given, given, work_folder, resume)
+    return state.timed(watch.seconds)
 
 
 def prepare(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar
 
 from qgait_ptq.stages.state import State
@@ -13,6 +14,30 @@ from qgait_ptq.system.progress import Advance, Progress, Silent
 
 def nothing() -> None:
     """Tell nobody that a step is done."""
+
+
+class Stopwatch:
+    """Passes on what is told, and keeps the wall time of each stage.
+
+    Attributes:
+        seconds: stage → its time so far.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, steps: int | None = None) -> Iterator[Advance]:
+        """Enter a stage."""
+        started = time.perf_counter()
+        with self.progress.stage(name, steps) as advance:
+            yield advance
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def note(self, text: str) -> None:
+        """Say one line that the user should know."""
+        self.progress.note(text)
 
 
 class Stage(ABC):
@@ -50,12 +75,12 @@ class Stage(ABC):
         """
         if not self.wanted(state):
             return state
-        started = time.perf_counter()
-        with progress.stage(self.name, self.steps(state)) as advance:
+        watch = Stopwatch(progress)
+        with watch.stage(self.name, self.steps(state)) as advance:
             after = self.apply(state, advance)
         for text in after.notes[len(state.notes) :]:
             progress.note(text)
-        return after.timed(self.name, time.perf_counter() - started)
+        return after.timed(watch.seconds)
 
 
 def run_stages(stages: Sequence[Stage], state: State, progress: Progress | None = None) -> State:

@@ -165,10 +165,10 @@ class State:
         """The state with more notes."""
         return replace(self, notes=(*self.notes, *texts))
 
-    def timed(self, stage: str, seconds: float) -> State:
-        """The state with a stage's time, added to what it took before."""
-        total = round(self.seconds.get(stage, 0.0) + seconds, 3)
-        return replace(self, seconds={**self.seconds, stage: total})
+    def timed(self, seconds: Mapping[str, float]) -> State:
+        """The state with the times of stages, added to what they took before."""
+        total = {name: round(self.seconds.get(name, 0.0) + taken, 3) for name, taken in seconds.items()}
+        return replace(self, seconds={**self.seconds, **total})
 
 
 def needed(thing: Thing | None, what: str) -> Thing:
