@@ -8,23 +8,55 @@ from pathlib import Path
 
 import click
 
+from qgait_ptq.cli.grouped import GroupedCommand, option
+from qgait_ptq.cli.options import JSON_OPTION, PATH, RUN, RUNTIME_OPTION, apply_options
 
-@click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--against",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    help="ONNX file to compare with, such as float.onnx; may be repeated.",
+
+@click.command(cls=GroupedCommand)
+@click.argument("model", type=PATH)
+@apply_options(
+    option(
+        "--against",
+        group=RUN,
+        type=PATH,
+        multiple=True,
+        help="ONNX file to compare with, such as float.onnx. Can be repeated.",
+    ),
+    RUNTIME_OPTION,
+    option(
+        "--threads",
+        group=RUN,
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Threads of a call.",
+    ),
+    option(
+        "--frames",
+        group=RUN,
+        type=click.IntRange(min=1),
+        default=30,
+        show_default=True,
+        help="Frames of a sequence.",
+    ),
+    option(
+        "--batch",
+        group=RUN,
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Sequences in a call.",
+    ),
+    option(
+        "--rounds",
+        group=RUN,
+        type=click.IntRange(min=1),
+        default=9,
+        show_default=True,
+        help="Rounds in which all files are run.",
+    ),
+    JSON_OPTION,
 )
-@click.option("--runtime", default="onnxruntime", show_default=True, help="onnxruntime or openvino.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--frames", type=click.IntRange(min=1), default=30, show_default=True, help="Of a sequence.")
-@click.option(
-    "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences in a call."
-)
-@click.option("--rounds", type=click.IntRange(min=1), default=9, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(
     model: Path,
     against: tuple[Path, ...],
@@ -35,7 +67,7 @@ def command(
     rounds: int,
     as_json: bool,
 ) -> None:
-    """Speed, memory and size of MODEL beside other files, run in turn.
+    """Measure speed, memory and size of MODEL and of other files, run in turn.
 
     \b
     Example:

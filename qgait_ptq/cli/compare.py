@@ -8,16 +8,21 @@ from pathlib import Path
 
 import click
 
+from qgait_ptq.cli.grouped import GroupedCommand, option
+from qgait_ptq.cli.options import FILES, JSON_OPTION, apply_options
 
-@click.command()
+
+@click.command(cls=GroupedCommand)
 @click.argument("results", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RESULT...")
-@click.option(
-    "--html",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Also write a page with the fronts of size, speed and accuracy.",
+@apply_options(
+    option(
+        "--html",
+        group=FILES,
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Also write a page with size, speed and accuracy fronts.",
+    ),
+    JSON_OPTION,
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(results: tuple[Path, ...], html: Path | None, as_json: bool) -> None:
     """Results of quantize beside each other: widths, size, accuracy, speed.
 

@@ -6,18 +6,31 @@ from pathlib import Path
 
 import click
 
+from qgait_ptq.cli.grouped import GroupedCommand, option
+from qgait_ptq.cli.options import FILES, PATH, RUN, RUNTIME_OPTION, apply_options
 
-@click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default="embeddings.npz", show_default=True)
-@click.option("--runtime", default="onnxruntime", show_default=True, help="onnxruntime or openvino.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Sequences at a time.  [default: the cores]")
+
+@click.command(cls=GroupedCommand)
+@click.argument("model", type=PATH)
+@click.argument("directory", type=PATH)
+@apply_options(
+    option(
+        "--out", group=FILES, type=PATH, default="embeddings.npz", show_default=True, help="File to write."
+    ),
+    RUNTIME_OPTION,
+    option(
+        "--jobs",
+        group=RUN,
+        type=click.IntRange(min=1),
+        default_text="number of cores",
+        help="Sequences to embed at the same time.",
+    ),
+)
 def command(model: Path, directory: Path, out: Path, runtime: str, jobs: int | None) -> None:
     """Embed the sequences in DIRECTORY, of the layout subject/type/view, into one npz file.
 
-    It holds embeddings [n, parts, channels] and the names of the sequences. A run that was stopped goes on
-    where it was when it is started again, unless the model or a sequence has changed.
+    The file has embeddings [n, parts, channels] and the names of the sequences. An interrupted run continues
+    when it is started again, unless the model or a sequence has changed.
 
     \b
     Example:

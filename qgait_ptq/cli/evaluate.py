@@ -8,27 +8,24 @@ from typing import Any
 
 import click
 
+from qgait_ptq.cli.grouped import GroupedCommand
 from qgait_ptq.cli.options import (
     DATA_OPTIONS,
     DEVICE_OPTION,
+    JSON_OPTION,
     MODEL_OPTIONS,
+    PATH,
     RECIPE_OPTION,
     apply_options,
     build_recipe,
 )
 
 
-@click.command()
-@click.argument("model", type=click.Path(path_type=Path), required=False)
-@apply_options(
-    *DATA_OPTIONS,
-    *MODEL_OPTIONS,
-    RECIPE_OPTION,
-    DEVICE_OPTION,
-    click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
-)
+@click.command(cls=GroupedCommand)
+@click.argument("model", type=PATH, required=False)
+@apply_options(*DATA_OPTIONS, *MODEL_OPTIONS, RECIPE_OPTION, DEVICE_OPTION, JSON_OPTION)
 def command(model: Path | None, recipe_file: Path | None, device: str, as_json: bool, **options: Any) -> None:
-    """Accuracy of MODEL: a float network, or an ONNX file that quantize wrote.
+    """Measure rank-1 and mAP of MODEL: a float network, or an ONNX file written by quantize.
 
     \b
     Examples:

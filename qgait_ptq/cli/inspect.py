@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qgait_ptq.cli.grouped import GroupedCommand, option
 from qgait_ptq.cli.options import (
+    FILES,
+    JSON_OPTION,
     MODEL_OPTIONS,
+    PATH,
     RECIPE_OPTION,
     SUBMODULE_OPTION,
     WIDTH_OPTIONS,
@@ -23,40 +27,53 @@ if TYPE_CHECKING:
     from qgait_ptq.graph.frame_layout import FrameLayout
 
 COMPARED_SEQUENCES = 24
+INPUT = "Input"  # heading of options
 
 
-@click.command()
-@click.argument("model", type=click.Path(path_type=Path), required=False)
+@click.command(cls=GroupedCommand)
+@click.argument("model", type=PATH, required=False)
 @apply_options(
     *WIDTH_OPTIONS,
-    click.option(
-        "--height", type=click.IntRange(min=1), default=64, show_default=True, help="Of the silhouettes."
-    ),
-    click.option(
-        "--width",
+    option(
+        "--height",
+        group=INPUT,
         type=click.IntRange(min=1),
-        help="Of the silhouettes.  [default: the height, cut as data are]",
+        default=64,
+        show_default=True,
+        help="Height of the silhouettes.",
     ),
-    click.option(
-        "--channels", type=click.IntRange(min=1), help="Of a frame, for networks that take [n, s, c, h, w]."
+    option(
+        "--width",
+        group=INPUT,
+        type=click.IntRange(min=1),
+        default_text="the height, cut as data are",
+        help="Width of the silhouettes.",
     ),
-    click.option(
+    option(
+        "--channels",
+        group=INPUT,
+        type=click.IntRange(min=1),
+        help="Channels of a frame, for networks that take [n, s, c, h, w].",
+    ),
+    option(
         "--input",
         "inputs",
+        group=INPUT,
         multiple=True,
         metavar="SHAPE[:integers]",
-        help="Frame of an input of a network of several, in order: --input 64x44 --input 85.",
+        help="Frame shape of each input, in order, for networks with several: --input 64x44 --input 85.",
     ),
     *MODEL_OPTIONS,
     SUBMODULE_OPTION,
     RECIPE_OPTION,
-    click.option(
+    option(
         "--against",
-        type=click.Path(path_type=Path),
+        group=FILES,
+        type=PATH,
         metavar="DIR",
-        help="A result of quantize: errors of its layers, worst first.",
+        help="Result folder of quantize. Lists the error of each layer, worst first.",
     ),
-    click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
+    JSON_OPTION,
 )
 def command(
     model: Path | None,
@@ -69,7 +86,9 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Layers of MODEL: shapes, MACs, parameters and planned quantization; or errors of a result.
+    """List the layers of MODEL: shapes, MACs, parameters and planned quantization.
+
+    With --against, list the errors of the layers of a result instead.
 
     \b
     Examples:

@@ -4,130 +4,289 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
+from qgait_ptq.cli.grouped import option
 from qgait_ptq.config.recipes import parse, read_recipe
-from qgait_ptq.config.schema import DataSource, ModelSource, Recipe
+from qgait_ptq.config.schema import (
+    PROTOCOL_NAMES,
+    TARGET_NAMES,
+    ActivationObserver,
+    DataSource,
+    Metric,
+    ModelSource,
+    Recipe,
+    WeightObserver,
+)
 from qgait_ptq.errors import ConfigError
 
 Command = Callable[..., Any]
 ZOO, OPENGAIT_ADAPTER = "qgait_ptq.gait.zoo", "opengait"
 
+NETWORK, DATA, WIDTHS, GOALS = "Network", "Data", "Widths and target", "Choosing widths for each layer"
+CALIBRATION, RUN, FILES = "Calibration", "Run", "Output"
+PATH = click.Path(path_type=Path)
+BITS = click.IntRange(2, 8)
+
 MODEL_OPTIONS = (
-    click.option(
-        "--model", "factory", metavar="MODULE:CALLABLE", help="Makes the network, for weight files."
+    option(
+        "--factory",
+        group=NETWORK,
+        former=("--model",),
+        metavar="MODULE:CALLABLE",
+        help="Function or class that creates the network, for files with weights only.",
     ),
-    click.option(
+    option(
         "--model-argument",
         "arguments",
+        group=NETWORK,
         metavar="NAME=VALUE",
         multiple=True,
-        help="Keyword argument of the factory, as YAML; may be repeated.",
+        help="Keyword argument of the factory, as YAML. Can be repeated.",
     ),
-    click.option(
+    option(
         "--opengait-config",
-        type=click.Path(path_type=Path),
+        group=NETWORK,
+        type=PATH,
         metavar="YAML",
-        help="OpenGait's configuration of the network; --model opengait:CLASS is taken from it.",
+        help="OpenGait configuration to create the network from.",
     ),
-    click.option("--adapter", metavar="NAME", help="'opengait', or MODULE:CLASS that wraps the network."),
-    click.option("--frames", type=int, help="Fixed frame count, for networks that take only one."),
-    click.option(
-        "--output", metavar="NAME", help="The embedding, where the network gives several: 'features.0'."
+    option(
+        "--adapter",
+        group=NETWORK,
+        metavar="NAME",
+        help="Module that wraps the network: 'opengait' or MODULE:CLASS.",
     ),
-    click.option(
+    option(
+        "--frames",
+        group=NETWORK,
+        type=click.IntRange(min=1),
+        help="Fixed frame count, for networks that accept only one.",
+    ),
+    option(
+        "--output",
+        group=NETWORK,
+        metavar="NAME",
+        help="Name of the embedding, for networks with several outputs, such as 'features.0'.",
+    ),
+    option(
         "--trust-code",
-        "--trust-pickle",
-        "trust_code",
+        group=NETWORK,
+        former=("--trust-pickle",),
         is_flag=True,
         default=None,
-        help="Run code that the model file holds (an exported program, a pickled module) or a recipe names.",
+        help="Run code from the model file (exported program, pickled module) or named in a recipe.",
     ),
 )
-SUBMODULE_OPTION = click.option(
+SUBMODULE_OPTION = option(
     "--capture-submodule",
     "submodule",
+    group=NETWORK,
     metavar="NAME",
-    help="Quantize this module only, such as 'Backbone'; the rest stays as it is.",
+    help="Quantize this module only, such as 'Backbone', and keep the rest in float.",
 )
 DATA_OPTIONS = (
-    click.option("--data", "root", type=click.Path(path_type=Path), help="Root of an OpenGait layout."),
-    click.option("--partition", type=click.Path(path_type=Path), help="Default: partition.json in the root."),
-    click.option("--protocol", help="casia-b, oumvlp, gait3d or grew.  [default: casia-b]"),
-    click.option("--metric", help="euclidean or cosine.  [default: euclidean]"),
-    click.option(
-        "--raw", is_flag=True, default=None, help="Not silhouettes: take arrays as they are (poses)."
+    option(
+        "--data",
+        "root",
+        group=DATA,
+        type=PATH,
+        default_text="synthetic walkers",
+        help="Root folder of a data set in the OpenGait layout.",
     ),
-    click.option(
+    option("--partition", group=DATA, type=PATH, default_text="ROOT/partition.json", help="Partition file."),
+    option(
+        "--protocol",
+        group=DATA,
+        type=click.Choice(PROTOCOL_NAMES),
+        default_text="casia-b",
+        help="Evaluation protocol.",
+    ),
+    option(
+        "--metric",
+        group=DATA,
+        type=click.Choice(get_args(Metric)),
+        default_text="euclidean",
+        help="Distance between embeddings.",
+    ),
+    option(
+        "--raw",
+        group=DATA,
+        is_flag=True,
+        default=None,
+        help="Read arrays as they are, such as poses, instead of silhouettes.",
+    ),
+    option(
         "--modality",
+        group=DATA,
         type=click.IntRange(min=0),
         multiple=True,
         metavar="NUMBER",
-        help="Which array file of a folder, from 0; several for a network of several inputs.  [default: 0]",
+        default_text="0",
+        help="Index of the array file in each folder. Repeat it for networks with several inputs.",
     ),
-    click.option(
+    option(
         "--cut-columns",
-        type=int,
-        help="Cut from each side of a frame.  [default: what is empty in square ones]",
+        group=DATA,
+        type=click.IntRange(min=0),
+        default_text="empty columns of square frames",
+        help="Columns to cut from each side of a frame.",
     ),
 )
 WIDTH_OPTIONS = (
-    click.option("--bits", type=int, help="Bits of weights and activations, 2 to 8.  [default: 8]"),
-    click.option("--weight-bits", type=int, help="Bits of weights."),
-    click.option("--activation-bits", type=int, help="Bits of activations."),
-    click.option(
-        "--edge-bits", type=int, help="Bits in layers that read the input, and in the last.  [default: 8]"
+    option("--bits", group=WIDTHS, type=BITS, default_text="8", help="Bits of weights and activations."),
+    option("--weight-bits", group=WIDTHS, type=BITS, default_text="--bits", help="Bits of weights."),
+    option("--activation-bits", group=WIDTHS, type=BITS, default_text="--bits", help="Bits of activations."),
+    option(
+        "--edge-bits",
+        group=WIDTHS,
+        type=BITS,
+        default_text="8",
+        help="Bits in layers that read the input and in the last layer.",
     ),
-    click.option("--input-bits", type=int, help="Bits of the input, 1 to 8; 1 splits silhouettes at half."),
-    click.option(
-        "--include", metavar="PATTERN", multiple=True, help="Quantize these layers only; may be repeated."
+    option(
+        "--input-bits",
+        group=WIDTHS,
+        type=click.IntRange(1, 8),
+        help="Bits of the input. With 1, silhouettes are thresholded at half.",
     ),
-    click.option(
-        "--exclude",
+    option(
+        "--include",
+        group=WIDTHS,
         metavar="PATTERN",
         multiple=True,
-        help="Leave layers in float: module paths ('blocks.3', '*.conv2') or 'operator:conv3d'.",
+        help="Quantize only these layers. Can be repeated.",
     ),
-    click.option("--target", help="Runtime profile; see 'qgait-ptq targets'.  [default: onnxruntime]"),
-    click.option(
+    option(
+        "--exclude",
+        group=WIDTHS,
+        metavar="PATTERN",
+        multiple=True,
+        help="Keep layers in float: module paths ('blocks.3', '*.conv2') or 'operator:conv3d'.",
+    ),
+    option(
+        "--target",
+        group=WIDTHS,
+        type=click.Choice(TARGET_NAMES),
+        default_text="onnxruntime",
+        help="Runtime to write the file for.",
+    ),
+    option(
         "--weight-range",
-        help="safe: the same integers on every processor; full: for VNNI and ARM only.  [default: safe]",
+        group=WIDTHS,
+        type=click.Choice(["safe", "full"]),
+        default_text="safe",
+        help="safe: the same integers on every processor. full: for processors with VNNI and for ARM only.",
     ),
-    click.option("--input-type", help="Of the file: uint8, 0..255, or float32 in [0, 1].  [default: uint8]"),
+    option(
+        "--input-type",
+        group=WIDTHS,
+        type=click.Choice(["uint8", "float32"]),
+        default_text="uint8",
+        help="Input of the file: uint8 in 0..255, or float32 in [0, 1].",
+    ),
 )
 GOAL_OPTIONS = (
-    click.option(
+    option(
         "--budget",
+        group=GOALS,
         metavar="size=MB|bops=%",
-        help="Choose widths of layers: size=0.5MB of the file, or bops=30% of the operations at 8 bits.",
+        help="Budget of the file size (size=0.5MB) or of the bit operations (bops=30% of 8 bits).",
     ),
-    click.option(
+    option(
         "--target-accuracy",
+        group=GOALS,
         type=float,
         metavar="POINTS",
-        help="The smallest file that keeps rank-1 of held-out identities within so many points: -0.3.",
+        help="Smallest file whose held-out rank-1 changes by at least this: -0.3.",
     ),
-    click.option(
+    option(
         "--max-drop",
+        group=GOALS,
         type=float,
         metavar="POINTS",
-        help="Raise widths until held-out identities lose no more points of rank-1.",
+        help="Raise widths until held-out rank-1 drops by at most this.",
     ),
 )
-RECIPE_OPTION = click.option(
-    "--recipe", "recipe_file", type=click.Path(path_type=Path), help="YAML; options given here override it."
+CALIBRATION_OPTIONS = (
+    option(
+        "--calibration-sequences",
+        group=CALIBRATION,
+        type=click.IntRange(min=1),
+        default_text="128",
+        help="Number of calibration sequences.",
+    ),
+    option(
+        "--observer",
+        group=CALIBRATION,
+        type=click.Choice(get_args(ActivationObserver)),
+        default_text="mse",
+        help="Observer of activations.",
+    ),
+    option(
+        "--weight-observer",
+        group=CALIBRATION,
+        type=click.Choice(get_args(WeightObserver)),
+        default_text="mse",
+        help="Observer of weights.",
+    ),
+    option(
+        "--idc/--no-idc",
+        group=CALIBRATION,
+        default=None,
+        default_text="with 8 identities that have 2 sequences",
+        help="Stage 1: calibrate ranges by distances between people.",
+    ),
+    option(
+        "--finetune/--no-finetune",
+        group=CALIBRATION,
+        default=None,
+        default_text="off",
+        help="Stage 2: reconstruct and fine-tune weights.",
+    ),
+    option("--resume", group=CALIBRATION, is_flag=True, help="Continue an interrupted fine-tuning."),
+    option(
+        "--seed",
+        group=CALIBRATION,
+        type=int,
+        default_text="0",
+        help="Random seed for choosing calibration sequences.",
+    ),
 )
-DEVICE_OPTION = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+RECIPE_OPTION = option(
+    "--recipe",
+    "recipe_file",
+    group=RUN,
+    type=PATH,
+    help="YAML file with all settings. Options override it.",
+)
+DEVICE_OPTION = option(
+    "--device",
+    group=RUN,
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device for the networks. auto uses a GPU if there is one.",
+)
+JSON_OPTION = option("--json", "as_json", group=FILES, is_flag=True, help="Print JSON instead of a table.")
+RUNTIME_OPTION = option(
+    "--runtime",
+    group=RUN,
+    type=click.Choice(["onnxruntime", "openvino"]),
+    default="onnxruntime",
+    show_default=True,
+    help="Runtime to run the file in.",
+)
 
 
 def apply_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Decorate a command with options, in the order in which help shows them."""
 
     def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
+        for add in reversed(options):
+            command = add(command)
         return command
 
     return decorate

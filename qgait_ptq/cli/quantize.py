@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qgait_ptq.cli.grouped import GroupedCommand, option
 from qgait_ptq.cli.options import (
+    CALIBRATION_OPTIONS,
     DATA_OPTIONS,
     DEVICE_OPTION,
+    FILES,
     GOAL_OPTIONS,
+    JSON_OPTION,
     MODEL_OPTIONS,
+    PATH,
     RECIPE_OPTION,
+    RUN,
     SUBMODULE_OPTION,
     WIDTH_OPTIONS,
     apply_options,
@@ -25,45 +31,28 @@ if TYPE_CHECKING:
     from qgait_ptq.system.progress import Progress
 
 
-@click.command()
-@click.argument("model", type=click.Path(path_type=Path), required=False)
+@click.command(cls=GroupedCommand)
+@click.argument("model", type=PATH, required=False)
 @apply_options(
     *WIDTH_OPTIONS,
     *GOAL_OPTIONS,
-    click.option("--observer", help="minmax, moving-average, percentile, mse or histogram.  [default: mse]"),
-    click.option("--weight-observer", help="minmax, percentile or mse.  [default: mse]"),
-    click.option(
-        "--idc/--no-idc",
-        default=None,
-        help="Stage 1, calibration of distances.  [default: where there are 8 identities with 2 sequences]",
-    ),
-    click.option(
-        "--finetune/--no-finetune", default=None, help="Stage 2, reconstruction of weights.  [default: no]"
-    ),
-    click.option("--resume", is_flag=True, help="Go on with a fine-tuning that was killed."),
+    *CALIBRATION_OPTIONS,
     *DATA_OPTIONS,
-    click.option("--calibration-sequences", type=int, help="How many are observed.  [default: 128]"),
     *MODEL_OPTIONS,
     SUBMODULE_OPTION,
     RECIPE_OPTION,
-    click.option("--seed", type=int, help="Of the choice of calibration sequences.  [default: 0]"),
     DEVICE_OPTION,
-    click.option(
-        "--out",
-        type=click.Path(path_type=Path),
-        default="qgait-out",
-        show_default=True,
-        help="Result folder.",
-    ),
-    click.option("--dry-run", is_flag=True, help="Show layers, size and time to expect, and stop."),
-    click.option("--json", "as_json", is_flag=True, help="Print report.json instead of a table."),
-    click.option(
+    option("--dry-run", group=RUN, is_flag=True, help="Show layers, expected size and time, and stop."),
+    option("--out", group=FILES, type=PATH, default="qgait-out", show_default=True, help="Result folder."),
+    JSON_OPTION,
+    option(
         "--log-file",
+        group=FILES,
         type=click.Path(path_type=Path, dir_okay=False),
-        help="Also write what runs, with the time, into this file.",
+        help="Also write stages with their times to this file.",
     ),
-    click.option("--float-file", is_flag=True, help="Also write OUT/float.onnx, to compare with."),
-    click.option("--torch-file", is_flag=True, help="Also write OUT/model.pt2, for PyTorch itself."),
+    option("--float-file", group=FILES, is_flag=True, help="Also write OUT/float.onnx, the float network."),
+    option("--torch-file", group=FILES, is_flag=True, help="Also write OUT/model.pt2 for PyTorch."),
 )
 def command(
     model: Path | None,
@@ -80,13 +69,13 @@ def command(
 ) -> None:
     """Quantize MODEL and write OUT/model.onnx, report.html, report.json and recipe.yaml.
 
-    MODEL holds weights (safetensors, a state_dict or a training checkpoint, with --model). An exported
-    program (torch.export.save) or a pickled module runs code when it is loaded, and needs --trust-code.
+    MODEL is a file with weights: safetensors, a state_dict or a training checkpoint, with --factory. An
+    exported program (torch.export.save) or a pickled module runs code and needs --trust-code.
 
     \b
     Examples:
       qgait-ptq quantize examples/models/gaitbase-small.pt --bits 8
-      qgait-ptq quantize weights.pt --model mynets:GaitBase --weight-bits 4 --activation-bits 8 \\
+      qgait-ptq quantize weights.pt --factory mynets:GaitBase --weight-bits 4 --activation-bits 8 \\
           --data CASIA-B --partition CASIA-B.json --out casia-w4a8
       qgait-ptq quantize --recipe casia-w4a8/recipe.yaml --out again
     """

@@ -8,14 +8,22 @@ from typing import Any
 
 import click
 
+from qgait_ptq.cli.grouped import GroupedCommand, option
 from qgait_ptq.cli.options import (
     DATA_OPTIONS,
     DEVICE_OPTION,
+    FILES,
+    JSON_OPTION,
     MODEL_OPTIONS,
+    PATH,
     RECIPE_OPTION,
+    RUN,
     apply_options,
     build_recipe,
 )
+from qgait_ptq.config.schema import TARGET_NAMES
+
+MEASUREMENT = "Measurement"  # heading of options
 
 
 class Widths(click.ParamType[tuple[int, ...]]):
@@ -38,31 +46,57 @@ class Widths(click.ParamType[tuple[int, ...]]):
         return widths
 
 
-@click.command()
-@click.argument("model", type=click.Path(path_type=Path), required=False)
+@click.command(cls=GroupedCommand)
+@click.argument("model", type=PATH, required=False)
 @apply_options(
-    click.option("--widths", type=Widths(), default="2,3,4,6,8", show_default=True, help="Bits to measure."),
-    click.option("--target", help="Runtime profile; see 'qgait-ptq targets'.  [default: onnxruntime]"),
-    *DATA_OPTIONS,
-    *MODEL_OPTIONS,
-    RECIPE_OPTION,
-    click.option(
+    option(
+        "--widths",
+        group=MEASUREMENT,
+        type=Widths(),
+        default="2,3,4,6,8",
+        show_default=True,
+        help="Widths to measure, in bits.",
+    ),
+    option(
         "--sequences",
+        group=MEASUREMENT,
         type=click.IntRange(min=2),
         default=64,
         show_default=True,
-        help="Of the calibration set, to measure on.",
+        help="Number of calibration sequences to measure on.",
     ),
-    click.option("--seed", type=int, help="Of the choice of sequences.  [default: 0]"),
+    option(
+        "--target",
+        group=MEASUREMENT,
+        type=click.Choice(TARGET_NAMES),
+        default_text="onnxruntime",
+        help="Runtime to write the file for.",
+    ),
+    option(
+        "--seed",
+        group=MEASUREMENT,
+        type=int,
+        default_text="0",
+        help="Random seed for choosing calibration sequences.",
+    ),
+    *DATA_OPTIONS,
+    *MODEL_OPTIONS,
+    RECIPE_OPTION,
     DEVICE_OPTION,
-    click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Also draw it, svg."),
-    click.option(
+    option(
         "--resume",
+        group=RUN,
         type=click.Path(path_type=Path, file_okay=False),
         metavar="DIR",
-        help="Keep states in DIR, and go on from those found there.",
+        help="Folder for intermediate states. Continues from states found there.",
     ),
-    click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
+    option(
+        "--plot",
+        group=FILES,
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Also write the table as an SVG figure.",
+    ),
+    JSON_OPTION,
 )
 def command(
     model: Path | None,
@@ -75,10 +109,10 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Damage to the ranking of each layer's weight and input, when it alone is quantized.
+    """Measure the damage to the ranking when one weight or one input alone is quantized.
 
-    The table shows by how many percent distances between people change; worst first. Points of rank-1 are in
-    the JSON: single layers seldom cost any.
+    The table shows the change of distances between people in percent, worst first. The JSON output also has
+    the drop of rank-1 in points.
 
     \b
     Example:

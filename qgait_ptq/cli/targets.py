@@ -7,12 +7,15 @@ from pathlib import Path
 
 import click
 
+from qgait_ptq.cli.grouped import GroupedCommand
+from qgait_ptq.cli.options import JSON_OPTION, PATH, apply_options
 
-@click.command()
-@click.argument("file", type=click.Path(path_type=Path), required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+@click.command(cls=GroupedCommand)
+@click.argument("file", type=PATH, required=False)
+@apply_options(JSON_OPTION)
 def command(file: Path | None, as_json: bool) -> None:
-    """List the runtimes that files are written for; with FILE, the rules that it keeps.
+    """List the targets; with FILE, check which targets' rules it keeps.
 
     With FILE, also prove whether it gives the same integers on every processor.
 

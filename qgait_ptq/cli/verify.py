@@ -10,23 +10,42 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qgait_ptq.cli.grouped import GroupedCommand, option
+from qgait_ptq.cli.options import JSON_OPTION, PATH, RUN, apply_options
+
 if TYPE_CHECKING:
     from qgait_ptq.reference.proof import ExactnessProof
     from qgait_ptq.verification.file_bytes import Verification
 
 
-@click.command()
-@click.argument("result", type=click.Path(path_type=Path))
-@click.option(
-    "--sequences", type=click.IntRange(min=1), default=4, show_default=True, help="Of random silhouettes."
+@click.command(cls=GroupedCommand)
+@click.argument("result", type=PATH)
+@apply_options(
+    option(
+        "--sequences",
+        group=RUN,
+        type=click.IntRange(min=1),
+        default=4,
+        show_default=True,
+        help="Number of random sequences.",
+    ),
+    option(
+        "--frames",
+        group=RUN,
+        type=click.IntRange(min=1),
+        default=30,
+        show_default=True,
+        help="Frames of each sequence.",
+    ),
+    option(
+        "--processor",
+        group=RUN,
+        type=click.Choice(["avx2", "arm64"]),
+        default_text="this one",
+        help="Processor to emulate with QEMU.",
+    ),
+    JSON_OPTION,
 )
-@click.option("--frames", type=click.IntRange(min=1), default=30, show_default=True, help="Of each.")
-@click.option(
-    "--processor",
-    type=click.Choice(["avx2", "arm64"]),
-    help="Emulate this kind of processor with QEMU instead of using this one.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(result: Path, sequences: int, frames: int, processor: str | None, as_json: bool) -> None:
     """Prove that RESULT gives the same integers everywhere; compare it with the integer reference.
 

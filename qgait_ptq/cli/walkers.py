@@ -6,32 +6,63 @@ from pathlib import Path
 
 import click
 
+from qgait_ptq.cli.grouped import GroupedCommand, option
+from qgait_ptq.cli.options import FILES, RUN, apply_options
 from qgait_ptq.gait.walkers.population import LARGEST_SPLIT, VIEWS, Split
 
+WALKERS = "Walkers"  # heading of options
 
-@click.command()
+
+@click.command(cls=GroupedCommand)
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--identities", type=click.IntRange(1, LARGEST_SPLIT), default=160, show_default=True)
-@click.option("--split", type=click.Choice([s.value for s in Split]), default="train", show_default=True)
-@click.option(
-    "--views-per-trial",
-    type=click.IntRange(1, len(VIEWS)),
-    default=len(VIEWS),
-    show_default=True,
-    help="How many of the 11 views each walk is seen from.",
+@apply_options(
+    option(
+        "--identities",
+        group=WALKERS,
+        type=click.IntRange(1, LARGEST_SPLIT),
+        default=160,
+        show_default=True,
+        help="Number of people.",
+    ),
+    option(
+        "--split",
+        group=WALKERS,
+        type=click.Choice([s.value for s in Split]),
+        default="train",
+        show_default=True,
+        help="Set of people. Sets are disjoint.",
+    ),
+    option(
+        "--views-per-trial",
+        group=WALKERS,
+        type=click.IntRange(1, len(VIEWS)),
+        default=len(VIEWS),
+        show_default=True,
+        help="Number of views of each walk.",
+    ),
+    option(
+        "--format",
+        "array_format",
+        group=FILES,
+        type=click.Choice(["pkl", "npz"]),
+        default="pkl",
+        show_default=True,
+        help="File format: pkl as OpenGait reads it, or compressed npz.",
+    ),
+    option(
+        "--sheet",
+        group=FILES,
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Also write a contact sheet as a PNG file.",
+    ),
+    option(
+        "--workers",
+        group=RUN,
+        type=click.IntRange(1),
+        default_text="number of cores",
+        help="Number of processes.",
+    ),
 )
-@click.option(
-    "--format",
-    "array_format",
-    type=click.Choice(["pkl", "npz"]),
-    default="pkl",
-    show_default=True,
-    help="pkl as OpenGait reads it, npz compressed.",
-)
-@click.option(
-    "--sheet", type=click.Path(path_type=Path, dir_okay=False), help="Also draw a contact sheet, png."
-)
-@click.option("--workers", type=click.IntRange(1), help="Processes.  [default: all cores]")
 def command(
     folder: Path,
     identities: int,

@@ -11,6 +11,10 @@ Bits = Annotated[int, Field(ge=2, le=8)]
 InputBits = Annotated[int, Field(ge=1, le=8)]
 ActivationObserver = Literal["minmax", "moving-average", "percentile", "mse", "histogram"]
 WeightObserver = Literal["minmax", "percentile", "mse"]
+Metric = Literal["euclidean", "cosine"]
+# Written out, so that a command line needs no torch to know them; tests compare them with the tables.
+TARGET_NAMES = ("onnxruntime", "openvino", "tensorrt", "litert-int8", "generic-qdq")
+PROTOCOL_NAMES = ("casia-b", "oumvlp", "gait3d", "grew")
 EqualizationName = Literal["none", "weights", "activations"]
 RoundingName = Literal["nearest", "gptq", "qronos"]
 Positive = Annotated[int, Field(ge=1)]
@@ -280,7 +284,7 @@ class DataSource(_Model):
     root: Path | None = None
     partition: Path | None = None
     protocol: str = "casia-b"
-    metric: Literal["euclidean", "cosine"] = "euclidean"
+    metric: Metric = "euclidean"
     cut_columns: Annotated[int, Field(ge=0)] | None = None
     longest: Annotated[int, Field(ge=1)] = 720
     modality: Modality | Annotated[tuple[Modality, ...], Field(min_length=1)] = 0
