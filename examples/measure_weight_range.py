@@ -45,8 +45,8 @@ def main(bits: tuple[int, ...], seeds: int) -> None:
                     seed=seed,
                 )
                 report = qg.quantize(network.eval(), data, config).report
-                found.append(report.agreement["sqnr_db"])
-                sums.append(report.pair_sums["largest_bound"])
+                found.append(report.agreement.sqnr_db)
+                sums.append(report.pair_sums.largest_bound)
             each = ", ".join(f"{sqnr:.2f}" for sqnr in found)
             row = f"W{width}A{width} | {weight_range} | {statistics.mean(found):.2f} | {each} | {max(sums):,}"
             print(f"| {row} |", flush=True)

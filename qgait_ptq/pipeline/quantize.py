@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +215,7 @@ def conclude(
     given, seed = state.given, state.config.seed
     return QuantizationResult(
         to_device(state.quantized, torch.device("cpu")),
-        replace(report, size_bytes=sizes),
+        report.model_copy(update={"size_bytes": sizes}),
         file.model,
         recipe,
         file.float_model,

@@ -18,7 +18,7 @@ from qgait_ptq.config.schema import Recipe
 from qgait_ptq.exporters.torch_program import export_program
 from qgait_ptq.graph.frame_parts import input_parts, split_inputs
 from qgait_ptq.report.page import render_report
-from qgait_ptq.report.record import Report
+from qgait_ptq.report.schema import Report
 from qgait_ptq.report.writing import write_result
 
 

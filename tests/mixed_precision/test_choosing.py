@@ -41,12 +41,12 @@ def by_size(data):
 def test_the_file_keeps_the_budget_and_uses_it(by_size):
     size = by_size.report.size_bytes["onnx"]
     assert 0.85 * 70_000 < size <= 70_000
-    assert {layer["weight_bits"] for layer in by_size.report.layers} == {4, 8}
-    assert {layer["activation_bits"] for layer in by_size.report.layers} == {8}
+    assert {layer.weight_bits for layer in by_size.report.layers} == {4, 8}
+    assert {layer.activation_bits for layer in by_size.report.layers} == {8}
 
 
 def test_a_layer_that_is_named_keeps_its_width(by_size):
-    bits = {layer["name"]: layer["weight_bits"] for layer in by_size.report.layers}
+    bits = {layer.name: layer.weight_bits for layer in by_size.report.layers}
     assert bits["blocks.3.conv2"] == 8
 
 
@@ -76,10 +76,10 @@ def test_the_same_seed_gives_the_same_file(by_size, data):
 @pytest.mark.slow
 def test_bit_operations_are_shared_out_over_weights_and_inputs(data):
     layers = quantize(data, budget={"bops_percent": 30}, **QUICK).report.layers
-    spent = sum(layer["macs"] * layer["weight_bits"] * layer["activation_bits"] for layer in layers)
-    allowed = 0.3 * sum(64 * layer["macs"] for layer in layers)
+    spent = sum(layer.macs * layer.weight_bits * layer.activation_bits for layer in layers)
+    allowed = 0.3 * sum(64 * layer.macs for layer in layers)
     assert 0.8 * allowed < spent <= allowed
-    assert len({(layer["weight_bits"], layer["activation_bits"]) for layer in layers}) > 2
+    assert len({(layer.weight_bits, layer.activation_bits) for layer in layers}) > 2
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_widths_are_raised_until_no_more_rank1_is_lost(data):
     looks = report.allocation["looks"]
     assert looks[0]["drop"] > 1.0 >= report.allocation["held_out_drop"]
     assert f"found with {len(looks)} calibrations" in "".join(allocation_lines(report.to_json()))
-    assert any(layer["weight_bits"] > 2 or layer["activation_bits"] > 2 for layer in report.layers[1:-1])
+    assert any(layer.weight_bits > 2 or layer.activation_bits > 2 for layer in report.layers[1:-1])
 
 
 @pytest.mark.slow

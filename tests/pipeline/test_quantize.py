@@ -43,29 +43,29 @@ def test_the_report_has_the_promised_keys(evaluated):
 def test_ranges_are_those_that_the_integers_stand_for(walkers, target):
     result = qg.quantize(make_gaitbase(), pairs(walkers), qg.QuantConfig(**FAST, target=target))
     for layer in result.report.layers[1:]:
-        low, high = layer["scales"]["activation_range"]
+        low, high = layer.scales.activation_range
         assert low <= 0 < high
-        assert high - low == pytest.approx(255 * layer["scales"]["activation_scale"])
-    assert result.report.layers[1]["scales"]["activation_range"][0] == 0  # behind a ReLU
+        assert high - low == pytest.approx(255 * layer.scales.activation_scale)
+    assert result.report.layers[1].scales.activation_range[0] == 0  # behind a ReLU
 
 
 def test_eight_bits_rank_as_float_does(evaluated):
     accuracy = evaluated.report.accuracy
     for name in ("quantized", "onnx"):
-        assert accuracy[name]["mAP"] == pytest.approx(accuracy["float"]["mAP"], abs=2)
-    assert evaluated.report.agreement["sqnr_db"] > 40
+        assert accuracy[name].mAP == pytest.approx(accuracy["float"].mAP, abs=2)
+    assert evaluated.report.agreement.sqnr_db > 40
 
 
 def test_the_report_tells_float_from_quantized(evaluated):
     agreement = evaluated.report.agreement
-    assert 0.9 < agreement["cosine_min"] < 1
-    assert evaluated.report.accuracy["float"]["mAP"] != evaluated.report.accuracy["quantized"]["mAP"]
+    assert 0.9 < agreement.cosine_min < 1
+    assert evaluated.report.accuracy["float"].mAP != evaluated.report.accuracy["quantized"].mAP
 
 
 def test_pairs_give_agreement_instead_of_accuracy(walkers):
     result = qg.quantize(make_gaitbase(), pairs(walkers), qg.QuantConfig(weight_bits=4, activation_bits=4))
     assert result.report.accuracy == {}
-    assert 0.5 < result.report.agreement["cosine_mean"] < 1
+    assert 0.5 < result.report.agreement.cosine_mean < 1
 
 
 def test_maps_of_several_channels_go_the_whole_way_to_the_embedder(walkers, tmp_path):
@@ -107,7 +107,7 @@ def test_the_same_seed_gives_the_same_file(walkers_root, evaluated):
 def test_the_file_carries_what_it_is_but_no_paths(evaluated, walkers_root):
     metadata = evaluated.report.metadata()
     assert metadata["config"]["weight_bits"] == 8
-    assert metadata["accuracy"]["onnx"] == evaluated.report.accuracy["onnx"]
+    assert metadata["accuracy"]["onnx"] == evaluated.report.accuracy["onnx"].model_dump()
     assert str(walkers_root) not in json.dumps(metadata)
     assert str(walkers_root).encode() not in evaluated.onnx_model.SerializeToString()
 
@@ -131,7 +131,7 @@ def test_the_opengait_convention_needs_only_the_adapter(walkers):
             return {"training_feat": {}, "inference_feat": {"embeddings": embedding}}
 
     result = qg.quantize(OpenGaitAdapter(LikeOpenGait().eval()), pairs(walkers), qg.QuantConfig(**FAST))
-    assert result.report.agreement["cosine_min"] > 0.9
+    assert result.report.agreement.cosine_min > 0.9
 
 
 def test_a_collapsed_result_is_refused_loudly(walkers):
@@ -170,4 +170,4 @@ def test_unknown_targets_and_devices_are_refused(walkers):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_what_the_cpu_gives(walkers, evaluated):
     result = qg.quantize(make_gaitbase(), pairs(walkers), qg.QuantConfig(**FAST), device="cuda")
-    assert result.report.parity["cosine_min"] > 0.999
+    assert result.report.parity.cosine_min > 0.999

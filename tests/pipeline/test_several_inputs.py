@@ -60,17 +60,17 @@ def test_the_file_has_the_inputs_of_the_network_each_with_its_type(folder):
 
 
 def test_each_input_has_a_range_of_its_own_and_its_first_layer_is_an_edge(result):
-    layers = {layer["name"]: layer for layer in result.report.layers}
+    layers = {layer.name: layer for layer in result.report.layers}
     first_of_each = layers["frames.0"], layers["body.layers.0"]
-    assert [layer["activation_bits"] for layer in first_of_each] == [8, 8]
-    assert layers["body.layers.1"]["activation_bits"] == 4
-    silhouettes, bodies = (layer["scales"]["activation_range"] for layer in first_of_each)
+    assert [layer.activation_bits for layer in first_of_each] == [8, 8]
+    assert layers["body.layers.1"].activation_bits == 4
+    silhouettes, bodies = (layer.scales.activation_range for layer in first_of_each)
     assert silhouettes == pytest.approx([0, 1])
     assert bodies[0] < -1.5 < 1.5 < bodies[1]
 
 
 def test_the_file_computes_what_the_simulation_does_at_other_lengths_too(result, folder, recordings):
-    assert result.report.parity["cosine_min"] > 0.999
+    assert result.report.parity.cosine_min > 0.999
     embedder = qg.Embedder(folder / "model.onnx")
     for length in (1, 13, 70):
         sequence = {

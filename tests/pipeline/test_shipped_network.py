@@ -32,9 +32,9 @@ def test_quantized_it_ranks_unseen_walkers_as_claimed(bits, drop):
     network = load_model(SHIPPED, zoo=NETWORKS).network
     config = qg.QuantConfig(weight_bits=bits, activation_bits=bits)
     report = qg.quantize(network, qg.load_walkers(), config).report
-    rank1 = {name: report.accuracy[name]["rank1"]["mean"] for name in ("float", "quantized", "onnx")}
-    assert report.accuracy["float"]["rank1"]["nm"] > 85
+    rank1 = {name: report.accuracy[name].rank1["mean"] for name in ("float", "quantized", "onnx")}
+    assert report.accuracy["float"].rank1["nm"] > 85
     assert rank1["quantized"] > rank1["float"] - drop
     assert rank1["onnx"] == pytest.approx(rank1["quantized"], abs=0.1)
-    assert report.parity["cosine_min"] >= 0.9999
+    assert report.parity.cosine_min >= 0.9999
     assert report.slow_layers == []

@@ -55,7 +55,7 @@ def test_idc_and_finetuning_are_in_the_report(finetuned):
     assert calibration["idc"]["curve"][0][0] == 0
     assert calibration["finetune"]["kept"] in ("start", "blocks", "end_to_end")
     assert {"equalization", "ranges", "rounding", "IDC", "fine-tuning"} <= set(result.report.seconds)
-    assert result.report.parity["cosine_min"] > 0.999
+    assert result.report.parity.cosine_min > 0.999
 
 
 def test_the_same_seed_gives_the_same_file(finetuned, people):
@@ -79,13 +79,13 @@ def test_the_stages_can_be_left_out(people):
     )
     assert "rounding" not in plain.report.seconds
     assert plain.report.calibration["equalized_groups"] == 0
-    assert result.report.agreement["sqnr_db"] > plain.report.agreement["sqnr_db"]
+    assert result.report.agreement.sqnr_db > plain.report.agreement.sqnr_db
 
 
 def test_default_stages_beat_plain_ranges_where_the_network_is_judged(finetuned, people):
     plain = {"idc": {"enabled": False}, "rounding": "nearest", "bias_correction": False}
     other, _ = quantize(as_data(people), SMALL | plain)
-    assert finetuned[0].report.agreement["sqnr_db"] > other.report.agreement["sqnr_db"] + 1
+    assert finetuned[0].report.agreement.sqnr_db > other.report.agreement.sqnr_db + 1
 
 
 def test_too_few_people_leave_the_stage_out_and_say_so(people):
@@ -140,7 +140,7 @@ def test_the_pairs_of_a_file_stay_within_16_bits_after_idc_and_finetuning(finetu
     sums = bound_pair_sums(result.onnx_model)
     assert sums.safe
     assert max(layer.bound for layer in sums.layers) > 0.9 * INT16_MAX  # the limit was reached, not avoided
-    assert result.report.pair_sums["safe"]
+    assert result.report.pair_sums.safe
     assert result.report.metadata()["pair_sums"]["weight_range"] == "safe"
 
 
@@ -149,4 +149,4 @@ def test_additions_of_a_file_are_rounded_alike_after_idc_and_finetuning(finetune
     proof = prove_exactness(result.onnx_model)
     assert len(proof.additions) > 1
     assert proof.exact
-    assert result.report.pair_sums["differing_additions"] == []
+    assert result.report.pair_sums.differing_additions == []

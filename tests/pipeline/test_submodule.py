@@ -107,17 +107,17 @@ def folder(result, tmp_path_factory):
 
 
 def test_its_layers_have_the_names_of_the_network_and_what_lies_outside_is_in_float(result):
-    assert [layer["name"] for layer in result.report.layers] == ["backbone.layers.0", "backbone.layers.2"]
-    assert all(layer["integer"] for layer in result.report.layers[:1])
-    assert result.report.model["submodule"]["name"] == "backbone"
+    assert [layer.name for layer in result.report.layers] == ["backbone.layers.0", "backbone.layers.2"]
+    assert all(layer.integer for layer in result.report.layers[:1])
+    assert result.report.model.submodule["name"] == "backbone"
 
 
 def test_accuracy_and_agreement_are_of_the_whole_network_with_the_part_inside(result, network, walkers_root):
     accuracy = result.report.accuracy
-    assert accuracy["float"]["mAP"] != accuracy["quantized"]["mAP"]
-    assert accuracy["onnx"]["mAP"] == pytest.approx(accuracy["quantized"]["mAP"], abs=1)
-    assert 0.9 < result.report.agreement["cosine_min"] < 1
-    assert (result.report.model["channels"], result.report.model["parts"]) == (24, 1)
+    assert accuracy["float"].mAP != accuracy["quantized"].mAP
+    assert accuracy["onnx"].mAP == pytest.approx(accuracy["quantized"].mAP, abs=1)
+    assert 0.9 < result.report.agreement.cosine_min < 1
+    assert (result.report.model.channels, result.report.model.parts) == (24, 1)
 
 
 def test_the_file_put_back_gives_the_embedding_of_the_report(network, folder, walkers):

@@ -1,0 +1,244 @@
+"""The schema of ``report.json``: what a run writes, section by section.
+
+Version 2; version 1 (toolkit 0.1.0) had no ``schema_version``, no ``pair_sums``, and the same other sections.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION: Literal[2] = 2
+Percent = Annotated[float, Field(ge=0, le=100)]
+Cosine = Annotated[float, Field(ge=-1.001, le=1.001)]
+Count = Annotated[int, Field(ge=0)]
+Width = Annotated[int, Field(ge=1, le=32)]
+
+
+class Section(BaseModel):
+    """A part of the report."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=True)
+
+
+class Toolkit(Section):
+    """Versions that the file was made with."""
+
+    qgait_ptq: str
+    torch: str
+
+
+class InputPart(Section):
+    """One input of a network with several."""
+
+    name: str
+    shape: list[int]
+    kind: str
+
+
+class Model(Section):
+    """The network. ``path``, ``kind`` and ``sha256`` are of its file; a caller may add other entries."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    frame_shape: list[int]
+    raw: bool
+    inputs: list[InputPart]
+    frames: int | None
+    batch: int | None
+    channels: Count
+    parts: Count
+    parameters: Count
+    macs: Count
+    macs_frames: Count
+    streams: bool
+    submodule: dict[str, Any] | None
+
+
+class RuntimeTarget(Section):
+    """The target, and the runtimes that its files run in."""
+
+    name: str
+    runtimes: list[str]
+
+
+class Data(Section):
+    """Sequences that calibrated, and those that were tested; ``test_names`` is a digest of their names."""
+
+    description: str
+    calibration_sequences: Count
+    test_sequences: Count
+    test_names: str
+    protocol: str | None
+    metric: str
+    cut_columns: int | None
+    modalities: list[int]
+
+
+class AccuracyOf(Section):
+    """Accuracy in percent. Ranks have one entry for each set of probes, and ``mean``."""
+
+    rank1: dict[str, Percent]
+    rank5: dict[str, Percent]
+    rank10: dict[str, Percent]
+    mAP: Percent  # noqa: N815 - the field's name
+    mINP: Percent  # noqa: N815
+    cmc: list[Percent]
+
+
+class Difference(Section):
+    """Paired difference from float in points: mean, 95 % interval, and the number of identities."""
+
+    mean: float
+    low: float
+    high: float
+    identities: Count
+
+
+class Changes(Section):
+    """What quantization changed."""
+
+    rank1: Difference
+    mAP: Difference  # noqa: N815
+
+
+class Shares(Section):
+    """Share of pairs of sequences in each bin, for pairs of the same and of different people."""
+
+    same: list[float]
+    different: list[float]
+
+
+class Pairs(Section):
+    """Single distances (float, quantized) of pairs of the same and of different people."""
+
+    same: list[list[float]]
+    different: list[list[float]]
+
+
+class Distances(Section):
+    """Histograms of distances between sequences, before and after."""
+
+    edges: list[float]
+    float_: Shares = Field(alias="float")
+    quantized: Shares
+    pairs: Pairs
+    sequences: Count
+
+
+class Comparison(Section):
+    """Float beside quantized, person by person. Without gallery and probes there are only distances."""
+
+    distances: Distances
+    quantized: Changes | None = None
+    onnx: Changes | None = None
+
+
+class Agreement(Section):
+    """Agreement of the simulation's embeddings with float."""
+
+    cosine_mean: Cosine
+    cosine_min: Cosine
+    sqnr_db: float
+
+
+class ParityOf(Section):
+    """Agreement of the file in the runtime with the simulation."""
+
+    cosine_min: Cosine
+    max_abs: float
+    sequences: Count
+    single_cosine_min: Cosine
+
+
+class PairSumsOf(Section):
+    """Whether the file gives the same integers on every processor, as proven from it."""
+
+    weight_range: Literal["safe", "full"]
+    safe: bool
+    largest_bound: Count
+    unsafe_layers: list[str]
+    unknown_layers: list[str]
+    differing_additions: list[str]
+
+
+class Scales(Section):
+    """Scales of a layer; those of its weight have one entry for each output channel."""
+
+    activation_scale: float | None = None
+    activation_zero_point: int | None = None
+    activation_range: list[float] | None = None
+    weight_scales: list[float] | None = None
+
+
+class Layer(Section):
+    """A layer with weights: widths, cost, and its error."""
+
+    name: str
+    op: str
+    weight_bits: Width | None
+    activation_bits: Width | None
+    integer: bool
+    note: str
+    parameters: Count
+    macs: Count
+    scales: Scales
+    equalization_factors: list[float] | None
+    sqnr_db: float | None
+
+
+class Speed(Section):
+    """CPU time of one sequence in the runtime, measured briefly; ``faster`` has median and quartiles."""
+
+    runtime: str
+    threads: Count
+    frames: Count
+    float_ms: float
+    onnx_ms: float
+    faster: list[float]
+    noisy: bool
+
+
+class Report(Section):
+    """``report.json``, and the source of tables, page and metadata."""
+
+    schema_version: Literal[2] = SCHEMA_VERSION
+    toolkit: Toolkit
+    model: Model
+    config: dict[str, Any]
+    target: RuntimeTarget
+    data: Data
+    accuracy: dict[str, AccuracyOf]
+    comparison: Comparison
+    agreement: Agreement
+    size_bytes: dict[str, Count]
+    parity: ParityOf
+    pair_sums: PairSumsOf
+    slow_layers: list[str]
+    layers: list[Layer]
+    calibration: dict[str, Any]
+    allocation: dict[str, Any]
+    speed: Speed | None
+    seconds: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dictionary that JSON can hold; entries that were not given are left out."""
+        content = self.model_dump(by_alias=True, exclude_unset=True)
+        return {"schema_version": self.schema_version, **content, "speed": content["speed"] or {}}
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what the ONNX file carries: no times and no paths, so a repeated run gives the same file."""
+        kept = ("toolkit", "model", "config", "target", "data", "accuracy", "agreement", "pair_sums")
+        metadata = {key: value for key, value in self.to_json().items() if key in kept}
+        metadata["model"].pop("path", None)
+        metadata["data"].pop("description")
+        return metadata
+
+    def float_metadata(self, runtimes: tuple[str, ...]) -> dict[str, Any]:
+        """Return what the float file beside it carries; it may run anywhere."""
+        metadata = self.metadata()
+        kept = {key: metadata[key] for key in ("toolkit", "data")}
+        model = {**metadata["model"], "streams": False}
+        target = {"name": "float", "runtimes": list(runtimes)}
+        return {**kept, "model": model, "target": target, "pair_sums": {"safe": True}}
