@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from qgait_ptq.quantizer.grid import IntegerGrid
+from qgait_ptq.system.invariants import present
 
 SMALLEST_DAMPING = 1e-10  # where all inputs are zero
 FEW_COLUMNS = 10.0  # added damping, in shares of the diagonal, times size over columns
@@ -174,8 +175,7 @@ class _Pairs:
 
     def __init__(self, partners: Tensor, order: Tensor, grid: IntegerGrid) -> None:
         """See `round_columns`; `order` is ``[g, k]``: which column is rounded when."""
-        assert grid.pair_limit is not None  # noqa: S101 - there are pairs
-        self.grid, self.limit = grid, grid.pair_limit
+        self.grid, self.limit = grid, present(grid.pair_limit)
         turns = torch.arange(order.shape[1], device=order.device).expand_as(order)
         turn = torch.empty_like(order).scatter_(1, order, turns)
         # In the order of rounding: [g, k, 2], −1 where there is no neighbour.

@@ -30,6 +30,7 @@ from qgait_ptq.graph.stepping import DEFAULT_MEMORY, Stepper
 from qgait_ptq.placement.quantized_layers import QuantizedLayer, quantized_layers, weight_of
 from qgait_ptq.quantizer.grid import quantize
 from qgait_ptq.quantizer.pairs import neighbours, widened_scale
+from qgait_ptq.system.invariants import present
 
 ITEM_SHARE = 8  # columns are drawn from items (frames or sequences) that have so many times more
 COLUMNS = 24_576  # input columns of a layer that moments are estimated from, per network
@@ -211,8 +212,7 @@ def _input_moments(
             columns[..., chosen], _columns(layer, weight_shape, wanted[items])[..., chosen]
         )
         total = part if total is None else total.merge(part)
-    assert total is not None  # noqa: S101 - there is at least one batch
-    return total
+    return present(total)
 
 
 def _draw(available: int, wanted: int, generator: torch.Generator) -> Tensor | slice:

@@ -20,6 +20,7 @@ from torch import Tensor, fx
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.graph.attributes import set_parameter, tensor_of
 from qgait_ptq.graph.channels import ChannelGroup, find_channel_groups
+from qgait_ptq.system.invariants import present
 
 LARGEST_FACTOR = 16.0
 DEAD = 1e-3  # of the mean: channels below it stay as they are
@@ -146,14 +147,14 @@ def _scale(
     for writer in group.writers:
         factors[writer.name] = factors.get(writer.name, torch.ones_like(factor)) * factor
         weight = tensor_of(graph_module, writer.args[1])
-        assert weight is not None  # noqa: S101 - found with one
+        weight = present(weight)
         set_parameter(graph_module, writer.args[1], weight / _along(factor, 0, weight))
         bias = tensor_of(graph_module, writer.args[2] if len(writer.args) > 2 else None)
         if bias is not None:
             set_parameter(graph_module, writer.args[2], bias / factor.to(bias.dtype))
     for reader in group.readers:
         weight = tensor_of(graph_module, reader.args[1])
-        assert weight is not None  # noqa: S101
+        weight = present(weight)
         set_parameter(graph_module, reader.args[1], weight * _along(factor, 1, weight))
 
 

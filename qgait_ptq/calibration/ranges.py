@@ -15,6 +15,7 @@ from qgait_ptq.placement.insert import input_quantizer
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize, set_observing
 from qgait_ptq.quantizer.grid import INT32_MAX
 from qgait_ptq.quantizer.pairs import widened_scale
+from qgait_ptq.system.invariants import of_type, present
 
 BIAS_HEADROOM = 2.0  # a bias takes at most half of the int32 range; the sums need the rest
 
@@ -80,8 +81,8 @@ def _weight_quantizers(graph_module: fx.GraphModule) -> dict[fx.Node, tuple[Fake
         call = node.args[1]
         quantizer = graph_module.get_submodule(str(call.target))
         weight = tensor_of(graph_module, call.args[0])
-        assert isinstance(quantizer, FakeQuantize)  # noqa: S101 - insertion put it there
-        assert weight is not None  # noqa: S101
+        quantizer = of_type(quantizer, FakeQuantize)
+        weight = present(weight)
         found[node] = (quantizer, weight)
     return found
 
@@ -99,8 +100,8 @@ def _leave_room_for_bias(graph_module: fx.GraphModule) -> None:
         bias = tensor_of(graph_module, node.args[2].args[0])
         inputs = graph_module.get_submodule(input_quantizer(graph_module, node))
         weights = graph_module.get_submodule(str(node.args[1].target))
-        assert isinstance(inputs, FakeQuantize)  # noqa: S101
-        assert isinstance(weights, FakeQuantize)  # noqa: S101
-        assert bias is not None  # noqa: S101
+        inputs = of_type(inputs, FakeQuantize)
+        weights = of_type(weights, FakeQuantize)
+        bias = present(bias)
         needed = bias.abs() * (BIAS_HEADROOM / INT32_MAX) / inputs.scale
         weights.scale = torch.maximum(weights.scale, needed.to(weights.scale.dtype))

@@ -15,6 +15,7 @@ from qgait_ptq.graph.operators import CONVOLUTIONS, is_operator
 from qgait_ptq.placement.quantized_layers import activation_quantizers, quantized_layers, weight_of
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.quantizer.trainable import ActivationTrainer, BiasTrainer, WeightMode, WeightTrainer
+from qgait_ptq.system.invariants import of_type
 
 SMALLEST_MAGNITUDE = 0.05  # of the layer's mean magnitude: the unit of a bias whose channel is nearly silent
 
@@ -128,7 +129,7 @@ class TrainedGraph:
                 self._replace(str(layer.bias_call.target), trainer)
                 continue
             # Of the layer that gives the embedding: it stays in float, so it learns where it stands.
-            assert isinstance(bias, nn.Parameter)  # noqa: S101 - captured, folded or added as one
+            bias = of_type(bias, nn.Parameter)
             self._float_biases[layer.bias_path or ""] = (bias, float(magnitude.mean()))
             bias.requires_grad_(True)
 

@@ -27,6 +27,7 @@ from qgait_ptq.errors import CaptureError, first_line
 from qgait_ptq.graph.attributes import ORIGIN_KEY, remove_unused
 from qgait_ptq.graph.frame_parts import SeveralInputs
 from qgait_ptq.graph.network_input import random_silhouettes
+from qgait_ptq.system.invariants import of_type
 
 EXAMPLE_BATCH = 2  # with 1, networks that squeeze are captured wrongly
 EXAMPLE_FRAMES = 7  # prime, so that no arithmetic on it works by accident
@@ -198,7 +199,7 @@ def _export(
             graph_module = without_side_effects(program).module(check_guards=False)
     except Exception as error:
         raise CaptureError(explain_failure(error, "torch.export cannot capture the network")) from error
-    assert isinstance(graph_module, fx.GraphModule)  # noqa: S101 - for the type checker
+    graph_module = of_type(graph_module, fx.GraphModule)
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     shape = placeholders[0].meta["val"].shape
     pinned = {axis for axis in dynamic if isinstance(shape[axis], int)}

@@ -18,7 +18,7 @@ def command(shell: str) -> None:
       qgait-ptq completion bash > ~/.local/share/bash-completion/completions/qgait-ptq
     """
     from qgait_ptq.cli.main import cli
+    from qgait_ptq.system.invariants import present
 
-    completion = get_completion_class(shell)
-    assert completion is not None  # noqa: S101 - one of the choices
+    completion = present(get_completion_class(shell))
     click.echo(completion(cli, {}, "qgait-ptq", VARIABLE).source())

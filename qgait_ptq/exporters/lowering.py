@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from qgait_ptq.errors import ExportError
 from qgait_ptq.exporters.markers import DOMAIN, NAME, MarkedKind, Marker
 from qgait_ptq.quantizer.grid import IntegerGrid, quantize, quantize_bias
+from qgait_ptq.system.invariants import present
 from qgait_ptq.targets.profiles import Storage
 
 CALL_MARK = "#"  # between a module path and the number of its call
@@ -152,8 +153,7 @@ class _Lowering:
 
 
 def _grid(marker: Marker) -> IntegerGrid:
-    assert marker.grid is not None  # noqa: S101 - only biases have none
-    return marker.grid
+    return present(marker.grid)  # only biases have none
 
 
 def _keep_used_initializers(model: onnx.ModelProto, new: dict[str, onnx.TensorProto]) -> None:

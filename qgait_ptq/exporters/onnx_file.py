@@ -27,6 +27,7 @@ from qgait_ptq.graph.frame_layout import PartKind
 from qgait_ptq.graph.frame_parts import input_parts, split_inputs, split_values
 from qgait_ptq.placement.quantized_layers import quantized_layers
 from qgait_ptq.reference.pair_sums import bound_pair_sums
+from qgait_ptq.system.invariants import present
 from qgait_ptq.system.reading import check_file
 from qgait_ptq.targets.profiles import Target
 from qgait_ptq.targets.rules import check_rules
@@ -164,7 +165,7 @@ def _export(
         raise ExportError(
             f"the graph cannot be written as ONNX ({type(error).__name__}: {first_line(error)})"
         ) from error
-    assert program is not None  # noqa: S101 - dynamo=True gives a program
+    program = present(program)
     model = program.model_proto
     _rename_values(model, names)
     _name_dimensions(model, capture.free_axes)

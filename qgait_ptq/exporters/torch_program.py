@@ -21,6 +21,7 @@ from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.graph.frame_parts import split_inputs, split_values
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
 from qgait_ptq.quantizer.grid import quantize
+from qgait_ptq.system.invariants import of_type
 
 OPERATORS = torch.ops.quantized_decomposed
 
@@ -113,7 +114,7 @@ def _round_bias(graph_module: fx.GraphModule, node: fx.Node, module: BiasFakeQua
 
 def _parameter(node: fx.Node) -> str:
     source = node.args[0]
-    assert isinstance(source, fx.Node)  # noqa: S101 - quantizers of weights and biases read parameters
+    source = of_type(source, fx.Node)
     return str(source.target)
 
 

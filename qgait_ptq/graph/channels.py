@@ -23,6 +23,7 @@ from qgait_ptq.graph.operators import (
     is_operator,
 )
 from qgait_ptq.graph.shapes import observed_integer, observed_shape
+from qgait_ptq.system.invariants import of_type
 
 KEEPING = RECTIFIERS | LEAKY_RECTIFIERS | MAX_POOLS
 
@@ -76,7 +77,7 @@ class _Finder:
             self._join(node, [node.args[0]], axis)
         elif is_operator(node, ADDITIONS) and self._same_shapes(node):
             first = node.args[0]
-            assert isinstance(first, fx.Node)  # noqa: S101 - checked by _same_shapes
+            first = of_type(first, fx.Node)
             self._join(node, list(node.args[:2]), self._axis(first))
         else:
             for source in node.all_input_nodes:

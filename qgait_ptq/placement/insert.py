@@ -9,6 +9,7 @@ from torch import fx
 from qgait_ptq.graph.annotation import Annotation, OwnSpec, SharedSpec, annotation_of
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
 from qgait_ptq.quantizer.observers import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS
+from qgait_ptq.system.invariants import of_type, present
 
 ACTIVATION_SUFFIX, WEIGHT_SUFFIX, BIAS_SUFFIX = "_fq", "_weight_fq", "_bias_fq"
 
@@ -41,7 +42,7 @@ def insert_quantizers(graph_module: fx.GraphModule) -> fx.GraphModule:
 def input_quantizer(graph_module: fx.GraphModule, layer: fx.Node) -> str:
     """Name of the fake-quantize module that a layer reads through."""
     source = layer.args[0]
-    assert isinstance(source, fx.Node)  # noqa: S101 - annotated layers read quantized tensors
+    source = of_type(source, fx.Node)
     return str(source.target)
 
 
@@ -58,11 +59,11 @@ def _call_behind(graph_module: fx.GraphModule, node: fx.Node, module: str) -> No
 
 
 def _quantize_parameters(graph_module: fx.GraphModule, layer: fx.Node, annotation: Annotation) -> None:
-    spec = annotation.weight
-    assert spec is not None and spec.channel_axis is not None  # noqa: S101, PT018
+    spec = present(annotation.weight)
+    axis = present(spec.channel_axis)
     graph, name = graph_module.graph, layer.name + WEIGHT_SUFFIX
-    observer = WEIGHT_OBSERVERS[spec.observer](spec.grid, spec.channel_axis)
-    graph_module.add_module(name, FakeQuantize(spec.grid, observer, spec.channel_axis))
+    observer = WEIGHT_OBSERVERS[spec.observer](spec.grid, axis)
+    graph_module.add_module(name, FakeQuantize(spec.grid, observer, axis))
     with graph.inserting_before(layer):
         weight = graph.call_module(name, (layer.args[1],))
     layer.update_arg(1, weight)

@@ -11,6 +11,7 @@ from qgait_ptq.graph.attributes import tensor_of
 from qgait_ptq.graph.frame_parts import is_network_input
 from qgait_ptq.graph.operators import VALUE_PRESERVING, is_operator
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
+from qgait_ptq.system.invariants import of_type, present
 
 
 @dataclass(frozen=True)
@@ -57,19 +58,19 @@ def quantized_layers(graph_module: fx.GraphModule) -> list[QuantizedLayer]:
 
 def _describe(graph_module: fx.GraphModule, node: fx.Node) -> QuantizedLayer:
     weight_call, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
-    assert isinstance(weight_call, fx.Node)  # noqa: S101 - insertion put it there
+    weight_call = of_type(weight_call, fx.Node)
     weight_quantizer = graph_module.get_submodule(str(weight_call.target))
     weight_parameter = weight_call.args[0]
-    assert isinstance(weight_quantizer, FakeQuantize)  # noqa: S101
-    assert isinstance(weight_parameter, fx.Node)  # noqa: S101
+    weight_quantizer = of_type(weight_quantizer, FakeQuantize)
+    weight_parameter = of_type(weight_parameter, fx.Node)
     bias_call = bias_quantizer = None
     bias_parameter = bias if isinstance(bias, fx.Node) else None
     if bias_parameter is not None and bias_parameter.op == "call_module":
         bias_call = bias_parameter
         module = graph_module.get_submodule(str(bias_call.target))
-        assert isinstance(module, BiasFakeQuantize)  # noqa: S101
+        module = of_type(module, BiasFakeQuantize)
         bias_quantizer, parameter = module, bias_call.args[0]
-        assert isinstance(parameter, fx.Node)  # noqa: S101
+        parameter = of_type(parameter, fx.Node)
         bias_parameter = parameter
     return QuantizedLayer(
         node, weight_call, weight_parameter, weight_quantizer, bias_call, bias_parameter, bias_quantizer
@@ -96,8 +97,7 @@ def activation_quantizers(graph_module: fx.GraphModule, *, inputs: bool = True) 
 def weight_of(graph_module: fx.GraphModule, layer: QuantizedLayer) -> Tensor:
     """The float weight of a layer."""
     weight = tensor_of(graph_module, layer.weight_parameter)
-    assert weight is not None  # noqa: S101 - insertion put a quantizer behind it
-    return weight
+    return present(weight)
 
 
 def _is_input(node: object) -> bool:

@@ -24,6 +24,7 @@ from threading import Thread, current_thread, main_thread
 from typing import Any, TypeVar
 
 from qgait_ptq.errors import ConfigError
+from qgait_ptq.system.invariants import present
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -152,7 +153,7 @@ def _work(function: Callable[[Any], Any], connection: Connection) -> None:
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     parent = parent_process()
-    assert parent is not None  # noqa: S101 - this is a child
+    parent = present(parent)
     Thread(target=_end_after, args=(lambda: wait([parent.sentinel]),), daemon=True).start()
     try:
         while True:

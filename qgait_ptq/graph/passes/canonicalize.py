@@ -21,6 +21,7 @@ from qgait_ptq.graph.operators import MATRIX_PRODUCTS, aten, is_operator
 from qgait_ptq.graph.passes.masks import masks_to_logic
 from qgait_ptq.graph.passes.maxima import unify_maxima
 from qgait_ptq.graph.shapes import is_free, observed_shape, record_free_axes, record_shapes
+from qgait_ptq.system.invariants import of_type, present
 
 LARGEST_GROWTH = 2  # a folded parameter may be so many times larger than what it was made of
 WHOLE = 2**63 - 1  # where a slice without an end ends
@@ -166,8 +167,7 @@ def pieces_to_slices(graph_module: fx.GraphModule) -> None:
 
 
 def _piece(graph: fx.Graph, pieces: fx.Node, index: int) -> fx.Node | None:
-    source, shape = pieces.args[0], observed_shape(pieces.args[0])
-    assert isinstance(source, fx.Node) and shape is not None  # noqa: S101, PT018 - checked by the caller
+    source, shape = of_type(pieces.args[0], fx.Node), present(observed_shape(pieces.args[0]))
     if pieces.target is aten.unbind.int:
         return graph.call_function(aten.select.int, (source, pieces.args[1] if pieces.args[1:] else 0, index))
     sizes: Any = pieces.args[1]

@@ -26,6 +26,7 @@ from qgait_ptq.graph.operators import (
 )
 from qgait_ptq.graph.passes.canonicalize import unify_spelling
 from qgait_ptq.graph.shapes import observed_integer, observed_shape, record_shapes
+from qgait_ptq.system.invariants import of_type, present
 
 RELATIVE_TOLERANCE = 1e-5  # of the embedding's largest value
 
@@ -99,7 +100,7 @@ def _replace_part_linear(
 ) -> None:
     parts, in_channels, out_channels = weight.shape
     graph, features, weight_node = graph_module.graph, node.args[0], node.args[1]
-    assert isinstance(weight_node, fx.Node)  # noqa: S101 - a get_attr node, checked by the caller
+    weight_node = of_type(weight_node, fx.Node)
     kernel = weight.transpose(1, 2).reshape(parts * out_channels, in_channels, 1, 1)
     kernel_node = add_parameter(graph_module, node, origin(weight_node), kernel)
     parts_first = sample_axis == 1
@@ -139,8 +140,7 @@ def add_missing_biases(graph_module: fx.GraphModule) -> None:
         weight = tensor_of(graph_module, node.args[1]) if is_operator(node, WEIGHTED) else None
         if weight is None or (len(node.args) > 2 and node.args[2] is not None):
             continue
-        assert isinstance(node.args[1], fx.Node)  # noqa: S101 - it names the weight
-        owner = origin(node.args[1]).rpartition(".")[0]
+        owner = origin(of_type(node.args[1], fx.Node)).rpartition(".")[0]
         path = f"{owner}.bias" if owner else "bias"
         bias = add_parameter(graph_module, node, path, weight.new_zeros(weight.shape[0]))
         node.args = (*node.args[:2], bias, *node.args[3:])
@@ -152,7 +152,7 @@ def _layer_before(batch_norm: fx.Node) -> tuple[fx.Node | None, list[fx.Node]]:
     reshapes: list[fx.Node] = []
     node = batch_norm.args[0]
     while is_operator(node, RESHAPES):
-        assert isinstance(node, fx.Node)  # noqa: S101
+        node = of_type(node, fx.Node)
         if len(node.users) != 1:
             return None, []
         reshapes.insert(0, node)
@@ -192,10 +192,10 @@ def _channel_axis(layer: fx.Node, dimensions: int) -> int:
 
 def _fold(graph_module: fx.GraphModule, layer: fx.Node, batch_norm: fx.Node, mapping: Tensor) -> None:
     weight_node, bias_node = layer.args[1], layer.args[2] if len(layer.args) > 2 else None
-    assert isinstance(weight_node, fx.Node)  # noqa: S101
+    weight_node = of_type(weight_node, fx.Node)
     weight = tensor_of(graph_module, weight_node)
     bias = tensor_of(graph_module, bias_node)
-    assert weight is not None  # noqa: S101
+    weight = present(weight)
     gamma, beta, mean, variance = (tensor_of(graph_module, argument) for argument in batch_norm.args[1:5])
     if mean is None or variance is None:
         return
@@ -215,7 +215,7 @@ def _fold(graph_module: fx.GraphModule, layer: fx.Node, batch_norm: fx.Node, map
         *layer.args[3:],
     )
     before = batch_norm.args[0]
-    assert isinstance(before, fx.Node)  # noqa: S101
+    before = of_type(before, fx.Node)
     batch_norm.replace_all_uses_with(before)
 
 
