@@ -1,6 +1,6 @@
-"""Pages that are made of the code: commands from their help, the recipe from its schema, targets.
+"""Generate pages from the code: commands from their help, the recipe from its schema, targets, the report.
 
-A page asks for one by a comment, such as ``<!-- generated: recipe -->``.
+A page contains a comment such as ``<!-- generated: recipe -->``, which is replaced.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from qgait_ptq.cli.main import COMMANDS, cli
 from qgait_ptq.config import schema as config
+from qgait_ptq.report.record import Report
 from qgait_ptq.targets.profiles import TARGETS, Target
 
 SECTIONS = (
@@ -70,10 +71,17 @@ def describe_targets() -> str:
     return "\n".join(parts)
 
 
+def describe_report() -> str:
+    """List the keys of ``report.json``."""
+    rows = [f"| `{key}` | {_escape(_code(meaning))} |" for key, meaning in _attributes(Report).items()]
+    return "\n".join(["| key | content |", "|---|---|", *rows])
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     "recipe": describe_recipe,
     "commands": describe_commands,
     "targets": describe_targets,
+    "report": describe_report,
 }
 
 
@@ -95,7 +103,7 @@ def _summary(model: type[BaseModel]) -> str:
     return (model.__doc__ or "").split("\n\n")[0].strip()
 
 
-def _attributes(model: type[BaseModel]) -> dict[str, str]:
+def _attributes(model: type) -> dict[str, str]:
     docstring = griffe.Docstring(model.__doc__ or "", parser="google")
     return {
         item.name: " ".join(item.description.split())
@@ -134,6 +142,11 @@ def _default(value: object) -> str:
     if value is None or value == () or value == {}:
         return "none"
     return f"`{value}`"
+
+
+def _code(text: str) -> str:
+    """Turn the double backticks of docstrings into those of Markdown."""
+    return text.replace("``", "`")
 
 
 def _escape(text: str) -> str:
