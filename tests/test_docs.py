@@ -19,7 +19,7 @@ from qgait_ptq.capture.trace import capture
 from qgait_ptq.cli.main import COMMANDS, cli
 from qgait_ptq.pipeline.preparing import KeepAccuracy
 from qgait_ptq.pipeline.quantize import STAGES
-from qgait_ptq.report.record import Report
+from qgait_ptq.report.schema import Report
 from tests.conftest import make_gaitbase
 from tests.test_architecture import ORDER
 

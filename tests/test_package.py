@@ -44,28 +44,6 @@ def test_embedding_needs_no_torch():
     assert done.returncode == 0, done.stderr
 
 
-def test_quantizer_imports_nothing_of_the_package_outside_itself_and_gait_is_not_known_below():
-    above = ["allocation", "report", "cli", "pipeline", "result", "stages", "mixed_precision"]
-    forbidden = {
-        "quantizer": ["graph", "calibration", "reconstruction", "export", "gait", "runtime", *above],
-        "graph": ["calibration", "reconstruction", "export", "gait", "runtime", *above],
-        "calibration": ["reconstruction", "export", "gait", "runtime", *above],
-        "reconstruction": ["export", "gait", "runtime", *above],
-        "export": ["calibration", "reconstruction", "gait", *above],
-        "gait": ["graph", "quantizer", "calibration", "reconstruction", "export", *above],
-        "allocation": ["reconstruction", "export", "runtime", *above[1:]],
-        "report": ["cli", "pipeline", "stages", "reconstruction", "allocation", "mixed_precision"],
-        "runtime": ["graph", "quantizer", "calibration", "reconstruction", "verification", *above],
-        "verification": ["calibration", "reconstruction", "gait", *above],
-    }
-    package = Path(qgait_ptq.__file__).parent
-    for room, others in forbidden.items():
-        for file in (package / room).rglob("*.py"):
-            text = file.read_text()
-            for other in others:
-                assert f"qgait_ptq.{other}" not in text, f"{file} imports {other}"
-
-
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings_run(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0

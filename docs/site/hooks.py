@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import click
 import griffe
@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from qgait_ptq.cli.main import COMMANDS, cli
 from qgait_ptq.config import schema as config
-from qgait_ptq.report.record import Report
+from qgait_ptq.report.schema import Report
 from qgait_ptq.targets.profiles import TARGETS, Target
 
 SECTIONS = (
@@ -72,9 +72,44 @@ def describe_targets() -> str:
 
 
 def describe_report() -> str:
-    """List the keys of ``report.json``."""
-    rows = [f"| `{key}` | {_escape(_code(meaning))} |" for key, meaning in _attributes(Report).items()]
-    return "\n".join(["| key | content |", "|---|---|", *rows])
+    """List the keys of ``report.json`` and of its sections."""
+    parts = ["| key | content |", "|---|---|"]
+    sections: dict[str, type[BaseModel]] = {}
+    for key, field in Report.model_fields.items():
+        section = _section(field.annotation)
+        if section is None:
+            parts.append(f"| `{key}` | {REPORT_ENTRIES[key]} |")
+        else:
+            sections[key] = section
+            parts.append(f"| `{key}` | {_escape(_code(_summary(section)))} |")
+    for key, section in sections.items():
+        parts += ["", f"## `{key}`", "", "| key | type |", "|---|---|"]
+        for name, field in section.model_fields.items():
+            parts.append(f"| `{field.alias or name}` | {_escape(_type_name(field.annotation))} |")
+    return "\n".join(parts)
+
+
+REPORT_ENTRIES = {  # keys of the report that are no sections
+    "schema_version": "version of this schema",
+    "config": "the settings; see [Recipe](recipe.md)",
+    "size_bytes": "size of the `float` and of the quantized `onnx` file",
+    "slow_layers": "quantized layers that the runtime does not run on integers",
+    "calibration": "results of the calibration stages: held-out losses, and which step was kept",
+    "allocation": "how widths of layers were chosen; empty if the configuration gives them",
+    "seconds": "stage → wall time",
+}
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key holds, alone, or in a list or a dictionary."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _section(inner))), None)
+
+
+def _type_name(annotation: Any) -> str:
+    name = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return re.sub(r"qgait_ptq\.report\.schema\.|typing\.", "", name)
 
 
 GENERATORS: dict[str, Callable[[], str]] = {
