@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from qgait_ptq.errors import ExportError
 from qgait_ptq.exporters.markers import DOMAIN, NAME, MarkedKind, Marker
+from qgait_ptq.onnx_graph.editing import make_node
 from qgait_ptq.quantizer.grid import IntegerGrid, quantize, quantize_bias
 from qgait_ptq.targets.profiles import Storage
 
@@ -146,13 +147,12 @@ class _Lowering:
         return self.stored[content]
 
     def _node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> None:
-        self.nodes.append(
-            helper.make_node(operator, inputs, [output], name=f"{output}.{operator}", **attributes)
-        )
+        self.nodes.append(make_node(operator, inputs, output, **attributes))
 
 
 def _grid(marker: Marker) -> IntegerGrid:
-    assert marker.grid is not None  # noqa: S101 - only biases have none
+    if marker.grid is None:
+        raise TypeError(f"{marker.name}: a bias has no integer grid")
     return marker.grid
 
 
