@@ -14,6 +14,7 @@ ORDER = (
     "system",
     "config",
     "quantizer",
+    "onnx_graph",
     "graph",
     "gait",
     "targets",
@@ -31,7 +32,13 @@ ORDER = (
     "pipeline",
     "cli",
 )
-WITHOUT_TORCH = ("reference.pair_sums", "reference.proof", "reference.additions", "runtime.embedder")
+WITHOUT_TORCH = (
+    "onnx_graph.view",
+    "reference.pair_sums",
+    "reference.proof",
+    "reference.additions",
+    "runtime.embedder",
+)
 
 
 def modules():

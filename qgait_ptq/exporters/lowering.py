@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from qgait_ptq.errors import ExportError
 from qgait_ptq.exporters.markers import DOMAIN, NAME, MarkedKind, Marker
+from qgait_ptq.onnx_graph.editing import make_node
 from qgait_ptq.quantizer.grid import IntegerGrid, quantize, quantize_bias
 from qgait_ptq.system.invariants import present
 from qgait_ptq.targets.profiles import Storage
@@ -147,9 +148,7 @@ class _Lowering:
         return self.stored[content]
 
     def _node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> None:
-        self.nodes.append(
-            helper.make_node(operator, inputs, [output], name=f"{output}.{operator}", **attributes)
-        )
+        self.nodes.append(make_node(operator, inputs, output, **attributes))
 
 
 def _grid(marker: Marker) -> IntegerGrid:

@@ -14,20 +14,18 @@ from torch import fx
 
 from qgait_ptq.capture.trace import Capture, quiet_torch
 from qgait_ptq.errors import ExportError, ModelError, first_line
-from qgait_ptq.exporters.lowering import CALL_MARK, lower_markers
+from qgait_ptq.exporters.lowering import lower_markers
 from qgait_ptq.exporters.markers import mark_quantizers, translation_table
 from qgait_ptq.exporters.metadata import LARGEST_MODEL, METADATA_KEY, metadata_text, parse_metadata
-from qgait_ptq.exporters.passes.byte_input import take_bytes
-from qgait_ptq.exporters.passes.first_layer_table import look_up_first_layer
-from qgait_ptq.exporters.passes.integer_sums import SUMS, spell_out_sums
-from qgait_ptq.exporters.passes.pooled_maxima import pool_maxima
+from qgait_ptq.exporters.passes import get_pass, layer_path
+from qgait_ptq.exporters.passes.byte_input import byte_input_pass
+from qgait_ptq.exporters.passes.onnx_pass import check_model, run_passes
 from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.graph.frame_layout import PartKind
 from qgait_ptq.graph.frame_parts import input_parts, split_inputs, split_values
 from qgait_ptq.placement.quantized_layers import quantized_layers
 from qgait_ptq.reference.pair_sums import bound_pair_sums
-from qgait_ptq.system.invariants import present
 from qgait_ptq.system.reading import check_file
 from qgait_ptq.targets.profiles import Target
 from qgait_ptq.targets.rules import check_rules
@@ -55,26 +53,27 @@ def export_quantized(
         byte_input: the file takes silhouettes as uint8, 0..255, instead of float32 in [0, 1].
 
     Raises:
-        ExportError: torch's exporter or the ONNX checker refuses the graph, or it breaks a target's rule.
+        ExportError: torch's exporter or the ONNX checker refuses the graph, a pass of the target breaks it,
+            or the file breaks a rule of the target.
+        ConfigError: the target lists a pass that does not exist.
     """
+    passes = [get_pass(name) for name in target.onnx_passes]
+    if byte_input:
+        passes.append(byte_input_pass(_silhouette_inputs(graph_module)))
     marked, markers = mark_quantizers(graph_module)
     exported = _export(marked, capture, target.opset, translation_table())
     model = lower_markers(exported, markers, target.storage)
-    if target.storage.spelled_sums:
-        spell_out_sums(model)
-    if target.storage.pooled_maxima:
-        pool_maxima(model)
-    if target.storage.first_layer_table:
-        look_up_first_layer(model)
-    if byte_input:
-        parts = input_parts(graph_module).values()
-        silhouettes = [part.name for part in parts if part.kind is PartKind.SILHOUETTES]
-        for name in silhouettes if parts else [INPUT]:
-            take_bytes(model, name)
-    _check(model)
+    check_model(model, "after its quantizers were lowered")
+    run_passes(model, passes)
     check_rules(model, target)
     _check_pair_sums(model, graph_module)
     return model
+
+
+def _silhouette_inputs(graph_module: fx.GraphModule) -> list[str]:
+    """Names of the inputs of a file that are silhouettes."""
+    parts = input_parts(graph_module).values()
+    return [part.name for part in parts if part.kind is PartKind.SILHOUETTES] if parts else [INPUT]
 
 
 def read_model(path: Path) -> onnx.ModelProto:
@@ -165,7 +164,8 @@ def _export(
         raise ExportError(
             f"the graph cannot be written as ONNX ({type(error).__name__}: {first_line(error)})"
         ) from error
-    program = present(program)
+    if program is None:
+        raise ExportError("the graph cannot be written as ONNX (torch's exporter gives no program)")
     model = program.model_proto
     _rename_values(model, names)
     _name_dimensions(model, capture.free_axes)
@@ -216,17 +216,10 @@ def _check_pair_sums(model: onnx.ModelProto, graph_module: fx.GraphModule) -> No
         if layer.weight_quantizer.grid.pair_limit is not None
     }
     for bound in bound_pair_sums(model).unsafe:
-        if bound.layer.removesuffix(SUMS).split(CALL_MARK)[0] in limited:
+        if layer_path(bound.layer) in limited:
             raise ExportError(
                 f"layer {bound.layer}: two neighbouring weights sum to {bound.worst_pair}; with activation "
                 f"codes up to {bound.largest_code} their products leave 16 bits, so processors would differ. "
                 "Give the layer 7-bit weights (layers: {NAME: {weight_bits: 7}}), or use --weight-range full "
                 "for processors with VNNI"
             )
-
-
-def _check(model: onnx.ModelProto) -> None:
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the ONNX checker refuses the file ({first_line(error)})") from error

@@ -14,7 +14,7 @@ from torch import Tensor
 from qgait_ptq.capture.trace import FRAME_AXIS, Capture
 from qgait_ptq.errors import ExportError
 from qgait_ptq.exporters.onnx_file import export_float, export_quantized
-from qgait_ptq.exporters.passes.first_layer_table import LARGEST_KERNEL, layers_in_tables
+from qgait_ptq.exporters.passes.first_layer_table import FIRST_LAYER_TABLE, LARGEST_KERNEL, layers_in_tables
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.pipeline.preparing import pinned_notes
@@ -184,7 +184,7 @@ def _refuse_wrong_kernels(state: State, clips: Tensor, model: onnx.ModelProto, s
 
 def _table_notes(state: State, model: onnx.ModelProto) -> list[str]:
     """Say where a bit was spared for nothing."""
-    wanted = state.config.input_bits == 1 and state.target.storage.first_layer_table
+    wanted = state.config.input_bits == 1 and FIRST_LAYER_TABLE.name in state.target.onnx_passes
     if not wanted or layers_in_tables(model.graph):
         return []
     return [

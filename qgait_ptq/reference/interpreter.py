@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
-from onnx import helper, numpy_helper
-from torch.nn import functional as F
 
+from qgait_ptq.onnx_graph.view import OnnxGraph, attribute
 from qgait_ptq.reference.arithmetic import (
     Array,
     Bent,
@@ -31,8 +29,10 @@ from qgait_ptq.reference.arithmetic import (
     saturate,
 )
 from qgait_ptq.reference.saturating_sums import saturation_loss
+from qgait_ptq.reference.windows import convolution_loss, convolve, pool
 
 Given = Callable[[str], Array]
+LEAKY_SLOPE = 0.01  # of a LeakyRelu that names none
 MOVING = frozenset({"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Slice", "Gather", "Identity"})
 
 
@@ -63,16 +63,16 @@ class _Simulation:
     """The values known so far; what is not among them is float."""
 
     def __init__(self, model: onnx.ModelProto, given: Given, saturating: bool) -> None:
-        self.model, self.given, self.saturating = model, given, saturating
-        self.constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+        self.graph, self.given, self.saturating = OnnxGraph(model), given, saturating
+        self.constants = dict(self.graph.constants)  # later also what is cast from these
         self.known: dict[str, Any] = {}
         self.integers: dict[str, Array] = {}
         self.on_integers: dict[str, Callable[[onnx.NodeProto], Array]] = {
             "Clip": self._narrow,
             "ConvInteger": self._sum,
-            "MaxPool": lambda node: _pool(node, self.integers[node.input[0]]),
+            "MaxPool": lambda node: pool(node, self.integers[node.input[0]]),
             "Reshape": lambda node: self._reshape(node, self.integers[node.input[0]]),
-            "Transpose": lambda node: self.integers[node.input[0]].transpose(_attributes(node)["perm"]),
+            "Transpose": lambda node: self.integers[node.input[0]].transpose(attribute(node, "perm")),
         }
         self.handlers: dict[str, Callable[[onnx.NodeProto, Any], Any]] = {
             "Conv": self._convolve,
@@ -84,7 +84,7 @@ class _Simulation:
             "MaxPool": self._pool,
             "ReduceMax": self._reduce,
             "Reshape": lambda node, x: self._move(x, self._reshape(node, x.integers)),
-            "Transpose": lambda node, x: self._move(x, x.integers.transpose(_attributes(node)["perm"])),
+            "Transpose": lambda node, x: self._move(x, x.integers.transpose(attribute(node, "perm"))),
             "Unsqueeze": lambda node, x: self._move(x, np.expand_dims(x.integers, self._axes(node))),
             "Squeeze": lambda node, x: self._move(x, np.squeeze(x.integers, self._axes(node))),
             "Slice": lambda node, x: self._move(x, self._slice(node, x.integers)),
@@ -93,7 +93,7 @@ class _Simulation:
         }
 
     def run(self) -> dict[str, Array]:
-        for node in self.model.graph.node:
+        for node in self.graph.nodes:
             if node.op_type == "QuantizeLinear":
                 self._quantize(node)
             elif node.op_type == "DequantizeLinear":
@@ -161,7 +161,7 @@ class _Simulation:
         one, zero = np.ones((), np.float32), np.zeros((), np.int8)
         x = Quantized(self.integers[node.input[0]], one, self.constants[node.input[2]])
         weight = Quantized(self.constants[node.input[1]], one, zero)
-        return _convolve(node, x, weight, np.zeros(len(weight.integers)))
+        return convolve(node, x, weight, np.zeros(len(weight.integers)))
 
     def _layer(self, node: onnx.NodeProto) -> tuple[Quantized, Array] | None:
         """Weight and bias of a layer; None where it computes in float."""
@@ -178,14 +178,14 @@ class _Simulation:
         if layer is None or not isinstance(x, Quantized):
             return None
         weight, bias = layer
-        sums = _convolve(node, x, weight, bias)
+        sums = convolve(node, x, weight, bias)
         if self.saturating:
-            sums = sums + _saturation_loss(node, x, weight)
+            sums = sums + convolution_loss(node, x, weight)
         return Sums(sums, x.scale * weight.scale)
 
     def _multiply(self, node: onnx.NodeProto, x: Any) -> Sums | None:
         layer = self._layer(node)
-        if layer is None or not isinstance(x, Quantized) or not _attributes(node).get("transB", 0):
+        if layer is None or not isinstance(x, Quantized) or not attribute(node, "transB", 0):
             return None
         weight, bias = layer
         sums = x.centred() @ weight.centred().T + bias
@@ -203,7 +203,9 @@ class _Simulation:
         return None
 
     def _bend(self, node: onnx.NodeProto, x: Any) -> Bent | None:
-        return Bent(x, np.float32(_attributes(node)["alpha"])) if isinstance(x, Quantized) else None
+        return (
+            Bent(x, np.float32(attribute(node, "alpha", LEAKY_SLOPE))) if isinstance(x, Quantized) else None
+        )
 
     def _add(self, node: onnx.NodeProto, x: Any) -> Terms | None:
         other = self.known.get(node.input[1])
@@ -215,20 +217,20 @@ class _Simulation:
         pieces = [self.known.get(name) for name in node.input]
         if not all(isinstance(piece, Quantized) for piece in pieces):
             return None
-        return Joined(pieces, _attributes(node)["axis"])  # type: ignore[arg-type]
+        return Joined(pieces, attribute(node, "axis"))  # type: ignore[arg-type]
 
     def _pool(self, node: onnx.NodeProto, x: Any) -> Quantized | None:
-        return self._move(x, _pool(node, x.integers)) if isinstance(x, Quantized) else None
+        return self._move(x, pool(node, x.integers)) if isinstance(x, Quantized) else None
 
     def _reduce(self, node: onnx.NodeProto, x: Any) -> Quantized | None:
         if not isinstance(x, Quantized):
             return None
-        keep = bool(_attributes(node).get("keepdims", 1))
+        keep = bool(attribute(node, "keepdims", 1))
         return self._move(x, x.integers.max(axis=self._axes(node), keepdims=keep))
 
     def _gather(self, node: onnx.NodeProto, x: Any) -> Quantized:
         indices = self._constant(node.input[1])
-        return self._move(x, np.take(x.integers, indices, axis=_attributes(node).get("axis", 0)))
+        return self._move(x, np.take(x.integers, indices, axis=attribute(node, "axis", 0)))
 
     def _move(self, x: Quantized, integers: Array) -> Quantized:
         return replace(x, integers=integers)
@@ -241,7 +243,7 @@ class _Simulation:
 
     def _reshape(self, node: onnx.NodeProto, values: Array) -> Array:
         sizes = [int(size) for size in self._constant(node.input[1])]
-        if not _attributes(node).get("allowzero", 0):
+        if not attribute(node, "allowzero", 0):
             sizes = [values.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
         return values.reshape(sizes)
 
@@ -254,63 +256,5 @@ class _Simulation:
         return values[tuple(slices)]
 
 
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-
-
 def _is_bytes(table: Array | None) -> bool:
     return table is not None and table.dtype in (np.uint8, np.int8)
-
-
-def _pool(node: onnx.NodeProto, integers: Array) -> Array:
-    """Maxima of windows; padding is none of them."""
-    attributes = _attributes(node)
-    spatial = integers.ndim - 2
-    pads = attributes.get("pads", [0] * 2 * spatial)
-    padding = [size for axis in reversed(range(spatial)) for size in (pads[axis], pads[axis + spatial])]
-    values = F.pad(torch.from_numpy(integers.astype(np.float64)), padding, value=-torch.inf)
-    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[spatial - 1]
-    pooled = pool(
-        values,
-        attributes["kernel_shape"],
-        attributes.get("strides", [1] * spatial),
-        0,
-        attributes.get("dilations", [1] * spatial),
-        bool(attributes.get("ceil_mode", 0)),
-    )
-    return np.asarray(pooled.numpy().astype(integers.dtype))
-
-
-def _convolve(node: onnx.NodeProto, x: Quantized, weight: Quantized, bias: Array) -> Array:
-    """Exact sums of a convolution."""
-    attributes = _attributes(node)
-    spatial = x.integers.ndim - 2
-    pads = attributes.get("pads", [0] * 2 * spatial)
-    # Padding is with what stands for zero, which is zero once centred.
-    padding = [size for axis in reversed(range(spatial)) for size in (pads[axis], pads[axis + spatial])]
-    convolve = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
-    sums = convolve(
-        F.pad(torch.from_numpy(x.centred()), padding),
-        torch.from_numpy(weight.centred()),
-        torch.from_numpy(bias),
-        attributes.get("strides", [1] * spatial),
-        0,
-        attributes.get("dilations", [1] * spatial),
-        attributes.get("group", 1),
-    )
-    return np.asarray(sums.numpy())
-
-
-def _saturation_loss(node: onnx.NodeProto, x: Quantized, weight: Quantized) -> Array:
-    """What a convolution's sums lose where pairs of products saturate."""
-    attributes = _attributes(node)
-    spatial = x.integers.ndim - 2
-    pads = attributes.get("pads", [0] * 2 * spatial)
-    padding = [(0, 0), (0, 0), *zip(pads[:spatial], pads[spatial:], strict=True)]
-    return saturation_loss(
-        np.pad(x.integers, padding, constant_values=x.zero_point),
-        weight.integers,
-        attributes.get("strides", [1] * spatial),
-        attributes.get("dilations", [1] * spatial),
-        attributes.get("group", 1),
-    )

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 
+from qgait_ptq.onnx_graph.view import OnnxGraph, attribute
 from qgait_ptq.quantizer.pair_order import INT16_MAX, first_of_pairs
 
 LARGEST_BYTE = 255
@@ -104,84 +104,72 @@ class PairSums:
 
 def bound_pair_sums(model: onnx.ModelProto) -> PairSums:
     """Bound the sums of two neighbouring products in each layer of a file."""
-    return PairSums(*_Reader(model).read())
+    graph = OnnxGraph(model)
+    layers, unknown = [], []
+    for node in graph.nodes:
+        integer = _integer_inputs(node, graph)
+        if integer is None:
+            continue
+        codes, stored = integer
+        name = node.name or node.output[0]
+        weight = _stored_weight(stored, graph)
+        if weight is None:
+            unknown.append(name)
+            continue
+        if weight.dtype == np.uint8:
+            continue  # kernels of two unsigned operands multiply in 16 bits and add in 32
+        worst, depthwise = _worst_pair(node, weight.astype(np.int64))
+        layers.append(PairBound(name, node.op_type, worst, _largest_code(codes, graph), depthwise))
+    return PairSums(tuple(layers), tuple(unknown))
 
 
-class _Reader:
-    """A graph with its constants and producers at hand."""
+def _integer_inputs(node: onnx.NodeProto, graph: OnnxGraph) -> tuple[str, str] | None:
+    """Names of the activation codes and of the integer weight; None where a node is not on integers."""
+    if node.op_type in WEIGHT_INPUTS:
+        return node.input[0], node.input[WEIGHT_INPUTS[node.op_type]]
+    if node.op_type not in BETWEEN_QUANTIZERS:
+        return None
+    given, weight = (graph.producer(name) for name in node.input[:2])
+    if given is None or weight is None or {given.op_type, weight.op_type} != {"DequantizeLinear"}:
+        return None
+    return given.input[0], weight.input[0]
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        graph = model.graph
-        self.nodes = list(graph.node)
-        self.constants = {value.name: value for value in graph.initializer}
-        self.producers = {name: node for node in graph.node for name in node.output}
-        self.inputs = {value.name for value in graph.input}
 
-    def read(self) -> tuple[tuple[PairBound, ...], tuple[str, ...]]:
-        layers, unknown = [], []
-        for node in self.nodes:
-            integer = self._integer_inputs(node)
-            if integer is None:
-                continue
-            codes, stored = integer
-            name = node.name or node.output[0]
-            weight = self._value(stored)
-            if weight is None:
-                unknown.append(name)
-                continue
-            if weight.dtype == np.uint8:
-                continue  # kernels of two unsigned operands multiply in 16 bits and add in 32
-            worst, depthwise = self._worst_pair(node, weight.astype(np.int64))
-            layers.append(PairBound(name, node.op_type, worst, self._largest_code(codes), depthwise))
-        return tuple(layers), tuple(unknown)
+def _stored_weight(name: str, graph: OnnxGraph) -> NDArray[Any] | None:
+    """A stored tensor, or what a Cast makes of one; None where it is computed."""
+    stored = graph.initializer(name, through=("Cast", "Identity"))
+    if stored is None:
+        return None
+    value = graph.constants[stored.name]
+    # INT4 codes; the numbers are the same as int8.
+    return value if value.dtype in (np.uint8, np.int8) else value.astype(np.int8)
 
-    def _integer_inputs(self, node: onnx.NodeProto) -> tuple[str, str] | None:
-        """Names of the activation codes and of the integer weight; None where a node is not on integers."""
-        if node.op_type in WEIGHT_INPUTS:
-            return node.input[0], node.input[WEIGHT_INPUTS[node.op_type]]
-        if node.op_type not in BETWEEN_QUANTIZERS:
-            return None
-        given, weight = (self.producers.get(name) for name in node.input[:2])
-        if any(read is None or read.op_type != "DequantizeLinear" for read in (given, weight)):
-            return None
-        assert given is not None and weight is not None  # noqa: S101, PT018 - both dequantize
-        return given.input[0], weight.input[0]
 
-    def _value(self, name: str) -> NDArray[Any] | None:
-        """A stored tensor, or what a Cast makes of one; None where it is computed."""
-        node = self.producers.get(name)
-        if node is not None and node.op_type in ("Cast", "Identity"):
-            name = node.input[0]
-        if name not in self.constants:
-            return None
-        value: NDArray[Any] = numpy_helper.to_array(self.constants[name])
-        # INT4 codes; the numbers are the same as int8.
-        return value if value.dtype in (np.uint8, np.int8) else value.astype(np.int8)
+def _worst_pair(node: onnx.NodeProto, weight: NDArray[np.int64]) -> tuple[int, bool]:
+    """The worst pair of a layer, and whether it convolves each channel by itself."""
+    if node.op_type in CONVOLUTIONS:
+        groups = int(attribute(node, "group", 1))
+        depthwise = groups > 1 and weight.shape[:2] == (groups, 1)
+        return worst_pair(weight), depthwise
+    if not attribute(node, "transB", 0):
+        weight = np.swapaxes(weight, -1, -2) if weight.ndim > 1 else weight[None]
+    return worst_pair(weight.reshape(-1, weight.shape[-1])), False
 
-    def _worst_pair(self, node: onnx.NodeProto, weight: NDArray[np.int64]) -> tuple[int, bool]:
-        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        if node.op_type in CONVOLUTIONS:
-            groups = int(attributes.get("group", 1))
-            depthwise = groups > 1 and weight.shape[:2] == (groups, 1)
-            return worst_pair(weight), depthwise
-        if not attributes.get("transB", 0):
-            weight = np.swapaxes(weight, -1, -2) if weight.ndim > 1 else weight[None]
-        return worst_pair(weight.reshape(-1, weight.shape[-1])), False
 
-    def _largest_code(self, name: str) -> int:
-        """Largest code that a tensor can hold; int8 codes are moved into uint8 by the runtimes."""
-        if name in self.constants:
-            value = numpy_helper.to_array(self.constants[name])
-            return int(value.max(initial=0)) + (128 if value.dtype == np.int8 else 0)
-        node = self.producers.get(name)
-        if node is None or name in self.inputs:
-            return LARGEST_BYTE
-        if node.op_type in MOVING:
-            return self._largest_code(node.input[0])
-        if node.op_type == "Clip" and len(node.input) > 2 and node.input[2] in self.constants:
-            high = numpy_helper.to_array(self.constants[node.input[2]])
-            return int(high) + (128 if high.dtype == np.int8 else 0)
+def _largest_code(name: str, graph: OnnxGraph) -> int:
+    """Largest code that a tensor can hold; int8 codes are moved into uint8 by the runtimes."""
+    if name in graph.constants:
+        value = graph.constants[name]
+        return int(value.max(initial=0)) + (128 if value.dtype == np.int8 else 0)
+    node = graph.producer(name)
+    if node is None or name in graph.inputs:
         return LARGEST_BYTE
+    if node.op_type in MOVING:
+        return _largest_code(node.input[0], graph)
+    if node.op_type == "Clip" and len(node.input) > 2 and node.input[2] in graph.constants:
+        high = graph.constants[node.input[2]]
+        return int(high) + (128 if high.dtype == np.int8 else 0)
+    return LARGEST_BYTE
 
 
 def worst_pair(weight: NDArray[np.int64]) -> int:

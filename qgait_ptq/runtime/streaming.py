@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from qgait_ptq.onnx_graph.view import OnnxGraph
 from qgait_ptq.runtime.exactness import exact_network
 from qgait_ptq.runtime.sessions import open_onnxruntime
 
@@ -91,34 +92,29 @@ def can_stream(model: onnx.ModelProto, examples: Sequence[NDArray[Any]]) -> bool
 
 def find_cut(model: onnx.ModelProto) -> list[str] | None:
     """The tensors behind the first maximum on every path; None where a path has none."""
-    graph = model.graph
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    outputs = {value.name for value in graph.output}
+    graph = OnnxGraph(model)
     cut: list[str] = []
-    pending, seen = [value.name for value in graph.input], set[str]()
+    pending, seen = list(graph.inputs), set[str]()
     while pending:
         name = pending.pop()
-        if name in outputs:
+        if name in graph.outputs:
             return None
-        for node in readers.get(name, ()):
+        for node in graph.consumers(name):
             if node.op_type in SHAPE_READERS or node.name in seen:
                 continue
             seen.add(node.name)
             if node.op_type == MAXIMUM:
-                cut.append(_behind(node, readers))
+                cut.append(_behind(node, graph))
             else:
                 pending.extend(node.output)
     return sorted(set(cut)) or None
 
 
-def _behind(maximum: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]]) -> str:
+def _behind(maximum: onnx.NodeProto, graph: OnnxGraph) -> str:
     """The tensor to cut at: behind the quantizer of the maximum, where there is one."""
     name = str(maximum.output[0])
-    while len(users := readers.get(name, [])) == 1 and users[0].op_type in ELEMENTWISE_BEHIND:
-        name = str(users[0].output[0])
+    while (reader := graph.only_consumer(name)) is not None and reader.op_type in ELEMENTWISE_BEHIND:
+        name = str(reader.output[0])
     return name
 
 
@@ -127,39 +123,40 @@ def split(model: onnx.ModelProto, cut: list[str]) -> Iterator[onnx.ModelProto]:
 
     The second reads the silhouettes as well, where it needs their batch size.
     """
-    boundary = [helper.make_tensor_value_info(name, _element_type(name, model.graph), None) for name in cut]
+    graph = OnnxGraph(model)
+    boundary = [helper.make_tensor_value_info(name, _element_type(name, graph), None) for name in cut]
     given = list(model.graph.input)
     yield _part(model, cut, set(), given, boundary)
     outputs = [value.name for value in model.graph.output]
     yield _part(model, outputs, set(cut), [*boundary, *given], model.graph.output)
 
 
-def _element_type(name: str, graph: onnx.GraphProto) -> int:
+def _element_type(name: str, graph: OnnxGraph) -> int:
     """Of a tensor to cut at: integers as of its quantizer, or floats."""
-    producers = {output: node for node in graph.node for output in node.output}
-    node = producers[name]
-    while node.op_type == "Clip":
-        node = producers[node.input[0]]
-    if node.op_type != "QuantizeLinear":
+    node = graph.producer(name)
+    while node is not None and node.op_type == "Clip":
+        node = graph.producer(node.input[0])
+    if node is None or node.op_type != "QuantizeLinear":
         return int(TensorProto.FLOAT)
-    return next(int(value.data_type) for value in graph.initializer if value.name == node.input[2])
+    return int(graph.initializers[node.input[2]].data_type)
 
 
 def _part(
     model: onnx.ModelProto, wanted: list[str], given: set[str], inputs: list[Any], outputs: Any
 ) -> onnx.ModelProto:
     """What of a model computes some tensors from others."""
-    producers = {name: node for node in model.graph.node for name in node.output}
+    whole = OnnxGraph(model)
     needed, pending = set[str](), list(wanted)
     while pending:
         name = pending.pop()
         if name in needed:
             continue
         needed.add(name)
-        if name in producers and name not in given:
-            pending.extend(read for read in producers[name].input if read)
+        producer = whole.producer(name)
+        if producer is not None and name not in given:
+            pending.extend(read for read in producer.input if read)
     nodes = [
-        node for node in model.graph.node if any(name in needed and name not in given for name in node.output)
+        node for node in whole.nodes if any(name in needed and name not in given for name in node.output)
     ]
     initializers = [value for value in model.graph.initializer if value.name in needed]
     used = [value for value in inputs if value.name in needed]

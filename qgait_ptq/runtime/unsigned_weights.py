@@ -14,7 +14,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from qgait_ptq.exporters.nodes import replace_nodes
+from qgait_ptq.onnx_graph.editing import replace_nodes
+from qgait_ptq.onnx_graph.view import OnnxGraph
 from qgait_ptq.reference.pair_sums import BETWEEN_QUANTIZERS
 
 SHIFT = 128
@@ -31,54 +32,57 @@ def with_unsigned_weights(model: onnx.ModelProto, layers: Collection[str]) -> on
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    rewriting = _Rewriting(copy.graph)
+    graph = OnnxGraph(copy)
     nodes: list[onnx.NodeProto] = []
-    for node in copy.graph.node:
+    for node in graph.nodes:
         if (node.name or node.output[0]) in layers:
-            nodes += rewriting.dequantized_weight(node)
+            added, constants = _read_unsigned(node, graph)
+            copy.graph.initializer.extend(constants)
+            nodes += added
         nodes.append(node)
     replace_nodes(copy.graph, nodes)
     return copy
 
 
-class _Rewriting:
-    """A graph whose weights get unsigned copies."""
+def _read_unsigned(
+    node: onnx.NodeProto, graph: OnnxGraph
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Let a node read an unsigned weight; gives the nodes that must stand before it, and what they read."""
+    own = f"{node.name or node.output[0]}.unsigned"
+    if node.op_type in OPERANDS:
+        constants = []
+        for index, kind in zip(OPERANDS[node.op_type], ("weight", "zero_point"), strict=True):
+            node.input.extend([""] * (index + 1 - len(node.input)))
+            constants.append(_unsigned(f"{own}_{kind}", _signed(node.input[index], graph)))
+            node.input[index] = constants[-1].name
+        return [], constants
+    if node.op_type not in BETWEEN_QUANTIZERS:
+        return [], []  # ConvInteger has the weight as its first operand, which is exact
+    signed = graph.producer(node.input[1])
+    if signed is None:
+        raise ValueError(f"{node.input[1]}: a layer's integer weight has no DequantizeLinear")
+    scale = graph.constants[signed.input[1]]
+    zero_point = _signed(signed.input[2], graph) if len(signed.input) > 2 else np.zeros(scale.shape, np.int8)
+    weight = _unsigned(f"{own}_weight", _signed(signed.input[0], graph))
+    zeros = _unsigned(f"{own}_zero_point", zero_point)
+    dequantized = helper.make_node(
+        signed.op_type,
+        [weight.name, signed.input[1], zeros.name],
+        [f"{own}_values"],
+        f"{own}.{signed.op_type}",
+    )
+    dequantized.attribute.extend(signed.attribute)
+    node.input[1] = dequantized.output[0]
+    return [dequantized], [weight, zeros]
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.graph = graph
-        self.constants = {value.name: value for value in graph.initializer}
-        self.producers = {name: node for node in graph.node for name in node.output}
 
-    def dequantized_weight(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """Let a node read an unsigned weight; gives the nodes that must stand before it."""
-        own = f"{node.name or node.output[0]}.unsigned"
-        if node.op_type in OPERANDS:
-            for index, kind in zip(OPERANDS[node.op_type], ("weight", "zero_point"), strict=True):
-                node.input.extend([""] * (index + 1 - len(node.input)))
-                node.input[index] = self._store(f"{own}_{kind}", self._value(node.input[index]))
-            return []
-        if node.op_type not in BETWEEN_QUANTIZERS:
-            return []  # ConvInteger has the weight as its first operand, which is exact
-        signed = self.producers[node.input[1]]
-        scale = numpy_helper.to_array(self.constants[signed.input[1]])
-        zero_point = self._value(signed.input[2]) if len(signed.input) > 2 else np.zeros(scale.shape, np.int8)
-        weight = self._store(f"{own}_weight", self._value(signed.input[0]))
-        zeros = self._store(f"{own}_zero_point", zero_point)
-        unsigned = helper.make_node(
-            signed.op_type, [weight, signed.input[1], zeros], [f"{own}_values"], f"{own}.{signed.op_type}"
-        )
-        unsigned.attribute.extend(signed.attribute)
-        node.input[1] = unsigned.output[0]
-        return [unsigned]
+def _signed(name: str, graph: OnnxGraph) -> NDArray[np.int8]:
+    """A stored tensor of int8 numbers, also behind a Cast; zero where an input is left out."""
+    source = graph.producer(name)
+    stored = source.input[0] if source is not None else name
+    value = graph.constants[stored] if stored else np.zeros((), np.int8)
+    return np.asarray(value.astype(np.int8))
 
-    def _value(self, name: str) -> NDArray[np.int8]:
-        """A stored tensor of int8 numbers, also behind a Cast; zero where an input is left out."""
-        source = self.producers.get(name)
-        stored = source.input[0] if source is not None else name
-        value = numpy_helper.to_array(self.constants[stored]) if stored else np.zeros((), np.int8)
-        return np.asarray(value.astype(np.int8))
 
-    def _store(self, name: str, signed: NDArray[np.int8]) -> str:
-        unsigned = (signed.astype(np.int16) + SHIFT).astype(np.uint8)
-        self.graph.initializer.append(numpy_helper.from_array(unsigned, name))
-        return name
+def _unsigned(name: str, signed: NDArray[np.int8]) -> onnx.TensorProto:
+    return numpy_helper.from_array((signed.astype(np.int16) + SHIFT).astype(np.uint8), name)

@@ -31,20 +31,14 @@ class Storage:
             float32.
         narrowest_activations: smallest width of activations. Below 8 bits they are clipped between
             QuantizeLinear and DequantizeLinear.
-        spelled_sums: convolutions whose sums leave in float are ConvInteger; else they stand between
-            DequantizeLinear and nothing, for runtimes that have a kernel of that.
-        pooled_maxima: maxima over frames go through a MaxPool, for runtimes that are slow at reducing an
-            outer axis.
-        first_layer_table: a small first convolution of inputs of one bit is a table of what it gives, for
-            runtimes that are slow at convolving one channel.
+        integer_operators: operators on integers themselves that files may have, beside those between
+            QuantizeLinear and DequantizeLinear.
     """
 
     int4_weights: bool = True
     integer_biases: bool = True
     narrowest_activations: int = NARROWEST
-    spelled_sums: bool = False
-    pooled_maxima: bool = False
-    first_layer_table: bool = False
+    integer_operators: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -56,6 +50,7 @@ class Target:
         description: one line.
         rules: where its quantizers stand.
         storage: how numbers are written.
+        onnx_passes: rewrites of its files, in order; names in `exporters.passes.PASSES`.
         opset: of the ONNX file.
         byte_input: files may take silhouettes as uint8.
         runtimes: those of the toolkit that its files are for; none where no such runtime is at hand, and
@@ -68,6 +63,7 @@ class Target:
     description: str
     rules: PlacementRules
     storage: Storage = field(default_factory=Storage)
+    onnx_passes: tuple[str, ...] = ()
     opset: int = 21
     byte_input: bool = True
     runtimes: tuple[str, ...] = ()
@@ -94,7 +90,10 @@ TARGETS = {
                 last_layer=LastLayer.INTEGER_SUMS,
                 saturating_pairs=True,
             ),
-            Storage(spelled_sums=True, pooled_maxima=True, first_layer_table=True),
+            Storage(integer_operators=frozenset({"ConvInteger"})),
+            # It computes sums that leave a layer in float as floats, and is slow at reducing an outer axis
+            # and at convolving a single channel.
+            onnx_passes=("conv-integer", "pool-maxima", "first-layer-table"),
             runtimes=("onnxruntime",),
             late_leaky_rectifiers=True,
             limits=(

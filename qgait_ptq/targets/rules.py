@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from qgait_ptq.errors import ExportError
+from qgait_ptq.onnx_graph.view import OnnxGraph
 from qgait_ptq.targets.profiles import Target
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 WEIGHTED = frozenset({"Conv", "Gemm"})
-SPELLED_SUMS = frozenset({"ConvInteger"})
-INTEGER_OPERATORS = SPELLED_SUMS | {"MatMulInteger", "QLinearConv", "QLinearMatMul"}
+CASTS = frozenset({"Cast"})
+INTEGER_OPERATORS = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
 
 
 @dataclass(frozen=True)
@@ -51,89 +53,69 @@ def check_rules(model: onnx.ModelProto, target: Target) -> None:
 
 def find_broken_rules(model: onnx.ModelProto, target: Target) -> list[BrokenRule]:
     """The first break of each rule that a file breaks."""
-    file = _File(model)
-    return [broken for rule in RULES if (broken := next(rule(file, target), None)) is not None]
+    graph = _QdqGraph(model)
+    return [broken for rule in RULES if (broken := next(rule(graph, target), None)) is not None]
 
 
-class _File:
-    """A model with its constants and producers at hand."""
+class _QdqGraph(OnnxGraph):
+    """A graph, with what its Q and DQ nodes stand for."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.nodes = list(model.graph.node)
-        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-        self.initializers = {i.name: i for i in model.graph.initializer}
-        self.producers = {output: node for node in self.nodes for output in node.output}
-        self.inputs = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-
-    def all(self, *operators: str) -> Iterator[onnx.NodeProto]:
-        return (node for node in self.nodes if node.op_type in operators)
-
-    def value(self, name: str) -> NDArray[np.generic] | None:
-        """A stored tensor; None where it is computed."""
-        return numpy_helper.to_array(self.initializers[name]) if name in self.initializers else None
-
-    def zero_point(self, node: onnx.NodeProto) -> NDArray[np.generic] | None:
-        """Of a Q or DQ node; without one it is uint8 zero, by ONNX."""
+    def zero_point(self, node: onnx.NodeProto) -> NDArray[Any] | None:
+        """Of a Q or DQ node; without one it is uint8 zero, by ONNX. None where it is computed."""
         given = len(node.input) > 2 and node.input[2]
-        return self.value(node.input[2]) if given else np.zeros((), np.uint8)
+        return self.constants.get(node.input[2]) if given else np.zeros((), np.uint8)
 
     def source(self, name: str) -> onnx.NodeProto | None:
         """The node that gives a tensor, behind casts of constants and clips of integers."""
-        node = self.producers.get(name)
+        node = self.producer(name)
         while node is not None and node.op_type in ("Cast", "Clip"):
-            node = self.producers.get(node.input[0])
+            node = self.producer(node.input[0])
         return node
 
-    def is_constant(self, name: str) -> bool:
-        """Whether a tensor is stored, or cast from a stored one."""
-        producer = self.producers.get(name)
-        cast = producer is not None and producer.op_type == "Cast" and producer.input[0] in self.initializers
-        return name in self.initializers or cast
-
-    def element_type(self, name: str) -> int:
-        """Of a stored tensor, as stored."""
-        if name in self.initializers:
-            return int(self.initializers[name].data_type)
-        return int(self.initializers[self.producers[name].input[0]].data_type)
+    def stored_type(self, name: str) -> int | None:
+        """Element type of a stored tensor, as stored, also behind a Cast; None where it is computed."""
+        stored = self.initializer(name, through=CASTS)
+        return None if stored is None else int(stored.data_type)
 
     def activations(self) -> Iterator[onnx.NodeProto]:
         """Q and DQ nodes of computed tensors."""
-        yield from self.all(QUANTIZE)
-        yield from (node for node in self.all(DEQUANTIZE) if not self.is_constant(node.input[0]))
+        yield from self.nodes_of(QUANTIZE)
+        yield from (node for node in self.nodes_of(DEQUANTIZE) if self.stored_type(node.input[0]) is None)
 
-    def weights(self) -> Iterator[onnx.NodeProto]:
-        """DQ nodes of stored tensors other than int32."""
-        for node in self.all(DEQUANTIZE):
-            if self.is_constant(node.input[0]) and self.element_type(node.input[0]) != TensorProto.INT32:
-                yield node
-
-
-def _opset(file: _File, target: Target) -> Iterator[BrokenRule]:
-    if file.opset > target.opset:
-        yield BrokenRule("opset", "", f"{file.opset}, at most {target.opset} is understood")
+    def weights(self) -> Iterator[tuple[onnx.NodeProto, int]]:
+        """DQ nodes of stored tensors other than int32, each with the type of what is stored."""
+        for node in self.nodes_of(DEQUANTIZE):
+            stored = self.stored_type(node.input[0])
+            if stored not in (None, TensorProto.INT32):
+                yield node, stored
 
 
-def _activation_type(file: _File, target: Target) -> Iterator[BrokenRule]:
+def _opset(graph: _QdqGraph, target: Target) -> Iterator[BrokenRule]:
+    if graph.opset > target.opset:
+        yield BrokenRule("opset", "", f"{graph.opset}, at most {target.opset} is understood")
+
+
+def _activation_type(graph: _QdqGraph, target: Target) -> Iterator[BrokenRule]:
     wanted = TensorProto.INT8 if target.rules.activation_signed else TensorProto.UINT8
-    for node in file.activations():
-        zero_point = file.zero_point(node)
+    for node in graph.activations():
+        zero_point = graph.zero_point(node)
         found = wanted if zero_point is None else helper.np_dtype_to_tensor_dtype(zero_point.dtype)
         # The input's bytes are uint8 for every target: they are no choice of the quantizer.
-        if found != wanted and node.input[0] not in file.inputs:
+        if found != wanted and node.input[0] not in graph.inputs:
             yield BrokenRule("type of activations", node.name, f"{_type(found)} instead of {_type(wanted)}")
 
 
-def _activation_zero_point(file: _File, target: Target) -> Iterator[BrokenRule]:
+def _activation_zero_point(graph: _QdqGraph, target: Target) -> Iterator[BrokenRule]:
     if target.rules.activation_symmetric:
-        for node in file.activations():
-            zero_point = file.zero_point(node)
+        for node in graph.activations():
+            zero_point = graph.zero_point(node)
             if zero_point is None or np.any(zero_point.astype(np.int64) != 0):
                 yield BrokenRule("zero-points are zero", node.name, "another zero_point")
 
 
-def _activation_scale(file: _File, target: Target) -> Iterator[BrokenRule]:
-    for node in file.activations():
-        stored = file.value(node.input[1])
+def _activation_scale(graph: _QdqGraph, target: Target) -> Iterator[BrokenRule]:
+    for node in graph.activations():
+        stored = graph.constants.get(node.input[1])
         if stored is None:
             yield BrokenRule("one positive scale for an activation", node.name, "it is computed")
             continue
@@ -142,60 +124,57 @@ def _activation_scale(file: _File, target: Target) -> Iterator[BrokenRule]:
             yield BrokenRule("one positive scale for an activation", node.name, str(scale))
 
 
-def _narrow_activations(file: _File, target: Target) -> Iterator[BrokenRule]:
-    for node in file.all("Clip"):
-        source = file.producers.get(node.input[0])
+def _narrow_activations(graph: _QdqGraph, target: Target) -> Iterator[BrokenRule]:
+    for node in graph.nodes_of("Clip"):
+        source = graph.producer(node.input[0])
         is_narrow = source is not None and source.op_type == QUANTIZE
         if is_narrow and target.storage.narrowest_activations == 8:
             yield BrokenRule("activations have 8 bits", node.name, "fewer")
 
 
-def _weight_type(file: _File, target: Target) -> Iterator[BrokenRule]:
+def _weight_type(graph: _QdqGraph, target: Target) -> Iterator[BrokenRule]:
     allowed = {TensorProto.INT8} | ({TensorProto.INT4} if target.storage.int4_weights else set())
-    for node in file.weights():
-        found = file.element_type(node.input[0])
+    for node, found in graph.weights():
         if found not in allowed:
             yield BrokenRule("type of weights", node.name, f"{_type(found)} is not taken")
-        elif found == TensorProto.INT4 and node.input[0] in file.initializers:
+        elif found == TensorProto.INT4 and node.input[0] in graph.initializers:
             # Measured with onnxruntime: DequantizeLinear of INT4 leaves a convolution in float.
             yield BrokenRule("int4 weights are cast to int8", node.name, "read without a Cast")
 
 
-def _weight_zero_point(file: _File, target: Target) -> Iterator[BrokenRule]:
-    for node in file.weights():
-        zero_point = file.zero_point(node)
+def _weight_zero_point(graph: _QdqGraph, target: Target) -> Iterator[BrokenRule]:
+    for node, _ in graph.weights():
+        zero_point = graph.zero_point(node)
         if zero_point is None or np.any(zero_point.astype(np.int64) != 0):
             yield BrokenRule("weights are symmetric", node.name, "a zero_point that is not zero")
 
 
-def _bias_type(file: _File, target: Target) -> Iterator[BrokenRule]:
-    for node in file.all(DEQUANTIZE):
-        stored = file.is_constant(node.input[0])
-        is_bias = stored and file.element_type(node.input[0]) == TensorProto.INT32
+def _bias_type(graph: _QdqGraph, target: Target) -> Iterator[BrokenRule]:
+    for node in graph.nodes_of(DEQUANTIZE):
+        is_bias = graph.stored_type(node.input[0]) == TensorProto.INT32
         if is_bias and not target.storage.integer_biases:
             yield BrokenRule("biases are float32", node.name, "int32")
 
 
-def _layers_read_integers(file: _File, target: Target) -> Iterator[BrokenRule]:
+def _layers_read_integers(graph: _QdqGraph, target: Target) -> Iterator[BrokenRule]:
     """A layer with an integer weight reads a dequantized tensor: else it runs in float, without a word."""
-    for node in file.all(*WEIGHTED):
-        weight = file.source(node.input[1])
+    for node in graph.nodes_of(*WEIGHTED):
+        weight = graph.source(node.input[1])
         if weight is None or weight.op_type != DEQUANTIZE:
             continue
-        given = file.source(node.input[0])
+        given = graph.source(node.input[0])
         if given is None or given.op_type != DEQUANTIZE:
             reads = given.op_type if given is not None else "the input"
             yield BrokenRule("layers with integer weights read integers", node.name, f"reads {reads}")
 
 
-def _integer_operators(file: _File, target: Target) -> Iterator[BrokenRule]:
+def _integer_operators(graph: _QdqGraph, target: Target) -> Iterator[BrokenRule]:
     """Operators on integers themselves are for runtimes that have them; Q/DQ is for all."""
-    allowed = SPELLED_SUMS if target.storage.spelled_sums else frozenset()
-    for node in file.all(*INTEGER_OPERATORS - allowed):
+    for node in graph.nodes_of(*INTEGER_OPERATORS - target.storage.integer_operators):
         yield BrokenRule("integers stand between Q and DQ", node.name, f"{node.op_type} is not taken")
 
 
-RULES: tuple[Callable[[_File, Target], Iterator[BrokenRule]], ...] = (
+RULES: tuple[Callable[[_QdqGraph, Target], Iterator[BrokenRule]], ...] = (
     _opset,
     _activation_type,
     _activation_zero_point,

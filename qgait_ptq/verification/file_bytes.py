@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from qgait_ptq.exporters.onnx_file import read_model
+from qgait_ptq.onnx_graph.view import OnnxGraph, attribute
 from qgait_ptq.reference.arithmetic import Array, quantize_floats
 from qgait_ptq.reference.interpreter import simulate
+from qgait_ptq.runtime.optimized_graph import written_name
 from qgait_ptq.runtime.sessions import Session
 from qgait_ptq.verification.emulation import record_elsewhere
 from qgait_ptq.verification.recording import Recording, record
 
-TOKEN = "_token_"  # noqa: S105 - onnxruntime appends it to the names of nodes that it rebuilds
-BEFORE = "_pre_q"  # and this to a tensor in front of a quantizer that it moved there
+BEFORE = "_pre_q"  # onnxruntime appends it to a tensor in front of a quantizer that it moved there
 LAYOUT_KEEPING = frozenset({"QLinearLeakyRelu", "QLinearAdd", "Clip", "QLinearSigmoid", "QLinearConcat"})
 REARRANGED = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Clip"})
 SUMMING = frozenset({"ConvInteger"})  # 32 bits wide
@@ -106,6 +106,7 @@ def compare_with_reference(
         recording: what it computed.
         saturating: let the reference add pairs of products in 16 bits.
     """
+    written, optimised = OnnxGraph(model), OnnxGraph(recording.optimised)
     totals: dict[str, TensorCheck] = {}
     unknown: dict[str, None] = {}
     for feed, as_written, as_run in zip(feeds, recording.as_written, recording.as_run, strict=True):
@@ -113,7 +114,8 @@ def compare_with_reference(
         renamed = {name.removesuffix(BEFORE): value for name, value in as_run.items()}
         given = as_written | renamed | feed
         expected = simulate(model, given.__getitem__, saturating=saturating)
-        for check in _compare(model, recording.optimised, expected, as_run, feed, unknown):
+        comparison = _Comparison(optimised, written, expected, as_run, dict(feed))
+        for check in _compare(comparison, unknown):
             totals[check.name] = _sum_up(totals.get(check.name), check)
     return Verification(tuple(totals.values()), tuple(unknown))
 
@@ -164,90 +166,107 @@ def _sum_up(before: TensorCheck | None, check: TensorCheck) -> TensorCheck:
     )
 
 
-def _compare(
-    model: onnx.ModelProto,
-    optimised: onnx.ModelProto,
-    expected: dict[str, Array],
-    found: dict[str, Array],
-    feed: dict[str, Array],
-    unknown: dict[str, None],
-) -> list[TensorCheck]:
-    """Each integer tensor of the optimised graph against its counterpart."""
-    own = {node.name: node.output[0] for node in model.graph.node if node.output[0] in expected}
-    read = {node.name: node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
-    counterparts = own | _quantizers_behind(model)
-    constants = {value.name: numpy_helper.to_array(value) for value in optimised.graph.initializer}
-    wanted: dict[str, Array] = dict(feed)  # optimised tensor → what it should hold, in its own layout
-    last: set[str] = set()  # tensors with their channels last
-    checks = []
-    for node in optimised.graph.node:
+@dataclass
+class _Comparison:
+    """What is known while the tensors of an optimised graph are compared, in its order.
+
+    Attributes:
+        graph: the optimised graph.
+        written: the file.
+        expected: tensor of the file → its integers.
+        found: tensor of the optimised graph → its values.
+        wanted: tensor of the optimised graph → what it should hold, in its own layout.
+        channels_last: tensors of the optimised graph whose channels are last.
+    """
+
+    graph: OnnxGraph
+    written: OnnxGraph
+    expected: dict[str, Array]
+    found: dict[str, Array]
+    wanted: dict[str, Array]
+    channels_last: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        nodes = self.written.nodes
+        own = {node.name: node.output[0] for node in nodes if node.output[0] in self.expected}
+        self.counterparts = own | _quantizers_behind(self.written)
+        self.read = {node.name: node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
+
+    def is_compared(self, node: onnx.NodeProto) -> bool:
+        """Whether a node gives integers."""
+        values = self.found.get(node.output[0])
+        is_byte = values is not None and values.dtype in (np.uint8, np.int8)
+        return is_byte or node.op_type in SUMMING
+
+    def value_of(self, node: onnx.NodeProto) -> Array | None:
+        """What a node should give, in its own layout; None where it has no counterpart in the file."""
         name = node.output[0]
-        is_integer = name in found and found[name].dtype in (np.uint8, np.int8)
-        if not is_integer and node.op_type not in SUMMING:
-            continue
-        value = expected.get(name)
+        value = self.expected.get(name)
         if value is None:
-            value = expected.get(counterparts.get(node.name.split(TOKEN)[0], ""))
-        flags = {attribute.name: attribute.i for attribute in node.attribute}
-        in_last = node.op_type in LAYOUT_KEEPING and any(given in last for given in node.input)
-        if node.op_type in REARRANGED and node.input[0] in wanted:
+            value = self.expected.get(self.counterparts.get(written_name(node.name), ""))
+        keeps_last = node.op_type in LAYOUT_KEEPING and any(read in self.channels_last for read in node.input)
+        if node.op_type in REARRANGED and node.input[0] in self.wanted:
+            if keeps_last:
+                self.channels_last.add(name)
             # Not its counterpart, which may be arranged otherwise, and of the same shape.
-            value = _rearranged(node, wanted[node.input[0]], found[name].shape, constants)
-            last |= {name} if in_last else set()
-        elif flags.get("channels_last") or node.op_type in CHANNELS_LAST_OPERATORS or in_last:
-            last.add(name)
-            value = None if value is None else np.moveaxis(value, 1, -1)
-        elif node.op_type == "QuantizeLinear" and _reads_other_floats(node, read, found):
-            scale, zero_point = (constants[given] for given in node.input[1:3])
-            value = quantize_floats(found[node.input[0]], scale, zero_point)
-        if value is None or value.shape != found[name].shape:
+            return _rearranged(node, self.wanted[node.input[0]], self.found[name].shape, self.graph)
+        if attribute(node, "channels_last") or node.op_type in CHANNELS_LAST_OPERATORS or keeps_last:
+            self.channels_last.add(name)
+            return None if value is None else np.moveaxis(value, 1, -1)
+        if node.op_type == "QuantizeLinear" and self._reads_other_floats(node):
+            scale, zero_point = (self.graph.constants[read] for read in node.input[1:3])
+            return quantize_floats(self.found[node.input[0]], scale, zero_point)
+        return value
+
+    def _reads_other_floats(self, node: onnx.NodeProto) -> bool:
+        """Whether the runtime quantizes another tensor of floats than the file: one that it arranged anew."""
+        read = node.input[0]
+        return read in self.found and self.read.get(written_name(node.name)) != read.removesuffix(BEFORE)
+
+
+def _compare(comparison: _Comparison, unknown: dict[str, None]) -> list[TensorCheck]:
+    """Each integer tensor of the optimised graph against its counterpart; without one it is `unknown`."""
+    checks = []
+    for node in filter(comparison.is_compared, comparison.graph.nodes):
+        name = node.output[0]
+        value, found = comparison.value_of(node), comparison.found[name]
+        if value is None or value.shape != found.shape:
             unknown[name] = None
             continue
-        wanted[name] = value
-        difference = np.abs(found[name].astype(np.int64) - value)
-        size = found[name].itemsize  # of sums, which count as the bytes that they are
-        checks.append(
-            TensorCheck(
-                name,
-                node.name.split(TOKEN)[0],
-                node.op_type,
-                difference.size * size,
-                int(np.count_nonzero(difference)) * size,
-                int(difference.max(initial=0)),
-            )
-        )
+        comparison.wanted[name] = value
+        checks.append(_check(node, found, value))
     return checks
 
 
-def _reads_other_floats(node: onnx.NodeProto, read: dict[str, str], found: dict[str, Array]) -> bool:
-    """Whether the runtime quantizes another tensor of floats than the file: one that it arranged anew."""
-    given = node.input[0]
-    return given in found and read.get(node.name.split(TOKEN)[0]) != given.removesuffix(BEFORE)
+def _check(node: onnx.NodeProto, found: Array, value: Array) -> TensorCheck:
+    difference = np.abs(found.astype(np.int64) - value)
+    size = found.itemsize  # of sums, which count as the bytes that they are
+    return TensorCheck(
+        node.output[0],
+        written_name(node.name),
+        node.op_type,
+        difference.size * size,
+        int(np.count_nonzero(difference)) * size,
+        int(difference.max(initial=0)),
+    )
 
 
-def _rearranged(
-    node: onnx.NodeProto, value: Array, shape: tuple[int, ...], constants: dict[str, Array]
-) -> Array:
+def _rearranged(node: onnx.NodeProto, value: Array, shape: tuple[int, ...], graph: OnnxGraph) -> Array:
     if node.op_type == "Transpose":
-        (permutation,) = (attribute.ints for attribute in node.attribute if attribute.name == "perm")
-        return value.transpose(list(permutation))
+        return value.transpose(attribute(node, "perm"))
     if node.op_type == "Clip":
-        low, high = (constants[name] if name else None for name in node.input[1:3])
+        low, high = (graph.constants[name] if name else None for name in node.input[1:3])
         return np.clip(value, low, high)
     return value.reshape(shape)
 
 
-def _quantizers_behind(model: onnx.ModelProto) -> dict[str, str]:
+def _quantizers_behind(graph: OnnxGraph) -> dict[str, str]:
     """Name of a node → tensor behind the quantizer that takes its result, past a ReLU between them."""
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
     behind = {}
-    for node in model.graph.node:
-        following = readers.get(node.output[0], []) if node.output else []
+    for node in graph.nodes:
+        following = graph.consumers(node.output[0]) if node.output else []
         while len(following) == 1 and following[0].op_type == "Relu":
-            following = readers.get(following[0].output[0], [])
+            following = graph.consumers(following[0].output[0])
         quantizers = [reader for reader in following if reader.op_type == "QuantizeLinear"]
         if len(quantizers) == 1:
             behind[node.name] = quantizers[0].output[0]

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from qgait_ptq.errors import ExportError
-from qgait_ptq.exporters.lowering import CALL_MARK
-from qgait_ptq.exporters.passes.first_layer_table import layers_in_tables
-from qgait_ptq.exporters.passes.integer_sums import SUMS
+from qgait_ptq.errors import ExportError, ModelError
+from qgait_ptq.exporters.passes import layer_path, layer_suffix
 from qgait_ptq.graph.conversion import in_double
+from qgait_ptq.onnx_graph.view import OnnxGraph
+from qgait_ptq.runtime.optimized_graph import optimized_graph, written_name
 
 INTEGER_KERNELS = frozenset(
     {"QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"}
@@ -193,21 +190,15 @@ def layers_without_integer_kernel(model: bytes, layers: Iterable[str]) -> list[s
     Raises:
         ExportError: onnxruntime cannot load the model, or the temporary folder is full.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        optimised = Path(folder) / "optimised.onnx"
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.optimized_model_filepath = str(optimised)
-        # The last level packs weights for this one processor; it does not change which kernels run.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        try:
-            onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-            graph = onnx.load(optimised).graph
-        except Exception as error:  # onnxruntime's exceptions have no common public base
-            detail = " ".join(str(error).split())[:200]
-            raise ExportError(f"the file's kernels cannot be looked at in {folder} ({detail})") from error
-    # onnxruntime appends "_token_…" to the name of a node that it rebuilds.
-    names = [n.name.split("_token_")[0] for n in graph.node if n.op_type in INTEGER_KERNELS]
-    names = [*(name.removesuffix(SUMS) for name in names), *layers_in_tables(graph)]
-    integer = Counter(name.split(CALL_MARK)[0] for name in names)
+    try:
+        graph = OnnxGraph(optimized_graph(model, portable=True))
+    except ModelError as error:
+        raise ExportError(f"the file's kernels cannot be looked at: {error}") from error
+    names = [written_name(node.name) for node in graph.nodes if _is_on_integers(node)]
+    integer = Counter(map(layer_path, names))
     return [name for name, calls in Counter(layers).items() if integer[name] < calls]
+
+
+def _is_on_integers(node: onnx.NodeProto) -> bool:
+    """Whether a node computes a layer's integers: by an integer kernel, or as a pass wrote it."""
+    return node.op_type in INTEGER_KERNELS or bool(layer_suffix(written_name(node.name)))

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from qgait_ptq.errors import ModelError
 from qgait_ptq.runtime.exactness import exact_network, saturates
+from qgait_ptq.runtime.optimized_graph import optimized_graph
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, open_onnxruntime
 from qgait_ptq.system.workers import end_with_parent
 
@@ -60,7 +59,7 @@ def record(model: onnx.ModelProto, feeds: Sequence[Values], *, guarded: bool = T
     Raises:
         ModelError: onnxruntime cannot run it.
     """
-    optimised = _optimise(exact_network(model) if guarded else model)
+    optimised = optimized_graph(exact_network(model) if guarded else model)
     written, run = (
         open_onnxruntime(_expose(graph).SerializeToString(), spinning=False, optimised=False)
         for graph in (model, optimised)
@@ -110,23 +109,6 @@ def _write_values(path: Path, values: Values) -> None:
 def _read_values(path: Path) -> Values:
     with np.load(path) as stored:
         return {str(name): stored[f"arr_{index}"] for index, name in enumerate(stored["names"])}
-
-
-def _optimise(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph that onnxruntime makes of a file on this machine."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "optimised.onnx"
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # its lines would show names of an unknown file as they are
-        options.optimized_model_filepath = str(target)
-        try:
-            onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's exceptions have no common public base
-            detail = " ".join(str(error).split())[:200]
-            raise ModelError(f"onnxruntime {onnxruntime.__version__} cannot load it ({detail})") from None
-        return onnx.load(target)
 
 
 def _expose(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -14,9 +14,9 @@ from torch import nn
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.exporters.onnx_file import export_quantized
-from qgait_ptq.exporters.passes.first_layer_table import layers_in_tables
-from qgait_ptq.exporters.passes.integer_sums import spell_out_sums
-from qgait_ptq.exporters.passes.pooled_maxima import pool_maxima
+from qgait_ptq.exporters.passes.conv_integer import CONV_INTEGER
+from qgait_ptq.exporters.passes.first_layer_table import FIRST_LAYER_TABLE, layers_in_tables
+from qgait_ptq.exporters.passes.pooled_maxima import POOL_MAXIMA
 from qgait_ptq.placement.layers import list_layers
 from qgait_ptq.placement.planning import plan
 from qgait_ptq.runtime.exact_sessions import open_session
@@ -71,8 +71,7 @@ def test_maxima_by_pooling_are_maxima_at_every_length(sequences, frames, channel
     plain = quantized_maximum(axis, dtype)
     pooled = onnx.ModelProto()
     pooled.CopyFrom(plain)
-    pool_maxima(pooled)
-    onnx.checker.check_model(pooled, full_check=True)
+    POOL_MAXIMA.run(pooled)
     assert any(node.op_type == "MaxPool" for node in pooled.graph.node)
     x = np.random.default_rng(frames).normal(0, 30, (sequences, frames, channels, 5)).astype(np.float32)
     np.testing.assert_array_equal(run(pooled, x)[0], run(plain, x)[0])
@@ -83,7 +82,7 @@ def test_maxima_over_the_last_axis_and_of_floats_stay_as_they_are():
     floats.graph.node[2].input[0] = "x"
     for model in (last, floats):
         before = model.SerializeToString()
-        pool_maxima(model)
+        POOL_MAXIMA.run(model)
         assert [n.op_type for n in model.graph.node if n.op_type == "MaxPool"] == []
         after = run(model, np.ones((1, 7, 3, 5), np.float32))
         np.testing.assert_array_equal(
@@ -124,11 +123,10 @@ def integer_convolution(rng, group, with_bias):
 
 @pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_spelled_sums_are_exact_and_scaled_once(group, with_bias):
+def test_sums_of_conv_integer_are_exact_and_scaled_once(group, with_bias):
     rng = np.random.default_rng(group)
     model, constants = integer_convolution(rng, group, with_bias)
-    spell_out_sums(model)
-    onnx.checker.check_model(model, full_check=True)
+    CONV_INTEGER.run(model)
     assert {n.op_type for n in model.graph.node} >= {"ConvInteger", "Mul"}
     assert not any(n.op_type in ("Conv", "DequantizeLinear") for n in model.graph.node)
     x = rng.normal(0, 9, (2, 4, 5, 3)).astype(np.float32)
@@ -151,7 +149,7 @@ def test_a_convolution_that_is_quantized_again_stays_between_q_and_dq():
     model.graph.node.append(helper.make_node("DequantizeLinear", ["yq", "scale", "zero"], ["z"], "z"))
     model.graph.output[0].name = "z"
     before = [node.op_type for node in model.graph.node]
-    spell_out_sums(model)
+    CONV_INTEGER.run(model)
     assert [node.op_type for node in model.graph.node] == before
 
 
@@ -171,7 +169,7 @@ def test_the_layer_that_gives_the_embedding_sums_integers(gaitset):
     assert layers_without_integer_kernel(model.SerializeToString(), [layer.name for layer in layers]) == []
 
 
-def test_spelled_sums_are_for_onnxruntime_only(gaitset):
+def test_conv_integer_is_for_onnxruntime_only(gaitset):
     for name in ("openvino", "generic-qdq"):
         found = {broken.rule for broken in find_broken_rules(gaitset[1], get_target(name))}
         assert "integers stand between Q and DQ" in found
@@ -212,10 +210,9 @@ def test_a_first_layer_in_a_table_gives_the_same_bytes(batches, grey, tmp_path, 
         STEMS[stem], batches, weight_bits=bits, activation_bits=bits, edge_bits=bits, input_bits=1
     )
     model = export_quantized(quantized.graph, quantized.captured, ONNXRUNTIME, byte_input=True)
-    storage = dataclasses.replace(ONNXRUNTIME.storage, first_layer_table=False)
-    plain = export_quantized(
-        quantized.graph, quantized.captured, dataclasses.replace(ONNXRUNTIME, storage=storage), True
-    )
+    passes = tuple(name for name in ONNXRUNTIME.onnx_passes if name != FIRST_LAYER_TABLE.name)
+    without_table = dataclasses.replace(ONNXRUNTIME, onnx_passes=passes)
+    plain = export_quantized(quantized.graph, quantized.captured, without_table, byte_input=True)
     assert layers_in_tables(model.graph) == ["first"]
     assert layers_in_tables(plain.graph) == []
     looked_up, computed = (open_session(m.SerializeToString(), threads=1).infer(grey) for m in (model, plain))

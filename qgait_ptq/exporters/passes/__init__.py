@@ -1,1 +1,39 @@
-"""Rewrites of ONNX graphs for a target."""
+"""Rewrites of ONNX models, by name. A target lists the names of its own in `Target.onnx_passes`.
+
+To add a pass: write a module with an `OnnxPass` beside these, and add the pass to `PASSES`.
+"""
+
+from __future__ import annotations
+
+from qgait_ptq.errors import ConfigError
+from qgait_ptq.exporters.lowering import CALL_MARK
+from qgait_ptq.exporters.passes.conv_integer import CONV_INTEGER
+from qgait_ptq.exporters.passes.first_layer_table import FIRST_LAYER_TABLE
+from qgait_ptq.exporters.passes.onnx_pass import OnnxPass
+from qgait_ptq.exporters.passes.pooled_maxima import POOL_MAXIMA
+
+PASSES: dict[str, OnnxPass] = {
+    onnx_pass.name: onnx_pass for onnx_pass in (CONV_INTEGER, POOL_MAXIMA, FIRST_LAYER_TABLE)
+}
+
+
+def get_pass(name: str) -> OnnxPass:
+    """Look a pass up.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if name not in PASSES:
+        raise ConfigError(f"no ONNX pass {name!r}; the passes are {', '.join(PASSES)}")
+    return PASSES[name]
+
+
+def layer_suffix(node_name: str) -> str:
+    """Return what a pass appended to a layer's name to name a node; empty for other nodes."""
+    suffixes = (onnx_pass.layer_suffix for onnx_pass in PASSES.values() if onnx_pass.layer_suffix)
+    return next((suffix for suffix in suffixes if node_name.endswith(suffix)), "")
+
+
+def layer_path(node_name: str) -> str:
+    """Return the module path of the layer that a node of a file computes, without the number of its call."""
+    return node_name.removesuffix(layer_suffix(node_name)).split(CALL_MARK)[0]

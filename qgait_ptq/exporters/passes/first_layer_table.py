@@ -10,7 +10,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from qgait_ptq.exporters.nodes import replace_nodes
+from qgait_ptq.exporters.passes.onnx_pass import OnnxPass
+from qgait_ptq.onnx_graph.editing import make_node, replace_nodes
+from qgait_ptq.onnx_graph.view import OnnxGraph, attribute
 from qgait_ptq.reference.interpreter import simulate
 
 LARGEST_KERNEL = 9  # values that a patch has: a table of 512 rows stays in the fastest cache
@@ -44,13 +46,13 @@ def look_up_first_layer(model: onnx.ModelProto) -> None:
     gives the same bytes. onnxruntime convolves a single channel at a fraction of its speed; this is faster
     for up to `LARGEST_KERNEL` values.
     """
-    around = _Surroundings(model.graph)
-    found = [around.layer_of(node) for node in model.graph.node if node.op_type == "Conv"]
+    graph = OnnxGraph(model)
+    found = [_layer_of(node, graph) for node in graph.nodes_of("Conv")]
     layers = {layer.given: layer for layer in found if layer is not None}
     if not layers:
         return
     nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
+    for node in graph.nodes:
         layer = layers.get(node.output[0])
         nodes += [node] if layer is None else _look_up(layer)
     for layer in layers.values():
@@ -58,60 +60,54 @@ def look_up_first_layer(model: onnx.ModelProto) -> None:
     replace_nodes(model.graph, nodes)
 
 
+FIRST_LAYER_TABLE = OnnxPass("first-layer-table", look_up_first_layer, layer_suffix=TABLE)
+
+
 def layers_in_tables(graph: onnx.GraphProto) -> list[str]:
     """The layers whose own output a file does not have, for it looks them up."""
     return [node.name.removesuffix(TABLE) for node in graph.node if node.name.endswith(TABLE)]
 
 
-class _Surroundings:
-    """What stands around a node of a graph."""
+def _layer_of(convolution: onnx.NodeProto, graph: OnnxGraph) -> _Layer | None:
+    """The layer of a convolution, if it can be a table."""
+    read = [node for name in convolution.input if (node := graph.producer(name)) is not None]
+    if [node.op_type for node in read] != ["DequantizeLinear"] * len(convolution.input):
+        return None
+    given, weight = read[:2]
+    casts = [cast for node in read[1:] if (cast := graph.producer(node.input[0])) is not None]
+    stored = graph.constants[casts[0].input[0] if casts else weight.input[0]]
+    is_small = stored.ndim == 4 and stored[0].size <= LARGEST_KERNEL and len(stored[0]) == 1
+    behind = _nodes_behind(convolution, graph)
+    is_ungrouped = attribute(convolution, "group", 1) == 1
+    if not (is_small and is_ungrouped and behind and _has_one_bit(given.input[0], graph)):
+        return None
+    nodes = [*casts, *read, convolution, *behind]
+    return _Layer(nodes, convolution, given.input[0], behind[-1].output[0], stored.shape[2:])
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.constants = {value.name: numpy_helper.to_array(value) for value in graph.initializer}
-        self.producers = {name: node for node in graph.node for name in node.output}
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in graph.node:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
 
-    def layer_of(self, convolution: onnx.NodeProto) -> _Layer | None:
-        """The layer of a convolution, if it can be a table."""
-        read = [self.producers[name] for name in convolution.input if name in self.producers]
-        if [node.op_type for node in read] != ["DequantizeLinear"] * len(convolution.input):
-            return None
-        given, weight = read[:2]
-        casts = [self.producers[node.input[0]] for node in read[1:] if node.input[0] in self.producers]
-        stored = self.constants[casts[0].input[0] if casts else weight.input[0]]
-        is_small = stored.ndim == 4 and stored[0].size <= LARGEST_KERNEL and len(stored[0]) == 1
-        behind = self._behind(convolution)
-        is_ungrouped = _attributes(convolution).get("group", 1) == 1
-        if not (is_small and is_ungrouped and behind and self._has_one_bit(given.input[0])):
-            return None
-        nodes = [*casts, *read, convolution, *behind]
-        return _Layer(nodes, convolution, given.input[0], behind[-1].output[0], stored.shape[2:])
+def _has_one_bit(name: str, graph: OnnxGraph) -> bool:
+    """Whether integers are zeros and ones; only unsigned grids with zero_point 0 have one bit."""
+    node = graph.producer(name)
+    high = graph.constants.get(node.input[2]) if node is not None and node.op_type == "Clip" else None
+    return high is not None and high.dtype == np.uint8 and bool(high == 1)
 
-    def _has_one_bit(self, name: str) -> bool:
-        """Whether integers are zeros and ones; only unsigned grids with zero_point 0 have one bit."""
-        node = self.producers.get(name)
-        high = self.constants.get(node.input[2]) if node is not None and node.op_type == "Clip" else None
-        return high is not None and high.dtype == np.uint8 and bool(high == 1)
 
-    def _behind(self, convolution: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """The ReLU, the quantizer and the Clip behind a convolution; nothing if others read it, too."""
-        found = [convolution]
-        for wanted in ("Relu", "QuantizeLinear", "Clip"):
-            following = self.readers.get(found[-1].output[0], [])
-            if [node.op_type for node in following] == [wanted]:
-                found += following
-            elif wanted == "QuantizeLinear":
-                return []
-        return found[1:]
+def _nodes_behind(convolution: onnx.NodeProto, graph: OnnxGraph) -> list[onnx.NodeProto]:
+    """The ReLU, the quantizer and the Clip behind a convolution; nothing if others read it, too."""
+    found = [convolution]
+    for wanted in ("Relu", "QuantizeLinear", "Clip"):
+        following = graph.only_consumer(found[-1].output[0])
+        if following is not None and following.op_type == wanted:
+            found.append(following)
+        elif wanted == "QuantizeLinear":
+            return []
+    return found[1:]
 
 
 def _look_up(layer: _Layer) -> list[onnx.NodeProto]:
     """The nodes in place of a layer."""
     name, output = layer.convolution.name, layer.given
-    shape = {key: _attributes(layer.convolution).get(key) for key in ("pads", "strides", "dilations")}
+    shape = {key: attribute(layer.convolution, key) for key in ("pads", "strides", "dilations")}
     shape = {key: value for key, value in shape.items() if value is not None}
     steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("Cast", [layer.read], "bits", {"to": TensorProto.FLOAT}),
@@ -120,14 +116,12 @@ def _look_up(layer: _Layer) -> list[onnx.NodeProto]:
         ("Squeeze", [f"{output}.row", f"{output}.channel"], "rows", {}),
     ]
     nodes = [
-        helper.make_node(
-            operator, given, [f"{output}.{result}"], f"{output}.{result}.{operator}", **attributes
-        )
+        make_node(operator, given, f"{output}.{result}", **attributes)
         for operator, given, result, attributes in steps
     ]
     last = f"{output}.channels_last"
     nodes.append(helper.make_node("Gather", [f"{output}.table", f"{output}.rows"], [last], f"{name}{TABLE}"))
-    nodes.append(helper.make_node("Transpose", [last], [output], f"{output}.Transpose", perm=[0, 3, 1, 2]))
+    nodes.append(make_node("Transpose", [last], output, perm=[0, 3, 1, 2]))
     return nodes
 
 
@@ -155,7 +149,3 @@ def _table(layer: _Layer, model: onnx.ModelProto) -> NDArray[Any]:
     given = {layer.read: patches.reshape(-1, 1, height, width)}
     table = simulate(alone, given.__getitem__)[layer.given]
     return np.ascontiguousarray(table.reshape(len(numbers), -1))
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

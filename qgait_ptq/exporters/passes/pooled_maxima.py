@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from numpy.typing import NDArray
+from onnx import numpy_helper
 
-from qgait_ptq.exporters.nodes import replace_nodes
+from qgait_ptq.exporters.passes.onnx_pass import OnnxPass, Requirements
+from qgait_ptq.onnx_graph.editing import make_node, replace_nodes
+from qgait_ptq.onnx_graph.view import OnnxGraph, attribute
 
 WINDOW = 32  # frames that one place of the pooling sees; what is left goes through the reduction
 # All maxima share these.
@@ -23,32 +26,34 @@ def pool_maxima(model: onnx.ModelProto) -> None:
     onnxruntime reduces an outer axis one value at a time, but pools with vector instructions. The axis
     becomes the rows of an image, the axes behind it become its channels, and windows of `WINDOW` rows are
     pooled. The last one may be shorter: padding never is a maximum. So any size is right.
+
+    Args:
+        model: with the shapes of its inner tensors.
     """
-    graph = model.graph
-    producers = {name: node for node in graph.node for name in node.output}
-    constants = {value.name: numpy_helper.to_array(value) for value in graph.initializer}
-    typed = onnx.shape_inference.infer_shapes(model).graph.value_info
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in typed}
+    graph = OnnxGraph(model)
     nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        source = producers.get(node.input[0]) if node.op_type == "ReduceMax" else None
+    for node in graph.nodes:
+        source = graph.producer(node.input[0]) if node.op_type == "ReduceMax" else None
         if source is not None and source.op_type == "DequantizeLinear":
-            rank = ranks.get(node.input[0], 0)
-            axis = _outer_axis(node, constants.get(node.input[1]), rank)
+            rank = graph.rank(node.input[0]) or 0
+            axis = _outer_axis(node, graph.constants.get(node.input[1]), rank)
             if axis is not None:
                 nodes += _pool(node, source, axis, rank)
         nodes.append(node)
-    graph.initializer.extend(
+    model.graph.initializer.extend(
         numpy_helper.from_array(np.array(value, np.int64), f"{PREFIX}{name}")
         for name, value in CONSTANTS.items()
     )
-    replace_nodes(graph, nodes)
+    replace_nodes(model.graph, nodes)
 
 
-def _outer_axis(node: onnx.NodeProto, axes: np.ndarray[Any, Any] | None, rank: int) -> int | None:
+# The first opset whose Shape gives a part of the sizes.
+POOL_MAXIMA = OnnxPass("pool-maxima", pool_maxima, Requirements(opset=15, shapes=True))
+
+
+def _outer_axis(node: onnx.NodeProto, axes: NDArray[Any] | None, rank: int) -> int | None:
     """The one axis that is reduced away, if it lies between others."""
-    keeps = any(attribute.name == "keepdims" and attribute.i == 0 for attribute in node.attribute)
-    if axes is None or axes.size != 1 or not keeps:
+    if axes is None or axes.size != 1 or attribute(node, "keepdims", 1):
         return None
     axis = int(axes.item()) + (rank if axes.item() < 0 else 0)
     return axis if 0 < axis < rank - 1 else None
@@ -60,7 +65,7 @@ def _pool(node: onnx.NodeProto, source: onnx.NodeProto, axis: int, rank: int) ->
 
     def add(operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         result = f"{node.output[0]}.{output}"
-        nodes.append(helper.make_node(operator, inputs, [result], f"{result}.{operator}", **attributes))
+        nodes.append(make_node(operator, inputs, result, **attributes))
         return result
 
     rows, kept, first = (f"{PREFIX}{name}" for name in CONSTANTS)

@@ -1,0 +1,118 @@
+"""OnnxPass: a rewrite of an ONNX model with a name and declared needs, and the runner that checks each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import onnx
+
+from qgait_ptq.errors import ExportError, first_line
+from qgait_ptq.onnx_graph.view import OnnxGraph
+
+PER_CHANNEL_OPSET = 13  # the first whose QuantizeLinear takes a scale for each channel
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What a pass needs of the model that it is given.
+
+    Attributes:
+        opset: smallest version of the ONNX operators; older models lack an operator that the pass writes.
+        shapes: the model holds a shape of every inner tensor, inferred just before the pass.
+    """
+
+    opset: int = PER_CHANNEL_OPSET
+    shapes: bool = False
+
+
+@dataclass(frozen=True)
+class OnnxPass:
+    """A rewrite of an ONNX model, which computes the same afterwards.
+
+    Attributes:
+        name: as in `Target.onnx_passes` and in errors.
+        rewrite: changes a model in place; it keeps the names of the graph's inputs and outputs.
+        requires: what the runner checks or provides before the pass.
+        layer_suffix: where the pass computes a layer's integers by a node of its own: what it appends to the
+            layer's name to name that node.
+    """
+
+    name: str
+    rewrite: Callable[[onnx.ModelProto], None]
+    requires: Requirements = Requirements()
+    layer_suffix: str = ""
+
+    def run(self, model: onnx.ModelProto) -> None:
+        """Rewrite a model in place and check it.
+
+        Raises:
+            ExportError: the model is not what the pass requires, or the pass broke it.
+        """
+        opset = OnnxGraph(model).opset
+        if opset < self.requires.opset:
+            raise ExportError(
+                f"the ONNX pass {self.name} needs opset {self.requires.opset} or newer; the file has {opset}"
+            )
+        interface = _interface(model)
+        with _inferred_shapes(model) if self.requires.shapes else _as_it_is():
+            try:
+                self.rewrite(model)
+            except Exception as error:
+                error.add_note(f"raised in the ONNX pass {self.name}")
+                raise
+        if _interface(model) != interface:
+            raise ExportError(f"the ONNX pass {self.name} changed the inputs or outputs of the file")
+        check_model(model, f"after the ONNX pass {self.name}")
+
+
+def run_passes(model: onnx.ModelProto, passes: Iterable[OnnxPass]) -> None:
+    """Run passes one after the other, in place; the model is checked after each.
+
+    Raises:
+        ExportError: a pass cannot run, or broke the model; the error names it.
+    """
+    for onnx_pass in passes:
+        onnx_pass.run(model)
+
+
+def check_model(model: onnx.ModelProto, when: str) -> None:
+    """Refuse a model that the ONNX checker refuses, shapes and types included.
+
+    Args:
+        model: to check.
+        when: names the step before the check, in the error.
+
+    Raises:
+        ExportError: the checker refuses it.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the ONNX checker refuses the file {when} ({first_line(error)})") from error
+
+
+def _interface(model: onnx.ModelProto) -> tuple[list[str], list[str]]:
+    """Names of the graph's inputs and outputs."""
+    return [value.name for value in model.graph.input], [value.name for value in model.graph.output]
+
+
+@contextmanager
+def _inferred_shapes(model: onnx.ModelProto) -> Iterator[None]:
+    """Give a model the shapes of its inner tensors; afterwards it declares as many as before."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
+    declared = list(model.graph.value_info)
+    _declare(model, inferred)
+    yield
+    _declare(model, declared)
+
+
+def _declare(model: onnx.ModelProto, values: Iterable[onnx.ValueInfoProto]) -> None:
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(values)
+
+
+@contextmanager
+def _as_it_is() -> Iterator[None]:
+    yield

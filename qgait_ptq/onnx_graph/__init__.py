@@ -1,0 +1,1 @@
+"""ONNX graphs: one view that all readers share, and edits. Needs no torch."""

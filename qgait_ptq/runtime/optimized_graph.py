@@ -1,0 +1,45 @@
+"""The graph that onnxruntime makes of a model on this machine: the only place that asks for it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import onnx
+import onnxruntime
+
+from qgait_ptq.errors import ModelError
+
+REBUILT = "_token_"  # onnxruntime appends it, and a number, to the names of nodes that it rebuilds
+
+
+def optimized_graph(model: onnx.ModelProto | bytes, *, portable: bool = False) -> onnx.ModelProto:
+    """Return the graph that onnxruntime runs in place of a model.
+
+    Args:
+        model: as written, also serialized.
+        portable: leave out the last level of optimisations, which packs weights for this one processor and
+            does not change which kernels run.
+
+    Raises:
+        ModelError: onnxruntime cannot load the model, or the temporary folder is full.
+    """
+    content = model if isinstance(model, bytes) else model.SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # fatal: its lines would show names of an unknown file as they are
+    if portable:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(path)
+        try:
+            onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            return onnx.load(path)
+        except Exception as error:  # onnxruntime's exceptions have no common public base
+            detail = " ".join(str(error).split())[:200]
+            raise ModelError(f"onnxruntime {onnxruntime.__version__} cannot load it ({detail})") from None
+
+
+def written_name(node_name: str) -> str:
+    """Return the name that a node of an optimized graph has in the file that it was made of."""
+    return node_name.split(REBUILT)[0]
