@@ -1,6 +1,8 @@
 """The layout of the package: imports point one way, and the root holds little."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,13 @@ def test_every_package_has_a_place_in_the_order_and_says_what_it_is_for():
 
 def test_the_root_holds_six_files_at_most():
     assert len(list(ROOT.glob("*.py"))) <= 6
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_what_deployment_and_proofs_need_imports_no_torch(name):
+    code = f"import sys; sys.modules['torch'] = None; import qgait_ptq.{name}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_module_imports_itself_in_a_circle():

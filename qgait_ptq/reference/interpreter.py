@@ -115,6 +115,8 @@ class _Simulation:
         """What a node makes of something known, or of floats that it only moves."""
         if node.input[0] in self.known:
             value = self.known[node.input[0]]
+            if isinstance(value, Bent) and node.op_type in MOVING:  # a LeakyReLU is the same before the move
+                return replace(value, source=self.handlers[node.op_type](node, value.source))
             if not isinstance(value, Moved):
                 return self.handlers[node.op_type](node, value)
         return Moved(node) if node.op_type in MOVING else None

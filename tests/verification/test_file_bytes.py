@@ -114,3 +114,26 @@ def test_random_batches_are_binary_and_of_the_files_own_type(element, dtype):
     assert [batch.shape for (batch,) in batches] == [(1, 5, 64, 44)] * 2
     assert {batch.dtype for (batch,) in batches} == {np.dtype(dtype)}
     assert all(set(np.unique(batch)) == {0, 255 if dtype is np.uint8 else 1} for (batch,) in batches)
+
+
+@pytest.mark.parametrize("moved", ["Slice", "Transpose", "Reshape"])
+def test_a_leaky_rectifier_may_be_followed_by_a_move(moved):
+    constants = {
+        "zero": np.array([1]),
+        "end": np.array([3]),
+        "axis": np.array([1]),
+        "shape": np.array([12, 2]),
+    }
+    inputs = {"Slice": ["bent", "zero", "end", "axis"], "Transpose": ["bent"], "Reshape": ["bent", "shape"]}
+    attributes = {"perm": [1, 0]} if moved == "Transpose" else {}
+    nodes = [
+        *qdq("a", "x", 0.05, 100, constants),
+        helper.make_node("LeakyRelu", ["a"], ["bent"], name="bent", alpha=0.1),
+        helper.make_node(moved, inputs[moved], ["moved"], name="moved", **attributes),
+        *qdq("out", "moved", 0.04, 20, constants),
+    ]
+    model = make_model(nodes, constants, {"x": [6, 4]}, "out")
+    feed = {"x": np.random.default_rng(0).uniform(-4, 4, (6, 4)).astype(np.float32)}
+    expected = simulate(model, feed.__getitem__)["out.quantized"]
+    (values,) = open_onnxruntime(model.SerializeToString(), threads=1, optimised=False).run(None, feed)
+    np.testing.assert_array_equal(np.rint(values / np.float32(0.04)).astype(int) + 20, expected)
