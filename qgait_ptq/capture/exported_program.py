@@ -33,7 +33,7 @@ def load_exported_program(path: Path, data: bytes, trust_code: bool) -> nn.Modul
         raise ModelError(
             f"{path}: an exported program; torch runs code from such a file when it loads it. If you trust "
             "the file, add --trust-code (trust_code=True). The safe way: save the weights (torch.save of the "
-            "state_dict, or safetensors) and name the network with --model module:factory"
+            "state_dict, or safetensors) and name the network with --factory module:factory"
         )
     try:
         with quiet_torch():

@@ -177,7 +177,7 @@ def _from_pickled_module(path: Path, data: bytes, trust_code: bool, refusal: Exc
     if not trust_code:
         raise ModelError(
             f"{path}: holds a pickled object, not only weights; a pickle runs code when it is loaded. Save "
-            "the state_dict and name the network with --model, or, if you trust the file, use --trust-code"
+            "the state_dict and name the network with --factory, or, if you trust the file, use --trust-code"
         ) from refusal
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
@@ -212,7 +212,7 @@ def _from_content(
             check_fit(path, make_module(make, "the network", **arguments), weights)
     else:
         raise ModelError(
-            f"{path}: looks like a {kind}; name the network that it belongs to with --model module:factory"
+            f"{path}: looks like a {kind}; name the network that it belongs to with --factory module:factory"
         )
     network = make_module(make, factory if isinstance(factory, str) else "the network", **arguments)
     left_out = check_fit(path, network, weights)

@@ -54,10 +54,11 @@ class GroupedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section for each group; options without one come last."""
         sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
+        options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
+        for parameter in sorted(options, key=lambda one: not isinstance(one, GroupedOption)):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                heading = getattr(parameter, "group", "Other options")
+                heading = parameter.group if isinstance(parameter, GroupedOption) else "Other options"
                 sections.setdefault(heading, []).append(record)
         for heading, records in sections.items():
             with formatter.section(heading):

@@ -71,9 +71,11 @@ def _opengait_factory(source: ModelSource, progress: Progress) -> Callable[[], n
     """
     name = (source.factory or PREFIX).removeprefix(PREFIX)
     if source.opengait_config is None:
-        raise ConfigError(f"--model {source.factory} needs OpenGait's yaml of the network: --opengait-config")
+        raise ConfigError(
+            f"--factory {source.factory} needs OpenGait's yaml of the network: --opengait-config"
+        )
     if source.factory is not None and not source.factory.startswith(PREFIX):
-        raise ConfigError(f"--opengait-config goes with --model {PREFIX}CLASS, not {source.factory}")
+        raise ConfigError(f"--opengait-config goes with --factory {PREFIX}CLASS, not {source.factory}")
     config = read_opengait_config(source.opengait_config)
     for transform in config.not_applied:
         progress.note(f"{transform} of {config.path} is not applied; store sequences as it gives them")

@@ -250,7 +250,7 @@ def test_a_pipe_is_refused_at_once(tmp_path):
     [
         (lambda w: None, None, "cannot be read"),
         (lambda w: b"hello", None, "not a model"),
-        (lambda w: w, None, "--model module:factory"),
+        (lambda w: w, None, "--factory module:factory"),
         (lambda w: {"epoch": 3}, FACTORY, "no weights are found"),
         (lambda w: {k: v for k, v in w.items() if "stem" not in k}, FACTORY, r"missing \(stem.0.weight"),
         (lambda w: {**w, "pooling.weight": torch.zeros(3)}, FACTORY, r"unexpected \(pooling.weight"),

@@ -186,7 +186,7 @@ def test_version():
     [
         ("quantize nothing.pt", "nothing.pt: the model cannot be read"),
         ("quantize text.pt", "text.pt: not a model"),
-        ("quantize weights.pt", "--model module:factory"),
+        ("quantize weights.pt", "--factory module:factory"),
         ("quantize pickled.pt", "--trust-code"),
         ("quantize weights.pt --model qgait_ptq.gait.zoo:gaitset_small", "do not fit the network"),
         ("inspect weights.pt --channels -1", "--channels"),
