@@ -7,7 +7,6 @@ import math
 import pickletools
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 SAFETENSORS_HEADER = 8  # bytes of the header's length, before its JSON
 LARGEST_HEADER = 100 * 2**20  # bytes, as in the format's description
 # Float32 weights may be so many times as large as their file (int8 weights, shared ones), and this more.
+GLOBAL = b"c"  # the opcode of a pickle that names a class
 LONGEST_NAME = 500  # letters of a module and its class
 LEGACY_PICKLES = 4  # magic number, version, system, content
 LARGEST_EXPANSION, FREE_BYTES = 16, 64 * 2**20
@@ -75,12 +75,19 @@ def check_global_names(path: Path, data: bytes, pickles: Sequence[zipfile.ZipInf
 
 def _longest_name(stream: io.BytesIO) -> int:
     """Letters of the longest name of a class that a pickle holds, as far as it is one."""
-    longest = 0
-    with suppress(Exception):  # torch says what is wrong with it
-        for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name == "GLOBAL":
-                longest = max(longest, len(str(argument)))
-    return longest
+    longest, size = 0, stream.getbuffer().nbytes
+    operations = pickletools.genops(stream)
+    while True:
+        start = stream.tell()
+        try:
+            opcode, argument, _ = next(operations)
+        except StopIteration:
+            return longest
+        except Exception:  # torch says what is wrong; it takes a name that nothing ends, too
+            is_name = stream.getbuffer()[start : start + 1] == GLOBAL
+            return max(longest, size - start) if is_name else longest
+        if opcode.name == "GLOBAL":
+            longest = max(longest, len(str(argument)))
 
 
 def find_weights(path: Path, content: Any, file_bytes: int) -> tuple[dict[str, Tensor], str]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from qgait_ptq.capture.loading import load_model
+from qgait_ptq.errors import ModelError
 from qgait_ptq.gait.zoo import NETWORKS
 from tests.fuzz.mutate import CANARY, run_fuzz
 
@@ -112,3 +113,12 @@ def test_mutated_weights_are_loaded_or_refused(name):
 @pytest.mark.parametrize("name", KINDS)
 def test_many_mutated_weights_are_loaded_or_refused(name):
     fuzz(name, MANY, seed=1)
+
+
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_a_very_long_name_is_refused_at_once(end, tmp_path):
+    """torch takes time with the square of its length to describe the error."""
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"\x80\x02ccollections\n" + b"e" * 60_000 + end)
+    with pytest.raises(ModelError, match="names a class with 60,"):
+        load(path)
