@@ -23,6 +23,7 @@ from qgait_ptq.verification.recording import Recording, Values, read_recording, 
 AVX2, ARM64 = "avx2", "arm64"
 PROCESSORS = (AVX2, ARM64)
 ARM64_ROOT = "QGAIT_ARM64_ROOT"  # names the folder that tests/processors/make-arm64-root fills
+OWN_LIBRARIES = {"LD_PRELOAD": ""}  # of this machine: an emulated program would load them, too
 
 
 def record_elsewhere(
@@ -68,7 +69,7 @@ def emulator(processor: str) -> tuple[list[str], dict[str, str]]:
         if platform.machine() != "x86_64":
             raise ConfigError(f"emulating avx2 needs an x86-64 Python; this one is for {platform.machine()}")
         # QEMU's emulation has AVX2, but neither AVX-512 nor VNNI.
-        return [_find("qemu-x86_64"), "-cpu", "max", sys.executable], {}
+        return [_find("qemu-x86_64"), "-cpu", "max", sys.executable], dict(OWN_LIBRARIES)
     if processor == ARM64:
         root = Path(os.environ.get(ARM64_ROOT, Path.home() / ".cache" / "qgait_ptq" / "arm64-root"))
         python = next(iter(sorted(root.glob("usr/bin/python3.*"))), None)
@@ -78,7 +79,7 @@ def emulator(processor: str) -> tuple[list[str], dict[str, str]]:
                 "'tests/processors/make-arm64-root' makes it (docs: Processors)"
             )
         command = [_find("qemu-aarch64"), "-L", str(root), "-cpu", "max,sve=off", str(python)]
-        return command, {"PYTHONPATH": str(root / "site")}
+        return command, {**OWN_LIBRARIES, "PYTHONPATH": str(root / "site")}
     raise ConfigError(f"no processor {processor!r} to emulate; there are {', '.join(PROCESSORS)}")
 
 

@@ -14,7 +14,9 @@ from qgait_ptq.errors import ConfigError, ExportError
 from qgait_ptq.exporters.onnx_file import export_quantized
 from qgait_ptq.graph.conversion import in_double
 from qgait_ptq.placement.planning import plan
+from qgait_ptq.reference.pair_sums import bound_pair_sums
 from qgait_ptq.runtime.exact_sessions import open_session
+from qgait_ptq.runtime.exactness import saturates
 from qgait_ptq.runtime.sessions import run_session
 from qgait_ptq.targets.profiles import TARGETS, get_target
 from qgait_ptq.targets.rules import check_rules, find_broken_rules
@@ -59,6 +61,8 @@ def test_a_file_passes_the_checker_and_keeps_the_rules_of_its_target(files, netw
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_a_file_computes_the_simulation_in_both_runtimes(files, walkers, network, target, runtime):
     quantized, model = files[network, target]
+    if runtime == "openvino" and saturates(runtime) and not bound_pair_sums(model).safe:
+        pytest.skip("OpenVINO saturates on this processor, and the target's files need not be safe")
     session = open_session(model.SerializeToString(), runtime, threads=1, spinning=False)
     exact = in_double(quantized)
     for index in (0, 3):
