@@ -82,6 +82,8 @@ def run() -> None:
     sys.stdout, sys.stderr = _guard(sys.stdout, raises=True), _guard(sys.stderr, raises=False)
     stopping = _Stopping()
     code = _exit_code(lambda: cli.main(prog_name="qgait-ptq", standalone_mode=False), stopping)
+    if code == 0 and stopping.asked:  # at the last moment, or a library lost the exception that it raised
+        code = stopping.finish()
     # The frames of a command that failed are freed here, and with them its pools of processes.
     stopping.ignore()
     sys.exit(_exit_code(_flush, stopping) or code)
