@@ -165,7 +165,7 @@ class _Reconstruction:
             if not bool(torch.isfinite(loss)):
                 names = ", ".join(layer_name(layer) for layer in self.block.layers)
                 raise CalibrationError(
-                    f"fine-tuning: the loss of the block with {names} is no number at step {step}; "
+                    f"fine-tuning: the loss of the block with {names} is NaN or infinite at step {step}; "
                     "lower the learning rates of finetune, or leave it out"
                 )
             optimizer.zero_grad()

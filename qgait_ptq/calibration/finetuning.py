@@ -128,7 +128,7 @@ class Finetuning:
         correct_layers(self.reference, self.quantized, self.batches, refit)
         loss = self._held_out_loss()
         if loss is not None and not loss < float("inf"):
-            raise CalibrationError("fine-tuning: the blocks made embeddings that are no numbers")
+            raise CalibrationError("fine-tuning: the embeddings became NaN or infinite in the blocks")
         return loss
 
     def _train_end_to_end(

@@ -38,7 +38,8 @@ from qgait_ptq.quantizer.fake_quantize import set_quantizing
 from qgait_ptq.quantizer.soft import TemperatureSchedule
 from qgait_ptq.quantizer.trainable import WeightMode
 from qgait_ptq.stages.stage import Stage, nothing
-from qgait_ptq.stages.state import State, needed
+from qgait_ptq.stages.state import State
+from qgait_ptq.system.invariants import present
 from qgait_ptq.system.progress import Advance
 
 EQUALIZATION_BATCHES = 4
@@ -162,14 +163,14 @@ class CalibrateDistances(Stage):
             seed=state.config.seed,
         )
         quantized, reference = _copies(state)
-        training = needed(state.training, "a labelled set")
+        training = present(state.training)
         loss = idc_loss(state.config)
         outcome = calibrate_distances(quantized, reference, training, loss, settings, state.device, advance)
         if outcome.diverged:
-            text = f"IDC: the loss became no number at step {outcome.steps}; it stopped there"
+            text = f"IDC: the loss became NaN or infinite at step {outcome.steps}; stopped there"
             state = state.noting(text)
         if not outcome.improved:
-            state = state.noting("IDC: no step served the held-out identities better; the ranges are kept")
+            state = state.noting("IDC: no step improved the held-out identities; the ranges are kept")
         return replace(state, maybe_quantized=quantized).recording(idc=_describe_training(outcome))
 
 
@@ -199,7 +200,7 @@ class Finetune(Stage):
         run = Finetuning(quantized, reference, batches, state.training, loss, state.device, saved)
         outcome = run.run(_block_settings(state.config), _end_to_end_settings(state), advance)
         if outcome.kept == "start":
-            state = state.noting("fine-tuning did not serve the held-out identities better; it is undone")
+            state = state.noting("fine-tuning did not improve the held-out identities; reverted")
         return replace(state, maybe_quantized=quantized).recording(
             finetune={
                 "held_out_loss": {"start": outcome.start, "blocks": outcome.blocks},
@@ -231,7 +232,7 @@ def idc_loss(config: QuantConfig) -> IdcLoss:
 
 
 def fingerprint(state: State, graph_module: fx.GraphModule) -> str:
-    """Of everything that decides what comes out of a graph and the unlabelled clips."""
+    """Return a digest of the settings, the graph and the unlabelled clips."""
     digest = hashlib.sha256(state.config.model_dump_json().encode())
     for name, value in sorted(graph_module.state_dict().items()):
         digest.update(name.encode())

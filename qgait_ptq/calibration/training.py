@@ -103,7 +103,7 @@ class EmbeddingTraining:
         self.step, self.failures, self.rate_share = 0, 0, 1.0
         start = self.held_out_loss()
         if not math.isfinite(start):
-            raise CalibrationError("the loss on the held-out identities is no number before any step")
+            raise CalibrationError("the loss on the held-out identities is NaN or infinite before any step")
         self.outcome = TrainingOutcome(start, start, curve=[(0, start)])
         self.best = trained.snapshot()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from qgait_ptq.cli.grouped import GroupedCommand, option
+from qgait_ptq.cli.grouped import GroupedCommand, count, option
 from qgait_ptq.cli.options import JSON_OPTION, PATH, RUN, RUNTIME_OPTION, apply_options
 
 
@@ -23,38 +23,10 @@ from qgait_ptq.cli.options import JSON_OPTION, PATH, RUN, RUNTIME_OPTION, apply_
         help="ONNX file to compare with, such as float.onnx. Can be repeated.",
     ),
     RUNTIME_OPTION,
-    option(
-        "--threads",
-        group=RUN,
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="Threads of a call.",
-    ),
-    option(
-        "--frames",
-        group=RUN,
-        type=click.IntRange(min=1),
-        default=30,
-        show_default=True,
-        help="Frames of a sequence.",
-    ),
-    option(
-        "--batch",
-        group=RUN,
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="Sequences in a call.",
-    ),
-    option(
-        "--rounds",
-        group=RUN,
-        type=click.IntRange(min=1),
-        default=9,
-        show_default=True,
-        help="Rounds in which all files are run.",
-    ),
+    count("--threads", "Threads of a call.", RUN, 1),
+    count("--frames", "Frames of a sequence.", RUN, 30),
+    count("--batch", "Sequences in a call.", RUN, 1),
+    count("--rounds", "Rounds in which all files are run.", RUN, 9),
     JSON_OPTION,
 )
 def command(

@@ -17,8 +17,8 @@ from qgait_ptq.cli.options import (
     PATH,
     RECIPE_OPTION,
     apply_options,
-    build_recipe,
 )
+from qgait_ptq.cli.recipe import build_recipe
 
 
 @click.command(cls=GroupedCommand)

@@ -68,3 +68,21 @@ class GroupedCommand(click.Command):
 def option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a command with a `GroupedOption`."""
     return click.option(*names, cls=GroupedOption, **settings)
+
+
+def count(
+    name: str, help_text: str, group: str, default: int | None = None, **settings: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a command with an option that is a number from 1.
+
+    Args:
+        name: with its dashes.
+        help_text: description.
+        group: heading in the help.
+        default: shown; None has none, or the one of ``default_text``.
+        settings: as of `GroupedOption`.
+    """
+    given = {"type": click.IntRange(min=1), "metavar": "NUMBER", **settings}
+    if default is not None:
+        given |= {"default": default, "show_default": True}
+    return option(name, group=group, help=help_text, **given)

@@ -19,8 +19,8 @@ from qgait_ptq.cli.options import (
     SUBMODULE_OPTION,
     WIDTH_OPTIONS,
     apply_options,
-    build_recipe,
 )
+from qgait_ptq.cli.recipe import build_recipe
 
 if TYPE_CHECKING:
     from qgait_ptq.config.schema import Recipe

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they become a recipe."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any, get_args
 
 import click
 
-from qgait_ptq.cli.grouped import option
-from qgait_ptq.config.recipes import parse, read_recipe
+from qgait_ptq.cli.grouped import count, option
 from qgait_ptq.config.schema import (
     PROTOCOL_NAMES,
     TARGET_NAMES,
     ActivationObserver,
-    DataSource,
     Metric,
-    ModelSource,
-    Recipe,
     WeightObserver,
 )
-from qgait_ptq.errors import ConfigError
 
 Command = Callable[..., Any]
-ZOO, OPENGAIT_ADAPTER = "qgait_ptq.gait.zoo", "opengait"
 
 NETWORK, DATA, WIDTHS, GOALS = "Network", "Data", "Widths and target", "Choosing widths for each layer"
 CALIBRATION, RUN, FILES = "Calibration", "Run", "Output"
 PATH = click.Path(path_type=Path)
 BITS = click.IntRange(2, 8)
+
+
+def _bits(name: str, default_text: str, help_text: str) -> Callable[[Command], Command]:
+    """Decorate a command with an option that is a width."""
+    return option(name, group=WIDTHS, type=BITS, metavar="BITS", default_text=default_text, help=help_text)
+
 
 MODEL_OPTIONS = (
     option(
@@ -59,13 +59,7 @@ MODEL_OPTIONS = (
         metavar="NAME",
         help="Module that wraps the network: 'opengait' or MODULE:CLASS.",
     ),
-    option(
-        "--frames",
-        group=NETWORK,
-        type=click.IntRange(min=1),
-        metavar="NUMBER",
-        help="Fixed frame count, for networks that accept only one.",
-    ),
+    count("--frames", "Fixed frame count, for networks that accept only one.", NETWORK),
     option(
         "--output",
         group=NETWORK,
@@ -137,39 +131,18 @@ DATA_OPTIONS = (
         help="Columns to cut from each side of a frame.",
     ),
 )
+TARGET_OPTION = option(
+    "--target",
+    group=WIDTHS,
+    type=click.Choice(TARGET_NAMES),
+    default_text="onnxruntime",
+    help="Runtime to write the file for.",
+)
 WIDTH_OPTIONS = (
-    option(
-        "--bits",
-        group=WIDTHS,
-        type=BITS,
-        metavar="BITS",
-        default_text="8",
-        help="Bits of weights and activations.",
-    ),
-    option(
-        "--weight-bits",
-        group=WIDTHS,
-        type=BITS,
-        metavar="BITS",
-        default_text="--bits",
-        help="Bits of weights.",
-    ),
-    option(
-        "--activation-bits",
-        group=WIDTHS,
-        type=BITS,
-        metavar="BITS",
-        default_text="--bits",
-        help="Bits of activations.",
-    ),
-    option(
-        "--edge-bits",
-        group=WIDTHS,
-        type=BITS,
-        metavar="BITS",
-        default_text="8",
-        help="Bits in layers that read the input and in the last layer.",
-    ),
+    _bits("--bits", "8", "Bits of weights and activations."),
+    _bits("--weight-bits", "--bits", "Bits of weights."),
+    _bits("--activation-bits", "--bits", "Bits of activations."),
+    _bits("--edge-bits", "8", "Bits in layers that read the input and in the last layer."),
     option(
         "--input-bits",
         group=WIDTHS,
@@ -191,13 +164,7 @@ WIDTH_OPTIONS = (
         multiple=True,
         help="Keep layers in float: module paths ('blocks.3', '*.conv2') or 'operator:conv3d'.",
     ),
-    option(
-        "--target",
-        group=WIDTHS,
-        type=click.Choice(TARGET_NAMES),
-        default_text="onnxruntime",
-        help="Runtime to write the file for.",
-    ),
+    TARGET_OPTION,
     option(
         "--weight-range",
         group=WIDTHS,
@@ -235,15 +202,15 @@ GOAL_OPTIONS = (
         help="Raise widths until held-out rank-1 drops by at most this.",
     ),
 )
+SEED_OPTION = option(
+    "--seed",
+    group=CALIBRATION,
+    type=int,
+    default_text="0",
+    help="Random seed for choosing calibration sequences.",
+)
 CALIBRATION_OPTIONS = (
-    option(
-        "--calibration-sequences",
-        group=CALIBRATION,
-        type=click.IntRange(min=1),
-        metavar="NUMBER",
-        default_text="128",
-        help="Number of calibration sequences.",
-    ),
+    count("--calibration-sequences", "Number of calibration sequences.", CALIBRATION, default_text="128"),
     option(
         "--observer",
         group=CALIBRATION,
@@ -273,13 +240,7 @@ CALIBRATION_OPTIONS = (
         help="Stage 2: reconstruct and fine-tune weights.",
     ),
     option("--resume", group=CALIBRATION, is_flag=True, help="Continue an interrupted fine-tuning."),
-    option(
-        "--seed",
-        group=CALIBRATION,
-        type=int,
-        default_text="0",
-        help="Random seed for choosing calibration sequences.",
-    ),
+    SEED_OPTION,
 )
 RECIPE_OPTION = option(
     "--recipe",
@@ -316,138 +277,3 @@ def apply_options(*options: Callable[[Command], Command]) -> Callable[[Command],
         return command
 
     return decorate
-
-
-def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str, Any]) -> Recipe:
-    """Merge a recipe file and options into a validated recipe; options win.
-
-    Raises:
-        ConfigError: names the option or the field that is wrong.
-    """
-    values: dict[str, Any] = read_recipe(recipe_file) if recipe_file else {}
-    for section in ("model", "data", "quantization"):
-        values[section] = _section_of(values, section, recipe_file)
-    if recipe_file is not None:
-        _check_trust(values["model"], options, recipe_file)
-    if model is not None:
-        if values["model"].get("path") != str(model):
-            values["model"].pop("sha256", None)
-        values["model"]["path"] = str(model)
-    _switch(values["quantization"], "idc", options.pop("idc", None))
-    _switch(values["quantization"], "finetune", options.pop("finetune", None))
-    if options.get("budget") is not None:
-        options["budget"] = _parse_budget(options["budget"])
-    bits = options.pop("bits", None)
-    for name in ("weight_bits", "activation_bits"):
-        options[name] = options.get(name) if options.get(name) is not None else bits
-    for name, value in options.items():
-        if value is not None and value != ():
-            values[_section(name)][name] = value
-    _default_from_opengait(values)
-    values["model"]["arguments"] = _arguments(values["model"].get("arguments") or {})
-    return parse(Recipe, values, str(recipe_file or "options"), recipe_file)
-
-
-def _section_of(values: dict[str, Any], section: str, recipe_file: Path | None) -> dict[str, Any]:
-    """A section of a recipe file as a mapping of its own."""
-    found = values.get(section) or {}
-    if not isinstance(found, dict):
-        raise ConfigError(f"{recipe_file}: {section} is a mapping, not {type(found).__name__}")
-    return dict(found)
-
-
-def _check_trust(model: dict[str, Any], options: dict[str, Any], recipe_file: Path) -> None:
-    """Refuse a recipe that would run code, unless the command line trusts it or names the code itself.
-
-    Trust is never taken from a file: what it says of trust is dropped.
-
-    Raises:
-        ConfigError: names what the recipe asks for, and the option that allows it.
-    """
-    recorded = [name for name in ("trust_code", "trust_pickle") if model.pop(name, None)]
-    if options.get("trust_code"):
-        return
-    named = {
-        name: str(model[name])
-        for name in ("factory", "adapter", "opengait_config")
-        if model.get(name) and options.get(name) is None and not is_built_in(name, model[name])
-    }
-    if recorded and not any(options.get(name) for name in ("factory", "opengait_config")):
-        named["trust_code"] = "true"
-    if named:
-        listed = ", ".join(f"{name}: {value}" for name, value in named.items())
-        raise ConfigError(
-            f"{recipe_file}: the recipe runs code that it names ({listed}). If you trust it, add "
-            "--trust-code; a recipe cannot grant that itself"
-        )
-
-
-def is_built_in(setting: str, name: Any) -> bool:
-    """Whether a factory or an adapter is this package's own, so that nothing else is imported."""
-    if setting == "adapter":
-        return name == OPENGAIT_ADAPTER
-    place, _, attribute = str(name).partition(":")
-    if setting != "factory" or place != ZOO:
-        return False
-    from qgait_ptq.gait import zoo  # here: torch takes long to import, and most calls need none of it
-
-    return attribute in zoo.__all__
-
-
-def _default_from_opengait(values: dict[str, Any]) -> None:
-    """What an OpenGait configuration says of data and frames, where nothing else is said."""
-    path = values["model"].get("opengait_config")
-    if path is None:
-        return
-    from qgait_ptq.gait.opengait.configuration import read_opengait_config
-
-    config = read_opengait_config(Path(path))
-    for name, value in config.data.items():
-        values["data"].setdefault(name, value)
-    if config.frames is not None:
-        values["model"].setdefault("frames", config.frames)
-
-
-def _parse_budget(text: str) -> dict[str, float]:
-    """``size=0.6MB`` or ``bops=40%``."""
-    for name, unit, key in (("size", "MB", "size_mb"), ("bops", "%", "bops_percent")):
-        kind, equals, value = text.replace(" ", "").partition("=")
-        if kind == name and equals and value.upper().endswith(unit):
-            try:
-                return {key: float(value[: -len(unit)])}
-            except ValueError:
-                break
-    raise click.BadParameter(f"{text!r} is neither size=0.6MB nor bops=40%", param_hint="--budget")
-
-
-def _switch(quantization: dict[str, Any], stage: str, enabled: bool | None) -> None:
-    """Turn a stage on or off; its other settings stay as the recipe has them."""
-    if enabled is not None:
-        quantization[stage] = {**(quantization.get(stage) or {}), "enabled": enabled}
-
-
-def _section(option: str) -> str:
-    if option in ModelSource.model_fields:
-        return "model"
-    return "data" if option in DataSource.model_fields else "quantization"
-
-
-def _arguments(given: Any) -> dict[str, Any]:
-    """``name=value`` options as a dictionary."""
-    if isinstance(given, dict):
-        return given
-    import yaml
-
-    from qgait_ptq.config.yaml_reading import load_yaml
-
-    arguments = {}
-    for item in given:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise click.BadParameter(f"{item!r} is not NAME=VALUE", param_hint="--model-argument")
-        try:
-            arguments[name] = load_yaml(value)
-        except yaml.YAMLError as error:
-            problem = getattr(error, "problem", None) or "no YAML value"
-            raise click.BadParameter(f"{item!r}: {problem}", param_hint="--model-argument") from None
-    return arguments

@@ -18,10 +18,11 @@ from qgait_ptq.cli.options import (
     PATH,
     RECIPE_OPTION,
     RUN,
+    SEED_OPTION,
+    TARGET_OPTION,
     apply_options,
-    build_recipe,
 )
-from qgait_ptq.config.schema import TARGET_NAMES
+from qgait_ptq.cli.recipe import build_recipe
 
 MEASUREMENT = "Measurement"  # heading of options
 
@@ -65,20 +66,8 @@ class Widths(click.ParamType[tuple[int, ...]]):
         show_default=True,
         help="Number of calibration sequences to measure on.",
     ),
-    option(
-        "--target",
-        group=MEASUREMENT,
-        type=click.Choice(TARGET_NAMES),
-        default_text="onnxruntime",
-        help="Runtime to write the file for.",
-    ),
-    option(
-        "--seed",
-        group=MEASUREMENT,
-        type=int,
-        default_text="0",
-        help="Random seed for choosing calibration sequences.",
-    ),
+    TARGET_OPTION,
+    SEED_OPTION,
     *DATA_OPTIONS,
     *MODEL_OPTIONS,
     RECIPE_OPTION,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qgait_ptq.cli.grouped import GroupedCommand, option
+from qgait_ptq.cli.grouped import GroupedCommand, count, option
 from qgait_ptq.cli.options import JSON_OPTION, PATH, RUN, apply_options
 
 if TYPE_CHECKING:
@@ -21,22 +21,8 @@ if TYPE_CHECKING:
 @click.command(cls=GroupedCommand)
 @click.argument("result", type=PATH)
 @apply_options(
-    option(
-        "--sequences",
-        group=RUN,
-        type=click.IntRange(min=1),
-        default=4,
-        show_default=True,
-        help="Number of random sequences.",
-    ),
-    option(
-        "--frames",
-        group=RUN,
-        type=click.IntRange(min=1),
-        default=30,
-        show_default=True,
-        help="Frames of each sequence.",
-    ),
+    count("--sequences", "Number of random sequences.", RUN, 4),
+    count("--frames", "Frames of each sequence.", RUN, 30),
     option(
         "--processor",
         group=RUN,

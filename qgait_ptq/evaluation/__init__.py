@@ -1,1 +1,1 @@
-"""What a result is worth: accuracy, agreement, layers, speed and memory."""
+"""Evaluation of a result: accuracy, agreement, layers, speed and memory."""

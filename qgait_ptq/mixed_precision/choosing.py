@@ -36,7 +36,8 @@ from qgait_ptq.placement.annotate import names_layer, place
 from qgait_ptq.placement.layers import list_layers
 from qgait_ptq.placement.planning import bit_widths
 from qgait_ptq.stages.stage import run_stages
-from qgait_ptq.stages.state import State, needed
+from qgait_ptq.stages.state import State
+from qgait_ptq.system.invariants import present
 from qgait_ptq.system.progress import Progress
 
 ALL_WIDTHS = (2, 3, 4, 6, 8)
@@ -73,12 +74,12 @@ class WidthChooser:
 
     @property
     def config(self) -> QuantConfig:
-        """What is asked for."""
+        """Settings of the run."""
         return self.state.config
 
     @cached_property
     def measurement(self) -> SensitivityMeasurement:
-        """Of the damage of each width."""
+        """Measurement of the damage of each width."""
         return SensitivityMeasurement(replace(self.state, work_folder=None), self.progress)
 
     @property
@@ -88,7 +89,7 @@ class WidthChooser:
 
     @property
     def resource(self) -> Resource:
-        """What the budget is of."""
+        """Resource that the budget limits."""
         return _resource(self.config)
 
     def choose(self) -> Choice:
@@ -137,7 +138,7 @@ class WidthChooser:
     def _best(self, damages: Sequence[dict[int, float]], costs: CostModel) -> tuple[int, ...]:
         """The widths with the least damage within the budget."""
         best = allocate(damages, costs, self.resource, self._limit(costs))
-        return needed(best, "an allocation within the budget").widths
+        return present(best).widths  # the narrowest widths are within the budget
 
     def options(self) -> list[tuple[int, ...]]:
         """For each group the widths that it may take."""
@@ -150,7 +151,7 @@ class WidthChooser:
             layer = layers[group.layers[0]]
             weights = group.kind is Kind.WEIGHTS
             configured = layer.weight_bits if weights else layer.activation_bits
-            configured = needed(configured, f"a width of {layer.name}")
+            configured = present(configured)
             fixed = any(self._is_fixed(nodes[name], group.kind) for name in group.layers)
             found.append((configured,) if fixed else self._admitted(group.kind, configured))
         return found
@@ -180,7 +181,7 @@ class WidthChooser:
         size, operations = costs.file_bytes(narrowest), costs.total_bit_operations(narrowest)
         if (size if self.resource is Resource.SIZE else operations) <= self._limit(costs):
             return
-        budget = needed(self.config.budget, "a budget")
+        budget = present(self.config.budget)
         if self.resource is Resource.SIZE:
             asked = f"size={budget.size_mb:g}MB"
             least = f"the smallest file for {self.state.target.name} has {size / MEGABYTES:.2f} MB"
@@ -191,10 +192,10 @@ class WidthChooser:
 
     def _limit(self, costs: CostModel) -> float:
         """The budget in bytes or in bit operations."""
-        budget = needed(self.config.budget, "a budget")
+        budget = present(self.config.budget)
         if budget.size_mb is not None:
             return budget.size_mb * MEGABYTES
-        return needed(budget.bops_percent, "a share of the operations") / 100 * costs.all_bit_operations
+        return present(budget.bops_percent) / 100 * costs.all_bit_operations
 
     def _accurate_enough(
         self, candidates: Sequence[Candidate]

@@ -66,7 +66,7 @@ class SensitivityMeasurement:
         chosen = state.data.calibration.choose(sequences, config.seed)
         clips = cut(state, chosen, config.idc.frames)
         if len(set(clips.subjects)) < 2:
-            raise DataError("the calibration set is of one identity; how people move apart takes two")
+            raise DataError(f"sensitivity needs at least two identities; found {len(set(clips.subjects))}")
         all_widths = sorted({WIDEST, *widths[Kind.WEIGHTS], *widths[Kind.ACTIVATIONS]})
         layers = sum(group.kind is Kind.WEIGHTS for group in self.groups)
         with self.progress.stage("widths", len(all_widths) * len(chosen) + layers) as advance:
@@ -95,7 +95,7 @@ class SensitivityMeasurement:
         return Sensitivity(tuple(self.groups), tuple(measurements))
 
     def costs(self) -> CostModel:
-        """What widths cost; needs one sequence, and no measurement."""
+        """Return the cost model of widths; needs one sequence and no measurement."""
         state = self.state
         one = replace(state, maybe_chosen=state.data.calibration.choose(1, state.config.seed))
         quantized = with_uniform_ranges(one, WIDEST).quantized

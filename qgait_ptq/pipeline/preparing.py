@@ -13,9 +13,10 @@ from qgait_ptq.placement.annotate import place
 from qgait_ptq.placement.layers import integer_layers
 from qgait_ptq.placement.planning import bit_widths, plan
 from qgait_ptq.placement.submodule_data import submodule_config, take_submodule
-from qgait_ptq.stages.stage import Stage, Stopwatch, nothing, run_stages
-from qgait_ptq.stages.state import State, needed
-from qgait_ptq.system.progress import Advance, Progress, Silent
+from qgait_ptq.stages.stage import CompoundStage, Stage, Stopwatch, nothing, run_stages
+from qgait_ptq.stages.state import State
+from qgait_ptq.system.invariants import present
+from qgait_ptq.system.progress import Advance, Progress
 from qgait_ptq.verification.kernel_check import check_kernels
 
 
@@ -36,7 +37,7 @@ class TakeSubmodule(Stage):
             CaptureError: the module's inputs and outputs cannot be told.
         """
         source = state.source
-        name = needed(source.submodule, "the name of a submodule")
+        name = present(source.submodule)
         config = submodule_config(state.config)
         part = take_submodule(source.model, name, state.given, state.device, source.frames, source.output)
         return replace(state, config=config, submodule=part, data=part.data).noting(
@@ -102,7 +103,7 @@ class ToDevice(Stage):
         return replace(state, maybe_network=to_device(network, state.device))
 
 
-class ChooseWidths(Stage):
+class ChooseWidths(CompoundStage):
     """Give each layer its width, where a budget or an accuracy is asked for."""
 
     name = "choice of widths"
@@ -112,7 +113,7 @@ class ChooseWidths(Stage):
         return state.config.budget is not None or state.config.needs_held_out
 
     def run(self, state: State, progress: Progress) -> State:
-        """Run the steps of the choice, each told and timed by itself."""
+        """Return a state with all widths in ``config``, and the network annotated with them."""
         if not self.wanted(state):
             return state
         watch = Stopwatch(progress)
@@ -122,36 +123,28 @@ class ChooseWidths(Stage):
         state = replace(state, config=choice.config, maybe_network=network, chosen_drop=choice.drop)
         return state.recording(allocation=choice.description).timed(watch.seconds)
 
-    def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Give ``config`` with all widths, and the network annotated with them."""
-        return self.run(state, Silent())
 
-
-class KeepAccuracy(Stage):
+class KeepAccuracy(CompoundStage):
     """Run the learning stages, and undo them where the accuracy that was asked for would be lost."""
 
     name = "held-out accuracy"
 
     def run(self, state: State, progress: Progress) -> State:
-        """Run them, each told by itself."""
+        """Return the learned state, or the one before if too much accuracy is lost."""
         learned = run_stages(LEARNING, state, progress)
         if not state.config.needs_held_out:
             return learned
         drop = held_out_drop(learned)
-        allocation = learned.record["allocation"]
+        allocation = learned.record.get("allocation", {})
         if drop <= allowed_drop(state.config):
             return learned.recording(allocation={**allocation, "held_out_drop": drop})
-        note = "what IDC and fine-tuning changed costs held-out rank-1; it is undone"
+        note = "IDC and fine-tuning reduced held-out rank-1; reverted"
         progress.note(note)
         return (
             replace(learned, maybe_quantized=state.quantized)
             .noting(note)
             .recording(allocation={**allocation, "held_out_drop": state.chosen_drop}, undone_for_rank1=True)
         )
-
-    def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Give what `run` gives, told to nobody."""
-        return self.run(state, Silent())
 
 
 def pinned_notes(captured: Capture, axes: set[int], why: str) -> list[str]:

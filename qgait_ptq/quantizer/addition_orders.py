@@ -60,7 +60,7 @@ class Addition:
 
 @dataclass(frozen=True)
 class Multiple:
-    """What the scale of an aligned tensor is a whole multiple of; an odd one where the tensor is a sum."""
+    """Unit of an aligned scale, which is a whole multiple of it: an odd one if the tensor is a sum."""
 
     unit: float
     odd: bool

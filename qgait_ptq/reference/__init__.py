@@ -1,1 +1,1 @@
-"""What a file computes in exact integers, and what is proven of it on every processor."""
+"""Exact integer reference of a file, and proofs that hold on every processor."""

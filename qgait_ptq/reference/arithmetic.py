@@ -105,7 +105,7 @@ def add_terms(terms: Terms, scale: Array, zero_point: Array) -> NDArray[np.float
 
 
 def codes_of(value: Quantized) -> Codes:
-    """What a tensor's codes stand for."""
+    """Return scale, zero-point and limits of a tensor's codes."""
     limits = np.iinfo(value.zero_point.dtype)
     return Codes(float(value.scale), int(value.zero_point), int(limits.min), int(limits.max))
 

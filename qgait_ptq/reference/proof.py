@@ -13,7 +13,7 @@ from qgait_ptq.reference.pair_sums import PairSums, bound_pair_sums
 
 @dataclass(frozen=True)
 class ExactnessProof:
-    """What is proven of a file.
+    """Proofs about a file.
 
     Attributes:
         pair_sums: bounds of its layers' 16-bit sums.
@@ -36,7 +36,7 @@ class ExactnessProof:
     def verdict(self) -> str:
         """One sentence for people."""
         if self.exact:
-            return "the same integers on every processor"
+            return "the same integers in layers and additions on every processor"
         if not self.pair_sums.safe:
             return self.pair_sums.verdict()
         names = [addition.node for addition in self.differing_additions]
@@ -44,7 +44,7 @@ class ExactnessProof:
         return f"the same sums in every layer; additions that ARM64 rounds otherwise: {shown}"
 
     def describe(self) -> dict[str, Any]:
-        """What a report and a file's metadata say, under ``pair_sums``."""
+        """Return the entry ``pair_sums`` of a report and of a file's metadata."""
         names = [addition.node for addition in self.differing_additions]
         return {**self.pair_sums.describe(), "differing_additions": names}
 

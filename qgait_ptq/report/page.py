@@ -167,7 +167,7 @@ def _stages(report: Report) -> Iterator[str]:
 
 def _outcome(idc: Mapping[str, Any]) -> str:
     if not idc.get("kept"):
-        return "no step served the held-out identities better, so it is undone"
+        return "no step improved the held-out identities; reverted"
     loss = idc["held_out_loss"]
     return f"loss on held-out identities {loss['start']:.4f} → {loss['best']:.4f}, step {idc['best_step']}"
 

@@ -12,7 +12,7 @@ def processors_line(pair_sums: Mapping[str, Any]) -> str:
     if pair_sums["safe"] and differing:
         return f"the same sums on every processor; {len(differing)} additions are rounded otherwise on ARM64"
     if pair_sums["safe"]:
-        return "proven: the same integers on every processor"
+        return "proven: the same integers in layers and additions on every processor"
     layers = pair_sums["unsafe_layers"] + pair_sums["unknown_layers"]
     return (
         f"weight range {pair_sums['weight_range']}: on x86 processors without VNNI the 16-bit sums of "

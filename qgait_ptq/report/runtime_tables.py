@@ -69,7 +69,8 @@ def pair_table(proof: ExactnessProof) -> Table:
     table.caption = (
         f"Largest sum of two neighbouring products; 16 bits hold {INT16_MAX:,}.\n"
         "Depthwise layers add in 32 bits. Unknown: the weight is not stored in the file.\n"
-        "Additions: all pairs of codes are tried as x86 and ARM64 kernels round them"
+        "Additions: all pairs of codes are tried as x86 and ARM64 kernels round them.\n"
+        "Values computed in float between quantizers, such as means, are not part of the proof"
     )
     return table
 

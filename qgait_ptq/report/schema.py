@@ -1,4 +1,4 @@
-"""The schema of ``report.json``: what a run writes, section by section.
+"""The schema of ``report.json``, section by section.
 
 Version 2; version 1 (toolkit 0.1.0) had no ``schema_version``, no ``pair_sums``, and the same other sections.
 """
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION: Literal[2] = 2
-Percent = Annotated[float, Field(ge=0, le=100)]
+Percent = Annotated[float, Field(ge=-0.001, le=100.001)]  # means are rounded
 Cosine = Annotated[float, Field(ge=-1.001, le=1.001)]
 Count = Annotated[int, Field(ge=0)]
 Width = Annotated[int, Field(ge=1, le=32)]
@@ -97,7 +97,7 @@ class Difference(Section):
 
 
 class Changes(Section):
-    """What quantization changed."""
+    """Changes by quantization."""
 
     rank1: Difference
     mAP: Difference  # noqa: N815

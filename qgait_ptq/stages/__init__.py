@@ -1,1 +1,1 @@
-"""What a run consists of: a `State`, and `Stage`s that each give the next one."""
+"""`State` of a run, and `Stage`s that each return the next state."""

@@ -83,6 +83,23 @@ class Stage(ABC):
         return after.timed(watch.seconds)
 
 
+class CompoundStage(Stage):
+    """A stage that consists of others, each told and timed by itself."""
+
+    @abstractmethod
+    def run(self, state: State, progress: Progress) -> State:
+        """Run the inner stages.
+
+        Args:
+            state: result of the stages before.
+            progress: receives the inner stages.
+        """
+
+    def apply(self, state: State, advance: Advance = nothing) -> State:
+        """Return what `run` returns, without progress."""
+        return self.run(state, Silent())
+
+
 def run_stages(stages: Sequence[Stage], state: State, progress: Progress | None = None) -> State:
     """Apply stages in their order.
 

@@ -58,7 +58,7 @@ class File:
 
 @dataclass(frozen=True)
 class State:
-    """What a run knows; a stage gives a new state and leaves the old one.
+    """State of a run. A stage returns a new state and leaves the old one unchanged.
 
     Attributes:
         source: the network, as given.
@@ -138,12 +138,12 @@ class State:
 
     @property
     def file(self) -> File:
-        """What was exported."""
+        """The exported file."""
         return needed(self.maybe_file, "a file")
 
     @property
     def target(self) -> Target:
-        """What the file is for."""
+        """Target of the file."""
         return get_target(self.config.target)
 
     @property

@@ -1,4 +1,4 @@
-"""What the code itself guarantees, checked where it is relied on; a breach is our fault, not the user's."""
+"""Checks of invariants that other code of the package guarantees. A breach is an internal error."""
 
 from __future__ import annotations
 

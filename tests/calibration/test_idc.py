@@ -176,7 +176,7 @@ def test_a_loss_that_is_no_number_is_met_with_a_line(calibrated, data):
     broken = data.held_out_embeddings.clone()
     broken[0, 0] = float("nan")
     bad = TrainingData(data.clips, data.embeddings, data.sampler, data.held_out, broken)
-    with pytest.raises(CalibrationError, match="no number before any step"):
+    with pytest.raises(CalibrationError, match="NaN or infinite before any step"):
         training(calibrated, bad)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from qgait_ptq.cli.options import build_recipe
+from qgait_ptq.cli.recipe import build_recipe
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.gait.zoo import gaitbase_small
 

@@ -126,7 +126,7 @@ def test_accuracy_cannot_be_held_without_people_to_hold_out(walkers):
 
 def test_sensitivity_needs_two_people(people):
     alone = people.where(lambda record: record.subject == people.subjects[0])
-    with pytest.raises(DataError, match="of one identity"):
+    with pytest.raises(DataError, match="at least two identities; found 1"):
         quantize(GaitData(alone, alone), budget={"size_mb": 1.0})
 
 

@@ -13,6 +13,7 @@ from qgait_ptq.quantizer.addition_orders import (
     Codes,
     align_scales,
     differing_pairs,
+    find_multiples,
     fixed_point_sum,
     fused_sum,
     plain_sum,
@@ -95,6 +96,19 @@ def test_a_chain_of_additions_is_aligned_as_a_whole():
         assert differing_pairs(*(replace(tensors[name], scale=aligned[name]) for name in one.tensors())) == 0
     for name, scale in aligned.items():
         assert scale == pytest.approx(tensors[name].scale, rel=0.01)
+
+
+@given(scales=st.lists(st.floats(0.01, 0.05), min_size=7, max_size=7))
+@settings(max_examples=30, deadline=None)
+def test_sums_are_odd_multiples_of_the_unit(scales):
+    tensors = {name: Codes(scale, 0, 0, 15) for name, scale in zip("abcdefg", scales, strict=True)}
+    chain = [Addition("a", "b", "c"), Addition("c", "d", "e"), Addition("e", "f", "g")]
+    aligned = align_scales(chain, tensors)
+    moved = {name: replace(tensors[name], scale=scale) for name, scale in aligned.items()}
+    multiples = find_multiples(chain, moved)
+    assert multiples.keys() == tensors.keys()
+    for name in "ceg":
+        assert round(aligned[name] / multiples[name].unit) % 2 == 1
 
 
 def test_tensors_that_are_too_small_beside_their_sum_are_left_as_they_are():

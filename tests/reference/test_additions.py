@@ -61,7 +61,7 @@ def test_odd_denominators_are_proven():
     model = addition(512 * unit, 700 * unit, 1023 * unit)
     (proof,) = prove_additions(model)
     assert proof.differing == 0
-    assert prove_exactness(model).verdict() == "the same integers on every processor"
+    assert prove_exactness(model).verdict() == "the same integers in layers and additions on every processor"
 
 
 def test_a_clip_behind_narrows_what_can_differ():

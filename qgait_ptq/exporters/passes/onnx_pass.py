@@ -16,7 +16,7 @@ PER_CHANNEL_OPSET = 13  # the first whose QuantizeLinear takes a scale for each 
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a pass needs of the model that it is given.
+    """Requirements of a pass on its model.
 
     Attributes:
         opset: smallest version of the ONNX operators; older models lack an operator that the pass writes.
