@@ -97,8 +97,8 @@ def submodule_config(config: QuantConfig) -> QuantConfig:
     asked += ["finetune"] if config.finetune.enabled else []
     if asked:
         raise ConfigError(
-            f"{' and '.join(asked)} need the embedding, and only a submodule of this network is "
-            "captured; leave them out, or capture the whole network"
+            f"{' and '.join(asked)}: not possible here. The embedding must be in the graph, and only a "
+            "submodule of this network is captured. Remove these settings, or capture the whole network"
         )
     return config.model_copy(update={"idc": config.idc.model_copy(update={"enabled": False})})
 

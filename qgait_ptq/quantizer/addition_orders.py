@@ -24,7 +24,8 @@ Array = NDArray[Any]
 
 LARGEST_DENOMINATORS = (1023, 511, 255, 127)  # the first that all kernels agree with is taken
 LARGEST_ODD = 2047  # that alignment is recognised with; learning may have raised it
-SAME_MULTIPLE = 1e-3  # of a unit: float32 holds no more of a scale
+SAME_MULTIPLE = 1e-3  # of a unit
+FLOAT32_STEP = 2.0**-22  # relative: scales and the unit are rounded to float32
 LARGEST_CHANGE = 0.1  # of a scale; a tensor so much smaller than its sum is left as it is
 MULTIPLIER_BITS = 21  # of the fixed-point kernel: the larger multiplier is in [2^21, 2^22)
 SMALLEST_RATIO, LARGEST_RATIO = 2.0**-14, 2.0**8  # of scales that the fixed-point kernel takes
@@ -206,7 +207,7 @@ def _unit(group: Sequence[Addition], tensors: Mapping[str, Codes]) -> float | No
     for denominator in range(LARGEST_ODD, 0, -2):
         unit = float(scales[is_sum].max()) / denominator
         multiples = np.rint(scales / unit)
-        exact = np.abs(scales / unit - multiples) < SAME_MULTIPLE
+        exact = np.abs(scales / unit - multiples) < SAME_MULTIPLE + multiples * FLOAT32_STEP
         if exact.all() and multiples.all() and (multiples[is_sum] % 2).all():
             return unit
     return None
