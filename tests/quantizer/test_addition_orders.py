@@ -86,8 +86,11 @@ def test_aligned_scales_are_close_and_make_all_kernels_agree(of):
 
 def test_aligning_twice_changes_nothing_where_terms_are_far_larger_than_the_sum():
     """The multiples are so large that float32 holds them to a part of a unit only."""
-    scales = {"a": 1.0, "b": 68.41735076904297, "y": 0.025482967495918274}
-    tensors = {name: Codes(scale, 0, 0, 255) for name, scale in scales.items()}
+    tensors = {
+        "a": Codes(1.0, 0, 0, 7),
+        "b": Codes(68.41735076904297, 223, 0, 255),
+        "y": Codes(0.025482967495918274, 0, 0, 255),
+    }
     aligned = align_scales([ADDITION], tensors)
     moved = {name: replace(tensors[name], scale=scale) for name, scale in aligned.items()}
     assert aligned.keys() == tensors.keys()
