@@ -34,7 +34,7 @@ from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.gait.walkers.population import Split
 from qgait_ptq.runtime.exactness import describe_processor
 from qgait_ptq.runtime.sessions import open_unguarded, run_session
-from qgait_ptq.targets.profiles import get_target
+from qgait_ptq.targets.registry import get_target
 
 FRAME, FRAMES, CALIBRATION = (64, 44), 12, 16
 STOCK: dict[str, dict[str, Any]] = {"stock": {}, "stock-reduced": {"reduce_range": True}}

@@ -30,7 +30,7 @@ from qgait_ptq.gait.protocols import evaluate
 from qgait_ptq.gait.zoo import gaitbase_small
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import run_session
-from qgait_ptq.targets.profiles import get_target
+from qgait_ptq.targets.registry import get_target
 
 WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A3": (3, 3)}
 ALLOWED = {"W8A8": 0.1, "W4A8": 0.3, "W4A4": 0.5, "W3A3": 2.5}  # points of mean rank-1

@@ -34,7 +34,7 @@ from qgait_ptq.gait.walkers.rendering import render_identities
 from qgait_ptq.gait.zoo import GaitBase
 from qgait_ptq.placement.insert import insert_quantizers
 from qgait_ptq.placement.planning import plan
-from qgait_ptq.targets.profiles import get_target
+from qgait_ptq.targets.registry import get_target
 
 SEQUENCES, FRAMES = 64, 30
 VARIANTS = ((8, 8, 8), (4, 8, 8), (4, 4, 8), (4, 4, 4))  # weight, activation and edge bits

@@ -45,7 +45,7 @@ from qgait_ptq.gait.metrics import embedding_sqnr
 from qgait_ptq.gait.walkers.population import TRIALS, Split
 from qgait_ptq.gait.zoo import gaitbase_small
 from qgait_ptq.placement.layers import LayerPlan, list_layers
-from qgait_ptq.targets.profiles import get_target
+from qgait_ptq.targets.registry import get_target
 
 NETWORK = Path(__file__).parent / "models" / "gaitbase-small.pt"
 TEST_IDENTITIES = 60

@@ -38,7 +38,7 @@ from qgait_ptq.placement.layers import LayerPlan, count_parameters, list_layers
 from qgait_ptq.placement.planning import REPORTED_FRAMES
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import run_session
-from qgait_ptq.targets.profiles import get_target
+from qgait_ptq.targets.registry import get_target
 from qgait_ptq.verification.parity import Simulation, compare_with_simulation, layers_without_integer_kernel
 
 # Name in the table, frames of each of its inputs.

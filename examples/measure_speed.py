@@ -35,7 +35,7 @@ from qgait_ptq.placement.planning import REPORTED_FRAMES
 from qgait_ptq.runtime.embedder import LONGEST_PIECE
 from qgait_ptq.runtime.exactness import describe_processor, saturates
 from qgait_ptq.runtime.sessions import ONNXRUNTIME
-from qgait_ptq.targets.profiles import get_target
+from qgait_ptq.targets.registry import get_target
 
 FRAME, CALIBRATION = (64, 44), 4
 RANGES_ALONE: dict[str, Any] = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qgait_ptq.cli.main import COMMANDS
-from qgait_ptq.targets.profiles import TARGETS
+from qgait_ptq.targets.registry import TARGETS
 from tests.conftest import make_gaitbase
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))

@@ -16,7 +16,8 @@ from pydantic import BaseModel
 from qgait_ptq.cli.main import COMMANDS, cli
 from qgait_ptq.config import schema as config
 from qgait_ptq.report.schema import Report
-from qgait_ptq.targets.profiles import TARGETS, Target
+from qgait_ptq.targets.registry import TARGETS
+from qgait_ptq.targets.target import Target
 
 SECTIONS = (
     ("model", config.ModelSource),

@@ -7,6 +7,7 @@ from torch import fx
 
 from qgait_ptq.graph.annotation import annotation_of
 from qgait_ptq.graph.operators import ADDITIONS, is_operator
+from qgait_ptq.graph.views import operands
 from qgait_ptq.quantizer.addition_orders import (
     Addition,
     Codes,
@@ -49,7 +50,7 @@ def _find_additions(graph_module: fx.GraphModule) -> tuple[list[Addition], dict[
     for node in graph_module.graph.nodes:
         if not is_operator(node, ADDITIONS) or not annotation_of(node).integer:
             continue
-        calls = [*node.args[:2], _behind(graph_module, node)]
+        calls = [*operands(node), _behind(graph_module, node)]
         modules = [_quantizer(graph_module, call) for call in calls]
         if all(module is not None for module in modules):
             names = [str(call.target) for call in calls]

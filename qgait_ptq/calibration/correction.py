@@ -27,6 +27,7 @@ from qgait_ptq.graph.attributes import layer_name, set_parameter, shared_paramet
 from qgait_ptq.graph.operators import CONVOLUTIONS, is_operator
 from qgait_ptq.graph.shapes import observed_integer
 from qgait_ptq.graph.stepping import DEFAULT_MEMORY, Stepper
+from qgait_ptq.graph.views import WeightedLayer
 from qgait_ptq.placement.quantized_layers import QuantizedLayer, quantized_layers, weight_of
 from qgait_ptq.quantizer.grid import quantize
 from qgait_ptq.quantizer.pairs import neighbours, widened_scale
@@ -233,10 +234,10 @@ def _columns(layer: fx.Node, weight_shape: torch.Size, tensor: Tensor) -> Tensor
     if not is_operator(layer, CONVOLUTIONS):
         return tensor.flatten(0, -2).T[None]
     dimensions = tensor.ndim - 2
-    arguments = [*layer.args[3:], *(1, 0, 1, 1)[max(0, len(layer.args) - 3) :]]
-    stride, padding, dilation = (_each(value, dimensions) for value in arguments[:3])
+    view = WeightedLayer(layer)
+    stride, padding, dilation = view.stride, view.padding, view.dilation
     kernel = weight_shape[2:]
-    groups = observed_integer(arguments[3])
+    groups = observed_integer(view.groups)
     padded = F.pad(tensor, [amount for size in reversed(padding) for amount in (size, size)])
     for axis in range(dimensions):
         reach = (kernel[axis] - 1) * dilation[axis] + 1
@@ -246,9 +247,3 @@ def _columns(layer: fx.Node, weight_shape: torch.Size, tensor: Tensor) -> Tensor
     windows = list(range(2 + dimensions, 2 + 2 * dimensions))
     moved = padded.permute(1, *windows, 0, *spatial)
     return moved.reshape(groups, moved.shape[0] // groups * torch.Size(kernel).numel(), -1)
-
-
-def _each(value: object, dimensions: int) -> list[int]:
-    """One number for all spatial axes, or one for each, as a list."""
-    values = [value] if isinstance(value, int) else list(value)  # type: ignore[call-overload]
-    return values * dimensions if len(values) == 1 else values

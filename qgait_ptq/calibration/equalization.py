@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -20,6 +19,8 @@ from torch import Tensor, fx
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.graph.attributes import set_parameter, tensor_of
 from qgait_ptq.graph.channels import ChannelGroup, find_channel_groups
+from qgait_ptq.graph.recorder import run_recorded
+from qgait_ptq.graph.views import WeightedLayer, source
 from qgait_ptq.system.invariants import present
 
 LARGEST_FACTOR = 16.0
@@ -89,35 +90,21 @@ def equalize(
     return Equalized(len(groups), factors)
 
 
-class _ChannelEnergies(fx.Interpreter):
-    """Sums the squares of some tensors by channel."""
-
-    def __init__(self, graph_module: fx.GraphModule, axes: dict[fx.Node, int]) -> None:
-        super().__init__(graph_module)
-        self.axes, self.energies = axes, dict[fx.Node, Tensor]()
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n in self.axes:
-            others = [axis for axis in range(result.ndim) if axis != self.axes[n]]
-            energy = result.double().square().mean(others)
-            self.energies[n] = self.energies.get(n, torch.zeros_like(energy)) + energy
-        return result
-
-
 def _activation_sizes(
     graph_module: fx.GraphModule, groups: list[ChannelGroup], batches: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Root mean square by channel of what the readers of each group read."""
-    read = [{reader.args[0] for reader in group.readers} for group in groups]
-    axes = {node: 1 for nodes in read for node in nodes if isinstance(node, fx.Node)}
-    recorder = _ChannelEnergies(graph_module, axes)
+    """Return the root mean square by channel of what the readers of each group read."""
+    read = [{source(reader) for reader in group.readers} for group in groups]
+    energies: dict[fx.Node, Tensor] = {node: torch.zeros(()) for nodes in read for node in nodes}
+
+    def add_energy(node: fx.Node, value: Tensor) -> None:
+        if node in energies:
+            energy = value.double().square().mean([axis for axis in range(value.ndim) if axis != 1])
+            energies[node] = energies[node].to(energy) + energy
+
     for batch in batches:
-        recorder.run(batch)
-    return [
-        torch.stack([recorder.energies[node] for node in nodes if isinstance(node, fx.Node)]).mean(0).sqrt()
-        for nodes in read
-    ]
+        run_recorded(graph_module, batch, add_energy)
+    return [torch.stack([energies[node] for node in nodes]).mean(0).sqrt() for nodes in read]
 
 
 def _factors(sizes: Tensor, strength: float) -> Tensor:
@@ -133,7 +120,7 @@ def _weight_factors(graph_module: fx.GraphModule, group: ChannelGroup, strength:
     """``sqrt(r1 / r2)`` of the paper's eq. 11, r the largest magnitudes of a channel's weights."""
 
     def largest(nodes: list[fx.Node], axis: int) -> Tensor:
-        weights = [tensor_of(graph_module, node.args[1]) for node in nodes]
+        weights = [tensor_of(graph_module, WeightedLayer(node).weight) for node in nodes]
         each = [w.abs().transpose(0, axis).flatten(1).amax(1) for w in weights if w is not None]
         return torch.stack(each).amax(0).double()
 
@@ -144,18 +131,17 @@ def _weight_factors(graph_module: fx.GraphModule, group: ChannelGroup, strength:
 def _scale(
     graph_module: fx.GraphModule, group: ChannelGroup, factor: Tensor, factors: dict[str, Tensor]
 ) -> None:
-    for writer in group.writers:
-        factors[writer.name] = factors.get(writer.name, torch.ones_like(factor)) * factor
-        weight = tensor_of(graph_module, writer.args[1])
-        weight = present(weight)
-        set_parameter(graph_module, writer.args[1], weight / _along(factor, 0, weight))
-        bias = tensor_of(graph_module, writer.args[2] if len(writer.args) > 2 else None)
+    for writer in map(WeightedLayer, group.writers):
+        name = writer.node.name
+        factors[name] = factors.get(name, torch.ones_like(factor)) * factor
+        weight = present(tensor_of(graph_module, writer.weight))
+        set_parameter(graph_module, writer.weight, weight / _along(factor, 0, weight))
+        bias = tensor_of(graph_module, writer.bias)
         if bias is not None:
-            set_parameter(graph_module, writer.args[2], bias / factor.to(bias.dtype))
-    for reader in group.readers:
-        weight = tensor_of(graph_module, reader.args[1])
-        weight = present(weight)
-        set_parameter(graph_module, reader.args[1], weight * _along(factor, 1, weight))
+            set_parameter(graph_module, writer.bias, bias / factor.to(bias.dtype))
+    for reader in map(WeightedLayer, group.readers):
+        weight = present(tensor_of(graph_module, reader.weight))
+        set_parameter(graph_module, reader.weight, weight * _along(factor, 1, weight))
 
 
 def _along(factor: Tensor, axis: int, weight: Tensor) -> Tensor:

@@ -9,13 +9,12 @@ from torch import Tensor, fx
 
 from qgait_ptq.calibration.additions import align_additions
 from qgait_ptq.errors import CalibrationError
-from qgait_ptq.graph.annotation import annotation_of
 from qgait_ptq.graph.attributes import layer_name, tensor_of
-from qgait_ptq.placement.insert import input_quantizer
+from qgait_ptq.placement.quantized_layers import quantized_layers, weight_of
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize, set_observing
 from qgait_ptq.quantizer.grid import INT32_MAX
 from qgait_ptq.quantizer.pairs import widened_scale
-from qgait_ptq.system.invariants import of_type, present
+from qgait_ptq.system.invariants import present
 
 BIAS_HEADROOM = 2.0  # a bias takes at most half of the int32 range; the sums need the rest
 
@@ -73,18 +72,11 @@ def _quantizers(graph_module: fx.GraphModule) -> dict[str, FakeQuantize]:
 
 
 def _weight_quantizers(graph_module: fx.GraphModule) -> dict[fx.Node, tuple[FakeQuantize, Tensor]]:
-    """Layer → the quantizer of its weight, and the weight."""
-    found = {}
-    for node in graph_module.graph.nodes:
-        if annotation_of(node).weight is None:
-            continue
-        call = node.args[1]
-        quantizer = graph_module.get_submodule(str(call.target))
-        weight = tensor_of(graph_module, call.args[0])
-        quantizer = of_type(quantizer, FakeQuantize)
-        weight = present(weight)
-        found[node] = (quantizer, weight)
-    return found
+    """Return the quantizer of the weight of each layer, and the weight."""
+    return {
+        layer.node: (layer.weight_quantizer, weight_of(graph_module, layer))
+        for layer in quantized_layers(graph_module)
+    }
 
 
 def _leave_room_for_bias(graph_module: fx.GraphModule) -> None:
@@ -94,14 +86,10 @@ def _leave_room_for_bias(graph_module: fx.GraphModule) -> None:
     bias of ordinary size, which must be a multiple of input scale × weight scale. A coarser grid costs
     these weights nothing that the bias would show.
     """
-    for node in graph_module.graph.nodes:
-        if annotation_of(node).bias is None:
+    for layer in quantized_layers(graph_module):
+        if layer.bias_quantizer is None:
             continue
-        bias = tensor_of(graph_module, node.args[2].args[0])
-        inputs = graph_module.get_submodule(input_quantizer(graph_module, node))
-        weights = graph_module.get_submodule(str(node.args[1].target))
-        inputs = of_type(inputs, FakeQuantize)
-        weights = of_type(weights, FakeQuantize)
-        bias = present(bias)
+        bias = present(tensor_of(graph_module, layer.bias_parameter))
+        inputs, weights = layer.input_quantizer(graph_module), layer.weight_quantizer
         needed = bias.abs() * (BIAS_HEADROOM / INT32_MAX) / inputs.scale
         weights.scale = torch.maximum(weights.scale, needed.to(weights.scale.dtype))

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from qgait_ptq.calibration.additions import align_additions, aligned_multiples
 from qgait_ptq.graph.attributes import shared_parameters, tensor_of
 from qgait_ptq.graph.operators import CONVOLUTIONS, is_operator
+from qgait_ptq.graph.recorder import run_recorded
 from qgait_ptq.placement.quantized_layers import activation_quantizers, quantized_layers, weight_of
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.quantizer.trainable import ActivationTrainer, BiasTrainer, WeightMode, WeightTrainer
@@ -35,22 +36,6 @@ class LearningRates:
     bias: float
 
 
-class _Magnitudes(fx.Interpreter):
-    """Records the root mean square of each layer's output by channel."""
-
-    def __init__(self, graph_module: fx.GraphModule, layers: set[str]) -> None:
-        super().__init__(graph_module)
-        self.layers, self.found = layers, dict[str, Tensor]()
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n.name in self.layers:
-            axis = 1 if is_operator(n, CONVOLUTIONS) else result.ndim - 1
-            square = result.square().transpose(0, axis).flatten(1).mean(1)
-            self.found[n.name] = square.clamp_min(SMALLEST_MAGNITUDE**2 * square.mean()).sqrt()
-        return result
-
-
 def output_magnitudes(graph_module: fx.GraphModule, batch: Tensor) -> dict[str, Tensor]:
     """Root mean square of each layer's output by channel, ``[c]``, by node name.
 
@@ -58,10 +43,18 @@ def output_magnitudes(graph_module: fx.GraphModule, batch: Tensor) -> dict[str, 
         graph_module: with quantizers.
         batch: silhouettes ``[n, s, h, w]`` in [0, 1].
     """
-    recorder = _Magnitudes(graph_module, {layer.node.name for layer in quantized_layers(graph_module)})
+    layers = {layer.node for layer in quantized_layers(graph_module)}
+    magnitudes: dict[str, Tensor] = {}
+
+    def measure(node: fx.Node, value: Tensor) -> None:
+        if node in layers:
+            axis = 1 if is_operator(node, CONVOLUTIONS) else value.ndim - 1
+            square = value.square().transpose(0, axis).flatten(1).mean(1)
+            magnitudes[node.name] = square.clamp_min(SMALLEST_MAGNITUDE**2 * square.mean()).sqrt()
+
     with torch.no_grad():
-        recorder.run(batch)
-    return recorder.found
+        run_recorded(graph_module, batch, measure)
+    return magnitudes
 
 
 class TrainedGraph:

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 from qgait_ptq.graph.attributes import remove_unused
 from qgait_ptq.graph.operators import RESHAPES, aten, is_operator
+from qgait_ptq.graph.views import first_argument
 
 NORMALISATIONS = frozenset({aten._native_batch_norm_legit_no_training.default})
 
@@ -41,8 +42,8 @@ def _writes_for_others(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     if node.op != "call_function" or schema is None or not schema.is_mutable:
         return False
-    written = node.args[0]
+    written = first_argument(node)
     owns = (
         isinstance(written, fx.Node) and written.op == "call_function" and not is_operator(written, RESHAPES)
     )
-    return not owns or not node.users or len(written.users) > 1  # type: ignore[union-attr]
+    return not owns or not node.users or len(written.users) > 1

@@ -11,11 +11,11 @@ import click
 from qgait_ptq.cli.grouped import count, option
 from qgait_ptq.config.schema import (
     PROTOCOL_NAMES,
-    TARGET_NAMES,
     ActivationObserver,
     Metric,
     WeightObserver,
 )
+from qgait_ptq.targets.profiles import target_names
 
 Command = Callable[..., Any]
 
@@ -134,7 +134,7 @@ DATA_OPTIONS = (
 TARGET_OPTION = option(
     "--target",
     group=WIDTHS,
-    type=click.Choice(TARGET_NAMES),
+    type=click.Choice(target_names()),
     default_text="onnxruntime",
     help="Runtime to write the file for.",
 )

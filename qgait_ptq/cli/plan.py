@@ -16,7 +16,7 @@ from qgait_ptq.placement.planning import plan
 from qgait_ptq.placement.submodule_data import submodule_config
 from qgait_ptq.report.terminal import duration, layer_table
 from qgait_ptq.system.progress import Progress
-from qgait_ptq.targets.profiles import get_target
+from qgait_ptq.targets.registry import get_target
 
 
 def show_plan(

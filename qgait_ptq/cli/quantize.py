@@ -91,7 +91,7 @@ def command(
     from qgait_ptq.report.writing import check_writable
     from qgait_ptq.system.device import choose_device
     from qgait_ptq.system.locking import locked
-    from qgait_ptq.targets.profiles import get_target
+    from qgait_ptq.targets.registry import get_target
 
     console = Console(stderr=as_json)
     progress: Progress = TerminalProgress(console)

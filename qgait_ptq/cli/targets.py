@@ -28,7 +28,7 @@ def command(file: Path | None, as_json: bool) -> None:
 
     from qgait_ptq.report.plain import write_line
     from qgait_ptq.report.runtime_tables import pair_table, target_table
-    from qgait_ptq.targets.profiles import TARGETS
+    from qgait_ptq.targets.registry import TARGETS
     from qgait_ptq.targets.rules import find_broken_rules
 
     broken: dict[str, list[str]] = {}

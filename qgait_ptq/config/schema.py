@@ -12,8 +12,7 @@ InputBits = Annotated[int, Field(ge=1, le=8)]
 ActivationObserver = Literal["minmax", "moving-average", "percentile", "mse", "histogram"]
 WeightObserver = Literal["minmax", "percentile", "mse"]
 Metric = Literal["euclidean", "cosine"]
-# Written out, so that a command line needs no torch to know them; tests compare them with the tables.
-TARGET_NAMES = ("onnxruntime", "openvino", "tensorrt", "litert-int8", "generic-qdq")
+# Written out, so that a command line needs no torch to know them; a test compares them with the table.
 PROTOCOL_NAMES = ("casia-b", "oumvlp", "gait3d", "grew")
 EqualizationName = Literal["none", "weights", "activations"]
 RoundingName = Literal["nearest", "gptq", "qronos"]

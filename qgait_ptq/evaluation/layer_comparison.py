@@ -20,7 +20,7 @@ from qgait_ptq.exporters.passes.first_layer_table import layers_in_tables
 from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.operators import WEIGHTED, is_operator
 from qgait_ptq.graph.shapes import is_free, observed_shape, record_free_axes
-from qgait_ptq.placement.layers import OutputKeeper
+from qgait_ptq.placement.layers import outputs_of
 from qgait_ptq.runtime.sessions import as_session_inputs, open_onnxruntime, session_inputs
 
 DECIBELS = 10.0
@@ -95,17 +95,16 @@ def compare_layers(
     nodes = {name: nodes[name] for name in quantized}
     axes = _frame_axes(network, [batch for batch, _ in sequences])
     sums = {name: _Sums() for name in nodes}
-    keeper = OutputKeeper(network, set(nodes.values()))
     for batch, _ in sequences:
         with torch.inference_mode():
-            keeper.run(batch)
+            expected = outputs_of(network, set(nodes.values()), batch)
         values = as_session_inputs(batch.numpy(), inputs)
         feed = {one.name: value for one, value in zip(inputs, values, strict=True)}
         given = session.run(list(outputs.values()), feed)
         for name, array in zip(outputs, given, strict=True):
             factors = recorded[name].get("equalization_factors")
             output = torch.from_numpy(np.asarray(array))
-            _add(sums[name], keeper.kept[nodes[name]], output, factors, axes[nodes[name]])
+            _add(sums[name], expected[nodes[name]], output, factors, axes[nodes[name]])
         advance()
     compared = [_judge(name, sums[name], people, recorded[name].get("sqnr_db")) for name in nodes]
     return sorted(compared, key=lambda layer: layer.sqnr_db)

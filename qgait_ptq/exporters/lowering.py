@@ -18,7 +18,7 @@ from qgait_ptq.exporters.markers import DOMAIN, NAME, MarkedKind, Marker
 from qgait_ptq.onnx_graph.editing import make_node
 from qgait_ptq.quantizer.grid import IntegerGrid, quantize, quantize_bias
 from qgait_ptq.system.invariants import present
-from qgait_ptq.targets.profiles import Storage
+from qgait_ptq.targets.target import Storage
 
 CALL_MARK = "#"  # between a module path and the number of its call
 INT4_BITS = 4  # weights of up to this width are stored two to a byte

@@ -18,8 +18,10 @@ from torch import Tensor, fx
 
 from qgait_ptq.graph.annotation import annotation_of
 from qgait_ptq.graph.attributes import layer_name
+from qgait_ptq.graph.views import ModuleCall, source
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
 from qgait_ptq.quantizer.grid import IntegerGrid
+from qgait_ptq.system.invariants import of_type
 
 DOMAIN, NAME = "qgait", "Mark"
 
@@ -88,7 +90,7 @@ def mark_quantizers(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, list[
         else:
             continue
         with marked.graph.inserting_before(node):
-            mark = marked.graph.call_function(torch.ops.qgait.mark.default, (node.args[0], len(markers) - 1))
+            mark = marked.graph.call_function(torch.ops.qgait.mark.default, (source(node), len(markers) - 1))
         node.replace_all_uses_with(mark)
         marked.graph.erase_node(node)
     marked.graph.eliminate_dead_code()
@@ -106,10 +108,10 @@ def _weight_kind(node: fx.Node) -> tuple[MarkedKind, str]:
 
 def _bias_marker(graph_module: fx.GraphModule, node: fx.Node) -> Marker:
     input_scale, weight_scale = (
-        graph_module.get_submodule(str(argument.target).rpartition(".")[0]).scale  # type: ignore[union-attr]
-        for argument in node.args[1:]
+        of_type(graph_module.get_submodule(str(scale.target).rpartition(".")[0]), FakeQuantize).scale
+        for scale in ModuleCall(node).scales
     )
-    scale = input_scale * weight_scale  # type: ignore[operator]
+    scale = input_scale * weight_scale
     zero_point = torch.zeros_like(scale, dtype=torch.int32)
     return Marker(MarkedKind.BIAS, str(node.target), "", scale, zero_point, None)
 

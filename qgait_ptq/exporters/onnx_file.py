@@ -27,8 +27,8 @@ from qgait_ptq.graph.frame_parts import input_parts, split_inputs, split_values
 from qgait_ptq.placement.quantized_layers import quantized_layers
 from qgait_ptq.reference.pair_sums import bound_pair_sums
 from qgait_ptq.system.reading import check_file
-from qgait_ptq.targets.profiles import Target
 from qgait_ptq.targets.rules import check_rules
+from qgait_ptq.targets.target import Target
 
 INPUT, OUTPUT = "silhouettes", "embedding"
 RESERVED = "qgait."  # of names that no value inside a network has

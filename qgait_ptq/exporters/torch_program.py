@@ -19,9 +19,9 @@ from qgait_ptq.errors import ExportError, first_line
 from qgait_ptq.graph.attributes import attribute, remove_unused
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.graph.frame_parts import split_inputs, split_values
+from qgait_ptq.graph.views import ModuleCall, source
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
 from qgait_ptq.quantizer.grid import quantize
-from qgait_ptq.system.invariants import of_type
 
 OPERATORS = torch.ops.quantized_decomposed
 
@@ -83,7 +83,7 @@ def _quantize_activation(graph_module: fx.GraphModule, node: fx.Node, module: Fa
     )
     graph = graph_module.graph
     with graph.inserting_before(node):
-        integers = graph.call_function(OPERATORS.quantize_per_tensor.default, (node.args[0], *parameters))
+        integers = graph.call_function(OPERATORS.quantize_per_tensor.default, (source(node), *parameters))
         return graph.call_function(OPERATORS.dequantize_per_tensor.default, (integers, *parameters))
 
 
@@ -106,16 +106,14 @@ def _quantize_weight(graph_module: fx.GraphModule, node: fx.Node, module: FakeQu
 
 def _round_bias(graph_module: fx.GraphModule, node: fx.Node, module: BiasFakeQuantize) -> fx.Node:
     """The bias in float, with the values that its int32 numbers stand for."""
-    scales = [attribute(graph_module, str(argument.target)) for argument in node.args[1:]]  # type: ignore[union-attr]
+    scales = [attribute(graph_module, str(scale.target)) for scale in ModuleCall(node).scales]
     bias = module(attribute(graph_module, _parameter(node)), *scales)
     with graph_module.graph.inserting_before(node):
         return _store(graph_module, f"{node.target}_values", bias)
 
 
 def _parameter(node: fx.Node) -> str:
-    source = node.args[0]
-    source = of_type(source, fx.Node)
-    return str(source.target)
+    return str(source(node).target)
 
 
 def _store(graph_module: fx.GraphModule, name: str, value: Tensor) -> fx.Node:

@@ -14,7 +14,6 @@ from torch import fx
 from qgait_ptq.graph.attributes import shared_parameters, tensor_of
 from qgait_ptq.graph.operators import (
     ADDITIONS,
-    CONVOLUTIONS,
     LEAKY_RECTIFIERS,
     MAX_POOLS,
     MAXIMA,
@@ -23,7 +22,7 @@ from qgait_ptq.graph.operators import (
     is_operator,
 )
 from qgait_ptq.graph.shapes import observed_integer, observed_shape
-from qgait_ptq.system.invariants import of_type
+from qgait_ptq.graph.views import WeightedLayer, argument, first_argument, operands, source
 
 KEEPING = RECTIFIERS | LEAKY_RECTIFIERS | MAX_POOLS
 
@@ -69,25 +68,23 @@ class _Finder:
     def visit(self, node: fx.Node) -> None:
         """Put a node's tensor into a group."""
         if self._is_scalable(node):
-            self._read(node.args[0], node)
+            self._read(source(node), node)
             self.groups[node] = ChannelGroup(writers=[node], tensors={node: 1})
             return
         axis = self._kept_axis(node)
         if axis is not None:
-            self._join(node, [node.args[0]], axis)
+            self._join(node, [source(node)], axis)
         elif is_operator(node, ADDITIONS) and self._same_shapes(node):
-            first = node.args[0]
-            first = of_type(first, fx.Node)
-            self._join(node, list(node.args[:2]), self._axis(first))
+            self._join(node, list(operands(node)), self._axis(source(node)))
         else:
-            for source in node.all_input_nodes:
-                if source in self.groups:
-                    self.groups[source].fixed = True
+            for given in node.all_input_nodes:
+                if given in self.groups:
+                    self.groups[given].fixed = True
 
-    def _read(self, source: object, reader: fx.Node) -> None:
-        if isinstance(source, fx.Node) and source in self.groups:
-            self.groups[source].readers.append(reader)
-            self.groups[source].fixed |= self._axis(source) != 1
+    def _read(self, features: fx.Node, reader: fx.Node) -> None:
+        if features in self.groups:
+            self.groups[features].readers.append(reader)
+            self.groups[features].fixed |= self._axis(features) != 1
 
     def _join(self, node: fx.Node, sources: list[object], axis: int | None) -> None:
         """One group of all sources and the node itself."""
@@ -107,24 +104,28 @@ class _Finder:
 
     def _is_scalable(self, node: fx.Node) -> bool:
         """Whether a node is an ungrouped convolution with a weight of its own."""
-        if not is_operator(node, CONVOLUTIONS) or observed_shape(node) is None:
+        layer = WeightedLayer.of(node)
+        if layer is None or not layer.is_convolution or observed_shape(node) is None:
             return False
-        parameters = [a for a in node.args[1:3] if isinstance(a, fx.Node)]
-        groups = observed_integer(node.args[6]) if len(node.args) > 6 else 1
+        parameters = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
         stored = all(tensor_of(self.graph_module, p) is not None for p in parameters)
-        return groups == 1 and stored and not any(str(p.target) in self.shared for p in parameters)
+        return (
+            observed_integer(layer.groups) == 1
+            and stored
+            and not any(str(p.target) in self.shared for p in parameters)
+        )
 
     def _kept_axis(self, node: fx.Node) -> int | None:
         """Channel axis behind an operator that keeps channels apart and commutes with factors."""
-        source = node.args[0] if node.args else None
-        axis = self._axis(source) if isinstance(source, fx.Node) else None
-        before, after = observed_shape(source), observed_shape(node)
+        features = first_argument(node)
+        axis = self._axis(features) if isinstance(features, fx.Node) else None
+        before, after = observed_shape(features), observed_shape(node)
         if axis is None or before is None or after is None:
             return None
         if is_operator(node, KEEPING):
             return axis
         if is_operator(node, MAXIMA):
-            dims = [observed_integer(d) % len(before) for d in node.args[1]]  # type: ignore[union-attr]
+            dims = [observed_integer(d) % len(before) for d in argument(node, "dim")]
             keeps = len(after) == len(before)
             return None if axis in dims else axis - (0 if keeps else sum(d < axis for d in dims))
         if is_operator(node, RESHAPES):
@@ -135,5 +136,5 @@ class _Finder:
         return None
 
     def _same_shapes(self, node: fx.Node) -> bool:
-        shapes = [observed_shape(a) for a in node.args[:2]]
+        shapes = [observed_shape(operand) for operand in operands(node)]
         return None not in shapes and shapes[0] == shapes[1]

@@ -9,36 +9,38 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qgait_ptq.graph.operators import CONVOLUTIONS, WEIGHTED, is_operator
+from qgait_ptq.graph.recorder import run_recorded
+from qgait_ptq.graph.views import WeightedLayer
 
 SHAPE_KEY, DTYPE_KEY, INTEGER_KEY = "qgait.shape", "qgait.dtype", "qgait.integer"
 FREE_KEY = "qgait.free_axes"
 
 
-class ShapeRecorder(fx.Interpreter):
-    """Writes the shape of each tensor, and the value of each size, into the nodes' ``meta``.
+def record_shapes(graph_module: fx.GraphModule, example: Tensor) -> Any:
+    """Write the shape of each tensor, and the value of each size, into the ``meta`` of the nodes.
+
+    Args:
+        graph_module: its nodes are written to.
+        example: silhouettes ``[n, s, h, w]``.
+
+    Returns:
+        The output of the graph.
 
     Example:
         >>> module = fx.symbolic_trace(torch.nn.Sequential(torch.nn.ReLU()))
-        >>> _ = ShapeRecorder(module).run(torch.zeros(2, 3))
+        >>> _ = record_shapes(module, torch.zeros(2, 3))
         >>> [observed_shape(node) for node in module.graph.nodes if node.op == "call_module"]
         [(2, 3)]
     """
 
-    def run_node(self, n: fx.Node) -> Any:
-        """Run a node and record what it gives."""
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            n.meta[SHAPE_KEY], n.meta[DTYPE_KEY] = tuple(result.shape), result.dtype
-        elif isinstance(result, int):
-            n.meta[INTEGER_KEY] = result
-        return result
+    def record(node: fx.Node, value: object) -> None:
+        if isinstance(value, Tensor):
+            node.meta[SHAPE_KEY], node.meta[DTYPE_KEY] = tuple(value.shape), value.dtype
+        elif isinstance(value, int):
+            node.meta[INTEGER_KEY] = value
 
-
-def record_shapes(graph_module: fx.GraphModule, example: Tensor) -> None:
-    """Record the shapes of all nodes on an example ``[n, s, h, w]``."""
     with torch.inference_mode():
-        ShapeRecorder(graph_module).run(example)
+        return run_recorded(graph_module, example, record)
 
 
 def record_free_axes(graph_module: fx.GraphModule, examples: Sequence[Tensor]) -> None:
@@ -83,8 +85,9 @@ def observed_integer(argument: object) -> int:
 
 def count_macs(node: fx.Node) -> int:
     """Multiply-accumulates of a weighted layer on the recorded example; 0 for other nodes."""
-    output, weight = observed_shape(node), observed_shape(node.args[1] if len(node.args) > 1 else None)
-    if not is_operator(node, WEIGHTED) or output is None or weight is None:
+    layer = WeightedLayer.of(node)
+    output, weight = observed_shape(node), observed_shape(layer.weight) if layer is not None else None
+    if layer is None or output is None or weight is None:
         return 0
-    per_output = math.prod(weight[1:]) if is_operator(node, CONVOLUTIONS) else weight[-1]
+    per_output = math.prod(weight[1:]) if layer.is_convolution else weight[-1]
     return math.prod(output) * per_output

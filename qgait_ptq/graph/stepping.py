@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qgait_ptq.graph.views import source
+
 DEFAULT_MEMORY = 2 * 2**30  # bytes of values held in memory by one stepper
 
 
@@ -118,7 +120,7 @@ class Stepper:
         """The first argument of a node ahead, batch by batch."""
         (node,) = (n for n in self._nodes if n.name == layer)
         for interpreter in self._interpreters:
-            yield interpreter.env[node.args[0]]
+            yield interpreter.env[source(node)]
 
     def _run(self, interpreter: fx.Interpreter, node: fx.Node) -> None:
         interpreter.env[node] = run_node(interpreter, node)
@@ -128,12 +130,12 @@ class Stepper:
 
 def run_node(interpreter: fx.Interpreter, node: fx.Node) -> Any:
     """Run one node, with the parameters that it reads as they are now."""
-    parameters = [source for source in node.all_input_nodes if source.op == "get_attr"]
-    for source in parameters:
-        interpreter.env[source] = interpreter.fetch_attr(str(source.target))
+    parameters = [read for read in node.all_input_nodes if read.op == "get_attr"]
+    for parameter in parameters:
+        interpreter.env[parameter] = interpreter.fetch_attr(str(parameter.target))
     result = interpreter.run_node(node)
-    for source in parameters:
-        del interpreter.env[source]
+    for parameter in parameters:
+        del interpreter.env[parameter]
     return result
 
 
@@ -141,10 +143,10 @@ def _last_uses(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     """Node → the values that nobody needs after it."""
     last: dict[fx.Node, fx.Node] = {}
     for node in nodes:
-        for source in node.all_input_nodes:
-            if source.op != "get_attr":
-                last[source] = node
-    found: dict[fx.Node, list[fx.Node]] = {}
-    for source, user in last.items():
-        found.setdefault(user, []).append(source)
-    return found
+        for read in node.all_input_nodes:
+            if read.op != "get_attr":
+                last[read] = node
+    values: dict[fx.Node, list[fx.Node]] = {}
+    for read, user in last.items():
+        values.setdefault(user, []).append(read)
+    return values

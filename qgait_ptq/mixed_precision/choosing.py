@@ -32,7 +32,7 @@ from qgait_ptq.mixed_precision.solver import (
     describe,
     pareto_front,
 )
-from qgait_ptq.placement.annotate import names_layer, place
+from qgait_ptq.placement.annotate import annotate, names_layer
 from qgait_ptq.placement.layers import list_layers
 from qgait_ptq.placement.planning import bit_widths
 from qgait_ptq.stages.stage import run_stages
@@ -229,7 +229,7 @@ class WidthChooser:
         """A candidate calibrated without labels; the held-out identities play no part in its corrections."""
         state, config = self.state, self.with_widths(candidate)
         network = copy.deepcopy(state.network)
-        place(network, state.target.rules, bit_widths(config))
+        annotate(network, state.target.rules, bit_widths(config))
         calibrated = run_stages(WITHOUT_LABELS, replace(state, config=config, maybe_network=network))
         return calibrated.quantized
 

@@ -20,7 +20,7 @@ from qgait_ptq.exporters.onnx_file import export_quantized
 from qgait_ptq.mixed_precision.costs import CostModel
 from qgait_ptq.mixed_precision.groups import Kind, WidthGroup, find_groups, layer_costs
 from qgait_ptq.mixed_precision.sensitivity import Sensitivity, measure_sensitivity
-from qgait_ptq.placement.annotate import place
+from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.insert import insert_quantizers
 from qgait_ptq.placement.layers import list_layers
 from qgait_ptq.placement.planning import bit_widths
@@ -111,7 +111,7 @@ def with_uniform_ranges(state: State, bits: int, advance: Advance = nothing) -> 
     uniform = {"weight_bits": bits, "activation_bits": bits, "edge_bits": bits, "layers": {}}
     widths = bit_widths(state.config.model_copy(update=uniform))
     network = copy.deepcopy(state.network)
-    place(network, state.target.rules, widths)
+    annotate(network, state.target.rules, widths)
     return SetRanges().apply(replace(state, maybe_network=network), advance)
 
 

@@ -9,7 +9,6 @@ from enum import StrEnum
 from torch import fx
 
 from qgait_ptq.graph.attributes import layer_name
-from qgait_ptq.placement.insert import input_quantizer
 from qgait_ptq.placement.quantized_layers import (
     QuantizedLayer,
     activation_quantizers,
@@ -81,9 +80,9 @@ def find_groups(quantized: fx.GraphModule) -> list[WidthGroup]:
         WidthGroup(Kind.WEIGHTS, _names(group), tuple(layer.node.name for layer in group))
         for group in weights
     ]
-    read = [layer for layer in layers if input_quantizer(quantized, layer.node) in inputs]
-    for group in _connect(read, lambda layer: input_quantizer(quantized, layer.node)):
-        modules = {input_quantizer(quantized, layer.node) for layer in group}
+    read = [layer for layer in layers if layer.input_path in inputs]
+    for group in _connect(read, lambda layer: layer.input_path):
+        modules = {layer.input_path for layer in group}
         # One module may be called behind several nodes that share it, such as a maximum and its input.
         first = {module: _first_call(quantized, module) for module in sorted(modules)}
         found.append(WidthGroup(Kind.ACTIVATIONS, _names(group), tuple(first.values())))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from qgait_ptq.graph.attributes import tensor_of
+from qgait_ptq.graph.views import source
 from qgait_ptq.mixed_precision.damage import Damage, judge_damage
 from qgait_ptq.mixed_precision.groups import Kind, WidthGroup
 from qgait_ptq.placement.quantized_layers import quantized_layers
@@ -138,14 +139,14 @@ def _quantized_value(quantized: fx.GraphModule, kind: Kind, call: str, runner: _
     """What a node gives when its own quantizer is on and all before it is float."""
     node = runner.nodes[call]
     if kind is Kind.ACTIVATIONS:
-        result: Tensor = quantized.get_submodule(str(node.target))(runner.values[node.args[0]])
+        result: Tensor = quantized.get_submodule(str(node.target))(runner.values[source(node)])
         return result
     (layer,) = (layer for layer in quantized_layers(quantized) if layer.node.name == call)
     weight = layer.weight_quantizer(tensor_of(quantized, layer.weight_parameter))
     rest = [runner.value(argument) for argument in node.args[2:]]
     if layer.bias_parameter is not None:
         rest[0] = tensor_of(quantized, layer.bias_parameter)
-    return node.target(runner.value(node.args[0]), weight, *rest, **node.kwargs)
+    return node.target(runner.value(source(node)), weight, *rest, **node.kwargs)
 
 
 class _SuffixRunner:

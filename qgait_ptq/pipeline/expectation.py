@@ -13,7 +13,7 @@ from qgait_ptq.capture.trace import Capture
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.placement.layers import LayerPlan
 from qgait_ptq.placement.planning import REPORTED_FRAMES
-from qgait_ptq.targets.profiles import Target
+from qgait_ptq.targets.target import Target
 
 INT4_BITS, FLOAT_BITS = 4, 32
 GRAPH_BYTES, LAYER_BYTES = 8_000, 1_500  # of a file's nodes, names and metadata

@@ -9,7 +9,7 @@ from qgait_ptq.calibration.stages import LEARNING
 from qgait_ptq.capture.trace import BATCH_AXIS, FRAME_AXIS, Capture
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.mixed_precision.choosing import WidthChooser, allowed_drop, held_out_drop
-from qgait_ptq.placement.annotate import place
+from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.layers import integer_layers
 from qgait_ptq.placement.planning import bit_widths, plan
 from qgait_ptq.placement.submodule_data import submodule_config, take_submodule
@@ -119,7 +119,7 @@ class ChooseWidths(CompoundStage):
         watch = Stopwatch(progress)
         choice = WidthChooser(state, watch).choose()
         network = copy.deepcopy(state.network)
-        place(network, state.target.rules, bit_widths(choice.config))
+        annotate(network, state.target.rules, bit_widths(choice.config))
         state = replace(state, config=choice.config, maybe_network=network, chosen_drop=choice.drop)
         return state.recording(allocation=choice.description).timed(watch.seconds)
 

@@ -1,6 +1,6 @@
 """Placement: which tensors carry a quantizer, decided from a target's table before anything is calibrated.
 
-`place` writes an `Annotation` into the ``meta`` of nodes and changes nothing else.
+`annotate` writes an `Annotation` into the ``meta`` of nodes and changes nothing else.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from qgait_ptq.graph.attributes import layer_name, tensor_of
 from qgait_ptq.graph.frame_parts import is_network_input
 from qgait_ptq.graph.operators import ADDITIONS, RESHAPES, is_operator, operator_name
 from qgait_ptq.graph.shapes import observed_integer, observed_shape
+from qgait_ptq.graph.views import WeightedLayer, first_argument, source
 from qgait_ptq.quantizer.grid import IntegerGrid
 from qgait_ptq.quantizer.pair_order import largest_pair_sum
 from qgait_ptq.system.invariants import present
@@ -33,7 +34,7 @@ from qgait_ptq.system.invariants import present
 OPERATOR_PREFIX = "operator:"  # of patterns that name layers by what they compute
 
 
-def place(graph_module: fx.GraphModule, rules: PlacementRules, widths: BitWidths) -> fx.GraphModule:
+def annotate(graph_module: fx.GraphModule, rules: PlacementRules, widths: BitWidths) -> fx.GraphModule:
     """Annotate the nodes of a simplified graph.
 
     Args:
@@ -62,7 +63,8 @@ def weighted_layers(graph_module: fx.GraphModule, rules: PlacementRules) -> list
     return [
         node
         for node in graph_module.graph.nodes
-        if is_operator(node, rules.weighted) and tensor_of(graph_module, node.args[1]) is not None
+        if is_operator(node, rules.weighted)
+        and tensor_of(graph_module, WeightedLayer(node).weight) is not None
     ]
 
 
@@ -118,8 +120,8 @@ class _Plan:
         for node in self.nodes:
             output: OwnSpec | SharedSpec | None = None
             if node in quantized:
-                source = quantized[node]
-                output = SharedSpec(source.name) if source is not node else self._own(node, wanted[node])
+                owner = quantized[node]
+                output = SharedSpec(owner.name) if owner is not node else self._own(node, wanted[node])
             annotation = Annotation(output=output, integer=node in self.integer, reason=self._reason(node))
             if node in self.layers:
                 given = node.all_input_nodes[0]  # quantized, since a layer reads it
@@ -133,7 +135,7 @@ class _Plan:
         if node in self.layers:
             return node not in self.float_layers
         if is_operator(node, rules.absorbed) or is_operator(node, rules.value_preserving):
-            return node.args[0] in self.integer
+            return source(node) in self.integer
         if is_operator(node, rules.elementwise):
             inputs = node.all_input_nodes
             return len(inputs) > 0 and all(n in self.integer for n in inputs)
@@ -145,9 +147,8 @@ class _Plan:
         for node in self.nodes:
             if not self._gives_tensor(node) or not self._must_be_quantized(node):
                 continue
-            source = node.args[0] if is_operator(node, self.rules.value_preserving) else None
-            shares = isinstance(source, fx.Node) and source in quantized
-            quantized[node] = quantized[source] if shares else node  # type: ignore[index]
+            moved = source(node) if is_operator(node, self.rules.value_preserving) else None
+            quantized[node] = node if moved is None else quantized.get(moved, node)
         return quantized
 
     def _must_be_quantized(self, node: fx.Node) -> bool:
@@ -163,7 +164,7 @@ class _Plan:
         """Whether an operator that reads a tensor needs it quantized."""
         rules = self.rules
         if user in self.layers:
-            return user.args[0] is node
+            return source(user) is node
         if is_operator(user, rules.elementwise):
             return user in self.integer
         if is_operator(user, rules.value_preserving):
@@ -176,7 +177,7 @@ class _Plan:
         if is_operator(node, rules.reducing) and not self._follows_reduction(node):
             return True
         for user in node.users:
-            if user in self.layers and user.args[0] is node:
+            if user in self.layers and source(user) is node:
                 return True
             if is_operator(user, rules.elementwise) and user in self.integer:
                 return True
@@ -186,11 +187,11 @@ class _Plan:
 
     def _follows_reduction(self, node: fx.Node) -> bool:
         """Whether a reduction comes before this one, with nothing but value-preserving operators between."""
-        source = node.args[0]
-        while is_operator(source, self.rules.value_preserving):
-            if is_operator(source, self.rules.reducing):
+        before = source(node)
+        while is_operator(before, self.rules.value_preserving):
+            if is_operator(before, self.rules.reducing):
                 return True
-            source = source.args[0]  # type: ignore[union-attr]
+            before = source(before)
         return False
 
     def _is_last_integer(self, node: fx.Node) -> bool:
@@ -218,9 +219,7 @@ class _Plan:
         return node in givers and node is max(givers, key=self._weight_size)
 
     def _weight_size(self, layer: fx.Node) -> int:
-        weight = tensor_of(self.graph_module, layer.args[1])
-        weight = present(weight)
-        return weight.numel()
+        return present(tensor_of(self.graph_module, WeightedLayer(layer).weight)).numel()
 
     def _gives_tensor(self, node: fx.Node) -> bool:
         return node.op in ("placeholder", "call_function") and observed_shape(node) is not None
@@ -228,22 +227,22 @@ class _Plan:
     def _wanted_bits(self, quantized: dict[fx.Node, fx.Node]) -> dict[fx.Node, int]:
         """Width of each quantizer: the widest that a layer reading the tensor, or a share of it, wants."""
         wanted: dict[fx.Node, int] = {}
-        for node, source in quantized.items():
+        for node, owner in quantized.items():
             for user in node.users:
-                if user in self.layers and user.args[0] is node:
+                if user in self.layers and source(user) is node:
                     bits = self._layer_bits(user)[1]
-                    wanted[source] = max(wanted.get(source, 0), bits)
+                    wanted[owner] = max(wanted.get(owner, 0), bits)
         of_input, rest = self.widths.input, self.widths.elementwise
         return {
-            source: of_input if of_input and self._is_input(source) else wanted.get(source, rest)
-            for source in quantized.values()
+            owner: of_input if of_input and self._is_input(owner) else wanted.get(owner, rest)
+            for owner in quantized.values()
         }
 
     def _layer_bits(self, layer: fx.Node) -> tuple[int, int]:
         """Weight and activation bits of a layer; the last pattern that names it wins."""
         widths = self.widths
         weight, activation = widths.weight, widths.activation
-        if layer in (self.candidates[0], self.candidates[-1]) or self._is_input(layer.args[0]):
+        if layer in (self.candidates[0], self.candidates[-1]) or self._is_input(source(layer)):
             weight = activation = widths.edge
         for pattern, (own_weight, own_activation) in widths.layers.items():
             if names_layer(pattern, layer):
@@ -261,7 +260,7 @@ class _Plan:
 
     def _is_input(self, node: object) -> bool:
         while is_operator(node, self.rules.value_preserving):
-            node = node.args[0]  # type: ignore[attr-defined]
+            node = first_argument(node)
         return is_network_input(node)
 
     def _with_weight(self, layer: fx.Node, annotation: Annotation, input_bits: int) -> Annotation:
@@ -269,7 +268,7 @@ class _Plan:
         grid = IntegerGrid(
             bits, signed=True, symmetric=True, pair_limit=self._pair_limit(layer, bits, input_bits)
         )
-        has_bias = len(layer.args) > 2 and tensor_of(self.graph_module, layer.args[2]) is not None
+        has_bias = tensor_of(self.graph_module, WeightedLayer(layer).bias) is not None
         # A layer that the runtime computes in float adds its bias in float, too.
         bias = BiasSpec() if has_bias and annotation.integer else None
         return replace(annotation, weight=OwnSpec(grid, self.widths.weight_observer, 0), bias=bias)
@@ -296,8 +295,8 @@ class _Plan:
 
 def _is_depthwise(layer: fx.Node) -> bool:
     """Whether each channel is convolved by itself: such kernels multiply in 32 bits on every processor."""
-    weight = observed_shape(layer.args[1])
-    groups = observed_integer(layer.args[6]) if len(layer.args) > 6 else 1
+    view = WeightedLayer(layer)
+    weight, groups = observed_shape(view.weight), observed_integer(view.groups)
     return weight is not None and groups > 1 and weight[:2] == (groups, 1)
 
 

@@ -7,9 +7,10 @@ import copy
 from torch import fx
 
 from qgait_ptq.graph.annotation import Annotation, OwnSpec, SharedSpec, annotation_of
+from qgait_ptq.graph.views import WeightedLayer
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
 from qgait_ptq.quantizer.observers import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS
-from qgait_ptq.system.invariants import of_type, present
+from qgait_ptq.system.invariants import present
 
 ACTIVATION_SUFFIX, WEIGHT_SUFFIX, BIAS_SUFFIX = "_fq", "_weight_fq", "_bias_fq"
 
@@ -39,13 +40,6 @@ def insert_quantizers(graph_module: fx.GraphModule) -> fx.GraphModule:
     return quantized
 
 
-def input_quantizer(graph_module: fx.GraphModule, layer: fx.Node) -> str:
-    """Name of the fake-quantize module that a layer reads through."""
-    source = layer.args[0]
-    source = of_type(source, fx.Node)
-    return str(source.target)
-
-
 def _quantize_output(graph_module: fx.GraphModule, node: fx.Node, spec: OwnSpec) -> None:
     name = node.name + ACTIVATION_SUFFIX
     graph_module.add_module(name, FakeQuantize(spec.grid, ACTIVATION_OBSERVERS[spec.observer](spec.grid)))
@@ -58,20 +52,20 @@ def _call_behind(graph_module: fx.GraphModule, node: fx.Node, module: str) -> No
     node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
 
 
-def _quantize_parameters(graph_module: fx.GraphModule, layer: fx.Node, annotation: Annotation) -> None:
+def _quantize_parameters(graph_module: fx.GraphModule, node: fx.Node, annotation: Annotation) -> None:
+    layer = present(WeightedLayer.of(node))
     spec = present(annotation.weight)
     axis = present(spec.channel_axis)
-    graph, name = graph_module.graph, layer.name + WEIGHT_SUFFIX
+    graph, name = graph_module.graph, node.name + WEIGHT_SUFFIX
     observer = WEIGHT_OBSERVERS[spec.observer](spec.grid, axis)
     graph_module.add_module(name, FakeQuantize(spec.grid, observer, axis))
-    with graph.inserting_before(layer):
-        weight = graph.call_module(name, (layer.args[1],))
-    layer.update_arg(1, weight)
-    if annotation.bias is None:
-        return
-    graph_module.add_module(layer.name + BIAS_SUFFIX, BiasFakeQuantize())
-    with graph.inserting_before(layer):
-        input_scale = graph.get_attr(f"{input_quantizer(graph_module, layer)}.scale")
-        weight_scale = graph.get_attr(f"{name}.scale")
-        bias = graph.call_module(layer.name + BIAS_SUFFIX, (layer.args[2], input_scale, weight_scale))
-    layer.update_arg(2, bias)
+    with graph.inserting_before(node):
+        weight = graph.call_module(name, (layer.weight,))
+    bias = layer.bias
+    if annotation.bias is not None:
+        graph_module.add_module(node.name + BIAS_SUFFIX, BiasFakeQuantize())
+        with graph.inserting_before(node):
+            input_scale = graph.get_attr(f"{layer.input.target}.scale")
+            weight_scale = graph.get_attr(f"{name}.scale")
+            bias = graph.call_module(node.name + BIAS_SUFFIX, (bias, input_scale, weight_scale))
+    layer.replace_parameters(weight, bias)

@@ -13,7 +13,9 @@ from torch import Tensor, fx
 from qgait_ptq.graph.annotation import OwnSpec, SharedSpec, annotation_of
 from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.operators import VALUE_PRESERVING, WEIGHTED, is_operator, operator_name
+from qgait_ptq.graph.recorder import run_recorded
 from qgait_ptq.graph.shapes import count_macs, observed_integer, observed_shape
+from qgait_ptq.graph.views import ModuleCall, WeightedLayer
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.quantizer.pair_order import largest_pair_sum
 
@@ -73,14 +75,16 @@ def integer_layers(graph_module: fx.GraphModule) -> list[LayerShape]:
     nodes = {node.name: node for node in graph_module.graph.nodes}
     found = []
     for node in nodes.values():
-        annotation, weight = annotation_of(node), observed_shape(node.args[1]) if len(node.args) > 1 else None
-        bits = _input_bits(node, nodes) if annotation.weight is not None else None
-        if annotation.weight is None or weight is None or bits is None or not annotation.integer:
+        layer, annotation = WeightedLayer.of(node), annotation_of(node)
+        if layer is None or annotation.weight is None or not annotation.integer:
+            continue
+        weight, bits = observed_shape(layer.weight), _input_bits(layer, nodes)
+        if weight is None or bits is None:
             continue
         grid = annotation.weight.grid
         limit = largest_pair_sum(2**bits - 1)
         can_saturate = grid.pair_limit is None and 2 * grid.quant_max > limit
-        groups = observed_integer(node.args[6]) if len(node.args) > 6 else 1
+        groups = observed_integer(layer.groups)
         shape = tuple(weight) if len(weight) > 2 else (*weight, 1)
         found.append(LayerShape(layer_name(node), shape, groups, can_saturate))
     return found
@@ -91,22 +95,23 @@ def list_layers(graph_module: fx.GraphModule) -> list[LayerPlan]:
     nodes = {node.name: node for node in graph_module.graph.nodes}
     plans = []
     for node in nodes.values():
-        if not is_operator(node, WEIGHTED):
+        layer = WeightedLayer.of(node)
+        if layer is None:
             continue
         annotation = annotation_of(node)
-        parameters = [observed_shape(argument) for argument in node.args[1:3]]
+        parameters = [observed_shape(parameter) for parameter in (layer.weight, layer.bias)]
         plans.append(
             LayerPlan(
                 name=layer_name(node),
                 node=node.name,
                 operator=operator_name(node),
-                input_shape=observed_shape(node.args[0]) or (),
+                input_shape=observed_shape(layer.input) or (),
                 output_shape=observed_shape(node) or (),
                 parameters=sum(torch.Size(shape).numel() for shape in parameters if shape),
-                weight=str(getattr(node.args[1], "target", "")),
+                weight=str(layer.weight.target),
                 macs=count_macs(node),
                 weight_bits=annotation.weight.grid.bits if annotation.weight else None,
-                activation_bits=_input_bits(node, nodes),
+                activation_bits=_input_bits(layer, nodes),
                 integer=annotation.integer,
                 note=annotation.reason,
             )
@@ -131,8 +136,8 @@ def float_operators(graph_module: fx.GraphModule) -> dict[str, str]:
     return {name: "; ".join(sorted(reasons)) for name, reasons in found.items()}
 
 
-def _input_bits(layer: fx.Node, nodes: dict[str, fx.Node]) -> int | None:
-    spec = annotation_of(layer.args[0]).output
+def _input_bits(layer: WeightedLayer, nodes: dict[str, fx.Node]) -> int | None:
+    spec = annotation_of(layer.input).output
     while isinstance(spec, SharedSpec):
         spec = annotation_of(nodes[spec.source]).output
     return spec.grid.bits if isinstance(spec, OwnSpec) else None
@@ -146,16 +151,16 @@ def layer_scales(graph_module: fx.GraphModule) -> dict[str, dict[str, Any]]:
     """
     scales = {}
     for node in graph_module.graph.nodes:
-        if not is_operator(node, WEIGHTED):
+        layer = WeightedLayer.of(node)
+        if layer is None:
             continue
         found: dict[str, Any] = {}
-        for argument, weight in ((node.args[0], False), (node.args[1], True)):
-            if argument.op != "call_module":
-                continue
-            quantizer = graph_module.get_submodule(str(argument.target))
+        for read in (layer.input, layer.weight):
+            call = ModuleCall.of(read)
+            quantizer = graph_module.get_submodule(call.path) if call is not None else None
             if not isinstance(quantizer, FakeQuantize):
                 continue
-            if weight:
+            if read is layer.weight:
                 found["weight_scales"] = quantizer.scale.flatten().tolist()
             else:
                 found["activation_scale"] = quantizer.scale.item()
@@ -168,19 +173,22 @@ def layer_scales(graph_module: fx.GraphModule) -> dict[str, dict[str, Any]]:
     return scales
 
 
-class OutputKeeper(fx.Interpreter):
-    """Runs a graph and keeps what some nodes give, by their names."""
+def outputs_of(graph_module: fx.GraphModule, names: set[str], batch: Tensor) -> dict[str, Tensor]:
+    """Run a graph, and return the outputs of some nodes by their names.
 
-    def __init__(self, module: fx.GraphModule, names: set[str]) -> None:
-        super().__init__(module)
-        self.names, self.kept = names, dict[str, Tensor]()
+    Args:
+        graph_module: to run.
+        names: names of the nodes.
+        batch: silhouettes ``[n, s, h, w]``.
+    """
+    outputs: dict[str, Tensor] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
-        """Run a node and keep what it gives, if it is one of those."""
-        result = super().run_node(n)
-        if n.name in self.names:
-            self.kept[n.name] = result
-        return result
+    def keep(node: fx.Node, value: Tensor) -> None:
+        if node.name in names:
+            outputs[node.name] = value
+
+    run_recorded(graph_module, batch, keep)
+    return outputs
 
 
 def layer_sqnr(
@@ -199,12 +207,10 @@ def layer_sqnr(
     signal, noise = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
     with torch.inference_mode():
         for batch in batches:
-            keepers = [OutputKeeper(module, layers) for module in (reference, quantized)]
-            for keeper in keepers:
-                keeper.run(batch)
+            both = [outputs_of(module, layers, batch) for module in (reference, quantized)]
             for name in layers:
-                expected, given = (keeper.kept[name].double() for keeper in keepers)
+                expected, actual = (outputs[name].double() for outputs in both)
                 signal[name] += expected.square().sum().item()
-                noise[name] += (expected - given).square().sum().item()
+                noise[name] += (expected - actual).square().sum().item()
     tiny = torch.finfo(torch.float64).tiny
     return {name: 10 * math.log10(max(signal[name], tiny) / max(noise[name], tiny)) for name in layers}

@@ -12,12 +12,13 @@ from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.graph.annotation import BitWidths
 from qgait_ptq.graph.frame_layout import FrameLayout
 from qgait_ptq.graph.frame_parts import check_all_read, join_inputs
-from qgait_ptq.graph.passes.simplify import simplify
-from qgait_ptq.graph.passes.sink_leaky_relu import move_rectifiers_behind_maxima
+from qgait_ptq.graph.passes import SIMPLIFICATION
+from qgait_ptq.graph.passes.graph_pass import run_passes
 from qgait_ptq.graph.shapes import record_shapes
-from qgait_ptq.placement.annotate import place
+from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.layers import LayerPlan, list_layers
-from qgait_ptq.targets.profiles import check_widths, get_target
+from qgait_ptq.targets.registry import get_target
+from qgait_ptq.targets.target import check_widths
 
 REPORTED_FRAMES = 30  # multiply-accumulates are stated for a sequence of so many frames
 
@@ -60,12 +61,10 @@ def plan(
         network = join_inputs(copy.deepcopy(model).cpu().float(), layout)
     captured = capture(network, frame_shape, frames, output)
     check_all_read(captured.graph_module, network)
-    others = [captured.example(*sizes) for sizes in captured.checked]
-    graph_module = simplify(captured.graph_module, captured.example(), *others).requires_grad_(False)
-    if target.late_leaky_rectifiers:
-        move_rectifiers_behind_maxima(graph_module)
-        record_shapes(graph_module, captured.example())
-    place(graph_module, target.rules, widths)
+    examples = [captured.example(), *(captured.example(*sizes) for sizes in captured.checked)]
+    passes = (*SIMPLIFICATION, *target.graph_passes)
+    graph_module = run_passes(captured.graph_module, passes, examples).requires_grad_(False)
+    annotate(graph_module, target.rules, widths)
     record_shapes(graph_module, captured.example(sequences=1, length=REPORTED_FRAMES))
     return captured, graph_module, list_layers(graph_module)
 

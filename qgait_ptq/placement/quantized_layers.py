@@ -10,6 +10,7 @@ from qgait_ptq.graph.annotation import annotation_of
 from qgait_ptq.graph.attributes import tensor_of
 from qgait_ptq.graph.frame_parts import is_network_input
 from qgait_ptq.graph.operators import VALUE_PRESERVING, is_operator
+from qgait_ptq.graph.views import ModuleCall, WeightedLayer, first_argument, source
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
 from qgait_ptq.system.invariants import of_type, present
 
@@ -46,6 +47,16 @@ class QuantizedLayer:
         """Path of the bias's parameter."""
         return None if self.bias_parameter is None else str(self.bias_parameter.target)
 
+    def input_quantizer(self, graph_module: fx.GraphModule) -> FakeQuantize:
+        """Return the quantizer through which the layer reads its features."""
+        call = present(ModuleCall.of(present(WeightedLayer.of(self.node)).input))
+        return of_type(graph_module.get_submodule(call.path), FakeQuantize)
+
+    @property
+    def input_path(self) -> str:
+        """Path of the module through which the layer reads its features."""
+        return str(present(WeightedLayer.of(self.node)).input.target)
+
 
 def quantized_layers(graph_module: fx.GraphModule) -> list[QuantizedLayer]:
     """The layers with a quantized weight, in graph order."""
@@ -57,23 +68,14 @@ def quantized_layers(graph_module: fx.GraphModule) -> list[QuantizedLayer]:
 
 
 def _describe(graph_module: fx.GraphModule, node: fx.Node) -> QuantizedLayer:
-    weight_call, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
-    weight_call = of_type(weight_call, fx.Node)
-    weight_quantizer = graph_module.get_submodule(str(weight_call.target))
-    weight_parameter = weight_call.args[0]
-    weight_quantizer = of_type(weight_quantizer, FakeQuantize)
-    weight_parameter = of_type(weight_parameter, fx.Node)
-    bias_call = bias_quantizer = None
-    bias_parameter = bias if isinstance(bias, fx.Node) else None
-    if bias_parameter is not None and bias_parameter.op == "call_module":
-        bias_call = bias_parameter
-        module = graph_module.get_submodule(str(bias_call.target))
-        module = of_type(module, BiasFakeQuantize)
-        bias_quantizer, parameter = module, bias_call.args[0]
-        parameter = of_type(parameter, fx.Node)
-        bias_parameter = parameter
+    layer = present(WeightedLayer.of(node))
+    weight, bias = present(ModuleCall.of(layer.weight)), ModuleCall.of(layer.bias)
+    weight_quantizer = of_type(graph_module.get_submodule(weight.path), FakeQuantize)
+    if bias is None:
+        return QuantizedLayer(node, weight.node, weight.input, weight_quantizer, None, layer.bias, None)
+    bias_quantizer = of_type(graph_module.get_submodule(bias.path), BiasFakeQuantize)
     return QuantizedLayer(
-        node, weight_call, weight_parameter, weight_quantizer, bias_call, bias_parameter, bias_quantizer
+        node, weight.node, weight.input, weight_quantizer, bias.node, bias.input, bias_quantizer
     )
 
 
@@ -89,7 +91,7 @@ def activation_quantizers(graph_module: fx.GraphModule, *, inputs: bool = True) 
         module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not isinstance(module, FakeQuantize) or module.channel_axis is not None:
             continue
-        if inputs or not _is_input(node.args[0]):
+        if inputs or not _is_input(source(node)):
             found[str(node.target)] = module
     return found
 
@@ -102,5 +104,5 @@ def weight_of(graph_module: fx.GraphModule, layer: QuantizedLayer) -> Tensor:
 
 def _is_input(node: object) -> bool:
     while is_operator(node, VALUE_PRESERVING) or (isinstance(node, fx.Node) and node.op == "call_module"):
-        node = node.args[0]  # type: ignore[attr-defined]
+        node = first_argument(node)
     return is_network_input(node)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qgait_ptq.evaluation.benchmark import Measured
     from qgait_ptq.reference.proof import ExactnessProof
     from qgait_ptq.report.comparing import Row
-    from qgait_ptq.targets.profiles import Target
+    from qgait_ptq.targets.target import Target
     from qgait_ptq.verification.file_bytes import Verification
 
 

@@ -19,7 +19,8 @@ from qgait_ptq.gait.data.sources import GaitData
 from qgait_ptq.placement.submodule_data import SubmoduleNetwork
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, is_installed
 from qgait_ptq.stages.training_data import TrainingData
-from qgait_ptq.targets.profiles import Target, get_target
+from qgait_ptq.targets.registry import get_target
+from qgait_ptq.targets.target import Target
 
 Thing = TypeVar("Thing")
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from qgait_ptq.errors import ExportError
 from qgait_ptq.onnx_graph.view import OnnxGraph
-from qgait_ptq.targets.profiles import Target
+from qgait_ptq.targets.target import Target
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 WEIGHTED = frozenset({"Conv", "Gemm"})

@@ -8,12 +8,12 @@ from qgait_ptq.calibration.additions import align_additions
 from qgait_ptq.calibration.ranges import calibrate_ranges
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.exporters.onnx_file import export_quantized
-from qgait_ptq.placement.annotate import place
+from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.insert import insert_quantizers
 from qgait_ptq.placement.planning import bit_widths, plan
 from qgait_ptq.placement.quantized_layers import activation_quantizers
 from qgait_ptq.reference.additions import prove_additions
-from qgait_ptq.targets.profiles import get_target
+from qgait_ptq.targets.registry import get_target
 from tests.conftest import make_gaitbase
 
 
@@ -21,7 +21,7 @@ from tests.conftest import make_gaitbase
 def calibrated(batches):
     config = QuantConfig()
     captured, graph, *_ = plan(make_gaitbase(), (64, 44), config)
-    annotated = place(copy.deepcopy(graph), get_target(config.target).rules, bit_widths(config))
+    annotated = annotate(copy.deepcopy(graph), get_target(config.target).rules, bit_widths(config))
     return captured, calibrate_ranges(insert_quantizers(annotated), [batches[0][:, :5]])
 
 

@@ -12,7 +12,7 @@ from qgait_ptq.placement.layers import list_layers
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import run_session
-from qgait_ptq.targets.profiles import get_target
+from qgait_ptq.targets.registry import get_target
 from qgait_ptq.verification.parity import Simulation, compare_with_simulation, layers_without_integer_kernel
 from tests.conftest import make_gaitbase, make_gaitset
 from tests.networks import quantize_network

@@ -13,7 +13,8 @@ from qgait_ptq.exporters.passes.onnx_pass import OnnxPass, Requirements, run_pas
 from qgait_ptq.onnx_graph.editing import make_node
 from qgait_ptq.onnx_graph.view import OnnxGraph
 from qgait_ptq.runtime.sessions import open_onnxruntime
-from qgait_ptq.targets.profiles import TARGETS, Storage, Target, get_target
+from qgait_ptq.targets.registry import TARGETS, get_target
+from qgait_ptq.targets.target import Storage, Target
 from tests.conftest import make_gaitset
 from tests.networks import quantize_network
 

@@ -21,7 +21,7 @@ from qgait_ptq.placement.layers import list_layers
 from qgait_ptq.placement.planning import plan
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import open_onnxruntime
-from qgait_ptq.targets.profiles import get_target
+from qgait_ptq.targets.registry import get_target
 from qgait_ptq.targets.rules import find_broken_rules
 from qgait_ptq.verification.file_bytes import verify
 from qgait_ptq.verification.parity import layers_without_integer_kernel

@@ -22,7 +22,7 @@ from qgait_ptq.report.comparing import compare_reports, short_names
 from qgait_ptq.report.reading import read_report
 from qgait_ptq.report.runtime_tables import comparison_of_results
 from qgait_ptq.runtime.written_file import refuse_damage
-from qgait_ptq.targets.profiles import TARGETS
+from qgait_ptq.targets.registry import TARGETS
 from qgait_ptq.targets.rules import find_broken_rules
 from tests.conftest import make_gaitbase
 from tests.fuzz.mutate import INTEGERS, mutate, run_fuzz

@@ -24,7 +24,7 @@ from qgait_ptq.graph.frame_parts import join_inputs
 from qgait_ptq.placement.layers import count_parameters, list_layers
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import run_session
-from qgait_ptq.targets.profiles import get_target
+from qgait_ptq.targets.registry import get_target
 from qgait_ptq.verification.parity import layers_without_integer_kernel
 from tests.conftest import randomise_batch_norms
 from tests.networks import quantize_network

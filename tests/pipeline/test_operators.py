@@ -11,7 +11,7 @@ from qgait_ptq.graph.network_input import random_silhouettes
 from qgait_ptq.placement.layers import float_operators, list_layers
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import run_session
-from qgait_ptq.targets.profiles import get_target
+from qgait_ptq.targets.registry import get_target
 from qgait_ptq.verification.parity import layers_without_integer_kernel
 from tests.conftest import randomise_batch_norms
 from tests.networks import quantize_network

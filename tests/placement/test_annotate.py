@@ -7,14 +7,15 @@ from qgait_ptq.errors import ConfigError
 from qgait_ptq.graph.annotation import BitWidths, OwnSpec, SharedSpec, annotation_of
 from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.operators import WEIGHTED, is_operator, operator_name
-from qgait_ptq.graph.passes.simplify import simplify
+from qgait_ptq.graph.passes import SIMPLIFICATION
+from qgait_ptq.graph.passes.graph_pass import run_passes
 from qgait_ptq.graph.shapes import record_shapes
-from qgait_ptq.placement.annotate import place
+from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.insert import insert_quantizers
 from qgait_ptq.placement.layers import float_operators, list_layers
 from qgait_ptq.placement.planning import plan
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
-from qgait_ptq.targets.profiles import get_target
+from qgait_ptq.targets.registry import get_target
 from tests.conftest import make_gaitbase, make_gaitset
 
 RULES = get_target("onnxruntime").rules
@@ -22,9 +23,9 @@ RULES = get_target("onnxruntime").rules
 
 def placed(network, **widths):
     captured = capture(network, (64, 44))
-    graph_module = simplify(captured.graph_module, captured.example())
+    graph_module = run_passes(captured.graph_module, SIMPLIFICATION, [captured.example()])
     record_shapes(graph_module, captured.example())
-    return place(graph_module, RULES, BitWidths(**{"weight": 4, "activation": 4, **widths}))
+    return annotate(graph_module, RULES, BitWidths(**{"weight": 4, "activation": 4, **widths}))
 
 
 def by_name(graph_module):

@@ -24,14 +24,14 @@ from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.exporters.onnx_file import export_quantized, write_metadata
 from qgait_ptq.gait.zoo import DeepGaitV2P3D, GaitGL, GaitPart
-from qgait_ptq.placement.annotate import place
+from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.insert import insert_quantizers
 from qgait_ptq.placement.planning import bit_widths, plan
 from qgait_ptq.reference.pair_sums import bound_pair_sums
 from qgait_ptq.reference.proof import prove_exactness
 from qgait_ptq.runtime.exactness import saturates
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, open_unguarded
-from qgait_ptq.targets.profiles import get_target
+from qgait_ptq.targets.registry import get_target
 from qgait_ptq.verification.emulation import emulator, record_elsewhere
 from qgait_ptq.verification.file_bytes import compare_with_reference
 from qgait_ptq.verification.recording import record
@@ -120,7 +120,7 @@ class Files:
 def export(graph, captured, batches, weight_range="safe", **widths):
     config = QuantConfig(weight_range=weight_range, **widths)
     target = get_target(config.target)
-    annotated = place(copy.deepcopy(graph), target.rules, bit_widths(config))
+    annotated = annotate(copy.deepcopy(graph), target.rules, bit_widths(config))
     quantized = calibrate_ranges(insert_quantizers(annotated), batches)
     return export_quantized(quantized, captured, target, byte_input=True)
 

@@ -18,7 +18,7 @@ from qgait_ptq.reference.pair_sums import bound_pair_sums
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.exactness import saturates
 from qgait_ptq.runtime.sessions import run_session
-from qgait_ptq.targets.profiles import TARGETS, get_target
+from qgait_ptq.targets.registry import TARGETS, get_target
 from qgait_ptq.targets.rules import check_rules, find_broken_rules
 from tests.conftest import make_gaitbase, make_gaitset
 

@@ -1,19 +1,17 @@
 """Rewrites of ONNX models, by name. A target lists the names of its own in `Target.onnx_passes`.
 
-To add a pass: write a module with an `OnnxPass` beside these, and add the pass to `PASSES`.
+To add a pass, write a module with an `OnnxPass` beside these: passes are found by their place.
 """
 
 from __future__ import annotations
 
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.exporters.lowering import CALL_MARK
-from qgait_ptq.exporters.passes.conv_integer import CONV_INTEGER
-from qgait_ptq.exporters.passes.first_layer_table import FIRST_LAYER_TABLE
 from qgait_ptq.exporters.passes.onnx_pass import OnnxPass
-from qgait_ptq.exporters.passes.pooled_maxima import POOL_MAXIMA
+from qgait_ptq.system.discovery import find_instances
 
 PASSES: dict[str, OnnxPass] = {
-    onnx_pass.name: onnx_pass for onnx_pass in (CONV_INTEGER, POOL_MAXIMA, FIRST_LAYER_TABLE)
+    onnx_pass.name: onnx_pass for onnx_pass in find_instances(__name__, __path__, OnnxPass)
 }
 
 

@@ -1,1 +1,45 @@
-"""Rewrites of FX graphs; each leaves what the network computes."""
+"""Exact rewrites of FX graphs, and the list of those that every network goes through.
+
+A pass for one runtime only is listed in the `Target`, in `Target.graph_passes`.
+"""
+
+from __future__ import annotations
+
+from qgait_ptq.graph.passes.attention import ATTENTION_TO_FOUR_AXES
+from qgait_ptq.graph.passes.batch_norm import FOLD_BATCH_NORMS
+from qgait_ptq.graph.passes.biases import ADD_MISSING_BIASES
+from qgait_ptq.graph.passes.constants import FOLD_CONSTANTS
+from qgait_ptq.graph.passes.einsum import EINSUM_TO_MATMUL
+from qgait_ptq.graph.passes.graph_pass import GraphPass
+from qgait_ptq.graph.passes.identities import DROP_IDENTITIES, DROP_WHOLE_SLICES
+from qgait_ptq.graph.passes.linear import (
+    LINEAR_TO_MATRICES,
+    PART_LINEAR_TO_CONVOLUTION,
+    PRODUCTS_TO_LINEAR,
+)
+from qgait_ptq.graph.passes.masks import MASKS_TO_LOGIC
+from qgait_ptq.graph.passes.maxima import DROP_MAXIMA_INDICES
+from qgait_ptq.graph.passes.slices import PIECES_TO_SLICES, STACKS_TO_CONCATENATIONS
+
+# One form for each operation that networks write in several ways.
+CANONICALIZATION: tuple[GraphPass, ...] = (
+    DROP_IDENTITIES,
+    DROP_WHOLE_SLICES,
+    MASKS_TO_LOGIC,
+    DROP_MAXIMA_INDICES,
+    ATTENTION_TO_FOUR_AXES,
+    PIECES_TO_SLICES,
+    FOLD_CONSTANTS,
+    EINSUM_TO_MATMUL,
+    FOLD_CONSTANTS,  # weights that the pass before permutes
+    STACKS_TO_CONCATENATIONS,
+    PRODUCTS_TO_LINEAR,
+    LINEAR_TO_MATRICES,
+)
+# Then fewer operators.
+SIMPLIFICATION: tuple[GraphPass, ...] = (
+    *CANONICALIZATION,
+    PART_LINEAR_TO_CONVOLUTION,
+    FOLD_BATCH_NORMS,
+    ADD_MISSING_BIASES,
+)

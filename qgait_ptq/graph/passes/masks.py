@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from qgait_ptq.graph.attributes import remove_unused
 from qgait_ptq.graph.operators import ADDITIONS, aten, is_operator
+from qgait_ptq.graph.passes.graph_pass import GraphPass
 from qgait_ptq.graph.shapes import observed_dtype
+from qgait_ptq.graph.views import operands
 
 PRODUCTS = frozenset({aten.mul.Tensor, aten.mul_.Tensor})
 LOGIC: tuple[tuple[frozenset[Any], Any], ...] = (
@@ -19,19 +20,17 @@ LOGIC: tuple[tuple[frozenset[Any], Any], ...] = (
 
 
 def masks_to_logic(graph_module: fx.GraphModule) -> None:
-    """Turn sums of bool tensors into *or* and products into *and*, which is what torch computes.
-
-    Args:
-        graph_module: with recorded shapes.
-    """
+    """Turn sums of bool tensors into *or* and products into *and*, which is what torch computes."""
     graph = graph_module.graph
     for node in list(graph.nodes):
         for operators, logic in LOGIC:
             if is_operator(node, operators) and all(
-                observed_dtype(argument) is torch.bool for argument in node.args[:2]
+                observed_dtype(operand) is torch.bool for operand in operands(node)
             ):
                 with graph.inserting_before(node):
-                    replacement = graph.call_function(logic, node.args[:2])
+                    replacement = graph.call_function(logic, operands(node))
                 replacement.meta = dict(node.meta)
                 node.replace_all_uses_with(replacement)
-    remove_unused(graph_module)
+
+
+MASKS_TO_LOGIC = GraphPass("masks-to-logic", masks_to_logic)

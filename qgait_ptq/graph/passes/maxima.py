@@ -1,6 +1,6 @@
-"""One spelling for maxima: those that also give indices, and pooling that states what comes out.
+"""Maxima without indices, and pooling with a fixed kernel.
 
-Only maxima whose values alone are read can be computed on integers; networks mostly write
+Only maxima whose values alone are read can be computed on integers. Networks mostly write
 ``torch.max(features, dim)[0]``, which gives indices, too.
 """
 
@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import fx
 
-from qgait_ptq.graph.attributes import remove_unused
 from qgait_ptq.graph.operators import aten, is_operator
+from qgait_ptq.graph.passes.graph_pass import GraphPass
 from qgait_ptq.graph.shapes import is_free, observed_shape
+from qgait_ptq.graph.views import argument, operands, source
 
 MAXIMA_WITH_INDICES = frozenset({aten.max.dim})
 POOLS_WITH_INDICES: dict[Any, Callable[..., object]] = {
@@ -28,44 +29,48 @@ ADAPTIVE_POOLS: dict[Any, Callable[..., object]] = {
 }
 
 
-def unify_maxima(graph_module: fx.GraphModule) -> None:
-    """Rewrite a captured graph, whose shapes and free axes are recorded, in place."""
+def drop_maxima_indices(graph_module: fx.GraphModule) -> None:
+    """Replace maxima of which only the values are read by maxima without indices."""
     graph = graph_module.graph
     for node in list(graph.nodes):
-        if node.op != "call_function" or node.target is not operator.getitem or node.args[1] != 0:
+        if node.op != "call_function" or node.target is not operator.getitem:
             continue
-        source = node.args[0]
+        maximum, result = operands(node)
+        if result != 0 or not isinstance(maximum, fx.Node):
+            continue
         with graph.inserting_before(node):
-            values = _values_only(graph, source) if isinstance(source, fx.Node) else None
+            values = _values_only(graph, maximum)
         if values is not None:
             node.replace_all_uses_with(values)
-    remove_unused(graph_module)
 
 
 def _values_only(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    """The same maximum without indices; None where a node is none that is known."""
+    """Insert the same maximum without indices; None where a node is no known maximum."""
     if is_operator(node, MAXIMA_WITH_INDICES):
-        features, axis, *keep = node.args
-        return graph.call_function(aten.amax.default, (features, [axis], *keep), dict(node.kwargs))
+        axes, keeps = [argument(node, "dim")], argument(node, "keepdim")
+        return graph.call_function(aten.amax.default, (source(node), axes, *([keeps] if keeps else [])))
     if is_operator(node, frozenset(POOLS_WITH_INDICES)):
         return graph.call_function(POOLS_WITH_INDICES[node.target], node.args, dict(node.kwargs))
     if is_operator(node, frozenset(ADAPTIVE_POOLS)):
         kernel = _kernel(node)
         if kernel is not None:
-            return graph.call_function(ADAPTIVE_POOLS[node.target], (node.args[0], kernel, kernel))
+            return graph.call_function(ADAPTIVE_POOLS[node.target], (source(node), kernel, kernel))
     return None
 
 
 def _kernel(pool: fx.Node) -> list[int] | None:
-    """Kernel, and stride, of an adaptive pooling whose windows are all equal; None where they are not."""
-    source, wanted = pool.args
-    shape = observed_shape(source)
-    if shape is None or not isinstance(source, fx.Node) or not isinstance(wanted, (list, tuple)):
+    """Return kernel and stride of an adaptive pooling with equal windows; None where they differ."""
+    features, counts = source(pool), argument(pool, "output_size")
+    shape = observed_shape(features)
+    if shape is None or not isinstance(counts, (list, tuple)):
         return None
-    first = len(shape) - len(wanted)
+    first = len(shape) - len(counts)
     kernel = []
-    for axis, (size, count) in enumerate(zip(shape[first:], wanted, strict=True), first):
-        if not isinstance(count, int) or size % count or is_free(source, axis):
+    for axis, (size, count) in enumerate(zip(shape[first:], counts, strict=True), first):
+        if not isinstance(count, int) or size % count or is_free(features, axis):
             return None
         kernel.append(size // count)
     return kernel
+
+
+DROP_MAXIMA_INDICES = GraphPass("drop-maxima-indices", drop_maxima_indices, needs_free_axes=True)

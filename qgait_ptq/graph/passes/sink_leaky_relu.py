@@ -4,29 +4,30 @@ from __future__ import annotations
 
 from torch import fx
 
-from qgait_ptq.graph.attributes import remove_unused
-from qgait_ptq.graph.operators import LEAKY_RECTIFIERS, MAX_POOLS, MAXIMA, is_operator
+from qgait_ptq.graph.operators import LEAKY_RECTIFIERS, MAX_POOLS, MAXIMA, aten, is_operator
+from qgait_ptq.graph.passes.graph_pass import GraphPass
+from qgait_ptq.graph.views import argument, source
 
-DEFAULT_SLOPE = 0.01
 
+def sink_leaky_relu(graph_module: fx.GraphModule) -> None:
+    """Swap ``max(leaky_relu(x))`` to ``leaky_relu(max(x))``: fewer values are computed.
 
-def move_rectifiers_behind_maxima(graph_module: fx.GraphModule) -> None:
-    """Swap ``max(leaky_relu(x))`` to ``leaky_relu(max(x))``, in place: fewer values are bent.
-
-    Left alone are slopes below zero, which are not monotone, and rectifiers that others read, too.
+    Slopes below zero are not monotone and stay, as do rectifiers with other readers.
     """
     graph = graph_module.graph
     for maximum in list(graph.nodes):
         if not is_operator(maximum, MAX_POOLS | MAXIMA):
             continue
-        rectifier = maximum.args[0]
+        rectifier = source(maximum)
         if not is_operator(rectifier, LEAKY_RECTIFIERS) or len(rectifier.users) != 1:
             continue
-        slope = rectifier.args[1] if len(rectifier.args) > 1 else DEFAULT_SLOPE
+        slope = argument(rectifier, "negative_slope")
         if not isinstance(slope, (int, float)) or slope < 0:
             continue
-        maximum.replace_input_with(rectifier, rectifier.args[0])
+        maximum.replace_input_with(rectifier, source(rectifier))
         with graph.inserting_after(maximum):
-            late = graph.call_function(rectifier.target, (maximum, *rectifier.args[1:]))
-        maximum.replace_all_uses_with(late, delete_user_cb=lambda user, late=late: user is not late)
-    remove_unused(graph_module)
+            sunk = graph.call_function(aten.leaky_relu.default, (maximum, slope))
+        maximum.replace_all_uses_with(sunk, delete_user_cb=lambda user, sunk=sunk: user is not sunk)
+
+
+SINK_LEAKY_RELU = GraphPass("sink-leaky-relu", sink_leaky_relu)

@@ -9,8 +9,9 @@ from qgait_ptq.capture.trace import capture
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import CaptureError
 from qgait_ptq.graph.operators import aten, is_operator
-from qgait_ptq.graph.passes.canonicalize import SPLITS, STACKS
-from qgait_ptq.graph.passes.simplify import simplify
+from qgait_ptq.graph.passes import SIMPLIFICATION
+from qgait_ptq.graph.passes.graph_pass import GraphPass, run_passes
+from qgait_ptq.graph.passes.slices import SPLITS, STACKS
 from qgait_ptq.placement.planning import plan
 
 PARTS, CHANNELS, OUTPUTS = 4, 8, 6
@@ -120,22 +121,22 @@ def test_pieces_of_a_dimension_that_changes_stay_right_at_every_length():
     network = FramesInTwo()
     captured = capture(network, (64, 44))
     others = [captured.example(*sizes) for sizes in captured.checked]
-    graph_module = simplify(captured.graph_module, captured.example(), *others)
+    graph_module = run_passes(captured.graph_module, SIMPLIFICATION, [captured.example(), *others])
     for silhouettes in others:
         torch.testing.assert_close(graph_module(silhouettes), network(silhouettes))
 
 
-def test_a_rewrite_that_holds_on_the_example_only_is_refused(gaitbase, monkeypatch):
+def test_a_rewrite_that_holds_on_the_example_only_is_refused(gaitbase):
     captured = capture(gaitbase, (64, 44))
     example, longer = captured.example(), captured.example(2, 17)
     nodes = [n for n in captured.graph_module.graph.nodes if n.target is aten.amax.default]
 
-    def keep_seven_frames(graph_module, _):
+    def keep_seven_frames(graph_module):
         with graph_module.graph.inserting_before(nodes[0]):
             cut = graph_module.graph.call_function(aten.slice.Tensor, (nodes[0].args[0], 1, 0, 7))
         nodes[0].replace_input_with(nodes[0].args[0], cut)
         graph_module.recompile()
 
-    monkeypatch.setattr("qgait_ptq.graph.passes.simplify.unify_spelling", keep_seven_frames)
-    with pytest.raises(CaptureError, match=r"\[2, 17, 64, 44\]"):
-        simplify(captured.graph_module, example, longer)
+    broken = GraphPass("keep-seven-frames", keep_seven_frames)
+    with pytest.raises(CaptureError, match=r"keep-seven-frames .* \[2, 17, 64, 44\]"):
+        run_passes(captured.graph_module, (broken,), [example, longer])

@@ -4,7 +4,8 @@ from torch import nn
 
 from qgait_ptq.capture.trace import capture
 from qgait_ptq.graph.operators import BATCH_NORMS, MATRIX_PRODUCTS, aten, is_operator
-from qgait_ptq.graph.passes.simplify import simplify
+from qgait_ptq.graph.passes import SIMPLIFICATION
+from qgait_ptq.graph.passes.graph_pass import run_passes
 from tests.conftest import make_gaitbase, randomise_batch_norms
 
 
@@ -64,7 +65,7 @@ class NormBeforeConvolution(nn.Module):
 
 def simplified(network):
     captured = capture(randomise_batch_norms(network), (64, 44))
-    return simplify(captured.graph_module, captured.example())
+    return run_passes(captured.graph_module, SIMPLIFICATION, [captured.example()])
 
 
 def count(graph_module, operators):

@@ -4,8 +4,9 @@ from torch import nn
 
 from qgait_ptq.capture.trace import capture
 from qgait_ptq.graph.operators import operator_name
-from qgait_ptq.graph.passes.simplify import simplify
-from qgait_ptq.graph.passes.sink_leaky_relu import move_rectifiers_behind_maxima
+from qgait_ptq.graph.passes import SIMPLIFICATION
+from qgait_ptq.graph.passes.graph_pass import run_passes
+from qgait_ptq.graph.passes.sink_leaky_relu import SINK_LEAKY_RELU
 
 
 class Net(nn.Module):
@@ -26,15 +27,14 @@ def order(**options):
     """Operators in graph order, before and after; the function is checked to stay the same."""
     torch.manual_seed(0)
     captured = capture(Net(**options).eval(), (12, 10))
-    graph_module = simplify(captured.graph_module, captured.example())
+    graph_module = run_passes(captured.graph_module, SIMPLIFICATION, [captured.example()])
     silhouettes = torch.rand(3, 5, 12, 10)
     expected = graph_module(silhouettes)
     names = []
     for _ in range(2):
         kept = ("leaky_relu", "max_pool2d", "amax")
         names.append([operator_name(n) for n in graph_module.graph.nodes if operator_name(n) in kept])
-        move_rectifiers_behind_maxima(graph_module)
-        graph_module.recompile()
+        run_passes(graph_module, [SINK_LEAKY_RELU], [captured.example()])
     torch.testing.assert_close(graph_module(silhouettes), expected, rtol=0, atol=0)
     return names
 

@@ -1,0 +1,28 @@
+"""Attention with an axis of heads: exporters know PyTorch's operator with four axes only."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from qgait_ptq.graph.operators import aten, is_operator
+from qgait_ptq.graph.passes.graph_pass import GraphPass
+from qgait_ptq.graph.shapes import observed_shape
+
+ATTENTIONS = frozenset({aten.scaled_dot_product_attention.default})
+TENSORS = 3  # query, key, value: the first arguments
+
+
+def attention_to_four_axes(graph_module: fx.GraphModule) -> None:
+    """Give attention on three axes an axis of one head."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        shape = observed_shape(node) if is_operator(node, ATTENTIONS) else None
+        if shape is None or len(shape) != 3:
+            continue
+        with graph.inserting_before(node):
+            heads = [graph.call_function(aten.unsqueeze.default, (part, 1)) for part in node.args[:TENSORS]]
+            attended = graph.call_function(node.target, (*heads, *node.args[TENSORS:]), dict(node.kwargs))
+            node.replace_all_uses_with(graph.call_function(aten.squeeze.dim, (attended, 1)))
+
+
+ATTENTION_TO_FOUR_AXES = GraphPass("attention-to-four-axes", attention_to_four_axes)

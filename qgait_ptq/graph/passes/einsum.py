@@ -1,0 +1,67 @@
+"""Einsums that multiply with a stored tensor, as matrix products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from qgait_ptq.graph.attributes import tensor_of
+from qgait_ptq.graph.operators import aten, is_operator
+from qgait_ptq.graph.passes.graph_pass import GraphPass
+from qgait_ptq.graph.views import argument
+
+EINSUMS = frozenset({aten.einsum.default})
+
+
+def einsum_to_matmul(graph_module: fx.GraphModule) -> None:
+    """Turn the products of ``einsum`` with a stored tensor into matrix products.
+
+    Two are known: ``…c,cd->…d`` and, with one letter that all three share, ``npc,pcd->npd``; letters in any
+    order.
+    """
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if not is_operator(node, EINSUMS) or len(argument(node, "tensors")) != 2:
+            continue
+        features, weight = argument(node, "tensors")
+        product = _parse_product(argument(node, "equation"))
+        if product is None or tensor_of(graph_module, weight) is None:
+            continue
+        with graph.inserting_before(node):
+            moved = graph.call_function(aten.permute.default, (features, product.features))
+            matrix = graph.call_function(aten.permute.default, (weight, product.weight))
+            multiplied = graph.call_function(aten.matmul.default, (moved, matrix))
+            back = graph.call_function(aten.permute.default, (multiplied, product.result))
+        node.replace_all_uses_with(back)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """Orders of axes that make a matrix product of an einsum."""
+
+    features: list[int]
+    weight: list[int]
+    result: list[int]
+
+
+def _parse_product(equation: str) -> _Product | None:
+    """Return the orders for an equation; None where it is no product of the known kinds."""
+    inputs, _, result = equation.replace(" ", "").partition("->")
+    left, _, right = inputs.partition(",")
+    shared = [letter for letter in right if letter in left and letter in result]
+    summed = [letter for letter in right if letter in left and letter not in result]
+    new = [letter for letter in right if letter not in left]
+    kept = [letter for letter in left if letter not in right]
+    known = len(shared) == 0 or (len(shared) == 1 and len(kept) == 1)
+    if not known or len(summed) != 1 or len(new) != 1 or sorted(result) != sorted([*shared, *kept, *new]):
+        return None
+    product = [*shared, *kept, *new]
+    return _Product(
+        [left.index(letter) for letter in (*shared, *kept, *summed)],
+        [right.index(letter) for letter in (*shared, *summed, *new)],
+        [product.index(letter) for letter in result],
+    )
+
+
+EINSUM_TO_MATMUL = GraphPass("einsum-to-matmul", einsum_to_matmul)

@@ -1,0 +1,98 @@
+"""GraphPass: a rewrite of an FX graph with a name and declared needs, and the runner that checks each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from qgait_ptq.errors import CaptureError
+from qgait_ptq.graph.attributes import remove_unused
+from qgait_ptq.graph.shapes import record_free_axes, record_shapes
+
+RELATIVE_TOLERANCE = 1e-5  # of the largest value of the output
+
+
+@dataclass(frozen=True)
+class GraphPass:
+    """An exact rewrite of an FX graph.
+
+    Attributes:
+        name: identifies the pass in errors.
+        rewrite: changes a graph in place. Nodes that it leaves without users are removed by the runner.
+            The shape of every node on the first example is recorded before each pass.
+        needs_free_axes: the runner also records which axes depend on the batch size or the frame count.
+    """
+
+    name: str
+    rewrite: Callable[[fx.GraphModule], None]
+    needs_free_axes: bool = False
+
+
+def run_passes(
+    graph_module: fx.GraphModule, passes: Iterable[GraphPass], examples: Sequence[Tensor]
+) -> fx.GraphModule:
+    """Run passes one after the other, in place, and check that the graph computes the same after each.
+
+    Every pass is checked on the first example, and the result of all of them on all examples. A pass that
+    changes nothing costs no check.
+
+    Args:
+        graph_module: a captured network.
+        passes: rewrites in order.
+        examples: silhouettes ``[n, s, h, w]`` of different batch sizes and frame counts. The shapes of the
+            first are recorded in the nodes; its n is at least 2.
+
+    Returns:
+        The same graph module, with the shapes of the first example recorded.
+
+    Raises:
+        CaptureError: a pass changed the output by more than 1e-5 of its largest value.
+    """
+    with torch.inference_mode():
+        expected = [graph_module(silhouettes) for silhouettes in examples]
+    record_shapes(graph_module, examples[0])
+    free_axes_are_fresh = False
+    effective: list[str] = []
+    for graph_pass in passes:
+        if graph_pass.needs_free_axes and not free_axes_are_fresh:
+            record_free_axes(graph_module, examples)
+            free_axes_are_fresh = True
+        before = _fingerprint(graph_module)
+        graph_pass.rewrite(graph_module)
+        remove_unused(graph_module)
+        if _fingerprint(graph_module) == before:
+            continue
+        effective.append(graph_pass.name)
+        free_axes_are_fresh = False
+        output = record_shapes(graph_module, examples[0])
+        _check(f"the pass {graph_pass.name}", output, expected[0], examples[0])
+    for silhouettes, wanted in zip(examples[1:], expected[1:], strict=True):
+        with torch.inference_mode():
+            output = graph_module(silhouettes)
+        _check(f"one of the passes {', '.join(effective)}", output, wanted, silhouettes)
+    return graph_module
+
+
+def _fingerprint(graph_module: fx.GraphModule) -> list[tuple[str, str, str, str]]:
+    """What tells two states of a graph apart: all nodes with their arguments."""
+    return [
+        (node.name, str(node.target), str(node.args), str(node.kwargs)) for node in graph_module.graph.nodes
+    ]
+
+
+def _check(culprit: str, output: Tensor, expected: Tensor, silhouettes: Tensor) -> None:
+    """Refuse an output that differs from that of the captured network."""
+    if output.shape != expected.shape:
+        raise CaptureError(
+            f"{culprit} changed the shape of the network's output from {list(expected.shape)} to "
+            f"{list(output.shape)} on silhouettes {list(silhouettes.shape)}; please report this network"
+        )
+    difference, largest = float((output - expected).abs().max()), float(expected.abs().max())
+    if not difference <= RELATIVE_TOLERANCE * largest:
+        raise CaptureError(
+            f"{culprit} changed the network's output by {difference:.2e} (largest value {largest:.2e}) "
+            f"on silhouettes {list(silhouettes.shape)}; please report this network"
+        )

@@ -1,0 +1,33 @@
+"""Operators without effect in inference are removed: dropout, detach, and slices of a whole axis."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from qgait_ptq.graph.operators import IDENTITIES, aten, is_operator
+from qgait_ptq.graph.passes.graph_pass import GraphPass
+from qgait_ptq.graph.views import argument, source
+
+SLICES = frozenset({aten.slice.Tensor})
+WHOLE = 2**63 - 1  # end of a slice that is written without an end
+
+
+def drop_identities(graph_module: fx.GraphModule) -> None:
+    """Remove dropout and detach."""
+    for node in graph_module.graph.nodes:
+        if is_operator(node, IDENTITIES):
+            node.replace_all_uses_with(source(node))
+
+
+def drop_whole_slices(graph_module: fx.GraphModule) -> None:
+    """Remove slices that leave nothing out, such as the colons of ``x[:, :, i]``."""
+    for node in list(graph_module.graph.nodes):
+        if not is_operator(node, SLICES):
+            continue
+        start, end, step = (argument(node, name) for name in ("start", "end", "step"))
+        if start in (None, 0) and end in (None, WHOLE) and step == 1:
+            node.replace_all_uses_with(source(node))
+
+
+DROP_IDENTITIES = GraphPass("drop-identities", drop_identities)
+DROP_WHOLE_SLICES = GraphPass("drop-whole-slices", drop_whole_slices)

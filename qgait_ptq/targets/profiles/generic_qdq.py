@@ -1,0 +1,32 @@
+"""Any runtime that knows QuantizeLinear and DequantizeLinear."""
+
+from __future__ import annotations
+
+from qgait_ptq.graph.annotation import PlacementRules
+from qgait_ptq.graph.operators import (
+    ADDITIONS,
+    CONCATENATIONS,
+    MAX_POOLS,
+    MAXIMA,
+    RECTIFIERS,
+    VALUE_PRESERVING,
+    WEIGHTED,
+)
+from qgait_ptq.targets.target import Storage, Target
+
+TARGET = Target(
+    "generic-qdq",
+    "Any runtime that knows QuantizeLinear and DequantizeLinear of opset 18: uint8 and int8 numbers",
+    PlacementRules(
+        weighted=WEIGHTED,
+        absorbed=RECTIFIERS,
+        elementwise=ADDITIONS | CONCATENATIONS,
+        value_preserving=VALUE_PRESERVING,
+        reducing=MAX_POOLS | MAXIMA,
+        saturating_pairs=True,
+    ),
+    Storage(int4_weights=False),
+    opset=18,
+    runtimes=("onnxruntime", "openvino"),
+    limits=("weights of 4 bits are stored as int8 numbers",),
+)
