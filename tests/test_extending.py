@@ -104,7 +104,7 @@ assert "neg" in str(calibrated.network.graph)
 doubled = qg.run_stages([DoubleFirstBias()], calibrated)
 assert doubled.record["doubled"] == 1 and "doubling" in doubled.seconds
 with open("model.onnx", "wb") as file:
-    file.write(qg.export(doubled).onnx_model.SerializeToString())
+    file.write(qg.export(doubled).file.model.SerializeToString())
 """
 
 
