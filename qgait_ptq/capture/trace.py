@@ -13,29 +13,32 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
-from enum import Enum, auto
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 
+from qgait_ptq.capture.comparison import Comparer, Comparison
 from qgait_ptq.capture.diagnosis import explain_failure
 from qgait_ptq.capture.embedding_output import could_be_embedding, reduce_to_embedding
+from qgait_ptq.capture.guards import SizeGuards
 from qgait_ptq.capture.side_effects import restore_batch_norms, without_side_effects
 from qgait_ptq.errors import CaptureError, first_line
 from qgait_ptq.graph.attributes import ORIGIN_KEY, remove_unused
+from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.graph.frame_parts import SeveralInputs
 from qgait_ptq.graph.network_input import random_silhouettes
 from qgait_ptq.system.invariants import of_type
 
 EXAMPLE_BATCH = 2  # with 1, networks that squeeze are captured wrongly
 EXAMPLE_FRAMES = 7  # prime, so that no arithmetic on it works by accident
+LONGER_EXAMPLE_FRAMES = 31  # for networks that go another way with fewer frames than usual
 BATCHES = (1, 2, 3)
+LARGEST_TRIED = 64  # frames, of an end of the frame counts that is tried, too
 FRAME_COUNTS = (5, 7, 17)  # shorter, as captured, more than twice as long
 # What a dimension is fixed at where the network, its capture or its file takes one size only.
 PINNED_BATCH, PINNED_FRAMES = 1, 30
-TOLERANCE = 1e-4  # relative to the largest value of the embedding
 BATCH_AXIS, FRAME_AXIS = 0, 1
 
 
@@ -46,24 +49,42 @@ class Capture:
     Attributes:
         graph_module: takes silhouettes ``[n, s, h, w]``, gives the embedding.
         batch: fixed batch size; None where any is taken.
-        frames: fixed frame count; None where any is taken.
-        frame_shape: of one frame: ``(h, w)`` of silhouettes, ``(c, h, w)`` of maps.
-        checked: the (batch, frames) at which capture and network were compared.
+        frame_counts: frame counts at which the graph computes what the network does.
+        frame_shape: shape of one frame: ``(h, w)`` of silhouettes, ``(c, h, w)`` of maps.
+        checked: (batch, frames) at which graph and network were compared and agree.
+        example_frames: frame count of examples.
     """
 
     graph_module: fx.GraphModule
     batch: int | None
-    frames: int | None
+    frame_counts: FrameCounts
     frame_shape: tuple[int, ...]
     checked: tuple[tuple[int, int], ...]
+    example_frames: int = EXAMPLE_FRAMES
 
-    def example(self, sequences: int = EXAMPLE_BATCH, length: int = EXAMPLE_FRAMES) -> Tensor:
-        """Random silhouettes ``[n, s, h, w]`` that the graph takes; fixed dimensions have their way."""
-        return random_silhouettes(self.batch or sequences, self.frames or length, self.frame_shape)
+    @property
+    def frames(self) -> int | None:
+        """Fixed frame count; None where several are taken."""
+        return self.frame_counts.fixed
+
+    def example(self, sequences: int = EXAMPLE_BATCH, length: int | None = None) -> Tensor:
+        """Return random silhouettes ``[n, s, h, w]`` of the nearest size that the graph takes.
+
+        Args:
+            sequences: batch size.
+            length: frame count; None takes the one of the capture.
+        """
+        count = self.frame_counts.nearest(length or self.example_frames)
+        return random_silhouettes(self.batch or sequences, count, self.frame_shape)
 
     def empty_example(self) -> Tensor:
-        """Zeros of the sizes of `example`, for exporters, which look at sizes only."""
-        return torch.zeros(self.batch or EXAMPLE_BATCH, self.frames or EXAMPLE_FRAMES, *self.frame_shape)
+        """Return zeros of the sizes of `example`, for exporters, which look at sizes only."""
+        return torch.zeros(*self.own_size, *self.frame_shape)
+
+    @property
+    def own_size(self) -> tuple[int, int]:
+        """Batch size and frame count of examples."""
+        return self.batch or EXAMPLE_BATCH, self.frame_counts.nearest(self.example_frames)
 
     @property
     def free_axes(self) -> frozenset[int]:
@@ -74,9 +95,11 @@ class Capture:
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """The (batch, frames) to check at: one of both at a time differs from those of the example."""
-        own = (self.batch or EXAMPLE_BATCH, self.frames or EXAMPLE_FRAMES)
+        own = self.own_size
         batches = BATCHES if self.batch is None else (self.batch,)
-        counts = FRAME_COUNTS if self.frames is None else (self.frames,)
+        counts = [count for count in (*FRAME_COUNTS, own[1]) if self.frame_counts.takes(count)]
+        ends = [self.frame_counts.shortest, self.frame_counts.longest or 0]
+        counts += [end for end in ends if 0 < end <= LARGEST_TRIED]
         return tuple(sorted({(n, own[1]) for n in batches} | {(own[0], s) for s in counts}))
 
     def pin(self, axes: Iterable[int]) -> Capture:
@@ -85,7 +108,7 @@ class Capture:
         return replace(
             self,
             batch=PINNED_BATCH if BATCH_AXIS in free else self.batch,
-            frames=PINNED_FRAMES if FRAME_AXIS in free else self.frames,
+            frame_counts=FrameCounts.exactly(PINNED_FRAMES) if FRAME_AXIS in free else self.frame_counts,
         )
 
 
@@ -109,22 +132,39 @@ def capture(
             output, gives values that are not finite, or computes something else than its graph.
     """
     set_to_inference(network)
-    network = embedding_network(network, frame_shape, frames, output)
-    captured = Capture(fx.GraphModule({}, fx.Graph()), None, frames, frame_shape, ())
-    for _ in range(3):  # as captured, then with one and with both dimensions pinned
+    nothing = fx.GraphModule({}, fx.Graph())
+    length = _example_frames(network, frame_shape) if frames is None else frames
+    captured = Capture(nothing, None, FrameCounts.exactly(frames), frame_shape, (), length)
+    network = embedding_network(network, frame_shape, length, output)
+    for _ in range(4):  # as captured, with a longer example, then with one and with both dimensions pinned
         example = captured.example()
         _check_embedding(_run_network(network, example), example)
-        graph_module, pinned = _export(network, example, captured.free_axes)
-        found = {size: _compare(network, graph_module, size, example) for size in captured.sizes}
-        if found[example.shape[0], example.shape[1]] is _Comparison.DIFFERS:
+        program, graph_module, pinned = _export(network, example, captured.free_axes)
+        comparer = Comparer(network, graph_module, frame_shape)
+        if comparer.compare(captured.own_size) is Comparison.DIFFERS:
             raise CaptureError(
                 "the captured graph computes something else than the network on the very input it was "
                 "captured with; does the network keep state, or draw random numbers in eval mode?"
             )
+        free = captured.free_axes - pinned
+        if FRAME_AXIS in free:
+            guards, (batch, count) = SizeGuards(program, FRAME_AXIS), captured.own_size
+            counts = comparer.frame_counts(guards, batch, count)
+            if not counts.takes(PINNED_FRAMES) and captured.example_frames < LONGER_EXAMPLE_FRAMES:
+                captured = replace(captured, example_frames=LONGER_EXAMPLE_FRAMES)
+                continue
+            if counts.takes(PINNED_FRAMES):
+                captured = replace(captured, frame_counts=counts)
+            else:
+                pinned = pinned | {FRAME_AXIS}
+        if BATCH_AXIS in free and not comparer.batch_is_free(
+            SizeGuards(program, BATCH_AXIS), *captured.own_size
+        ):
+            pinned = pinned | {BATCH_AXIS}
+        found = {size: comparer.compare(size) for size in captured.sizes}
+        pinned = pinned or {axis for axis in captured.free_axes if _must_pin(found, axis, example)}
         if not pinned:
-            pinned = {axis for axis in captured.free_axes if _must_pin(found, axis, example)}
-        if not pinned:
-            agreeing = (size for size, result in found.items() if result is _Comparison.AGREES)
+            agreeing = (size for size, result in found.items() if result is Comparison.AGREES)
             return replace(captured, graph_module=graph_module, checked=tuple(agreeing))
         # One that varies with a wrong frame count may be right for any batch.
         captured = captured.pin({FRAME_AXIS} if FRAME_AXIS in pinned else pinned)
@@ -163,6 +203,15 @@ def quiet_torch() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _example_frames(network: nn.Module, frame_shape: tuple[int, ...]) -> int:
+    """Return the frame count to capture with: a larger one where the network does not take the usual one."""
+    for count in (EXAMPLE_FRAMES, LONGER_EXAMPLE_FRAMES):
+        with suppress(CaptureError):
+            _run_network(network, random_silhouettes(EXAMPLE_BATCH, count, frame_shape))
+            return count
+    return EXAMPLE_FRAMES
+
+
 def _run_network(network: nn.Module, silhouettes: Tensor) -> Any:
     try:
         with torch.inference_mode():
@@ -190,8 +239,8 @@ def _check_embedding(embedding: Tensor, example: Tensor) -> None:
 
 def _export(
     network: nn.Module, example: Tensor, free_axes: frozenset[int]
-) -> tuple[fx.GraphModule, set[int]]:
-    """Export with the dimensions that are not fixed left to torch; gives the axes that it fixed."""
+) -> tuple[ExportedProgram, fx.GraphModule, set[int]]:
+    """Export with the dimensions that are not fixed left to torch; return also the axes that it fixed."""
     dynamic = dict.fromkeys(sorted(free_axes), Dim.AUTO)
     try:
         with quiet_torch(), torch.no_grad():
@@ -206,7 +255,7 @@ def _export(
     graph_module = _plain_graph_module(graph_module)
     restore_batch_norms(graph_module)
     _name_as_inside(graph_module, network)
-    return graph_module, pinned
+    return program, graph_module, pinned
 
 
 def _plain_graph_module(exported: fx.GraphModule) -> fx.GraphModule:
@@ -242,34 +291,7 @@ def _name_as_inside(graph_module: fx.GraphModule, network: nn.Module) -> None:
             node.meta[ORIGIN_KEY] = str(node.target).removeprefix(prefix)
 
 
-class _Comparison(Enum):
-    AGREES = auto()
-    DIFFERS = auto()
-    REFUSED = auto()  # the network itself does not take this size
-
-
-def _compare(
-    network: nn.Module, graph_module: fx.GraphModule, size: tuple[int, int], example: Tensor
-) -> _Comparison:
-    silhouettes = random_silhouettes(*size, tuple(example.shape[2:]))
-    try:
-        with torch.inference_mode():
-            expected = network(silhouettes)
-    except Exception:
-        return _Comparison.REFUSED
-    try:
-        with torch.inference_mode():
-            given = graph_module(silhouettes)
-    except Exception:
-        return _Comparison.DIFFERS
-    if given.shape != expected.shape:
-        return _Comparison.DIFFERS
-    scale = expected.abs().max().clamp_min(1e-6)
-    close = bool((given - expected).abs().max() <= TOLERANCE * scale)
-    return _Comparison.AGREES if close else _Comparison.DIFFERS
-
-
-def _must_pin(found: dict[tuple[int, int], _Comparison], axis: int, example: Tensor) -> bool:
+def _must_pin(found: dict[tuple[int, int], Comparison], axis: int, example: Tensor) -> bool:
     """Whether a free dimension must be fixed: the graph differs at another size, or all are refused."""
     own = (example.shape[0], example.shape[1])
     others = [
@@ -278,5 +300,5 @@ def _must_pin(found: dict[tuple[int, int], _Comparison], axis: int, example: Ten
         if size[axis] != own[axis] and size[1 - axis] == own[1 - axis]
     ]
     return bool(others) and (
-        _Comparison.DIFFERS in others or all(result is _Comparison.REFUSED for result in others)
+        Comparison.DIFFERS in others or all(result is Comparison.REFUSED for result in others)
     )

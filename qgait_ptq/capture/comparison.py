@@ -1,0 +1,109 @@
+"""Comparison of a captured graph with the network at one size, and the sizes at which they agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+import torch
+from torch import Tensor, fx, nn
+
+from qgait_ptq.capture.guards import SizeGuards, agreeing_sizes
+from qgait_ptq.graph.frame_counts import FrameCounts
+from qgait_ptq.graph.network_input import random_silhouettes
+
+TOLERANCE = 1e-4  # relative to the largest value of the embedding
+SMALL = 64  # frames: longer sequences are compared one at a time, so that they fit into memory
+TRIED_ABOVE_SHORTEST = 5  # frame counts
+LONGEST_REPEATED = 16  # frames: up to here, it is tried whether the network repeats short sequences
+
+
+class Comparison(Enum):
+    """Result of a comparison at one size."""
+
+    AGREES = auto()
+    DIFFERS = auto()
+    REFUSED = auto()  # the network itself does not take this size
+
+
+@dataclass(frozen=True)
+class Comparer:
+    """A network and its graph.
+
+    Attributes:
+        network: takes ``[n, s, *frame_shape]``.
+        graph_module: takes the same.
+        frame_shape: shape of one frame.
+    """
+
+    network: nn.Module
+    graph_module: fx.GraphModule
+    frame_shape: tuple[int, ...]
+
+    def compare(self, size: tuple[int, int], repeats: int = 1) -> Comparison:
+        """Compare the embeddings of random silhouettes.
+
+        Args:
+            size: batch size and frame count.
+            repeats: how often the graph gets the sequence, one after the other.
+        """
+        silhouettes = random_silhouettes(*size, self.frame_shape)
+        expected = _run(self.network, silhouettes)
+        if expected is None:
+            return Comparison.REFUSED
+        actual = _run(self.graph_module, torch.cat([silhouettes] * repeats, 1))
+        if actual is None or actual.shape != expected.shape:
+            return Comparison.DIFFERS
+        scale = expected.abs().max().clamp_min(1e-6)
+        close = bool((actual - expected).abs().max() <= TOLERANCE * scale)
+        return Comparison.AGREES if close else Comparison.DIFFERS
+
+    def frame_counts(self, guards: SizeGuards, batch: int, captured: int) -> FrameCounts:
+        """Return the frame counts at which the graph computes what the network does.
+
+        Args:
+            guards: guards on the frame count.
+            batch: batch size to compare at.
+            captured: frame count of the capture.
+        """
+
+        def agrees(count: int) -> bool:
+            size = (batch if count <= SMALL else 1, count)
+            return self.compare(size) is Comparison.AGREES
+
+        shortest, longest = agreeing_sizes(guards.segments(), captured, agrees)
+        # Guards are silent about 1, and a network may refuse what is shorter than its kernels.
+        for count in reversed(range(shortest, min(captured, shortest + TRIED_ABOVE_SHORTEST))):
+            if not agrees(count):
+                shortest = count + 1
+                break
+        return FrameCounts(shortest, longest, self._repeats(FrameCounts(shortest, longest), batch))
+
+    def batch_is_free(self, guards: SizeGuards, captured: int, frames: int) -> bool:
+        """Return whether the graph computes what the network does at every batch size."""
+
+        def agrees(batch: int) -> bool:
+            return self.compare((batch, frames)) is Comparison.AGREES
+
+        return agreeing_sizes(guards.segments(), captured, agrees) == (1, None)
+
+    def _repeats(self, counts: FrameCounts, batch: int) -> dict[int, int]:
+        """Return shorter frame counts with how often the network itself repeats the sequence."""
+        repeats = {}
+        for count in range(1, min(counts.shortest, LONGEST_REPEATED + 1)):
+            fewest = math.ceil(counts.shortest / count)
+            for times in (fewest, fewest + 1, fewest + 2):
+                if counts.takes(times * count) and self.compare((batch, count), times) is Comparison.AGREES:
+                    repeats[count] = times
+                    break
+        return repeats
+
+
+def _run(network: Callable[[Tensor], Tensor], silhouettes: Tensor) -> Tensor | None:
+    try:
+        with torch.inference_mode():
+            return network(silhouettes)
+    except Exception:  # whatever a network raises at a size that it does not take
+        return None

@@ -1,0 +1,115 @@
+"""Sizes at which a captured graph may stop to compute what the network does.
+
+torch.export follows one branch of ``if s < 3`` and records a guard, ``s >= 3``. The graph is right where all
+guards hold. Elsewhere it may still be right, so both sides of each guard are compared with the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import sympy  # type: ignore[import-untyped]
+import torch
+from torch.export import ExportedProgram
+
+LARGEST_SIZE = 1024  # guards beyond it are believed, not tried
+TRIED_SEGMENTS = 8  # on either side of the capture
+# Functions of torch's symbolic sizes, on numbers.
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "Mod": lambda a, b: a % b,
+    "PythonMod": lambda a, b: a % b,
+    "FloorDiv": lambda a, b: a // b,
+    "CleanDiv": lambda a, b: a // b,
+    "CeilDiv": lambda a, b: -(-a // b),
+    "Max": max,
+    "Min": min,
+    "PowByNatural": lambda a, b: a**b,
+    "TruncToInt": int,
+    "FloatTrueDiv": lambda a, b: a / b,
+    "IntTrueDiv": lambda a, b: a / b,
+    "ToFloat": float,
+}
+Segment = tuple[int, int]  # first and last size
+
+
+class SizeGuards:
+    """The guards of a captured network on the size of one axis of its input."""
+
+    def __init__(self, program: ExportedProgram, axis: int) -> None:
+        """Read the guards of a program.
+
+        Args:
+            program: from torch.export, with automatic dynamic shapes.
+            axis: of its input.
+        """
+        self._guards: list[Callable[[int], bool]] = []
+        value = next(node.meta["val"] for node in program.graph.nodes if _is_input(node, program))
+        size = value.shape[axis]
+        if isinstance(size, int):
+            return
+        symbol, shape_env = size.node.expr, size.node.shape_env
+        hints = {name: hint for name, hint in _hints(value).items() if name != symbol}
+        for guard in shape_env.guards:
+            expression = guard.expr.subs(hints)
+            if expression.free_symbols == {symbol}:
+                self._guards.append(sympy.lambdify(symbol, expression, [FUNCTIONS, "math"]))
+
+    def state(self, size: int) -> tuple[bool, ...]:
+        """Return which guards hold at a size."""
+        return tuple(bool(guard(size)) for guard in self._guards)
+
+    def segments(self) -> list[Segment]:
+        """Return the stretches of sizes from 1 to `LARGEST_SIZE` over which the same guards hold."""
+        segments: list[Segment] = []
+        before: tuple[bool, ...] | None = None
+        for size in range(1, LARGEST_SIZE + 1):
+            state = self.state(size)
+            if state == before:
+                segments[-1] = (segments[-1][0], size)
+            else:
+                segments.append((size, size))
+            before = state
+        return segments
+
+
+def agreeing_sizes(
+    segments: Sequence[Segment], captured: int, agrees: Callable[[int], bool]
+) -> tuple[int, int | None]:
+    """Return the smallest and the largest size at which a graph computes what the network does.
+
+    Args:
+        segments: stretches of sizes over which the same guards hold.
+        captured: size at which the graph was captured.
+        agrees: whether graph and network compute the same at a size.
+
+    Returns:
+        The ends of the stretch around `captured`; None as the largest where no guard limits it.
+    """
+    own = next(index for index, (first, last) in enumerate(segments) if first <= captured <= last)
+    low, high = own, own
+    tried = 0
+    while high + 1 < len(segments) and tried < TRIED_SEGMENTS and _agrees(segments[high + 1], agrees):
+        high, tried = high + 1, tried + 1
+    tried = 0
+    while low > 0 and tried < TRIED_SEGMENTS and _agrees(segments[low - 1], agrees):
+        low, tried = low - 1, tried + 1
+    largest = segments[high][1]
+    return segments[low][0], None if largest >= LARGEST_SIZE else largest
+
+
+def _agrees(segment: Segment, agrees: Callable[[int], bool]) -> bool:
+    """Return whether graph and network agree at both ends of a stretch, and at some sizes between."""
+    first, last = segment
+    sizes = {first, first + 1, 2 * first + 1, last}
+    return all(agrees(size) for size in sorted(sizes) if first <= size <= last and size < LARGEST_SIZE)
+
+
+def _is_input(node: torch.fx.Node, program: ExportedProgram) -> bool:
+    return node.op == "placeholder" and node.name in program.graph_signature.user_inputs
+
+
+def _hints(value: torch.Tensor) -> dict[Any, int]:
+    """Return the sizes at which symbols were captured."""
+    sizes: list[Any] = [size for size in value.shape if not isinstance(size, int)]
+    return {size.node.expr: size.node.hint for size in sizes}

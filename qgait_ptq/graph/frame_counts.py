@@ -1,0 +1,107 @@
+"""Frame counts that a network takes, and how sequences of other lengths are brought to them.
+
+Evaluation, `Embedder` and the commands use the same rule, so that a report describes what is deployed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qgait_ptq.errors import DataError
+
+
+@dataclass(frozen=True)
+class FrameCounts:
+    """Frame counts that a network takes.
+
+    Attributes:
+        shortest: smallest frame count.
+        longest: largest frame count; None where there is no limit.
+        repeats: shorter frame counts → how often the network itself repeats such a sequence.
+
+    Example:
+        >>> counts = FrameCounts(3, None, {1: 3, 2: 2})
+        >>> counts.fit(np.zeros((2, 64, 44))).shape
+        (4, 64, 44)
+    """
+
+    shortest: int = 1
+    longest: int | None = None
+    repeats: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def exactly(cls, count: int | None) -> FrameCounts:
+        """Return one frame count only; None takes any."""
+        return cls() if count is None else cls(count, count)
+
+    @property
+    def fixed(self) -> int | None:
+        """The frame count, where only one is taken."""
+        return self.shortest if self.shortest == self.longest else None
+
+    def takes(self, count: int) -> bool:
+        """Return whether a network takes a frame count as it is."""
+        return self.shortest <= count and (self.longest is None or count <= self.longest)
+
+    def nearest(self, count: int) -> int:
+        """Return the frame count nearest to another one that a network takes as it is."""
+        count = max(self.shortest, count)
+        return count if self.longest is None else min(self.longest, count)
+
+    def fit(self, frames: NDArray[Any], name: str = "the sequence") -> NDArray[Any]:
+        """Bring a sequence to a frame count that the network takes.
+
+        A network of one frame count gets frames repeated in a circle, or the first ones. A sequence that is
+        too short for others is repeated as the network itself repeats it.
+
+        Args:
+            frames: sequence ``[s, ...]``.
+            name: named in errors.
+
+        Raises:
+            DataError: the network computes something else at this length than its file would.
+        """
+        count = len(frames)
+        if self.takes(count):
+            return frames
+        if self.fixed is not None:
+            return frames[np.arange(self.fixed) % count]
+        if count in self.repeats:
+            return np.concatenate([frames] * self.repeats[count])
+        raise DataError(f"{name}: {count} frames; the network is captured for {self}")
+
+    def __str__(self) -> str:
+        if self.fixed is not None:
+            return f"{self.fixed} frames only"
+        if self.longest is not None:
+            text = f"{self.shortest} to {self.longest} frames"
+        else:
+            text = f"{self.shortest} frames or more" if self.shortest > 1 else "any number of frames"
+        repeated = ", ".join(str(count) for count in sorted(self.repeats))
+        return f"{text} (sequences of {repeated} are repeated, as the network does)" if repeated else text
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        repeats = {str(count): times for count, times in sorted(self.repeats.items())}
+        return {"shortest": self.shortest, "longest": self.longest, "repeats": repeats}
+
+
+ANY_FRAME_COUNT = FrameCounts()
+
+
+def parse_frame_counts(described: Mapping[str, Any] | None, fixed: int | None) -> FrameCounts:
+    """Return the frame counts that a file's metadata describe.
+
+    Args:
+        described: from `FrameCounts.describe`; None in files of older versions.
+        fixed: frame count in the shape of the file's input; None where it is free.
+    """
+    if fixed is not None or described is None:
+        return FrameCounts.exactly(fixed)
+    repeats = {int(count): times for count, times in described.get("repeats", {}).items()}
+    return FrameCounts(described["shortest"], described.get("longest"), repeats)
