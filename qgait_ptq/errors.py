@@ -43,6 +43,10 @@ class StageOrderError(RuntimeError):
     """A stage lacks what one before it should have given: an error of the program that put them in order."""
 
 
+class SequenceLengthWarning(UserWarning):
+    """A file takes one frame count only, and sequences of other lengths are repeated or cut."""
+
+
 class ProcessorWarning(UserWarning):
     """A file's integer sums can saturate on this processor; the text says what is done about it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -20,10 +21,13 @@ from qgait_ptq.gait.data.clips import (
 )
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sampling import PKSampler
+from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.graph.network_input import as_network_input
 from qgait_ptq.graph.shapes import observed_shape
+from qgait_ptq.stages.stage import nothing
 from qgait_ptq.stages.state import State
 from qgait_ptq.stages.training_data import Clips, TrainingData
+from qgait_ptq.system.progress import Advance
 
 CLIPS_PER_BATCH = 8  # where labels play no role
 SAVED_FACTOR = 3  # activations kept for the backward pass, in sizes of all nodes' outputs
@@ -36,9 +40,9 @@ def calibration_sequences(state: State) -> GaitDataset:
 
 
 def cut(state: State, chosen: GaitDataset, frames: int) -> LabelledClips:
-    """Clips of a length, or of the one that the network takes."""
+    """Return clips of at most some frames, of a length that the network takes."""
     captured = state.captured
-    return cut_clips(chosen, captured.frames or frames, captured.frame_shape, state.config.seed)
+    return cut_clips(chosen, frames, captured.frame_shape, state.config.seed, captured.frame_counts)
 
 
 def with_training_data(state: State, clips: LabelledClips) -> State:
@@ -87,10 +91,30 @@ def with_unlabelled_clips(state: State, chosen: GaitDataset) -> State:
     clips = cut(state, chosen, state.config.correction_frames)
     if clips.copies:
         state = state.noting(f"{clips.copies} calibration sequences repeat others and are left out")
+    if clips.short:
+        length = clips.silhouettes.shape[1]
+        state = state.noting(
+            f"{clips.short} calibration sequences are shorter than {length} frames, far shorter than the "
+            "others; rounding and bias correction leave them out"
+        )
     silhouettes = clips.silhouettes
     if state.training is not None:
         silhouettes = silhouettes[~torch.isin(clips.labels, state.training.held_out.labels)]
     return replace(state, maybe_unlabelled=silhouettes)
+
+
+def taken_batches(state: State, data: GaitDataset, advance: Advance = nothing) -> Iterator[Tensor]:
+    """Yield sequences as batches of one, on the device, of at most the configured frames.
+
+    Sequences of frame counts that the network does not take are left out.
+    """
+    captured, limit = state.captured, state.config.calibration_frames
+    for silhouettes, record in data:
+        if captured.frame_counts.fits(min(len(silhouettes), limit)):
+            counts = captured.frame_counts
+            batch = network_batch(silhouettes, record, captured.frame_shape, counts, limit)
+            yield batch.to(state.device)
+        advance()
 
 
 def unlabelled_batches(state: State) -> list[Tensor]:
@@ -109,7 +133,7 @@ def clips_at_once(state: State) -> int:
     captured, network = state.captured, state.network
     if captured.batch is not None:
         return captured.batch
-    frames = captured.frames or state.config.idc.frames
+    frames = captured.frame_counts.nearest(state.config.idc.frames)
     shapes = [observed_shape(node) for node in network.graph.nodes]
     example = next(shape for shape in shapes if shape is not None)  # the silhouettes, [n, s, h, w]
     bytes_each = 4 * sum(math.prod(shape) for shape in shapes if shape) * frames / (example[0] * example[1])

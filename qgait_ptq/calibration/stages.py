@@ -15,6 +15,7 @@ from qgait_ptq.calibration.batches import (
     calibration_sequences,
     clips_at_once,
     cut,
+    taken_batches,
     unlabelled_batches,
     with_training_data,
     with_unlabelled_clips,
@@ -31,7 +32,6 @@ from qgait_ptq.calibration.resuming import SavedStates
 from qgait_ptq.calibration.trained_graph import LearningRates
 from qgait_ptq.calibration.training import TrainingSettings
 from qgait_ptq.config.schema import QuantConfig
-from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.placement.insert import insert_quantizers
 from qgait_ptq.placement.quantized_layers import quantized_layers
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
@@ -91,23 +91,23 @@ class SetRanges(Stage):
         Raises:
             CalibrationError: values that are not finite, or no sequence.
         """
-        captured = state.captured
         quantized = insert_quantizers(state.network).to(state.device)
+        seen = 0
 
         def batches() -> Iterator[Tensor]:
-            for silhouettes, record in state.chosen:
-                yield network_batch(
-                    silhouettes,
-                    record,
-                    captured.frame_shape,
-                    captured.frames,
-                    state.config.calibration_frames,
-                ).to(state.device)
-                advance()
+            nonlocal seen
+            for batch in taken_batches(state, state.chosen, advance):
+                seen += 1
+                yield batch
 
         calibrate_ranges(quantized, batches())
         reference = copy.deepcopy(quantized)
         set_quantizing(reference, False)
+        if seen < len(state.chosen):
+            state = state.noting(
+                f"{len(state.chosen) - seen} calibration sequences are left out: the network is captured for "
+                f"{state.captured.frame_counts}"
+            )
         return replace(state, maybe_quantized=quantized, maybe_reference=reference)
 
 

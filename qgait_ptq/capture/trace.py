@@ -22,6 +22,7 @@ from torch.export import Dim, ExportedProgram
 from qgait_ptq.capture.comparison import Comparer, Comparison
 from qgait_ptq.capture.diagnosis import explain_failure
 from qgait_ptq.capture.embedding_output import could_be_embedding, reduce_to_embedding
+from qgait_ptq.capture.exportable import ExportableOperators
 from qgait_ptq.capture.guards import SizeGuards
 from qgait_ptq.capture.side_effects import restore_batch_norms, without_side_effects
 from qgait_ptq.errors import CaptureError, first_line
@@ -243,7 +244,7 @@ def _export(
     """Export with the dimensions that are not fixed left to torch; return also the axes that it fixed."""
     dynamic = dict.fromkeys(sorted(free_axes), Dim.AUTO)
     try:
-        with quiet_torch(), torch.no_grad():
+        with quiet_torch(), torch.no_grad(), ExportableOperators():
             program = torch.export.export(network, (example,), dynamic_shapes=(dynamic,), strict=False)
             graph_module = without_side_effects(program).module(check_guards=False)
     except Exception as error:

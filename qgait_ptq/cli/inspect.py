@@ -21,6 +21,7 @@ from qgait_ptq.cli.options import (
     apply_options,
 )
 from qgait_ptq.cli.recipe import build_recipe
+from qgait_ptq.graph.frame_counts import FrameCounts
 
 if TYPE_CHECKING:
     from qgait_ptq.config.schema import Recipe
@@ -146,9 +147,13 @@ def command(
         *(f"{name} in float: {reason}" for name, reason in float_operators(graph_module).items()),
         f"{parameters / 1e6:.2f} M parameters, {macs / 1e9:.2f} GMAC, "
         f"{100 * integer / macs:.2f} % of them on integers",
-        f"batch {captured.batch or 'free'}, frames {captured.frames or 'free'}",
+        f"batch {captured.batch or 'free'}, {_frames_text(captured.frame_counts)}",
     ):
         write_line(console, line)
+
+
+def _frames_text(counts: FrameCounts) -> str:
+    return "frames free" if counts == FrameCounts() else f"frames: {counts}"
 
 
 def _parse_inputs(texts: tuple[str, ...]) -> FrameLayout | None:
@@ -199,8 +204,9 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
     chosen = data.test.choose(COMPARED_SEQUENCES, recipe.quantization.seed)
     limit = recipe.quantization.calibration_frames
     sequences = [
-        (network_batch(frames, record, embedder.frame_shape, embedder.frames, limit), record.subject)
+        (network_batch(frames, record, embedder.frame_shape, embedder.frame_counts, limit), record.subject)
         for frames, record in chosen
+        if embedder.frame_counts.fits(min(len(frames), limit))
     ]
     with progress.stage("layers", len(chosen)) as advance, refuse_damage(embedder.path):
         compared = [

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import click
 
-from qgait_ptq.errors import ProcessorWarning, QgaitError
+from qgait_ptq.errors import ProcessorWarning, QgaitError, SequenceLengthWarning
 from qgait_ptq.system.locking import temporary_files
 
 COMMANDS = {
@@ -228,7 +228,7 @@ _show_by_default = warnings.showwarning
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
     """Show the toolkit's own warnings as a line for people, and others as Python does."""
-    if issubclass(category, ProcessorWarning):
+    if issubclass(category, (ProcessorWarning, SequenceLengthWarning)):
         from qgait_ptq.report.plain import plain
 
         click.echo(f"qgait-ptq: warning: {plain(message)}", err=True)

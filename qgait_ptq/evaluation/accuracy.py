@@ -14,13 +14,15 @@ from qgait_ptq.errors import CalibrationError, DataError
 from qgait_ptq.gait.comparison import compare_accuracy, compare_distances
 from qgait_ptq.gait.data.sequences import shape_text
 from qgait_ptq.gait.data.sources import GaitData
-from qgait_ptq.gait.embedding import Embed, embed_dataset
+from qgait_ptq.gait.embedding import Embed, embed_taken
 from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr
 from qgait_ptq.gait.protocols import Accuracy, evaluate
+from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.graph.frame_parts import join_inputs
 from qgait_ptq.runtime.embedder import Embedder
 from qgait_ptq.runtime.sessions import run_session
 from qgait_ptq.system.device import choose_device
+from qgait_ptq.system.invariants import present
 from qgait_ptq.system.progress import Progress, Silent
 
 
@@ -77,15 +79,20 @@ def evaluate_file(embedder: Embedder, data: GaitData, progress: Progress | None 
     def embed(batch: Tensor) -> Tensor:
         return torch.from_numpy(run_session(embedder.session, batch.numpy()))
 
-    return _evaluate(embed, data, embedder.frames, progress or Silent())
+    return _evaluate(embed, data, embedder.frame_counts, progress or Silent())
 
 
-def _evaluate(embed: Embed, data: GaitData, frames: int | None, progress: Progress) -> Accuracy:
+def _evaluate(embed: Embed, data: GaitData, frames: FrameCounts | int | None, progress: Progress) -> Accuracy:
     if data.test_set is None:
         raise DataError("the data have no gallery and probes; accuracy needs a protocol")
     with progress.stage("evaluation", len(data.test)) as advance:
-        (embeddings,) = embed_dataset(data.test, [embed], data.frame_shape, frames, advance)
-    return evaluate(embeddings, data.test.records, data.test_set, data.metric)
+        embedded = embed_taken(data.test, [embed], data.frame_shape, frames, advance)
+    if embedded.refused:
+        progress.note(
+            f"{len(embedded.refused)} of {len(data.test)} sequences left out: {embedded.refused[0]}"
+        )
+    left = data.with_test(embedded.kept)
+    return evaluate(embedded.embeddings[0], left.test.records, present(left.test_set), left.metric)
 
 
 def accuracy_of(embeddings: list[Tensor], data: GaitData) -> dict[str, Accuracy]:

@@ -6,6 +6,7 @@ A file may come from anybody, so every field that a reader uses is checked here,
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from qgait_ptq.system.reading import shown
 METADATA_KEY = "qgait_ptq"
 LARGEST_MODEL = 2**31  # bytes of a file; protobuf reads no larger ones
 LARGEST_NUMBER = 2**63
+LARGEST_REPEATS = 1000  # of a short sequence
 KINDS = tuple(kind.value for kind in PartKind)
 METRICS = ("euclidean", "cosine")
 
@@ -109,6 +111,18 @@ def _is_part(value: Any) -> bool:
     )
 
 
+def _is_frame_counts(value: Any) -> bool:
+    if not isinstance(value, dict) or not _is_positive(value.get("shortest")):
+        return False
+    longest, repeats = value.get("longest"), value.get("repeats")
+    return (
+        (longest is None or (_is_positive(longest) and longest >= value["shortest"]))
+        and isinstance(repeats, dict)
+        and all(re.fullmatch(r"[1-9]\d{0,2}", count) for count in repeats)
+        and all(_is_positive(times) and times <= LARGEST_REPEATS for times in repeats.values())
+    )
+
+
 def _optional(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or is_valid(value)
 
@@ -122,6 +136,7 @@ FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "inputs": (lambda value: _is_list(value, _is_input), "a list of name, shape and kind"),
         "submodule": (_optional(_is_part), "null, or a name, axes and a shape"),
         "frames": (_optional(_is_positive), "null or a positive integer"),
+        "frame_counts": (_is_frame_counts, "shortest, longest and repeats"),
         "macs": (_is_count, "an integer of 0 or more"),
         "macs_frames": (_is_positive, "a positive integer"),
         "channels": (_is_positive, "a positive integer"),

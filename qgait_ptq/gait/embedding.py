@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from qgait_ptq.errors import DataError
+from qgait_ptq.errors import DataError, QgaitError, first_line
 from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord, Silhouettes
 from qgait_ptq.gait.data.sampling import LONGEST_TEST_SEQUENCE, to_network_input
 from qgait_ptq.gait.data.sequences import shape_text
+from qgait_ptq.graph.frame_counts import FrameCounts
 
 Embed = Callable[[Tensor], Tensor]
 
@@ -20,7 +21,7 @@ def network_batch(
     silhouettes: Silhouettes,
     record: SequenceRecord,
     frame_shape: tuple[int, ...],
-    frames: int | None = None,
+    frames: FrameCounts | int | None = None,
     limit: int = LONGEST_TEST_SEQUENCE,
 ) -> Tensor:
     """One sequence as a batch of one.
@@ -29,31 +30,41 @@ def network_batch(
         silhouettes: ``[s, h, w]`` in 0..255, or maps ``[s, c, h, w]``.
         record: where it came from, for errors.
         frame_shape: of the frames that the network takes.
-        frames: exact frame count, for networks that take one only: frames are repeated in a circle or left
-            out at the end. None takes all frames up to `limit`.
-        limit: longest sequence.
+        frames: frame counts that the network takes, or the only one; None takes any. Sequences are brought to
+            them as `FrameCounts.indices` says.
+        limit: frames behind it are left out first.
 
     Returns:
         ``[1, s, h, w]`` in [0, 1], or ``[1, s, c, h, w]``.
 
     Raises:
-        DataError: frames of another shape.
+        DataError: frames of another shape, or a frame count that the network does not take.
     """
-    if silhouettes.shape[1:] != frame_shape:
-        raise DataError(
-            f"{record.name}: silhouettes of {shape_text(silhouettes.shape[1:])}, the network and the other "
-            f"sequences have {shape_text(frame_shape)} (square ones lose their empty columns)"
-        )
-    if frames is not None:
-        silhouettes = silhouettes[np.arange(frames) % len(silhouettes)]
-    return to_network_input(silhouettes[:limit])[None]
+    _check_shape(silhouettes, record, frame_shape)
+    counts = frames if isinstance(frames, FrameCounts) else FrameCounts.exactly(frames)
+    return to_network_input(counts.fit(silhouettes[: counts.nearest(limit)], record.name))[None]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings of the sequences that all networks take.
+
+    Attributes:
+        embeddings: for each network ``[n, c, p]`` (p = 1 where the network has no parts), on the CPU.
+        kept: indices of the sequences that were embedded.
+        refused: one line for each of the others.
+    """
+
+    embeddings: list[Tensor]
+    kept: list[int]
+    refused: list[str]
 
 
 def embed_dataset(
     data: GaitDataset,
     networks: Sequence[Embed],
     frame_shape: tuple[int, ...],
-    frames: int | None = None,
+    frames: FrameCounts | int | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
     """Embed every sequence with several networks, reading each sequence once.
@@ -63,24 +74,73 @@ def embed_dataset(
     Args:
         data: the sequences.
         networks: each takes silhouettes ``[1, s, h, w]`` in [0, 1] and gives ``[1, c, p]`` or ``[1, c]``.
-        frame_shape: of the frames that the networks take.
-        frames: exact frame count; None takes all.
+        frame_shape: shape of the frames that the networks take.
+        frames: frame counts that the networks take, or the only one; None takes any.
         advance: called after each sequence.
 
     Returns:
         For each network the embeddings ``[n, c, p]`` (p = 1 where the network has no parts), on the CPU.
 
     Raises:
-        DataError: a sequence with frames of another shape.
+        DataError: a sequence with frames of another shape, or that a network does not take.
+    """
+    embedded = embed_taken(data, networks, frame_shape, frames, advance)
+    if embedded.refused:
+        raise DataError(embedded.refused[0])
+    return embedded.embeddings
+
+
+def embed_taken(
+    data: GaitDataset,
+    networks: Sequence[Embed],
+    frame_shape: tuple[int, ...],
+    frames: FrameCounts | int | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> Embedded:
+    """Embed the sequences that all of some networks take; arguments as of `embed_dataset`.
+
+    Raises:
+        DataError: a sequence with frames of another shape, or no sequence that all networks take.
     """
     embeddings: list[list[Tensor]] = [[] for _ in networks]
-    with torch.inference_mode():
-        for silhouettes, record in data:
+    kept, refused = [], []
+    for index, (silhouettes, record) in enumerate(data):
+        _check_shape(silhouettes, record, frame_shape)
+        try:
             batch = network_batch(silhouettes, record, frame_shape, frames)
-            for kept, network in zip(embeddings, networks, strict=True):
-                kept.append(as_parts(network(batch)).cpu())
-            advance()
-    return [torch.cat(kept) for kept in embeddings]
+            outputs = [_embed(network, batch, record) for network in networks]
+        except DataError as error:
+            refused.append(str(error))
+        else:
+            kept.append(index)
+            for so_far, output in zip(embeddings, outputs, strict=True):
+                so_far.append(output)
+        advance()
+    if refused and not kept:
+        raise DataError(f"no sequence can be embedded; {refused[0]}")
+    return Embedded([torch.cat(one) for one in embeddings], kept, refused)
+
+
+def _embed(network: Embed, batch: Tensor, record: SequenceRecord) -> Tensor:
+    """Return the embedding ``[1, c, p]`` of one sequence."""
+    try:
+        with torch.inference_mode():
+            return as_parts(network(batch)).cpu()
+    except QgaitError:
+        raise
+    except Exception as error:  # whatever a network raises at a length that it does not take
+        raise DataError(
+            f"{record.name}: the network does not run on {batch.shape[1]} frames "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error
+
+
+def _check_shape(silhouettes: Silhouettes, record: SequenceRecord, frame_shape: tuple[int, ...]) -> None:
+    if silhouettes.shape[1:] != frame_shape:
+        raise DataError(
+            f"{record.name}: silhouettes of {shape_text(silhouettes.shape[1:])}, the network and the other "
+            f"sequences have {shape_text(frame_shape)} (square ones lose their empty columns)"
+        )
 
 
 def as_parts(embedding: Tensor) -> Tensor:

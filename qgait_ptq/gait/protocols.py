@@ -7,7 +7,7 @@ that obeys all of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from typing import Any
 
@@ -129,6 +129,25 @@ class TestSet:
     protocol: Protocol
     gallery: list[int]
     probes: dict[str, list[int]]
+
+    def with_sequences(self, kept: Sequence[int]) -> TestSet:
+        """Return gallery and probes among some of the sequences, with indices into these.
+
+        Args:
+            kept: indices of the sequences, in order.
+
+        Raises:
+            DataError: no gallery sequence or no probe is left.
+        """
+        numbers = {index: number for number, index in enumerate(kept)}
+        gallery = [numbers[index] for index in self.gallery if index in numbers]
+        probes = {
+            name: [numbers[index] for index in indices if index in numbers]
+            for name, indices in self.probes.items()
+        }
+        if not gallery or not any(probes.values()):
+            raise DataError("no gallery sequence or no probe is left that the network takes")
+        return replace(self, gallery=gallery, probes=probes)
 
     @property
     def all_probes(self) -> list[int]:

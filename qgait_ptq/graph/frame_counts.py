@@ -53,27 +53,35 @@ class FrameCounts:
         count = max(self.shortest, count)
         return count if self.longest is None else min(self.longest, count)
 
-    def fit(self, frames: NDArray[Any], name: str = "the sequence") -> NDArray[Any]:
-        """Bring a sequence to a frame count that the network takes.
+    def fits(self, count: int) -> bool:
+        """Return whether a sequence of some frames can be brought to a frame count that is taken."""
+        return count > 0 and (self.takes(count) or self.fixed is not None or count in self.repeats)
+
+    def indices(self, count: int, name: str = "the sequence") -> NDArray[np.int64]:
+        """Return which frames of a sequence the network gets, in order.
 
         A network of one frame count gets frames repeated in a circle, or the first ones. A sequence that is
         too short for others is repeated as the network itself repeats it.
 
         Args:
-            frames: sequence ``[s, ...]``.
+            count: frames of the sequence.
             name: named in errors.
 
         Raises:
             DataError: the network computes something else at this length than its file would.
         """
+        if not self.fits(count):
+            raise DataError(
+                f"{name}: {count} frames; the network is captured for {self}, and computes something else or "
+                "fails at others. Cut or split the sequence"
+            )
+        length = count * self.repeats.get(count, 1) if self.fixed is None else self.fixed
+        return np.arange(length) % count
+
+    def fit(self, frames: NDArray[Any], name: str = "the sequence") -> NDArray[Any]:
+        """Return a sequence ``[s, ...]`` with the frames of `indices`."""
         count = len(frames)
-        if self.takes(count):
-            return frames
-        if self.fixed is not None:
-            return frames[np.arange(self.fixed) % count]
-        if count in self.repeats:
-            return np.concatenate([frames] * self.repeats[count])
-        raise DataError(f"{name}: {count} frames; the network is captured for {self}")
+        return frames if self.takes(count) else frames[self.indices(count, name)]
 
     def __str__(self) -> str:
         if self.fixed is not None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from qgait_ptq.gait.data.dataset import GaitDataset
-from qgait_ptq.gait.embedding import embed_dataset
+from qgait_ptq.gait.embedding import embed_taken
 from qgait_ptq.gait.metrics import part_distances, single_shot_rank1
+from qgait_ptq.graph.frame_counts import FrameCounts
 
 RANKED_SEQUENCES = 256
 
@@ -23,14 +24,14 @@ class HeldOutRanking:
         data: the sequences, of held-out identities and of the others.
         held_out: the identities to recognise.
         frame_shape: of the frames that the network takes.
-        frames: exact frame count; None takes all.
+        frames: frame counts that the network takes.
         device: where networks run.
     """
 
     data: GaitDataset
     held_out: frozenset[str]
     frame_shape: tuple[int, ...]
-    frames: int | None
+    frames: FrameCounts
     device: torch.device
 
     @classmethod
@@ -39,7 +40,7 @@ class HeldOutRanking:
         data: GaitDataset,
         held_out: Sequence[str],
         frame_shape: tuple[int, ...],
-        frames: int | None,
+        frames: FrameCounts,
         device: torch.device,
         seed: int,
     ) -> HeldOutRanking:
@@ -48,10 +49,11 @@ class HeldOutRanking:
 
     def rank1(self, network: Callable[[Tensor], Tensor]) -> float:
         """Rank-1 in percent, expected over galleries with one sequence of each identity."""
-        (embeddings,) = embed_dataset(
+        embedded = embed_taken(
             self.data, [lambda batch: network(batch.to(self.device))], self.frame_shape, self.frames
         )
-        subjects = [record.subject for record in self.data.records]
+        (embeddings,) = embedded.embeddings
+        subjects = [self.data.records[index].subject for index in embedded.kept]
         numbers = {subject: number for number, subject in enumerate(sorted(set(subjects)))}
         labels = torch.tensor([numbers[subject] for subject in subjects])
         probes = torch.tensor([subject in self.held_out for subject in subjects])

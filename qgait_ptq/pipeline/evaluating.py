@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from qgait_ptq.capture.trace import embedding_network, quiet_torch, set_to_inference
 from qgait_ptq.evaluation.accuracy import accuracy_of, agreement_of, comparison_of
 from qgait_ptq.evaluation.benchmark import QUIET_ENOUGH, compare_speed
 from qgait_ptq.evaluation.workload import Setting
-from qgait_ptq.gait.embedding import Embed, embed_dataset
+from qgait_ptq.gait.embedding import Embed, embed_taken
+from qgait_ptq.graph.frame_counts import FrameCounts
+from qgait_ptq.graph.frame_parts import join_inputs
 from qgait_ptq.placement.planning import REPORTED_FRAMES
 from qgait_ptq.runtime.sessions import run_session
 from qgait_ptq.stages.stage import Stage, nothing
@@ -39,17 +43,24 @@ class Evaluate(Stage):
         Raises:
             CalibrationError: ranking has collapsed, or the float network does not rank.
         """
-        embeddings = embed_dataset(
+        embedded = embed_taken(
             state.given.test,
             [partial(_embed_on, state.device, run) for run in _networks(state)],
             state.given.frame_shape,
-            _frames(state),
+            state.source.frames,
             advance,
         )
-        accuracy = accuracy_of(embeddings, state.given)
-        comparison = comparison_of(embeddings, accuracy, state.given, state.config.seed)
+        embeddings, data = embedded.embeddings, state.given.with_test(embedded.kept)
+        accuracy = accuracy_of(embeddings, data)
+        comparison = comparison_of(embeddings, accuracy, data, state.config.seed)
         agreement = agreement_of(embeddings, state.config)
-        return replace(state, embeddings=tuple(embeddings)).recording(
+        if embedded.refused:
+            state = state.noting(
+                f"{len(embedded.refused)} of {len(state.given.test)} test sequences are left out of the "
+                f"evaluation, and the file refuses them: {embedded.refused[0]}"
+            )
+        own = data if state.data is state.given else state.data
+        return replace(state, given=data, data=own, embeddings=tuple(embeddings)).recording(
             accuracy={name: value.to_report() for name, value in accuracy.items()},
             comparison=comparison,
             agreement=agreement,
@@ -84,22 +95,61 @@ class MeasureSpeed(Stage):
 
 
 def _networks(state: State) -> list[Embed]:
-    """The float network, the simulation and the file, each of the whole network."""
+    """Return the user's own network, the simulation and the file, each of the whole network."""
     session = state.file.session
     runs: list[Embed] = [
-        state.network,
         state.quantized,
         lambda batch: torch.from_numpy(run_session(session, batch.cpu().numpy())).to(state.device),
     ]
     part = state.submodule
-    return runs if part is None else [part.isolated.host, *(part.around(run) for run in runs[1:])]
+    if part is not None:
+        return [part.isolated.host, *(part.around(run) for run in runs)]
+    counts = state.captured.frame_counts
+    return [_own_network(state), *(partial(_embed_fitted, counts, run) for run in runs)]
 
 
-def _frames(state: State) -> int | None:
-    """The frame count that sequences are brought to; None takes all their frames."""
-    if state.submodule is not None:
-        return state.source.frames
-    return state.captured.frames
+def _own_network(state: State) -> Embed:
+    """Return the user's network, in float32 on the device: never our graph of it.
+
+    Where the file takes one frame count only, and the network refuses a sequence, the network gets the frames
+    that the file gets.
+    """
+    captured, source = state.captured, state.source
+    with quiet_torch():
+        network = join_inputs(copy.deepcopy(source.model).cpu().float(), state.data.layout)
+    set_to_inference(network)
+    length = captured.example_frames if captured.frames is None else captured.frames
+    network = embedding_network(network, captured.frame_shape, length, source.output)
+    place = _place_of(network, captured.example(sequences=1), state.device)
+
+    def embed(batch: Tensor) -> Tensor:
+        batch = batch.to(place)
+        try:
+            embedding: Tensor = network(batch)
+        except Exception:
+            if captured.frames in (None, batch.shape[1]):
+                raise
+            embedding = network(batch[:, captured.frame_counts.indices(batch.shape[1])])
+        return embedding
+
+    return embed
+
+
+def _place_of(network: nn.Module, example: Tensor, device: torch.device) -> torch.device:
+    """Move a network to the device, or leave it on the CPU where its code makes tensors there."""
+    try:
+        with torch.inference_mode():
+            network.to(device)(example.to(device))
+    except RuntimeError:
+        device = torch.device("cpu")
+        network.to(device)
+    return device
+
+
+def _embed_fitted(counts: FrameCounts, run: Embed, batch: Tensor) -> Tensor:
+    """Embed the frames that the file takes of a sequence."""
+    length = batch.shape[1]
+    return run(batch if counts.takes(length) else batch[:, counts.indices(length)])
 
 
 def _embed_on(device: torch.device, run: Embed, batch: Tensor) -> Tensor:

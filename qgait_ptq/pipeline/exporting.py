@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -11,12 +10,13 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from qgait_ptq.calibration.batches import taken_batches
 from qgait_ptq.capture.trace import FRAME_AXIS, Capture
 from qgait_ptq.errors import ExportError
 from qgait_ptq.exporters.onnx_file import export_float, export_quantized
 from qgait_ptq.exporters.passes.first_layer_table import FIRST_LAYER_TABLE, LARGEST_KERNEL, layers_in_tables
-from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.embedding import network_batch
+from qgait_ptq.graph.frame_counts import ANY_FRAME_COUNT
 from qgait_ptq.pipeline.preparing import pinned_notes
 from qgait_ptq.placement.layers import layer_sqnr, list_layers
 from qgait_ptq.reference.proof import prove_exactness
@@ -53,7 +53,7 @@ class MeasureLayers(Stage):
         few = state.data.calibration.choose(SQNR_SEQUENCES, state.config.seed)
         network = state.network
         quantized = state.quantized
-        return state.recording(sqnr=layer_sqnr(network, quantized, batches(state, few, advance)))
+        return state.recording(sqnr=layer_sqnr(network, quantized, taken_batches(state, few, advance)))
 
 
 class Export(Stage):
@@ -96,7 +96,7 @@ class CheckParity(Stage):
         parity = compare_with_simulation(
             partial(run_session, file.session),
             Simulation.of(quantized, state.device),
-            batches(state, chosen, advance),
+            taken_batches(state, chosen, advance),
             state.config.minimum_parity,
         )
         integer = [layer.name for layer in list_layers(quantized) if layer.integer]
@@ -111,16 +111,6 @@ class CheckParity(Stage):
         if slow:
             state = state.noting(f"no integer kernel in the runtime for: {', '.join(slow)}")
         return state.recording(parity=asdict(parity), slow_layers=slow)
-
-
-def batches(state: State, data: GaitDataset, advance: Advance = nothing) -> Iterator[Tensor]:
-    """Sequences as batches of one, on the device, of at most the configured frames."""
-    captured = state.captured
-    for silhouettes, about in data:
-        yield network_batch(
-            silhouettes, about, captured.frame_shape, captured.frames, state.config.calibration_frames
-        ).to(state.device)
-        advance()
 
 
 def check_budget(state: State) -> None:
@@ -196,7 +186,7 @@ def _table_notes(state: State, model: onnx.ModelProto) -> list[str]:
 def _streams(state: State, model: onnx.ModelProto, session: Session) -> bool:
     """Whether the file gives the same for a sequence in pieces."""
     captured = state.captured
-    if ONNXRUNTIME not in state.target.runtimes or captured.frames is not None:
+    if ONNXRUNTIME not in state.target.runtimes or captured.frame_counts != ANY_FRAME_COUNT:
         return False
     return can_stream(model, as_session_inputs(_clips(state, captured).numpy(), session.inputs))
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from qgait_ptq.calibration.stages import LEARNING
 from qgait_ptq.capture.trace import BATCH_AXIS, FRAME_AXIS, Capture
 from qgait_ptq.graph.conversion import to_device
+from qgait_ptq.graph.frame_counts import ANY_FRAME_COUNT
 from qgait_ptq.mixed_precision.choosing import WidthChooser, allowed_drop, held_out_drop
 from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.layers import integer_layers
@@ -66,6 +67,11 @@ class CaptureNetwork(Stage):
         )
         pinned = {BATCH_AXIS, FRAME_AXIS} - captured.free_axes - ({FRAME_AXIS} if frames else set())
         notes = pinned_notes(captured, pinned, "its capture is right at no other")
+        if captured.frames is None and captured.frame_counts != ANY_FRAME_COUNT:
+            notes.append(
+                f"the network is captured for {captured.frame_counts}: at other frame counts it computes "
+                "something else, or does not run. The file is for these"
+            )
         return replace(state, maybe_captured=captured, maybe_network=network).noting(*notes)
 
 

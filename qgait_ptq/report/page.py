@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from qgait_ptq.graph.frame_counts import ANY_FRAME_COUNT, parse_frame_counts
 from qgait_ptq.report.drawing import DARK, LIGHT
 from qgait_ptq.report.plots import WORST_LAYERS, report_figures
 from qgait_ptq.report.processors import processors_line
@@ -181,9 +182,16 @@ def _notes(report: Report) -> Iterator[str]:
     left_out = (report["calibration"].get("idc") or {}).get("left_out")
     if left_out:
         yield str(left_out)
-    for name, value in (("frame count", report["model"]["frames"]), ("batch size", report["model"]["batch"])):
-        if value is not None:
-            yield f"the file takes a {name} of {value} only"
+    counts = parse_frame_counts(report["model"].get("frame_counts"), report["model"]["frames"])
+    if counts.fixed is not None:
+        yield (
+            f"the file takes {counts}; in evaluation and deployment alike, shorter sequences are repeated in "
+            "a circle, and of longer ones the first frames are taken"
+        )
+    elif counts != ANY_FRAME_COUNT:
+        yield f"the file takes {counts}; evaluation left out other sequences, and the Embedder refuses them"
+    if report["model"]["batch"] is not None:
+        yield f"the file takes a batch size of {report['model']['batch']} only"
     if report["slow_layers"]:
         yield f"no integer kernel in the runtime for: {', '.join(report['slow_layers'])}"
     for layer in report["layers"]:

@@ -65,6 +65,7 @@ def _describe_model(state: State, layers: list[LayerPlan], about: dict[str, Any]
         "raw": data.raw,
         "inputs": data.layout.describe() if data.layout else [],
         "frames": captured.frames,
+        "frame_counts": captured.frame_counts.describe(),
         "batch": captured.batch,
         "channels": embedding.shape[1],
         "parts": embedding.shape[2],

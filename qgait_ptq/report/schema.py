@@ -21,6 +21,17 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=True)
 
+    def __getitem__(self, name: str) -> Any:
+        """Return an entry by its key in ``report.json``, as in version 0.1."""
+        try:
+            return getattr(self, name)
+        except AttributeError:
+            raise KeyError(name) from None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an entry by its key, or a default."""
+        return getattr(self, name, default)
+
 
 class Toolkit(Section):
     """Versions that the file was made with."""
@@ -37,6 +48,14 @@ class InputPart(Section):
     kind: str
 
 
+class AcceptedFrameCounts(Section):
+    """Frame counts that the file takes. ``repeats``: how often shorter sequences are repeated first."""
+
+    shortest: int
+    longest: int | None
+    repeats: dict[str, int]
+
+
 class Model(Section):
     """The network. ``path``, ``kind`` and ``sha256`` are of its file; a caller may add other entries."""
 
@@ -46,6 +65,7 @@ class Model(Section):
     raw: bool
     inputs: list[InputPart]
     frames: int | None
+    frame_counts: AcceptedFrameCounts | None = None
     batch: int | None
     channels: Count
     parts: Count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qgait_ptq.errors import ConfigError, DataError, ModelError
+from qgait_ptq.errors import ConfigError, DataError, ModelError, SequenceLengthWarning
 from qgait_ptq.gait.data.modalities import as_modalities, check_layout, check_modalities
 from qgait_ptq.gait.data.sequences import check_silhouettes, check_values, cut_width, shape_text
+from qgait_ptq.graph.frame_counts import parse_frame_counts
 from qgait_ptq.graph.frame_layout import BYTE, PartKind, parse_layout
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.matching import Index, Matches, match
@@ -43,7 +45,8 @@ class Embedder:
         layout: of the inputs, where the network takes several; else None.
         frame_shape: of the frames that the network takes: ``(h, w)``, or ``(c, h, w)``; ``(F,)``, all numbers
             of a frame, where it takes several inputs.
-        frames: fixed frame count; None where any is taken.
+        frames: fixed frame count; None where several are taken.
+        frame_counts: frame counts that the file takes, and how shorter sequences are repeated.
         modalities: which array files of a folder the network was calibrated with, in the order of their
             names.
         raw: whether it takes values as they are, such as poses, instead of silhouettes.
@@ -89,6 +92,8 @@ class Embedder:
         self._inputs = session.inputs
         self.frames = self._inputs[0].shape[1]
         described, data = metadata.get("model", {}), metadata.get("data", {})
+        self.frame_counts = parse_frame_counts(described.get("frame_counts"), self.frames)
+        self._told_of_lengths = False
         self.raw = bool(described.get("raw"))
         self.layout = parse_layout(described["inputs"]) if described.get("inputs") else None
         self.frame_shape = self._inputs[0].frame_shape if self.layout is None else (self.layout.size,)
@@ -109,13 +114,12 @@ class Embedder:
             ``[parts, channels]`` float32; one part for networks without parts.
 
         Raises:
-            DataError: another type, shape or size, or no frame.
+            DataError: another type, shape or size, no frame, or a frame count at which the file would compute
+                something else than the network.
             ModelError: the runtime fails, or the file gives no embedding.
         """
-        inputs = self._check(sequence)
+        inputs = self._fit(self._check(sequence))
         length = len(inputs[0])
-        if self.frames is not None and length != self.frames:
-            raise DataError(f"the sequence: {length} frames, {self.path} takes {self.frames}")
         parts = self._load_parts() if self.streams and length > self._longest_piece else self._parts
         if parts is not None:
             with refuse_damage(self.path):
@@ -172,6 +176,22 @@ class Embedder:
                 with refuse_damage(self.path):
                     self._parts = StreamingSession(onnx.load(self.path), self._threads)
             return self._parts
+
+    def _fit(self, inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Bring a sequence to a frame count that the file takes, as evaluation does."""
+        length = len(inputs[0])
+        if self.frame_counts.takes(length):
+            return inputs
+        indices = self.frame_counts.indices(length)
+        if self.frames is not None and not self._told_of_lengths:
+            self._told_of_lengths = True
+            warnings.warn(
+                f"{self.path} takes {self.frame_counts}: shorter sequences are repeated in a circle, and of "
+                "longer ones the first frames are taken",
+                SequenceLengthWarning,
+                stacklevel=3,
+            )
+        return [frames[indices] for frames in inputs]
 
     def _check_inputs(self) -> None:
         """Refuse a file whose inputs are not those that its metadata describe."""

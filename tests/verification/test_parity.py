@@ -4,10 +4,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qgait_ptq.capture.trace import BATCH_AXIS, FRAME_AXIS, Capture
 from qgait_ptq.errors import ExportError
+from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.graph.network_input import random_silhouettes
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import run_session
-from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.verification.parity import Simulation, compare_with_simulation, find_failing_axes
 
 CAPTURE = Capture(torch.fx.GraphModule({}, torch.fx.Graph()), None, FrameCounts(), (8, 4), ())

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from qgait_ptq.errors import DataError
-from qgait_ptq.gait.data.dataset import GaitDataset
+from qgait_ptq.gait.data.dataset import GaitDataset, Silhouettes
 from qgait_ptq.gait.data.sequences import shape_text
+from qgait_ptq.graph.frame_counts import ANY_FRAME_COUNT, FrameCounts
 
 SMALLEST_IDENTITIES, SMALLEST_SEQUENCES = 8, 2  # that IDC needs: people, and sequences of each
+FAR_SHORTER = 0.5  # of the median length: sequences below it make no clips
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,13 @@ class LabelledClips:
         silhouettes: ``[n, s, h, w]`` uint8.
         subjects: identity of each.
         copies: how many sequences were left out because they repeat another one.
+        short: how many sequences were left out because they are far shorter than the others.
     """
 
     silhouettes: torch.Tensor
     subjects: list[str]
     copies: int
+    short: int = 0
 
     @property
     def labels(self) -> torch.Tensor:
@@ -37,23 +41,34 @@ class LabelledClips:
         return torch.tensor([numbers[subject] for subject in self.subjects])
 
 
-def cut_clips(data: GaitDataset, frames: int, frame_shape: tuple[int, ...], seed: int) -> LabelledClips:
+def cut_clips(
+    data: GaitDataset,
+    frames: int,
+    frame_shape: tuple[int, ...],
+    seed: int,
+    counts: FrameCounts = ANY_FRAME_COUNT,
+) -> LabelledClips:
     """Cut a stretch of consecutive frames, at a place drawn at random, from each sequence.
 
-    A shorter sequence is repeated in a circle. A sequence that repeats another one of the same identity is
-    left out: its distance to the other is zero and teaches nothing.
+    All clips have one length, and none is longer than its sequence: a network that sums frames would see
+    sums that never occur. Sequences of less than half the median length are left out, where there are others.
+    Where the network takes one frame count only, shorter sequences are repeated in a circle, as everywhere. A
+    sequence that repeats another one of the same identity is left out: its distance to the other is zero and
+    teaches nothing.
 
     Args:
         data: the sequences.
-        frames: length of the clips.
-        frame_shape: of the frames that the network takes.
-        seed: of the places.
+        frames: largest length of the clips.
+        frame_shape: shape of the frames that the network takes.
+        seed: random seed of the places.
+        counts: frame counts that the network takes.
 
     Raises:
         DataError: a sequence of another size, or the same sequence under two identities.
     """
     rng = np.random.default_rng(seed)
-    clips, subjects, copies = [], [], 0
+    stretches: list[tuple[Silhouettes, str]] = []
+    copies, limit = 0, counts.nearest(frames)
     seen: dict[bytes, str] = {}
     for silhouettes, record in data:
         if silhouettes.shape[1:] != frame_shape:
@@ -61,7 +76,7 @@ def cut_clips(data: GaitDataset, frames: int, frame_shape: tuple[int, ...], seed
                 f"{record.name}: silhouettes of {shape_text(silhouettes.shape[1:])}, the network takes "
                 f"{shape_text(frame_shape)}"
             )
-        start = int(rng.integers(max(1, len(silhouettes) - frames + 1)))
+        start = int(rng.integers(max(1, len(silhouettes) - limit + 1)))
         digest = hashlib.sha256(silhouettes.tobytes()).digest()
         if digest in seen:
             other = seen[digest]
@@ -70,9 +85,19 @@ def cut_clips(data: GaitDataset, frames: int, frame_shape: tuple[int, ...], seed
             copies += 1
             continue
         seen[digest] = record.name
-        clips.append(silhouettes[(start + np.arange(frames)) % len(silhouettes)])
-        subjects.append(record.subject)
-    return LabelledClips(torch.from_numpy(np.stack(clips)), subjects, copies)
+        stretches.append((silhouettes[start : start + limit].copy(), record.subject))
+    length = limit if counts.fixed else counts.nearest(_common_length([len(one) for one, _ in stretches]))
+    kept = [(one, subject) for one, subject in stretches if counts.fixed or len(one) >= length]
+    kept = kept or stretches  # all are shorter than what the network takes
+    clips = np.stack([one[np.arange(length) % len(one)] for one, _ in kept])
+    subjects = [subject for _, subject in kept]
+    return LabelledClips(torch.from_numpy(clips), subjects, copies, len(stretches) - len(kept))
+
+
+def _common_length(lengths: list[int]) -> int:
+    """Return the length of the shortest sequence that is not far shorter than the others."""
+    least = float(np.median(lengths)) * FAR_SHORTER
+    return min(length for length in lengths if length >= least)
 
 
 def split_identities_off(subjects: list[str], share: float, seed: int) -> tuple[list[int], list[int]]:

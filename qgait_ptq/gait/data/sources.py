@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,20 @@ class GaitData:
     description: str = field(default="")
     cut_columns: int | None = None
     modalities: tuple[int, ...] = (0,)
+
+    def with_test(self, kept: Sequence[int]) -> GaitData:
+        """Return the same data with some of the test sequences only.
+
+        Args:
+            kept: their indices, in order.
+
+        Raises:
+            DataError: no gallery sequence or no probe is left.
+        """
+        if len(kept) == len(self.test):
+            return self
+        test = GaitDataset([self.test.records[index] for index in kept], self.test.description)
+        return replace(self, test=test, test_set=self.test_set and self.test_set.with_sequences(kept))
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
