@@ -3,6 +3,12 @@
 The command line turns a `QgaitError` into one line and exit code 2; everything else is our fault.
 """
 
+from __future__ import annotations
+
+import re
+
+ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours of a terminal
+
 
 class QgaitError(Exception):
     """Base of all errors that a user's input causes. Its text names the fault, the place and the remedy."""
@@ -52,6 +58,6 @@ class ProcessorWarning(UserWarning):
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's text that says something, shortened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """Return the first line of an error's text that says something, shortened, without terminal colours."""
+    lines = [line.strip() for line in ESCAPE_CODE.sub("", str(error)).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:200]

@@ -36,6 +36,30 @@ CONSTRUCTS = (
 )
 
 
+# The same for errors of the network's own forward.
+FORWARD_CAUSES = (
+    (
+        ("nvidia", "cuda", "cudnn"),
+        "its code assumes a GPU: create tensors on the device of the input (x.new_zeros, device=x.device)",
+    ),
+    (
+        ("is not installed", "no module named"),
+        "install the missing package",
+    ),
+    (
+        ("has no attribute", "missing 1 required", "missing 2 required", "positional argument", "nonetype"),
+        "its code expects another input, or attributes that are set elsewhere, such as labels or a "
+        "configuration; bring it to one input in an adapter (--adapter module:class wraps the network)",
+    ),
+    (
+        ("size", "shape", "dimension", "channels", "kernel", "expected", "index", "view", "stack", "cat"),
+        "check the shape of a frame and the order of axes; an adapter (--adapter module:class) brings the "
+        "input to what the network expects. Where it takes one frame count only, name that with --frames",
+    ),
+)
+OTHER_CAUSE = "run the network on such an input in Python, and mend that line first"
+
+
 @dataclass(frozen=True)
 class CodePlace:
     """A line of a user's code.
@@ -60,6 +84,22 @@ def find_place(error: BaseException) -> CodePlace | None:
         if is_code and frame.lineno is not None:
             found = CodePlace(frame.filename, frame.lineno, frame.line or "")
     return found
+
+
+def explain_forward_failure(error: BaseException, what: str) -> str:
+    """Return where and why a network's own forward failed, and what helps.
+
+    Args:
+        error: raised by the network.
+        what: says what was tried, for the first words.
+    """
+    text = str(error).lower()
+    remedy = next(
+        (remedy for marks, remedy in FORWARD_CAUSES if any(mark in text for mark in marks)), OTHER_CAUSE
+    )
+    place = find_place(error)
+    where = f"\n  at {place.file}:{place.line}\n    {place.code}\n  " if place else "; "
+    return f"{what} ({type(error).__name__}: {first_line(error)}){where}{remedy}"
 
 
 def explain_failure(error: BaseException, doing: str) -> str:

@@ -20,16 +20,17 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from qgait_ptq.capture.comparison import Comparer, Comparison
-from qgait_ptq.capture.diagnosis import explain_failure
+from qgait_ptq.capture.diagnosis import explain_failure, explain_forward_failure
 from qgait_ptq.capture.embedding_output import could_be_embedding, reduce_to_embedding
 from qgait_ptq.capture.exportable import ExportableOperators
 from qgait_ptq.capture.guards import SizeGuards
 from qgait_ptq.capture.side_effects import restore_batch_norms, without_side_effects
-from qgait_ptq.errors import CaptureError, first_line
+from qgait_ptq.errors import CaptureError
 from qgait_ptq.graph.attributes import ORIGIN_KEY, remove_unused
 from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.graph.frame_parts import SeveralInputs
 from qgait_ptq.graph.network_input import random_silhouettes
+from qgait_ptq.graph.places import PLACE_KEY, read_place
 from qgait_ptq.system.invariants import of_type
 
 EXAMPLE_BATCH = 2  # with 1, networks that squeeze are captured wrongly
@@ -218,13 +219,11 @@ def _run_network(network: nn.Module, silhouettes: Tensor) -> Any:
         with torch.inference_mode():
             return network(silhouettes)
     except Exception as error:
-        given = f"{list(silhouettes.shape)} in [0, 1]"
+        sizes = f"{list(silhouettes.shape)} in [0, 1]"
         if isinstance(network, SeveralInputs):
-            given = f"{list(silhouettes.shape[:2])} of {network.layout}"
+            sizes = f"{list(silhouettes.shape[:2])} of {network.layout}"
         raise CaptureError(
-            f"the network does not run on sequences {given} "
-            f"({type(error).__name__}: {first_line(error)}); check the size of a frame, or write an adapter "
-            "that brings it to this convention; where it takes one frame count only, name that with --frames"
+            explain_forward_failure(error, f"the network does not run on sequences {sizes}")
         ) from error
 
 
@@ -269,7 +268,8 @@ def _plain_graph_module(exported: fx.GraphModule) -> fx.GraphModule:
             graph.output(copied[value[0] if isinstance(value, (tuple, list)) else value])
         else:
             copied[node] = graph.node_copy(node, lambda source: copied[source])
-            copied[node].meta = {}
+            place = read_place(node.meta.get("stack_trace"))
+            copied[node].meta = {PLACE_KEY: place} if place else {}
     graph_module = fx.GraphModule(exported, graph)
     remove_unused(graph_module)
     graph_module.training = False

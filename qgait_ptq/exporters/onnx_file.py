@@ -13,7 +13,8 @@ from onnx.external_data_helper import uses_external_data
 from torch import fx
 
 from qgait_ptq.capture.trace import Capture, quiet_torch
-from qgait_ptq.errors import ExportError, ModelError, first_line
+from qgait_ptq.errors import ExportError, ModelError
+from qgait_ptq.exporters.exportability import explain_export_failure
 from qgait_ptq.exporters.lowering import lower_markers
 from qgait_ptq.exporters.markers import mark_quantizers, translation_table
 from qgait_ptq.exporters.metadata import LARGEST_MODEL, METADATA_KEY, metadata_text, parse_metadata
@@ -161,9 +162,7 @@ def _export(
                 verbose=False,
             )
     except Exception as error:
-        raise ExportError(
-            f"the graph cannot be written as ONNX ({type(error).__name__}: {first_line(error)})"
-        ) from error
+        raise ExportError(explain_export_failure(error, graph_module)) from error
     if program is None:
         raise ExportError("the graph cannot be written as ONNX (torch's exporter gives no program)")
     model = program.model_proto

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from qgait_ptq.calibration.stages import LEARNING
 from qgait_ptq.capture.trace import BATCH_AXIS, FRAME_AXIS, Capture
+from qgait_ptq.exporters.exportability import unknown_nodes
+from qgait_ptq.exporters.onnx_file import export_float
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.graph.frame_counts import ANY_FRAME_COUNT
 from qgait_ptq.mixed_precision.choosing import WidthChooser, allowed_drop, held_out_drop
@@ -73,6 +75,25 @@ class CaptureNetwork(Stage):
                 "something else, or does not run. The file is for these"
             )
         return replace(state, maybe_captured=captured, maybe_network=network).noting(*notes)
+
+
+class CheckOperators(Stage):
+    """Find operators that cannot be written to the file, before anything is calibrated."""
+
+    name = "operators"
+
+    def wanted(self, state: State) -> bool:
+        """Return whether the network has an operator that torch's exporter does not list."""
+        return bool(unknown_nodes(state.network))
+
+    def apply(self, state: State, advance: Advance = nothing) -> State:
+        """Return the state as it is.
+
+        Raises:
+            ExportError: the float network cannot be exported; the error names the operator and its line.
+        """
+        export_float(state.network, state.captured, state.target.opset)
+        return state
 
 
 class CheckKernels(Stage):

@@ -20,6 +20,7 @@ from qgait_ptq.pipeline.exporting import CheckParity, Export, MeasureLayers, che
 from qgait_ptq.pipeline.preparing import (
     CaptureNetwork,
     CheckKernels,
+    CheckOperators,
     ChooseWidths,
     KeepAccuracy,
     TakeSubmodule,
@@ -33,7 +34,13 @@ from qgait_ptq.stages.state import Source, State
 from qgait_ptq.system.device import choose_device
 from qgait_ptq.system.progress import Progress, Silent
 
-PREPARATION: tuple[Stage, ...] = (TakeSubmodule(), CaptureNetwork(), CheckKernels(), ToDevice())
+PREPARATION: tuple[Stage, ...] = (
+    TakeSubmodule(),
+    CaptureNetwork(),
+    CheckOperators(),
+    CheckKernels(),
+    ToDevice(),
+)
 CALIBRATION: tuple[Stage, ...] = (ChooseWidths(), *WITHOUT_LABELS, KeepAccuracy(), MeasureLayers())
 EXPORT: tuple[Stage, ...] = (Export(), CheckParity())
 EVALUATION: tuple[Stage, ...] = (Evaluate(), MeasureSpeed())

@@ -1,0 +1,65 @@
+"""Operators that torch's ONNX exporter does not know, found before anything is calibrated."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import fx
+
+from qgait_ptq.capture.trace import quiet_torch
+from qgait_ptq.errors import first_line
+from qgait_ptq.graph.operators import operator_name
+from qgait_ptq.graph.places import place_of
+
+FAILED_NODE = re.compile(r"translating node %(\w+)")
+
+
+def unknown_nodes(graph_module: fx.GraphModule) -> list[fx.Node]:
+    """Return the nodes for whose operators the exporter has no translation of their own.
+
+    They may still be exported, as compositions of others: a trial export tells.
+    """
+    calls = [node for node in graph_module.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    with quiet_torch():
+        # Private, but the only place that says it; without it, every graph gets a trial export.
+        try:
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+            registry = ONNXRegistry.from_torchlib()
+        except (ImportError, AttributeError):
+            return calls
+    return [node for node in calls if node.target.namespace == "aten" and not _is_known(registry, node)]
+
+
+def _is_known(registry: Any, node: fx.Node) -> bool:
+    return bool(registry.is_registered(node.target))
+
+
+def explain_export_failure(error: BaseException, graph_module: fx.GraphModule) -> str:
+    """Return why a graph cannot be written as ONNX: the operator, its line, and what to do.
+
+    Args:
+        error: raised by torch.onnx.
+        graph_module: the graph.
+    """
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        chain.append(cause)
+        cause = cause.__cause__
+    names = [match.group(1) for one in chain if (match := FAILED_NODE.search(str(one)))]
+    failed = [node for node in graph_module.graph.nodes if node.name in names] or unknown_nodes(graph_module)
+    if not names or not failed:
+        reason = chain[-1]
+        return f"the graph cannot be written as ONNX ({type(reason).__name__}: {first_line(reason)})"
+    operators = dict.fromkeys(
+        f"{operator_name(node)} at {place_of(node)}" if place_of(node) else operator_name(node)
+        for node in failed
+    )
+    return (
+        f"torch's ONNX exporter does not know {', '.join(operators)}; write it with other operators in an "
+        "adapter (--adapter module:class), or quantize the part before it and keep the rest in float "
+        "(--capture-submodule NAME)"
+    )
