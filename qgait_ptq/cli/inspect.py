@@ -107,8 +107,9 @@ def command(
 
     from qgait_ptq.cli.inputs import load_network
     from qgait_ptq.gait.data.sequences import cut_width, shape_text
-    from qgait_ptq.placement.layers import count_parameters, float_operators
+    from qgait_ptq.placement.layers import float_operators
     from qgait_ptq.placement.planning import REPORTED_FRAMES, plan
+    from qgait_ptq.placement.totals import count_totals
     from qgait_ptq.report.plain import write_line
     from qgait_ptq.report.terminal import TerminalProgress, layer_table
 
@@ -133,8 +134,7 @@ def command(
         click.echo(json.dumps([asdict(layer) for layer in layers]))
         return
     frames = captured.frames or REPORTED_FRAMES
-    parameters, macs = count_parameters(layers), sum(layer.macs for layer in layers)
-    integer = sum(layer.macs for layer in layers if layer.integer)
+    totals = count_totals(graph_module)
     console.print(
         layer_table(
             [asdict(layer) for layer in layers],
@@ -145,8 +145,8 @@ def command(
     for line in (
         *(f"{layer.name}: {layer.note}" for layer in layers if layer.note),
         *(f"{name} in float: {reason}" for name, reason in float_operators(graph_module).items()),
-        f"{parameters / 1e6:.2f} M parameters, {macs / 1e9:.2f} GMAC, "
-        f"{100 * integer / macs:.2f} % of them on integers",
+        *totals.lines(),
+        totals.describe(),
         f"batch {captured.batch or 'free'}, {_frames_text(captured.frame_counts)}",
     ):
         write_line(console, line)

@@ -46,6 +46,9 @@ VALUE_PRESERVING = RESHAPES | MAX_POOLS | MAXIMA
 
 BATCH_NORMS = frozenset({aten.batch_norm.default})
 MATRIX_PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default, aten.mm.default})
+ATTENTIONS = frozenset({aten.scaled_dot_product_attention.default})
+EINSUMS = frozenset({aten.einsum.default})
+RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
 # Without effect in inference.
 IDENTITIES = frozenset({aten.dropout.default, aten.feature_dropout.default, aten.detach.default})
 

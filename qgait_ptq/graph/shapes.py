@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor, fx
 
 from qgait_ptq.graph.recorder import run_recorded
-from qgait_ptq.graph.views import WeightedLayer
 
 SHAPE_KEY, DTYPE_KEY, INTEGER_KEY = "qgait.shape", "qgait.dtype", "qgait.integer"
 FREE_KEY = "qgait.free_axes"
@@ -81,13 +79,3 @@ def observed_dtype(node: object) -> torch.dtype | None:
 def observed_integer(argument: object) -> int:
     """A size argument as a number: itself, or what its node gave on the example."""
     return int(argument.meta[INTEGER_KEY]) if isinstance(argument, fx.Node) else int(argument)  # type: ignore[call-overload]
-
-
-def count_macs(node: fx.Node) -> int:
-    """Multiply-accumulates of a weighted layer on the recorded example; 0 for other nodes."""
-    layer = WeightedLayer.of(node)
-    output, weight = observed_shape(node), observed_shape(layer.weight) if layer is not None else None
-    if layer is None or output is None or weight is None:
-        return 0
-    per_output = math.prod(weight[1:]) if layer.is_convolution else weight[-1]
-    return math.prod(output) * per_output

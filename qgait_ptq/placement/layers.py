@@ -12,9 +12,10 @@ from torch import Tensor, fx
 
 from qgait_ptq.graph.annotation import OwnSpec, SharedSpec, annotation_of
 from qgait_ptq.graph.attributes import layer_name
+from qgait_ptq.graph.macs import count_macs
 from qgait_ptq.graph.operators import VALUE_PRESERVING, WEIGHTED, is_operator, operator_name
 from qgait_ptq.graph.recorder import run_recorded
-from qgait_ptq.graph.shapes import count_macs, observed_integer, observed_shape
+from qgait_ptq.graph.shapes import observed_integer, observed_shape
 from qgait_ptq.graph.views import ModuleCall, WeightedLayer
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.quantizer.pair_order import largest_pair_sum
@@ -120,7 +121,7 @@ def list_layers(graph_module: fx.GraphModule) -> list[LayerPlan]:
 
 
 def count_parameters(layers: Iterable[LayerPlan]) -> int:
-    """Weights and biases of all layers; those that layers share count once."""
+    """Return the weights and biases of all layers; those that layers share count once."""
     return sum({layer.weight: layer.parameters for layer in layers}.values())
 
 

@@ -110,6 +110,13 @@ def _tiles(report: Report) -> Iterator[tuple[str, str]]:
     yield "embeddings, SQNR", f"{agreement['sqnr_db']:.1f} dB"
     yield "parameters", f"{model['parameters'] / 1e6:.2f} M"
     yield f"MACs, {model['macs_frames']} frames", f"{model['macs'] / 1e9:.2f} G"
+    if model.get("quantized_parameters") is not None:  # reports of version 0.1 do not say
+        yield "parameters quantized", f"{_percent(model['quantized_parameters'], model['parameters'])} %"
+        yield "MACs on integers", f"{_percent(model['integer_macs'], model['macs'])} %"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / max(1, whole):.1f}"
 
 
 def _accuracy_rows(report: Report) -> Iterator[tuple[str, ...]]:
@@ -190,6 +197,10 @@ def _notes(report: Report) -> Iterator[str]:
         )
     elif counts != ANY_FRAME_COUNT:
         yield f"the file takes {counts}; evaluation left out other sequences, and the Embedder refuses them"
+    for part in report["model"].get("in_float", []):
+        share = _percent(part["parameters"], report["model"]["parameters"])
+        work = _percent(part["macs"], report["model"]["macs"])
+        yield f"{part['operator']} in float: {share} % of the parameters, {work} % of the MACs"
     if report["model"]["batch"] is not None:
         yield f"the file takes a batch size of {report['model']['batch']} only"
     if report["slow_layers"]:

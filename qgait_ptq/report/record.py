@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from qgait_ptq.placement.layers import LayerPlan, count_parameters, layer_scales, list_layers
+from qgait_ptq.placement.layers import LayerPlan, layer_scales, list_layers
 from qgait_ptq.placement.planning import REPORTED_FRAMES
+from qgait_ptq.placement.totals import count_totals
 from qgait_ptq.report.schema import Report
 from qgait_ptq.stages.state import State
 
@@ -59,6 +61,7 @@ def build_report(state: State, about: dict[str, Any]) -> Report:
 
 def _describe_model(state: State, layers: list[LayerPlan], about: dict[str, Any]) -> dict[str, Any]:
     captured, embedding, data = state.captured, state.embeddings[0], state.data
+    totals = count_totals(state.network)
     return {
         **about,
         "frame_shape": list(captured.frame_shape),
@@ -69,8 +72,11 @@ def _describe_model(state: State, layers: list[LayerPlan], about: dict[str, Any]
         "batch": captured.batch,
         "channels": embedding.shape[1],
         "parts": embedding.shape[2],
-        "parameters": count_parameters(layers),
-        "macs": sum(layer.macs for layer in layers),
+        "parameters": totals.parameters,
+        "quantized_parameters": totals.quantized_parameters,
+        "macs": totals.macs,
+        "integer_macs": totals.integer_macs,
+        "in_float": [asdict(part) for part in totals.float_parts],
         "macs_frames": captured.frames or REPORTED_FRAMES,
         "streams": state.record["streams"],
         "submodule": None if state.submodule is None else state.submodule.describe(),

@@ -48,6 +48,14 @@ class InputPart(Section):
     kind: str
 
 
+class FloatOperator(Section):
+    """Operators of one kind that compute in float: their parameters and multiply-accumulates."""
+
+    operator: str
+    parameters: Count
+    macs: Count
+
+
 class AcceptedFrameCounts(Section):
     """Frame counts that the file takes. ``repeats``: how often shorter sequences are repeated first."""
 
@@ -70,7 +78,10 @@ class Model(Section):
     channels: Count
     parts: Count
     parameters: Count
+    quantized_parameters: Count | None = None
     macs: Count
+    integer_macs: Count | None = None
+    in_float: list[FloatOperator] = []
     macs_frames: Count
     streams: bool
     submodule: dict[str, Any] | None

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import fx
 
-from qgait_ptq.graph.operators import aten, is_operator
+from qgait_ptq.graph.operators import ATTENTIONS, aten, is_operator
 from qgait_ptq.graph.passes.graph_pass import GraphPass
 from qgait_ptq.graph.shapes import observed_shape
 
-ATTENTIONS = frozenset({aten.scaled_dot_product_attention.default})
 TENSORS = 3  # query, key, value: the first arguments
 
 

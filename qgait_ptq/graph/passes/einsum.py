@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from torch import fx
 
 from qgait_ptq.graph.attributes import tensor_of
-from qgait_ptq.graph.operators import aten, is_operator
+from qgait_ptq.graph.operators import EINSUMS, aten, is_operator
 from qgait_ptq.graph.passes.graph_pass import GraphPass
 from qgait_ptq.graph.views import argument
-
-EINSUMS = frozenset({aten.einsum.default})
 
 
 def einsum_to_matmul(graph_module: fx.GraphModule) -> None:

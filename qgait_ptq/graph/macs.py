@@ -1,0 +1,80 @@
+"""Multiply-accumulates of operators, from the shapes that a graph has on the recorded example."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import fx
+
+from qgait_ptq.graph.operators import (
+    ATTENTIONS,
+    EINSUMS,
+    MATRIX_PRODUCTS,
+    RECURRENT,
+    WEIGHTED,
+    is_operator,
+)
+from qgait_ptq.graph.shapes import observed_shape
+from qgait_ptq.graph.views import WeightedLayer, argument, operands, source
+
+
+def count_macs(node: fx.Node) -> int:
+    """Return the multiply-accumulates of a node on the recorded example; 0 for operators without products.
+
+    Elementwise operators, normalisations and pooling count as none, as usual.
+    """
+    if observed_shape(node) is None and not is_operator(node, RECURRENT):
+        return 0
+    count = next((count for operators, count in COUNTS if is_operator(node, operators)), None)
+    return 0 if count is None else count(node)
+
+
+def _count_layer(node: fx.Node) -> int:
+    layer = WeightedLayer(node)
+    output, weight = observed_shape(node), observed_shape(layer.weight)
+    if output is None or weight is None:
+        return 0
+    return math.prod(output) * (math.prod(weight[1:]) if layer.is_convolution else weight[-1])
+
+
+def _count_product(node: fx.Node) -> int:
+    """``[…, m, k] · […, k, n]`` takes k for each number of its result."""
+    inner = (observed_shape(operands(node)[0]) or (0,))[-1]
+    return math.prod(observed_shape(node) or (0,)) * inner
+
+
+def _count_attention(node: fx.Node) -> int:
+    """Scores and weighted sums: ``[…, l, e] · [e, s]`` and ``[…, l, s] · [s, v]``."""
+    query, key, value = (observed_shape(argument(node, name)) or (0,) for name in ("query", "key", "value"))
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _count_recurrent(node: fx.Node) -> int:
+    """Each matrix of each layer and direction is applied once at every frame of every sequence."""
+    features = observed_shape(source(node)) or (0,)
+    shapes = [observed_shape(parameter) or () for parameter in argument(node, "params")]
+    return math.prod(features[:-1]) * sum(math.prod(shape) for shape in shapes if len(shape) == 2)
+
+
+def _count_einsum(node: fx.Node) -> int:
+    """One product for each combination of all letters, for two operands without an ellipsis."""
+    inputs = str(argument(node, "equation")).replace(" ", "").split("->")[0].split(",")
+    tensors = argument(node, "tensors")
+    if len(inputs) != 2 or "." in "".join(inputs):
+        return 0
+    sizes = {
+        letter: size
+        for letters, tensor in zip(inputs, tensors, strict=True)
+        for letter, size in zip(letters, observed_shape(tensor) or (), strict=False)
+    }
+    return math.prod(sizes.values())
+
+
+COUNTS: tuple[tuple[frozenset[object], Callable[[fx.Node], int]], ...] = (
+    (WEIGHTED, _count_layer),
+    (MATRIX_PRODUCTS, _count_product),
+    (ATTENTIONS, _count_attention),
+    (RECURRENT, _count_recurrent),
+    (EINSUMS, _count_einsum),
+)
