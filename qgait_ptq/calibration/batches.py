@@ -108,10 +108,11 @@ def taken_batches(state: State, data: GaitDataset, advance: Advance = nothing) -
 
     Sequences of frame counts that the network does not take are left out.
     """
-    captured, limit = state.captured, state.config.calibration_frames
+    captured = state.captured
+    counts = captured.frame_counts
+    limit = counts.nearest(state.config.calibration_frames)
     for silhouettes, record in data:
-        if captured.frame_counts.fits(min(len(silhouettes), limit)):
-            counts = captured.frame_counts
+        if counts.fits(min(len(silhouettes), limit)):
             batch = network_batch(silhouettes, record, captured.frame_shape, counts, limit)
             yield batch.to(state.device)
         advance()

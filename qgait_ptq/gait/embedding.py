@@ -42,7 +42,7 @@ def network_batch(
     """
     _check_shape(silhouettes, record, frame_shape)
     counts = frames if isinstance(frames, FrameCounts) else FrameCounts.exactly(frames)
-    return to_network_input(counts.fit(silhouettes[: counts.nearest(limit)], record.name))[None]
+    return to_network_input(counts.fit(silhouettes[:limit], record.name))[None]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,154 @@
+"""A network that goes another way at some frame counts: the file computes what it does, or refuses."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import qgait_ptq as qg
+from qgait_ptq.capture.trace import capture
+from qgait_ptq.config.schema import IdcConfig
+from qgait_ptq.errors import DataError, SequenceLengthWarning
+from qgait_ptq.graph.frame_counts import FrameCounts
+
+FAST = qg.QuantConfig(idc=IdcConfig(enabled=False), rounding="nearest", bias_correction=False)
+
+
+class Windows(nn.Module):
+    """Three frames at a time, with a branch on the number of frames before."""
+
+    def __init__(self, before=lambda x: x):
+        super().__init__()
+        torch.manual_seed(0)
+        self.before = before
+        self.conv = nn.Conv3d(1, 8, (3, 5, 5), (1, 4, 4), (1, 2, 2))
+        self.fc = nn.Linear(8, 16)
+
+    def forward(self, silhouettes):
+        frames = self.before(silhouettes).unsqueeze(1)
+        return self.fc(self.conv(frames).relu().mean((3, 4)).amax(2))
+
+
+def repeat_short(x):
+    """OpenGait's GaitGL repeats sequences of one or two frames."""
+    s = x.shape[1]
+    return x.repeat(1, 3 if s == 1 else 2, 1, 1) if s < 3 else x
+
+
+BRANCHES = {
+    "any": (lambda x: x, FrameCounts()),
+    "short ones repeated": (repeat_short, FrameCounts(3, None, {1: 3, 2: 2})),
+    "half of long ones": (lambda x: x[:, ::2] if x.shape[1] > 40 else x, FrameCounts(1, 40)),
+    "half of all but short ones": (lambda x: x[:, ::2] if x.shape[1] > 10 else x, FrameCounts(11)),
+    "another way at one length": (lambda x: x * 2 if x.shape[1] == 23 else x, FrameCounts(24)),
+    "only long enough ones": (lambda x: x.unfold(1, 4, 1).amax(-1), FrameCounts(4)),
+    "even and odd": (lambda x: x[:, ::2] if x.shape[1] % 2 else x, FrameCounts(30, 30)),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_the_capture_knows_the_frame_counts_at_which_it_is_right(name):
+    before, expected = BRANCHES[name]
+    network = Windows(before).eval()
+    captured = capture(network, (32, 22))
+    assert captured.frame_counts == expected
+    for count in (1, 2, 3, 4, 10, 11, 22, 23, 24, 30, 40, 41, 60):
+        if expected.takes(count):
+            silhouettes = (torch.rand(2, count, 32, 22) < 0.3).float()
+            torch.testing.assert_close(captured.graph_module(silhouettes), network(silhouettes))
+
+
+def test_a_branch_on_the_batch_size_pins_it():
+    captured = capture(Windows(lambda x: x * 2 if x.shape[0] > 6 else x).eval(), (32, 22))
+    assert (captured.batch, captured.frames) == (1, None)
+
+
+def walks(lengths, people=4):
+    """Random silhouettes of some lengths for each of some people."""
+    rng = np.random.default_rng(0)
+    return [
+        (np.where(rng.random((length, 32, 22)) < 0.3, 255, 0).astype(np.uint8), f"p{person}")
+        for person in range(people)
+        for length in lengths
+    ]
+
+
+@pytest.fixture(scope="module")
+def result():
+    network = Windows(BRANCHES["half of long ones"][0]).eval()
+    sequences = qg.GaitDataset.from_pairs(walks([12, 50]))
+    return network, qg.quantize(network, qg.GaitData(sequences, sequences), FAST, device="cpu")
+
+
+def test_a_file_refuses_lengths_at_which_it_would_be_wrong(result, tmp_path):
+    network, quantized = result
+    quantized.save(tmp_path)
+    embedder = qg.Embedder(tmp_path / "model.onnx")
+    for length in (1, 2, 12, 40):
+        ((sequence, _),) = walks([length], people=1)
+        expected = network(torch.from_numpy(sequence)[None].float() / 255)[0]
+        np.testing.assert_allclose(embedder(sequence)[0], expected.detach(), atol=0.02)
+    with pytest.raises(DataError, match=r"41 frames; the network is captured for 1 to 40 frames"):
+        embedder(walks([41], people=1)[0][0])
+    assert embedder.frame_counts == FrameCounts(1, 40)
+
+
+def test_evaluation_leaves_out_what_the_file_refuses_and_says_so(result):
+    _, quantized = result
+    notes = " ".join(quantized.notes)
+    assert "test sequences are left out of the evaluation" in notes
+    assert "1 to 40 frames" in notes
+    assert quantized.report.model.frame_counts.longest == 40
+
+
+def test_agreement_is_measured_against_the_network_itself(monkeypatch):
+    """A graph that is wrong everywhere agrees with itself, not with the network."""
+    network = Windows().eval()
+    own = network.forward
+    calls = []
+
+    def forward(silhouettes):
+        calls.append(str(list(silhouettes.shape)))
+        return own(silhouettes)
+
+    monkeypatch.setattr(network, "forward", forward)
+    data = qg.GaitData(qg.GaitDataset.from_pairs(walks([12])), qg.GaitDataset.from_pairs(walks([19, 13])))
+    qg.quantize(network, data, FAST, device="cpu")
+    assert {"[1, 19, 32, 22]", "[1, 13, 32, 22]"} <= set(calls)
+
+
+def test_a_file_of_one_frame_count_is_evaluated_as_it_is_used(tmp_path):
+    network = Windows(BRANCHES["even and odd"][0]).eval()
+    data = walks([10, 13])
+    quantized = qg.quantize(network, data, FAST, device="cpu", frames=30)
+    quantized.save(tmp_path)
+    embedder = qg.Embedder(tmp_path / "model.onnx")
+    for length in (10, 47):
+        ((sequence, _),) = walks([length], people=1)
+        repeated = sequence[np.arange(30) % length]
+        told = pytest.warns(SequenceLengthWarning, match="30 frames only") if length == 10 else nullcontext()
+        with told:  # once
+            embedding = embedder(sequence)
+        np.testing.assert_array_equal(embedding, embedder(repeated))
+
+
+class SumOverFrames(nn.Module):
+    """Frames are added, so that clips longer than the data have sums that never occur."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.hidden, self.fc = nn.Conv2d(1, 8, 5, 4, 2), nn.Linear(8, 32), nn.Linear(32, 16)
+
+    def forward(self, silhouettes):
+        n, s = silhouettes.shape[:2]
+        features = self.conv(silhouettes.flatten(0, 1).unsqueeze(1)).relu().mean((2, 3)).view(n, s, 8)
+        return self.fc(self.hidden(features.sum(1)).relu())
+
+
+def test_corrections_see_no_clip_that_is_longer_than_the_data():
+    config = qg.QuantConfig(idc=IdcConfig(enabled=False))
+    result = qg.quantize(SumOverFrames().eval(), walks([12], people=12), config, device="cpu")
+    assert result.report.agreement.sqnr_db > 30
