@@ -27,7 +27,7 @@ import qgait_ptq as qg
 from qgait_ptq.config.schema import IdcConfig, QuantConfig
 from qgait_ptq.evaluation.benchmark import QUIET_ENOUGH, summarize
 from qgait_ptq.evaluation.sampling import interleave
-from qgait_ptq.evaluation.workload import Setting, example_inputs
+from qgait_ptq.evaluation.workload import BenchmarkSetting, example_inputs
 from qgait_ptq.exporters.onnx_file import export_float, export_quantized
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.embedding import network_batch
@@ -80,7 +80,7 @@ def main(network: str, rounds: int) -> None:
         # As programs without this toolkit open them: a file whose sums saturate here is measured as it is.
         sessions = {name: open_unguarded(path, threads=1) for name, path in paths.items()}
         sizes = {name: path.stat().st_size / 1e6 for name, path in paths.items()}
-    setting = Setting(rounds=rounds)
+    setting = BenchmarkSetting(rounds=rounds)
     calls: list[Callable[[], Any]] = [
         partial(session.infer, *example_inputs(session, setting)) for session in sessions.values()
     ]

@@ -26,7 +26,7 @@ from qgait_ptq.exporters.onnx_file import export_quantized
 from qgait_ptq.gait.data.sources import GaitData, load_walkers
 from qgait_ptq.gait.embedding import embed_dataset
 from qgait_ptq.gait.metrics import embedding_sqnr
-from qgait_ptq.gait.protocols import evaluate
+from qgait_ptq.gait.protocols import evaluate_embeddings
 from qgait_ptq.gait.zoo import gaitbase_small
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import run_session
@@ -78,7 +78,7 @@ def rank(embeddings: Tensor, data: GaitData, gallery: Tensor | None = None) -> d
     The gallery may have been embedded by another network.
     """
     assert data.test_set is not None
-    accuracy = evaluate(embeddings, data.test.records, data.test_set, data.metric, known=gallery)
+    accuracy = evaluate_embeddings(embeddings, data.test.records, data.test_set, data.metric, known=gallery)
     return {
         "mean_rank1": accuracy.rank1["mean"],
         "map": accuracy.mean_average_precision,

@@ -25,8 +25,8 @@ from measure_models import CALIBRATION_FRAMES, make_network, render
 
 import qgait_ptq as qg
 from qgait_ptq.config.schema import IdcConfig, QuantConfig
-from qgait_ptq.evaluation.benchmark import Measured, is_noisy, measure
-from qgait_ptq.evaluation.workload import Setting
+from qgait_ptq.evaluation.benchmark import FileBenchmark, benchmark_files, is_noisy
+from qgait_ptq.evaluation.workload import BenchmarkSetting
 from qgait_ptq.exporters.onnx_file import export_float, export_quantized, write_metadata
 from qgait_ptq.gait.walkers.population import Split
 from qgait_ptq.gait.zoo import NETWORKS, GaitBase
@@ -139,7 +139,7 @@ def build(name: str, target: str, widths: tuple[str, ...], folder: Path) -> list
     return paths
 
 
-def rows(label: str, runtime: str, measured: list[Measured]) -> list[dict[str, Any]]:
+def rows(label: str, runtime: str, measured: list[FileBenchmark]) -> list[dict[str, Any]]:
     """One for each file."""
     return [
         {
@@ -244,7 +244,7 @@ def main(out: Path, rounds: int) -> None:
         for network, (label, widths) in MEASURED.items():
             for runtime in ("onnxruntime", "openvino"):
                 paths = build(network, runtime, widths, folder)
-                measured = measure(paths, Setting(runtime=runtime, rounds=rounds))
+                measured = benchmark_files(paths, BenchmarkSetting(runtime=runtime, rounds=rounds))
                 noisy |= is_noisy(measured)
                 found += rows(label, runtime, measured)
                 print(*map(table_line, found[-len(paths) :]), sep="\n", flush=True)

@@ -16,7 +16,7 @@ from qgait_ptq.gait.data.sequences import shape_text
 from qgait_ptq.gait.data.sources import GaitData
 from qgait_ptq.gait.embedding import Embed, embed_dataset
 from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr
-from qgait_ptq.gait.protocols import Accuracy, evaluate
+from qgait_ptq.gait.protocols import Accuracy, evaluate_embeddings
 from qgait_ptq.graph.frame_parts import join_inputs
 from qgait_ptq.runtime.embedder import Embedder
 from qgait_ptq.runtime.sessions import run_session
@@ -85,7 +85,7 @@ def _evaluate(embed: Embed, data: GaitData, frames: int | None, progress: Progre
         raise DataError("the data have no gallery and probes; accuracy needs a protocol")
     with progress.stage("evaluation", len(data.test)) as advance:
         (embeddings,) = embed_dataset(data.test, [embed], data.frame_shape, frames, advance)
-    return evaluate(embeddings, data.test.records, data.test_set, data.metric)
+    return evaluate_embeddings(embeddings, data.test.records, data.test_set, data.metric)
 
 
 def accuracy_of(embeddings: list[Tensor], data: GaitData) -> dict[str, Accuracy]:
@@ -104,11 +104,13 @@ def accuracy_of(embeddings: list[Tensor], data: GaitData) -> dict[str, Accuracy]
         return {}
     records, test_set, metric = data.test.records, data.test_set, data.metric
     accuracy = {
-        name: evaluate(embedding, records, test_set, metric)
+        name: evaluate_embeddings(embedding, records, test_set, metric)
         for name, embedding in zip(("float", "quantized", "onnx"), embeddings, strict=True)
     }
     reference, _, file = embeddings
-    return accuracy | {"onnx_float_gallery": evaluate(file, records, test_set, metric, known=reference)}
+    return accuracy | {
+        "onnx_float_gallery": evaluate_embeddings(file, records, test_set, metric, known=reference)
+    }
 
 
 def comparison_of(

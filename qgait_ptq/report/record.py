@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from qgait_ptq.placement.layers import LayerPlan, count_parameters, layer_scales, list_layers
+from qgait_ptq.placement.layers import LayerPlan, count_parameters, layer_scales
 from qgait_ptq.placement.planning import REPORTED_FRAMES
 from qgait_ptq.report.schema import Report
 from qgait_ptq.stages.state import State
@@ -25,7 +25,7 @@ def build_report(state: State, about: dict[str, Any]) -> Report:
         about: what to say of the model, such as its path and hash.
     """
     record, config, data = state.record, state.config, state.given
-    layers = list_layers(state.network)
+    layers = state.layers
     content: dict[str, Any] = {
         "toolkit": {"qgait_ptq": version("qgait-ptq"), "torch": torch.__version__},
         "model": _describe_model(state, layers, about),
