@@ -3,6 +3,19 @@
 The command line turns a `QgaitError` into one line and exit code 2; everything else is our fault.
 """
 
+__all__ = [
+    "CalibrationError",
+    "CaptureError",
+    "ConfigError",
+    "DataError",
+    "ExportError",
+    "MissingExtraError",
+    "ModelError",
+    "ProcessorWarning",
+    "QgaitError",
+    "StageOrderError",
+]
+
 
 class QgaitError(Exception):
     """Base of all errors that a user's input causes. Its text names the fault, the place and the remedy."""
