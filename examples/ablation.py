@@ -23,7 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import click
-from ablation_runs import execute, render_walkers
+from ablation_runs import execute, render_missing
 from ablation_tables import read_runs, write_tables
 from ablation_variants import plan_jobs
 
@@ -55,7 +55,7 @@ def main(
     runs = read_runs(out / "runs.jsonl")
     wanted = [job for job in jobs if job.key not in runs and fnmatch(job.title, only)]
     if wanted and not table:
-        render_walkers(work / "walkers", seeds)
+        render_missing(work / "walkers", seeds)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes to come
         titles = {job.key: job.title for job in wanted}
         # Leaving the pool ends its processes, also where this one is asked to end.

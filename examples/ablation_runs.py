@@ -21,7 +21,7 @@ from ablation_variants import WIDTHS, Job
 from torch import Tensor, fx
 
 import qgait_ptq as qg
-from qgait_ptq.calibration.stages import (
+from qgait_ptq.calibration import (
     CalibrateDistances,
     ChooseClips,
     Correct,
@@ -29,21 +29,22 @@ from qgait_ptq.calibration.stages import (
     Finetune,
     SetRanges,
 )
-from qgait_ptq.config.recipes import parse
-from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import CalibrationError
-from qgait_ptq.gait.data.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
-from qgait_ptq.gait.data.sampling import PKSampler
-from qgait_ptq.gait.data.sequences import cut_width
-from qgait_ptq.gait.embedding import embed_dataset
-from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr, part_distances, rank_gallery
-from qgait_ptq.gait.walkers.population import FIRST_IDENTITY, TRIALS, Split
-from qgait_ptq.gait.walkers.rendering import condition_name, render_identities, subject_name, view_name
+from qgait_ptq.gait import (
+    Condition,
+    GaitDataset,
+    PackedSilhouettes,
+    PKSampler,
+    SequenceRecord,
+    Split,
+    embed_dataset,
+    embedding_cosine,
+    embedding_sqnr,
+    part_distances,
+    rank_gallery,
+    render_walkers,
+)
 from qgait_ptq.gait.zoo import NETWORKS
-from qgait_ptq.stages.stage import Stage
-from qgait_ptq.stages.state import State
-from qgait_ptq.stages.training_data import Clips, TrainingData
-from qgait_ptq.system.progress import Silent
 
 CALIBRATION_IDENTITIES, FIRST_CALIBRATION = 16, 1000
 TEST_IDENTITIES, FIRST_TEST, TEST_VIEWS = 30, 1000, 1
@@ -51,6 +52,7 @@ DISTRACTORS = 150
 SIZE = (64, 44)
 CONDITIONS = ("nm", "bg", "cl")
 GALLERY = ("nm-01", "nm-02", "nm-03", "nm-04")
+ONE_WALK = ((Condition.NORMAL, 1),)
 # Fewer frames and steps than the toolkit's defaults, the same for all variants: the experiment is long.
 COMMON: dict[str, Any] = {
     "calibration_frames": 16,
@@ -60,11 +62,10 @@ COMMON: dict[str, Any] = {
     "finetune": {"block_steps": 100, "steps": 60},
 }
 # What makes figures comparable; runs under other terms are not mixed with these.
-Part = tuple[list[int], int, Any]  # walkers, views of each walk, trials
 TERMS = json.loads(json.dumps([COMMON, CALIBRATION_IDENTITIES, TEST_IDENTITIES, TEST_VIEWS, DISTRACTORS]))
 
 
-def render_walkers(folder: Path, seeds: int) -> None:
+def render_missing(folder: Path, seeds: int) -> None:
     """Render all walkers once; runs read them from files."""
     for name in ("test", *(f"calibration-{seed}" for seed in range(seeds))):
         if not (folder / f"{name}.npz").exists():
@@ -73,29 +74,33 @@ def render_walkers(folder: Path, seeds: int) -> None:
 
 def _render(path: Path, name: str) -> None:
     if name == "test":
-        parts: list[Part] = [
-            (numbers(Split.TEST, FIRST_TEST, TEST_IDENTITIES), TEST_VIEWS, TRIALS),
-            (numbers(Split.DISTRACTOR, 0, DISTRACTORS), 1, TRIALS[:1]),
-        ]
+        write_walkers(path, render_tested(TEST_IDENTITIES, TEST_VIEWS), render_distractors(DISTRACTORS))
     else:
-        first = FIRST_CALIBRATION + CALIBRATION_IDENTITIES * int(name.rpartition("-")[2])
-        parts = [(numbers(Split.CALIBRATION, first, CALIBRATION_IDENTITIES), 1, TRIALS)]
-    render_parts(path, parts)
+        write_walkers(path, render_calibration(int(name.rpartition("-")[2])))
 
 
-def numbers(split: Split, first: int, count: int) -> list[int]:
-    """Walkers of a split."""
-    return list(range(FIRST_IDENTITY[split] + first, FIRST_IDENTITY[split] + first + count))
+def render_calibration(seed: int) -> GaitDataset:
+    """Render the calibration walkers of a seed."""
+    first = FIRST_CALIBRATION + CALIBRATION_IDENTITIES * seed
+    return render_walkers(Split.CALIBRATION, CALIBRATION_IDENTITIES, first=first, views_per_trial=1)
 
 
-def render_parts(path: Path, parts: list[Part]) -> None:
-    """Render walkers, each part with its views and trials, into one file."""
+def render_tested(identities: int, views: int) -> GaitDataset:
+    """Render test walkers."""
+    return render_walkers(Split.TEST, identities, first=FIRST_TEST, views_per_trial=views)
+
+
+def render_distractors(identities: int) -> GaitDataset:
+    """Render one sequence of each distractor."""
+    return render_walkers(Split.DISTRACTOR, identities, trials=ONE_WALK, views_per_trial=1)
+
+
+def write_walkers(path: Path, *datasets: GaitDataset) -> None:
+    """Write walkers into one file, one bit a pixel."""
     arrays: dict[str, Any] = {}
-    for identities, views, trials in parts:
-        for walks in render_identities(identities, trials=trials, views_per_trial=views):
-            for label, silhouettes in walks:
-                key = f"{subject_name(label.identity)}/{condition_name(label)}/{view_name(label)}"
-                arrays[key] = np.packbits(cut_width(silhouettes) > 0, axis=-1)
+    for data in datasets:
+        for silhouettes, record in data:
+            arrays[record.name] = np.packbits(silhouettes > 0, axis=-1)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part.npz")
     np.savez(beside, **arrays)
@@ -104,39 +109,35 @@ def render_parts(path: Path, parts: list[Part]) -> None:
 
 @cache
 def read_walkers(path: Path) -> GaitDataset:
-    """Read what `_render` wrote."""
+    """Read what `write_walkers` wrote."""
     records = []
     with np.load(path) as arrays:
         for key in arrays.files:
             subject, condition, view = key.split("/")
-            packed = PackedSilhouettes(np.zeros((1, 1, SIZE[1]), np.uint8))
-            packed.bits = arrays[key]
+            packed = PackedSilhouettes.from_bits(arrays[key], SIZE[1])
             records.append(SequenceRecord(subject, condition, view, packed))
     return GaitDataset(records)
 
 
-def with_labels(state: State, labels: str) -> State:
+def with_labels(state: qg.State, labels: str) -> qg.State:
     """The state with labels as they are, shuffled or taken away, for the controls."""
     data = state.training
     if data is None or labels == "true":
         return state
     rng = np.random.default_rng(state.config.seed)
 
-    def changed(part: Clips) -> Clips:
-        own = torch.arange(len(part))
+    def changed(own: Tensor) -> Tensor:
         if labels == "shuffled":
-            own = part.labels[torch.from_numpy(rng.permutation(len(part)))]
-        return Clips(part.silhouettes, own)
+            return own[torch.from_numpy(rng.permutation(len(own)))]
+        return torch.arange(len(own))
 
-    learned = changed(data.clips)
+    learned = replace(data.clips, labels=changed(data.clips.labels))
     # Without labels, batches are drawn as before, so that the steps see the same clips.
     names = [str(int(label)) for label in (learned if labels == "shuffled" else data.clips).labels]
     config = state.config.idc
     sampler = PKSampler(names, min(config.identities, len(set(names))), config.sequences)
-    training = TrainingData(
-        learned, data.embeddings, sampler, changed(data.held_out), data.held_out_embeddings
-    )
-    return replace(state, training=training)
+    held_out = replace(data.held_out, labels=changed(data.held_out.labels))
+    return replace(state, training=replace(data, clips=learned, sampler=sampler, held_out=held_out))
 
 
 class Timer:
@@ -154,6 +155,10 @@ class Timer:
 
     def note(self, text: str) -> None:
         """Notes are in the record, too."""
+
+    def resume(self, seconds: dict[str, float]) -> None:
+        """Continue from the times of another run."""
+        self.seconds = dict(seconds)
 
 
 def execute(job: Job, work: Path, threads: int) -> dict[str, Any]:
@@ -176,7 +181,7 @@ def execute(job: Job, work: Path, threads: int) -> dict[str, Any]:
     }
     for stage in ("idc", "finetune"):
         settings[stage] = {**COMMON[stage], **job.variant.settings.get(stage, {})}
-    config = parse(QuantConfig, settings, job.variant.name)
+    config = qg.QuantConfig.model_validate(settings)
     timer = Timer()
     data = read_walkers(work / "walkers" / f"calibration-{job.seed}.npz")
     result: dict[str, Any] = {"key": job.key, "job": {**asdict(job), "checkpoint": Path(job.checkpoint).name}}
@@ -194,11 +199,11 @@ def execute(job: Job, work: Path, threads: int) -> dict[str, Any]:
     }
 
 
-def _calibrate(state: State, job: Job, timer: Timer, states: Path) -> State:
+def _calibrate(state: qg.State, job: Job, timer: Timer, states: Path) -> qg.State:
     """The stages of a variant; what several variants share is computed once."""
     config, stages = state.config, job.variant.stages
-    state = with_labels(ChooseClips().run(state, Silent()), job.variant.labels)
-    state = Equalize().run(state, timer)
+    state = with_labels(qg.run_stages([ChooseClips()], state), job.variant.labels)
+    state = qg.run_stages([Equalize()], state, timer)
     ranges = config.model_dump(exclude={"idc", "finetune", "rounding", "bias_correction"})
     name = _digest([job.network, ranges])
     state = _shared(SetRanges(), state, states / name, timer)
@@ -210,14 +215,14 @@ def _calibrate(state: State, job: Job, timer: Timer, states: Path) -> State:
         name = _digest([name, config.idc.model_dump(), job.variant.labels])
         state = _shared(CalibrateDistances(), state, states / name, timer)
     if stages.startswith("finetune"):
-        state = Finetune().run(state, timer)
+        state = qg.run_stages([Finetune()], state, timer)
     return state
 
 
-def _shared(stage: Stage, state: State, path: Path, timer: Timer) -> State:
+def _shared(stage: qg.Stage, state: qg.State, path: Path, timer: Timer) -> qg.State:
     """What a stage gives, from the file where another run kept it."""
     if not path.exists():
-        state = stage.run(state, timer)
+        state = qg.run_stages([stage], state, timer)
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(f".{os.getpid()}")
         torch.save({"graph": state.quantized.state_dict(), "seconds": timer.seconds}, beside)
@@ -229,7 +234,7 @@ def _shared(stage: Stage, state: State, path: Path, timer: Timer) -> State:
         state = replace(stage.apply(one), maybe_chosen=state.chosen)
     quantized = copy.deepcopy(state.quantized)
     quantized.load_state_dict(kept["graph"])
-    timer.seconds = dict(kept["seconds"])
+    timer.resume(kept["seconds"])
     return replace(state, maybe_quantized=quantized)
 
 
@@ -271,7 +276,7 @@ def float_embeddings(job: Job, network: fx.GraphModule, data: GaitDataset, work:
 def rank(embeddings: Tensor, data: GaitDataset) -> dict[str, list[list[float]]]:
     """Rank-1 and average precision in percent, for each test identity and condition ``[i][c]``."""
     records = data.records
-    distractor = str(FIRST_IDENTITY[Split.DISTRACTOR])
+    distractor = str(Split.DISTRACTOR.first_identity)
     probes = [i for i, r in enumerate(records) if r.condition not in GALLERY and r.subject < distractor]
     gallery = [i for i, r in enumerate(records) if r.condition in GALLERY]
     distances = part_distances(embeddings[probes], embeddings[gallery])

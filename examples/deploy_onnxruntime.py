@@ -8,17 +8,16 @@ GALLERY_FOLDER holds known people, name/walk/view/*.pkl; PROBE_FILE is one seque
 import sys
 from pathlib import Path
 
-from qgait_ptq import Embedder
-from qgait_ptq.gait.data.dataset import GaitDataset
-from qgait_ptq.gait.data.sequences import read_sequence
+import qgait_ptq as qg
+from qgait_ptq.gait import read_sequence
 
 RUNTIME = "onnxruntime"
 
 
 def main(model: str, gallery_folder: str, probe_file: str) -> None:
     """Embed the known people once, then look up the unknown one."""
-    embedder = Embedder(model, runtime=RUNTIME)
-    known = GaitDataset.from_directory(gallery_folder)
+    embedder = qg.Embedder(model, runtime=RUNTIME)
+    known = qg.GaitDataset.from_directory(gallery_folder)
     gallery = embedder.embed([silhouettes for silhouettes, _ in known])
     probe = embedder(read_sequence(Path(probe_file)))
     found = embedder.match(gallery, probe, top_k=3)

@@ -21,16 +21,8 @@ import torch
 from torch import Tensor
 
 import qgait_ptq as qg
-from qgait_ptq.config.schema import QuantConfig
-from qgait_ptq.exporters.onnx_file import export_quantized
-from qgait_ptq.gait.data.sources import GaitData, load_walkers
-from qgait_ptq.gait.embedding import embed_dataset
-from qgait_ptq.gait.metrics import embedding_sqnr
-from qgait_ptq.gait.protocols import evaluate
+from qgait_ptq.gait import embed_dataset, embedding_sqnr, evaluate_embeddings
 from qgait_ptq.gait.zoo import gaitbase_small
-from qgait_ptq.runtime.exact_sessions import open_session
-from qgait_ptq.runtime.sessions import run_session
-from qgait_ptq.targets.registry import get_target
 
 WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A3": (3, 3)}
 ALLOWED = {"W8A8": 0.1, "W4A8": 0.3, "W4A4": 0.5, "W3A3": 2.5}  # points of mean rank-1
@@ -44,21 +36,15 @@ def load_network() -> torch.nn.Module:
     return network.eval()
 
 
-def measure(data: GaitData, reference: Tensor, label: str, seed: int) -> dict[str, Any]:
+def measure(data: qg.GaitData, reference: Tensor, label: str, seed: int) -> dict[str, Any]:
     """Quantize at one width with one seed, and rank the test walkers with simulation and file."""
     weight_bits, activation_bits = WIDTHS[label]
-    config = QuantConfig(weight_bits=weight_bits, activation_bits=activation_bits, seed=seed)
+    config = qg.QuantConfig(weight_bits=weight_bits, activation_bits=activation_bits, seed=seed)
     started = time.perf_counter()
     state = qg.calibrate(qg.prepare(load_network(), data, config, device="cpu"))
-    captured, quantized = state.captured, state.quantized
     seconds = time.perf_counter() - started
-    file = export_quantized(quantized, captured, get_target(config.target))
-    session = open_session(file.SerializeToString(), spinning=False)
-    simulated, executed = embed_dataset(
-        data.test,
-        [quantized, lambda batch: torch.from_numpy(run_session(session, batch.numpy()))],
-        captured.frame_shape,
-    )
+    file = qg.export(state).file
+    simulated, executed = embed_dataset(data.test, [state.quantized, file.run], data.frame_shape)
     return {
         "bits": label,
         "seed": seed,
@@ -72,13 +58,13 @@ def measure(data: GaitData, reference: Tensor, label: str, seed: int) -> dict[st
     }
 
 
-def rank(embeddings: Tensor, data: GaitData, gallery: Tensor | None = None) -> dict[str, float]:
+def rank(embeddings: Tensor, data: qg.GaitData, gallery: Tensor | None = None) -> dict[str, float]:
     """Mean rank-1 over the conditions and mAP under the CASIA-B protocol, in percent.
 
     The gallery may have been embedded by another network.
     """
     assert data.test_set is not None
-    accuracy = evaluate(embeddings, data.test.records, data.test_set, data.metric, known=gallery)
+    accuracy = evaluate_embeddings(embeddings, data.test.records, data.test_set, data.metric, known=gallery)
     return {
         "mean_rank1": accuracy.rank1["mean"],
         "map": accuracy.mean_average_precision,
@@ -134,7 +120,7 @@ def main(out: Path, seeds: int, labels: tuple[str, ...]) -> None:
     done = {(run["bits"], run["seed"]) for run in runs}
     wanted = [(bits, seed) for seed in range(seeds) for bits in labels if (bits, seed) not in done]
     if wanted:
-        data = load_walkers(workers=os.cpu_count() or 1)
+        data = qg.load_walkers(workers=os.cpu_count() or 1)
         (reference,) = embed_dataset(data.test, [load_network()], data.frame_shape)
     for bits, seed in wanted:
         runs.append(measure(data, reference, bits, seed))

@@ -16,48 +16,36 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
+from torch.optim.swa_utils import update_bn
 
 import qgait_ptq as qg
-from qgait_ptq.calibration.ranges import calibrate_ranges
-from qgait_ptq.config.schema import QuantConfig
-from qgait_ptq.exporters.onnx_file import export_float, export_quantized
-from qgait_ptq.gait.data.sampling import to_network_input
-from qgait_ptq.gait.data.sequences import cut_width
-from qgait_ptq.gait.data.sources import load_walkers
-from qgait_ptq.gait.walkers.clothing import Condition
-from qgait_ptq.gait.walkers.population import Split, split_identities
-from qgait_ptq.gait.walkers.rendering import render_identities
+from qgait_ptq.calibration import ChooseClips, SetRanges
+from qgait_ptq.config import IdcConfig
+from qgait_ptq.gait import Condition, GaitDataset, Split, network_batch, render_walkers
 from qgait_ptq.gait.zoo import GaitBase
-from qgait_ptq.placement.insert import insert_quantizers
-from qgait_ptq.placement.planning import plan
-from qgait_ptq.targets.registry import get_target
 
-SEQUENCES, FRAMES = 64, 30
+FRAME, SEQUENCES, FRAMES = (64, 44), 64, 30
 VARIANTS = ((8, 8, 8), (4, 8, 8), (4, 4, 8), (4, 4, 4))  # weight, activation and edge bits
 
 
-def calibration_batches() -> list[Tensor]:
-    """64 synthetic sequences of 30 frames, ``[1, 30, 64, 44]`` each."""
-    people = split_identities(Split.CALIBRATION, SEQUENCES // 2)
-    walks = render_identities(people, trials=((Condition.NORMAL, 1),), views_per_trial=2)
-    return [
-        to_network_input(cut_width(silhouettes)[[i % len(silhouettes) for i in range(FRAMES)]])[None]
-        for identity in walks
-        for _, silhouettes in identity
-    ]
+def calibration_data() -> GaitDataset:
+    """64 synthetic sequences of 30 frames, ``[30, 64, 44]`` each."""
+    trials = ((Condition.NORMAL, 1),)
+    walks = render_walkers(Split.CALIBRATION, SEQUENCES // 2, trials=trials, views_per_trial=2)
+    return GaitDataset.from_pairs(
+        (silhouettes[np.arange(FRAMES) % len(silhouettes)], record.subject) for silhouettes, record in walks
+    )
 
 
-def initialise(network: nn.Module, batch: Tensor) -> nn.Module:
+def initialise(network: nn.Module, data: GaitDataset) -> nn.Module:
     """Set batch norm statistics from one real pass."""
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = None
-    with torch.no_grad():
-        network.train()(torch.cat([batch, batch.flip(3)]))
+    batch = network_batch(*data[0], FRAME)
+    update_bn([torch.cat([batch, batch.flip(3)])], network)
     return network.eval()
 
 
@@ -72,20 +60,20 @@ def peak_gigabytes() -> float:
 def main(stages: bool) -> None:
     """Quantize at several widths and print what it took."""
     torch.manual_seed(0)
-    batches = calibration_batches()
-    network = initialise(GaitBase(), batches[0])
+    data = calibration_data()
+    network = initialise(GaitBase(), data)
     console = Console()
     if stages:
         console.print(measure_stages(network))
     else:
-        console.print(measure_ranges(network, batches))
+        console.print(measure_ranges(network, data))
 
 
 def measure_stages(network: nn.Module) -> Table:
     """Capture and the default stages at W4A4, and their times."""
-    config = QuantConfig(weight_bits=4, activation_bits=4)
+    config = qg.QuantConfig(weight_bits=4, activation_bits=4)
     listener = Timer()
-    data = load_walkers().calibration
+    data = qg.load_walkers().calibration
     prepared = qg.prepare(network, qg.GaitData(data, data), config, device="cpu", progress=listener)
     qg.calibrate(prepared, progress=listener)
     table = Table(title=f"GaitBase W4A4, default stages, {torch.get_num_threads()} threads")
@@ -117,7 +105,7 @@ class Timer:
         click.echo(text)
 
 
-def measure_ranges(network: nn.Module, batches: list[Tensor]) -> Table:
+def measure_ranges(network: nn.Module, data: GaitDataset) -> Table:
     """Capture, ranges alone, and export at several widths."""
     table = Table(
         title=f"GaitBase, {SEQUENCES} sequences of {FRAMES} frames, {torch.get_num_threads()} threads"
@@ -134,23 +122,20 @@ def measure_ranges(network: nn.Module, batches: list[Tensor]) -> Table:
     ):
         table.add_column(heading, justify="right" if heading else "left")
     for weight_bits, activation_bits, edge_bits in VARIANTS:
-        config = QuantConfig(weight_bits=weight_bits, activation_bits=activation_bits, edge_bits=edge_bits)
-        seconds: list[float] = []
-
-        @contextmanager
-        def timed(seconds: list[float] = seconds) -> Iterator[None]:
-            started = time.perf_counter()
-            yield
-            seconds.append(time.perf_counter() - started)
-
-        with timed():
-            captured, graph, _ = plan(network, (64, 44), config)
-        with timed():
-            quantized = calibrate_ranges(insert_quantizers(graph), batches)
-        with timed():
-            model = export_quantized(quantized, captured, get_target(config.target))
+        config = qg.QuantConfig(
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+            edge_bits=edge_bits,
+            input_type="float32",
+            idc=IdcConfig(enabled=False),
+        )
+        prepared = qg.prepare(network, qg.GaitData(data, data), config, device="cpu")
+        state = qg.run_stages([ChooseClips(), SetRanges()], prepared)
+        started = time.perf_counter()
+        model = qg.to_onnx(state)
+        seconds = (state.seconds["capture"], state.seconds["ranges"], time.perf_counter() - started)
         peak = peak_gigabytes()
-        float_size = export_float(graph, captured, get_target(config.target).opset).ByteSize()
+        float_size = qg.to_onnx(state, quantized=False).ByteSize()
         table.add_row(
             f"{config.label}, edges {edge_bits}",
             *(f"{value:.1f}" for value in (*seconds, sum(seconds))),

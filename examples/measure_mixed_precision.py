@@ -21,31 +21,22 @@ import click
 import numpy as np
 import torch
 from ablation_runs import (
-    CALIBRATION_IDENTITIES,
     COMMON,
     DISTRACTORS,
-    FIRST_CALIBRATION,
-    FIRST_TEST,
     SIZE,
-    numbers,
     rank,
     read_walkers,
-    render_parts,
+    render_calibration,
+    render_distractors,
+    render_tested,
+    write_walkers,
 )
 from ablation_tables import bootstrap, by_identity
 from torch import Tensor
 
 import qgait_ptq as qg
-from qgait_ptq.config.recipes import parse
-from qgait_ptq.config.schema import QuantConfig
-from qgait_ptq.exporters.onnx_file import export_quantized
-from qgait_ptq.gait.data.dataset import GaitDataset
-from qgait_ptq.gait.embedding import embed_dataset
-from qgait_ptq.gait.metrics import embedding_sqnr
-from qgait_ptq.gait.walkers.population import TRIALS, Split
+from qgait_ptq.gait import GaitDataset, embed_dataset, embedding_sqnr
 from qgait_ptq.gait.zoo import gaitbase_small
-from qgait_ptq.placement.layers import LayerPlan, list_layers
-from qgait_ptq.targets.registry import get_target
 
 NETWORK = Path(__file__).parent / "models" / "gaitbase-small.pt"
 TEST_IDENTITIES = 60
@@ -121,31 +112,31 @@ def main(out: Path, work: Path, seeds: int, table: bool) -> None:
 
 def execute(variant: Variant, seed: int, work: Path) -> dict[str, Any]:
     """Choose widths, calibrate with all default stages, and rank the test walkers."""
-    config = parse(QuantConfig, {**COMMON, "seed": seed, **variant.settings}, variant.name)
+    config = qg.QuantConfig.model_validate({**COMMON, "seed": seed, **variant.settings})
     calibration = walkers(work, f"calibration-{seed}")
     started = time.process_time()
     data = qg.GaitData(calibration, calibration)
     state = qg.calibrate(qg.prepare(load_network(), data, config, device="cpu"))
-    captured, network, quantized = state.captured, state.network, state.quantized
     seconds = time.process_time() - started
     test = walkers(work, "test")
-    (embeddings,) = embed_dataset(test, [quantized], SIZE)
+    (embeddings,) = embed_dataset(test, [state.quantized], SIZE)
     reference = float_embeddings(test, work)
     return {
         "name": variant.name,
         "seed": seed,
-        "bytes": export_quantized(quantized, captured, get_target(config.target), True).ByteSize(),
+        "bytes": qg.export(state).file.model.ByteSize(),
         "cpu_seconds": round(seconds, 1),
         "sqnr_db": embedding_sqnr(reference, embeddings),
-        "bops_percent": bit_operations(list_layers(network)),
-        "widths": {layer.name: [layer.weight_bits, layer.activation_bits] for layer in list_layers(network)},
+        "bops_percent": bit_operations(state),
+        "widths": {layer.name: [layer.weight_bits, layer.activation_bits] for layer in state.layers},
         "quantized": rank(embeddings, test),
         "float": rank(reference, test),
     }
 
 
-def bit_operations(layers: list[LayerPlan]) -> float:
+def bit_operations(state: qg.State) -> float:
     """In percent of those with 8 bits everywhere."""
+    layers = state.layers
     spent = sum(layer.macs * (layer.weight_bits or 32) * (layer.activation_bits or 32) for layer in layers)
     return 100 * spent / sum(64 * layer.macs for layer in layers)
 
@@ -155,16 +146,9 @@ def walkers(work: Path, name: str) -> GaitDataset:
     path = work / f"{name}.npz"
     if not path.exists():
         if name == "test":
-            render_parts(
-                path,
-                [
-                    (numbers(Split.TEST, FIRST_TEST, TEST_IDENTITIES), 1, TRIALS),
-                    (numbers(Split.DISTRACTOR, 0, DISTRACTORS), 1, TRIALS[:1]),
-                ],
-            )
+            write_walkers(path, render_tested(TEST_IDENTITIES, 1), render_distractors(DISTRACTORS))
         else:
-            first = FIRST_CALIBRATION + CALIBRATION_IDENTITIES * int(name.rpartition("-")[2])
-            render_parts(path, [(numbers(Split.CALIBRATION, first, CALIBRATION_IDENTITIES), 1, TRIALS)])
+            write_walkers(path, render_calibration(int(name.rpartition("-")[2])))
     return read_walkers(path)
 
 

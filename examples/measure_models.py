@@ -10,8 +10,7 @@ agreement with the float network, not about recognition.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 import qgait_ptq as qg
-from qgait_ptq.capture.trace import Capture
-from qgait_ptq.config.schema import IdcConfig, QuantConfig
-from qgait_ptq.exporters.onnx_file import export_float, export_quantized
-from qgait_ptq.gait.data.dataset import GaitDataset
-from qgait_ptq.gait.data.sequences import cut_width
-from qgait_ptq.gait.embedding import as_parts, network_batch
-from qgait_ptq.gait.metrics import embedding_cosine
-from qgait_ptq.gait.walkers.clothing import Condition
-from qgait_ptq.gait.walkers.population import Split, split_identities
-from qgait_ptq.gait.walkers.rendering import render_identities, subject_name
+from qgait_ptq.config import IdcConfig
+from qgait_ptq.gait import Condition, GaitDataset, Split, embedding_cosine, network_batch, render_walkers
 from qgait_ptq.gait.zoo import NETWORKS
-from qgait_ptq.graph.frame_parts import join_inputs
-from qgait_ptq.placement.layers import LayerPlan, count_parameters, list_layers
-from qgait_ptq.placement.planning import REPORTED_FRAMES
-from qgait_ptq.runtime.exact_sessions import open_session
-from qgait_ptq.runtime.sessions import run_session
-from qgait_ptq.targets.registry import get_target
-from qgait_ptq.verification.parity import Simulation, compare_with_simulation, layers_without_integer_kernel
 
 # Name in the table, frames of each of its inputs.
 MODELS: dict[str, tuple[str, tuple[tuple[int, ...], ...]]] = {
@@ -56,6 +41,7 @@ MODELS: dict[str, tuple[str, tuple[tuple[int, ...], ...]]] = {
 WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
 CALIBRATION, TESTED = 16, 6
 CALIBRATION_FRAMES, LENGTHS = 12, (15, 30, 61)
+REPORTED_FRAMES = 30  # frames for which `State.layers` counts multiply-accumulates
 INTRODUCTION = """# Networks
 
 Every reference network (`qgait_ptq/gait/zoo/`) at the size of its paper, through capture, quantization and
@@ -84,14 +70,11 @@ Skeleton maps are made of parts of the silhouette, poses and body models are ran
 
 def render(split: Split, count: int, frame_shapes: tuple[tuple[int, ...], ...]) -> GaitDataset:
     """Sequences of as many people, as frames of the shapes that a network takes."""
-    walks = render_identities(
-        split_identities(split, count), trials=((Condition.NORMAL, 1),), views_per_trial=1
-    )
+    walks = render_walkers(split, count, trials=((Condition.NORMAL, 1),), views_per_trial=1)
     pairs = []
-    for walk in walks:
-        for label, silhouettes in walk:
-            inputs = tuple(as_input(cut_width(silhouettes), shape) for shape in frame_shapes)
-            pairs.append((inputs if len(inputs) > 1 else inputs[0], subject_name(label.identity)))
+    for silhouettes, record in walks:
+        inputs = tuple(as_input(silhouettes, shape) for shape in frame_shapes)
+        pairs.append((inputs if len(inputs) > 1 else inputs[0], record.subject))
     return GaitDataset.from_pairs(pairs)
 
 
@@ -111,17 +94,30 @@ def as_input(silhouettes: NDArray[np.uint8], frame_shape: tuple[int, ...]) -> ND
     return steps.clip(0, 255).astype(np.uint8)
 
 
-def make_network(name: str, data: GaitDataset) -> nn.Module:
+class OneInput(nn.Module):
+    """A network that takes all its inputs in one tensor, as a data set of several inputs has them."""
+
+    def __init__(self, network: nn.Module, data: GaitDataset) -> None:
+        super().__init__()
+        self.network, self.layout = network, data.layout
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """``[n, s, ...]``, or ``[n, s, F]`` of several inputs, to the embedding."""
+        inputs = [frames]
+        if self.layout is not None:
+            places = zip(self.layout.parts, self.layout.starts, strict=True)
+            inputs = [frames[..., at : at + part.size].unflatten(-1, part.shape) for part, at in places]
+        embedding: Tensor = self.network(*inputs)
+        return embedding
+
+
+def make_network(build: Callable[[], nn.Module], data: GaitDataset) -> nn.Module:
     """Random weights, and batch norm statistics of one real pass over two sequences."""
     torch.manual_seed(0)
-    network = join_inputs(NETWORKS[name](), data.layout)
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = None
+    network = build()
     shape = data[0][0].shape[1:]
     batch = torch.cat([network_batch(*data[i], shape, CALIBRATION_FRAMES) for i in range(4)])
-    with torch.no_grad():
-        network.train()(batch)
+    update_bn([batch], OneInput(network, data))
     return network.eval()
 
 
@@ -132,7 +128,8 @@ def measure(name: str) -> dict[str, Any]:
         render(split, count, frame_shapes)
         for split, count in ((Split.CALIBRATION, CALIBRATION), (Split.TEST, TESTED))
     )
-    network = make_network(name, calibration)
+    network = make_network(NETWORKS[name], calibration)
+    joined = OneInput(network, calibration).eval()
     found: dict[str, Any] = {
         "label": label,
         "frame_shapes": frame_shapes,
@@ -142,55 +139,45 @@ def measure(name: str) -> dict[str, Any]:
     }
     found["bytes"] = {}
     for bits, (weight_bits, activation_bits) in WIDTHS.items():
-        config = QuantConfig(
+        config = qg.QuantConfig(
             weight_bits=weight_bits,
             activation_bits=activation_bits,
             calibration_frames=CALIBRATION_FRAMES,
             correction_frames=CALIBRATION_FRAMES,
+            input_type="float32",
             idc=IdcConfig(enabled=False),
         )
-        state = qg.calibrate(qg.prepare(network, qg.GaitData(calibration, tested), config, device="cpu"))
-        captured, graph, quantized = state.captured, state.network, state.quantized
-        layers = list_layers(graph)
-        model = export_quantized(quantized, captured, get_target(config.target))
-        session = open_session(model.SerializeToString(), spinning=False)
-        parity = compare_with_simulation(
-            partial(run_session, session),
-            Simulation.of(quantized),
-            batches(tested, captured),
-            config.minimum_parity,
-        )
+        prepared = qg.prepare(network, qg.GaitData(calibration, tested), config, device="cpu")
+        state = qg.export(qg.calibrate(prepared))
+        parity = qg.check_parity(state, batches(tested, state))
         found["parity"][bits], found["single"][bits] = parity.cosine_min, parity.single_cosine_min
         with torch.inference_mode():
-            pairs = [
-                (as_parts(network(batch)), as_parts(torch.from_numpy(run_session(session, batch.numpy()))))
-                for batch in batches(tested, captured)
-            ]
+            pairs = [(joined(batch), state.file.run(batch)) for batch in batches(tested, state)]
         reference, given = (torch.cat(embeddings) for embeddings in zip(*pairs, strict=True))
         found["cosine"][bits] = float(embedding_cosine(reference, given).mean())
-        found["bytes"][bits] = model.ByteSize()
-        slow = layers_without_integer_kernel(
-            model.SerializeToString(), [layer.name for layer in list_layers(graph) if layer.integer]
-        )
+        found["bytes"][bits] = state.file.model.ByteSize()
         if bits == "W8A8":
-            found["bytes"]["float"] = export_float(graph, captured, 21).ByteSize()
-            found |= describe(captured, layers, slow)
+            found["bytes"]["float"] = state.file.float_model.ByteSize()
+            found |= describe(state)
     return found
 
 
-def batches(data: GaitDataset, captured: Capture) -> Iterator[Tensor]:
+def batches(data: GaitDataset, state: qg.State) -> Iterator[Tensor]:
     """Sequences of three lengths in turn."""
+    captured = state.captured
     for index, (frames, record) in enumerate(data):
         length = captured.frames or LENGTHS[index % len(LENGTHS)]
         yield network_batch(frames, record, captured.frame_shape, length)
 
 
-def describe(captured: Capture, layers: list[LayerPlan], slow: list[str]) -> dict[str, Any]:
+def describe(state: qg.State) -> dict[str, Any]:
     """Size, work, and what is not on integers."""
+    captured, layers, slow = state.captured, state.layers, state.record["slow_layers"]
     total = sum(layer.macs for layer in layers)
     integer = sum(layer.macs for layer in layers if layer.integer and layer.name not in slow)
     return {
-        "parameters": count_parameters(layers),
+        # Weights that layers share count once.
+        "parameters": sum({layer.weight: layer.parameters for layer in layers}.values()),
         "macs": total * REPORTED_FRAMES // (captured.frames or REPORTED_FRAMES),
         "integer_share": integer / total,
         "not_integer": {layer.name: layer.note for layer in layers if not layer.integer}

@@ -24,18 +24,11 @@ import onnx
 from measure_models import CALIBRATION_FRAMES, make_network, render
 
 import qgait_ptq as qg
-from qgait_ptq.config.schema import IdcConfig, QuantConfig
-from qgait_ptq.evaluation.benchmark import Measured, is_noisy, measure
-from qgait_ptq.evaluation.workload import Setting
-from qgait_ptq.exporters.onnx_file import export_float, export_quantized, write_metadata
-from qgait_ptq.gait.walkers.population import Split
+from qgait_ptq.config import IdcConfig
+from qgait_ptq.evaluation import BenchmarkSetting, FileBenchmark, benchmark_files
+from qgait_ptq.gait import Split
 from qgait_ptq.gait.zoo import NETWORKS, GaitBase
-from qgait_ptq.placement.layers import list_layers
-from qgait_ptq.placement.planning import REPORTED_FRAMES
-from qgait_ptq.runtime.embedder import LONGEST_PIECE
-from qgait_ptq.runtime.exactness import describe_processor, saturates
-from qgait_ptq.runtime.sessions import ONNXRUNTIME
-from qgait_ptq.targets.registry import get_target
+from qgait_ptq.runtime import LONGEST_PIECE, describe_processor, saturates
 
 FRAME, CALIBRATION = (64, 44), 4
 RANGES_ALONE: dict[str, Any] = {
@@ -45,6 +38,7 @@ RANGES_ALONE: dict[str, Any] = {
     "rounding": "nearest",
     "bias_correction": False,
     "idc": IdcConfig(enabled=False),
+    "minimum_agreement": -1.0,
 }
 PLAIN = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
 ONE_BIT = " input 1"  # of a file whose silhouettes have one bit
@@ -86,7 +80,6 @@ STREAM = """
 import sys, numpy as np, resource
 from pathlib import Path
 import qgait_ptq as qg
-from qgait_ptq.placement.layers import list_layers
 embedder = qg.Embedder(sys.argv[1], threads=1)
 embedder(np.random.default_rng(0).integers(0, 256, (int(sys.argv[2]), 64, 44), dtype=np.uint8))
 status = Path("/proc/self/status").read_text()
@@ -99,14 +92,17 @@ def quarter_gaitbase() -> GaitBase:
     return GaitBase(channels=(16, 32, 64, 128), embedding=64)
 
 
+BUILDERS = NETWORKS | {"gaitbase-quarter": quarter_gaitbase}
+
+
 def build(name: str, target: str, widths: tuple[str, ...], folder: Path) -> list[Path]:
     """The float file and one for each width."""
     calibration = render(Split.CALIBRATION, CALIBRATION, (FRAME,))
-    network = make_network(name, calibration)
+    network = make_network(BUILDERS[name], calibration)
     paths = [folder / f"{name}-{target}-float.onnx"]
     for label in widths:
         weight_bits, activation_bits = PLAIN[label.removesuffix(ONE_BIT)]
-        config = QuantConfig(
+        config = qg.QuantConfig(
             weight_bits=weight_bits,
             activation_bits=activation_bits,
             input_bits=1 if label.endswith(ONE_BIT) else None,
@@ -115,31 +111,15 @@ def build(name: str, target: str, widths: tuple[str, ...], folder: Path) -> list
             target=target,
             **RANGES_ALONE,
         )
-        state = qg.calibrate(qg.prepare(network, qg.GaitData(calibration, calibration), config, device="cpu"))
-        captured, graph, quantized = state.captured, state.network, state.quantized
-        layers = list_layers(graph)
-        model = export_quantized(quantized, captured, get_target(target), byte_input=True)
-        description: dict[str, Any] = {
-            "model": {
-                "frames": None,
-                "raw": False,
-                "streams": True,
-                "macs": sum(layer.macs for layer in layers),
-                "macs_frames": REPORTED_FRAMES,
-            },
-            "target": {"name": target, "runtimes": list(get_target(target).runtimes)},
-        }
-        write_metadata(model, description)
+        result = qg.quantize(network, qg.GaitData(calibration, calibration), config, device="cpu")
         paths.append(folder / f"{name}-{target}-{label}.onnx")
-        onnx.save(model, paths[-1])
-        if not paths[0].exists():
-            float_model = export_float(graph, captured, get_target(target).opset)
-            write_metadata(float_model, description)
-            onnx.save(float_model, paths[0])
+        onnx.save(result.onnx_model, paths[-1])
+        if result.float_model is not None and not paths[0].exists():
+            onnx.save(result.float_model, paths[0])
     return paths
 
 
-def rows(label: str, runtime: str, measured: list[Measured]) -> list[dict[str, Any]]:
+def rows(label: str, runtime: str, measured: list[FileBenchmark]) -> list[dict[str, Any]]:
     """One for each file."""
     return [
         {
@@ -223,7 +203,7 @@ def machine() -> tuple[str, str]:
     name = f"{names[0] if names else platform.machine()}, {len(names)} cores, {describe_processor()}"
     if platform.machine() in ("arm64", "aarch64"):
         return "ARM64", name
-    if saturates(ONNXRUNTIME):
+    if saturates("onnxruntime"):
         hidden = (
             ", its AVX-512, VNNI and AMX hidden" if "without_vnni" in os.environ.get("LD_PRELOAD", "") else ""
         )
@@ -236,7 +216,6 @@ def machine() -> tuple[str, str]:
 @click.option("--rounds", default=9, show_default=True)
 def main(out: Path, rounds: int) -> None:
     """Measure all on this processor, and write the page."""
-    NETWORKS["gaitbase-quarter"] = quarter_gaitbase
     found: list[dict[str, Any]] = []
     noisy = False
     with tempfile.TemporaryDirectory() as name:
@@ -244,8 +223,8 @@ def main(out: Path, rounds: int) -> None:
         for network, (label, widths) in MEASURED.items():
             for runtime in ("onnxruntime", "openvino"):
                 paths = build(network, runtime, widths, folder)
-                measured = measure(paths, Setting(runtime=runtime, rounds=rounds))
-                noisy |= is_noisy(measured)
+                measured = benchmark_files(paths, BenchmarkSetting(runtime=runtime, rounds=rounds))
+                noisy |= any(one.timing.noisy for one in measured)
                 found += rows(label, runtime, measured)
                 print(*map(table_line, found[-len(paths) :]), sep="\n", flush=True)
         memory = streaming_memory(folder / f"{next(iter(MEASURED))}-onnxruntime-W8A8.onnx")

@@ -17,18 +17,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 import qgait_ptq as qg
-from qgait_ptq.config.schema import IdcConfig, QuantConfig
-from qgait_ptq.gait.data.dataset import GaitDataset
-from qgait_ptq.gait.data.sequences import cut_width
-from qgait_ptq.gait.embedding import embed_dataset
-from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr
-from qgait_ptq.gait.walkers.clothing import Condition
-from qgait_ptq.gait.walkers.population import Split, split_identities
-from qgait_ptq.gait.walkers.rendering import render_identities, subject_name
-from qgait_ptq.gait.zoo import gaitbase_small
-from qgait_ptq.gait.zoo.layers import HorizontalPooling, PartLinear, max_over_frames
+from qgait_ptq.config import IdcConfig
+from qgait_ptq.gait import (
+    Condition,
+    GaitDataset,
+    Split,
+    embed_dataset,
+    embedding_cosine,
+    embedding_sqnr,
+    render_walkers,
+)
+from qgait_ptq.gait.zoo import GaitBase, HorizontalPooling, PartLinear, gaitbase_small
 
 SIZE, SEQUENCES = (64, 44), 64
 WIDTHS = ((8, 8), (4, 8), (4, 4), (3, 8))
@@ -61,36 +63,40 @@ class NineConvolutions(nn.Module):
     def forward(self, silhouettes: Tensor) -> Tensor:
         """``[n, s, h, w]`` to ``[n, c, p]``."""
         maps = self.layers(silhouettes.flatten(0, 1).unsqueeze(1))
-        embedding: Tensor = self.part_linear(self.pooling(max_over_frames(maps, silhouettes.shape[0])))
+        largest = maps.unflatten(0, (silhouettes.shape[0], -1)).amax(1)
+        embedding: Tensor = self.part_linear(self.pooling(largest))
         return embedding
+
+
+class BeforeNeck(nn.Module):
+    """A GaitBase whose embedding is taken before the neck."""
+
+    def __init__(self, network: GaitBase) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, silhouettes: Tensor) -> Tensor:
+        """``[n, s, h, w]`` to ``[n, c, p]``."""
+        return self.network.features(silhouettes)
 
 
 def load_networks(batch: Tensor) -> dict[str, nn.Module]:
     """The two networks in eval mode; the random one with batch norm statistics of a real pass."""
     trained = gaitbase_small()
     trained.load_state_dict(torch.load("examples/models/gaitbase-small.pt", weights_only=True)["model"])
-    trained.neck = nn.Identity()
     torch.manual_seed(0)
     plain = NineConvolutions()
-    for module in plain.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None
-    with torch.no_grad():
-        plain.train()(batch)
-    return {"GaitBase-small before the neck": trained.eval(), "nine convolutions, random": plain.eval()}
+    update_bn([batch], plain)
+    return {
+        "GaitBase-small before the neck": BeforeNeck(trained).eval(),
+        "nine convolutions, random": plain.eval(),
+    }
 
 
 def render(first: int) -> GaitDataset:
     """Four sequences of each of 16 people."""
-    people = split_identities(Split.CALIBRATION, first + SEQUENCES // 4)[first:]
-    walks = render_identities(
-        people, trials=((Condition.NORMAL, 1), (Condition.CLOTHES, 1)), views_per_trial=2
-    )
-    return GaitDataset.from_pairs(
-        (cut_width(silhouettes), subject_name(label.identity))
-        for identity in walks
-        for label, silhouettes in identity
-    )
+    trials = ((Condition.NORMAL, 1), (Condition.CLOTHES, 1))
+    return render_walkers(Split.CALIBRATION, SEQUENCES // 4, first=first, trials=trials, views_per_trial=2)
 
 
 def main() -> None:
@@ -104,7 +110,7 @@ def main() -> None:
         for weight_bits, activation_bits in WIDTHS:
             for method, settings in METHODS.items():
                 widths = {"weight_bits": weight_bits, "activation_bits": activation_bits}
-                config = QuantConfig.model_validate(
+                config = qg.QuantConfig.model_validate(
                     {**widths, "layers": {"*": widths}, "idc": IdcConfig(enabled=False), **settings}
                 )
                 prepared = qg.prepare(network, qg.GaitData(calibration, test), config, device="cpu")

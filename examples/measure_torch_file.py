@@ -8,28 +8,23 @@ time, in turn. Inductor needs a C++ compiler; it compiles for some minutes.
 
 from __future__ import annotations
 
-import io
+import os
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import click
 import torch
-import torch._inductor.config
 from measure_models import make_network, render
 from measure_speed import CALIBRATION, FRAME, RANGES_ALONE, quarter_gaitbase
 from torch.nn.functional import cosine_similarity
 
 import qgait_ptq as qg
-from qgait_ptq.config.schema import QuantConfig
-from qgait_ptq.evaluation.benchmark import summarize
-from qgait_ptq.evaluation.sampling import interleave
-from qgait_ptq.exporters.torch_program import export_program
-from qgait_ptq.gait.embedding import network_batch
-from qgait_ptq.gait.walkers.population import Split
-from qgait_ptq.gait.zoo import NETWORKS
+from qgait_ptq.evaluation import benchmark_calls
+from qgait_ptq.gait import Split, network_batch
 
-NETWORK, FRAMES = "gaitbase-quarter", 30
+FRAMES = 30
 
 
 @click.command()
@@ -37,14 +32,13 @@ NETWORK, FRAMES = "gaitbase-quarter", 30
 def main(rounds: int) -> None:
     """Compile and measure."""
     torch.set_num_threads(1)
-    NETWORKS[NETWORK] = quarter_gaitbase
+    os.environ["TORCHINDUCTOR_FREEZING"] = "1"  # weights are constants; inductor reads it when first used
     calibration = render(Split.CALIBRATION, CALIBRATION, (FRAME,))
-    network = make_network(NETWORK, calibration)
-    config = QuantConfig(**RANGES_ALONE)
-    state = qg.calibrate(qg.prepare(network, qg.GaitData(calibration, calibration), config, device="cpu"))
-    captured, quantized = state.captured, state.quantized
-    program = torch.export.load(io.BytesIO(export_program(quantized, captured)))
-    torch._inductor.config.freezing = True
+    network = make_network(quarter_gaitbase, calibration)
+    data = qg.GaitData(calibration, calibration)
+    result = qg.quantize(network, data, qg.QuantConfig(**RANGES_ALONE), device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        program = torch.export.load(result.save(folder, torch_file=True) / "model.pt2")
     silhouettes = network_batch(*calibration[0], FRAME, FRAMES)
     runs: dict[str, Any] = {
         "float": network,
@@ -52,12 +46,11 @@ def main(rounds: int) -> None:
         "W8A8, compiled": torch.compile(program.module()),
     }
     with torch.inference_mode():
-        expected, given = quantized(silhouettes), runs["W8A8, compiled"](silhouettes)
+        expected, given = result.model(silhouettes), runs["W8A8, compiled"](silhouettes)
         calls: list[Callable[[], Any]] = [partial(run, silhouettes) for run in runs.values()]
-        samples = interleave(calls, rounds, seconds=0.5)
+        timings = benchmark_calls(calls, rounds, seconds=0.5)
     print(f"{'':16s} {'CPU ms':>8s} {'× float':>8s}")
-    for name, own in zip(runs, samples, strict=True):
-        timing = summarize(own, samples[0])
+    for name, timing in zip(runs, timings, strict=True):
         print(f"{name:16s} {timing.cpu_ms[0]:8.1f} {timing.faster[0]:8.2f}")
     cosine = cosine_similarity(expected.flatten(), given.flatten(), dim=0)
     print(f"cosine of W8A8 in torch with the simulation: {float(cosine):.7f}")

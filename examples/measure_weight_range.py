@@ -14,7 +14,7 @@ import click
 import torch
 
 import qgait_ptq as qg
-from qgait_ptq.config.schema import IdcConfig
+from qgait_ptq.config import IdcConfig
 from qgait_ptq.gait.zoo import gaitbase_small
 
 CHECKPOINT, CALIBRATION, TESTED = "examples/models/gaitbase-small.pt", 32, 200

@@ -26,11 +26,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qgait_ptq.gait.data.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
-from qgait_ptq.gait.data.partition import read_partition
-from qgait_ptq.gait.data.sampling import PKSampler, draw_frames, to_network_input
-from qgait_ptq.gait.embedding import embed_dataset
-from qgait_ptq.gait.protocols import PROTOCOLS, Accuracy, arrange, evaluate
+from qgait_ptq.gait import (
+    Accuracy,
+    GaitDataset,
+    PackedSilhouettes,
+    PKSampler,
+    SequenceRecord,
+    draw_frames,
+    embed_dataset,
+    evaluate_embeddings,
+    get_protocol,
+    make_test_set,
+    read_partition,
+    to_network_input,
+)
 from qgait_ptq.gait.zoo import NETWORKS
 
 MARGIN, COSINE_SCALE, LABEL_SMOOTHING = 0.2, 16.0, 0.1
@@ -180,8 +189,8 @@ def measure(network: nn.Module, data: GaitDataset, device: torch.device) -> Accu
     network.eval()
     size = data[0][0].shape[1:]
     (embeddings,) = embed_dataset(data, [lambda batch: network(batch.to(device))], size)
-    test_set = arrange(data, PROTOCOLS["casia-b"])
-    return evaluate(embeddings, data.records, test_set)
+    test_set = make_test_set(data, get_protocol("casia-b"))
+    return evaluate_embeddings(embeddings, data.records, test_set)
 
 
 @click.command()

@@ -9,6 +9,20 @@ import re
 
 ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours of a terminal
 
+__all__ = [
+    "CalibrationError",
+    "CaptureError",
+    "ConfigError",
+    "DataError",
+    "ExportError",
+    "MissingExtraError",
+    "ModelError",
+    "ProcessorWarning",
+    "QgaitError",
+    "SequenceLengthWarning",
+    "StageOrderError",
+]
+
 
 class QgaitError(Exception):
     """Base of all errors that a user's input causes. Its text names the fault, the place and the remedy."""

@@ -9,16 +9,10 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-from qgait_ptq.gait.data.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
-from qgait_ptq.gait.data.sequences import cut_width
+from qgait_ptq.gait.data.dataset import GaitDataset
+from qgait_ptq.gait.data.sources import render_walkers
 from qgait_ptq.gait.walkers.population import TRIALS, Split, split_identities
-from qgait_ptq.gait.walkers.rendering import (
-    condition_name,
-    render_identities,
-    subject_name,
-    view_name,
-    write_walkers,
-)
+from qgait_ptq.gait.walkers.rendering import write_walkers
 from qgait_ptq.gait.zoo import GaitBase, GaitSet
 
 settings.register_profile("shared machines", deadline=None)
@@ -90,11 +84,4 @@ def batches(walkers: GaitDataset) -> list[torch.Tensor]:
 @pytest.fixture(scope="session")
 def people() -> GaitDataset:
     """Ten walkers with two walks each: the least that learning distances asks for, and two more."""
-    records = []
-    identities = split_identities(Split.CALIBRATION, 10)
-    for walks in render_identities(identities, trials=TRIALS[:2], views_per_trial=1):
-        for label, silhouettes in walks:
-            packed = PackedSilhouettes(cut_width(silhouettes))
-            name = (subject_name(label.identity), condition_name(label), view_name(label))
-            records.append(SequenceRecord(*name, packed))
-    return GaitDataset(records)
+    return render_walkers(Split.CALIBRATION, 10, trials=TRIALS[:2], views_per_trial=1)

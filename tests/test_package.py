@@ -49,16 +49,6 @@ def test_examples_in_docstrings_run(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
-@pytest.mark.parametrize("name", qgait_ptq.__all__)
-def test_public_names_exist_and_are_documented(name):
-    assert getattr(qgait_ptq, name).__doc__
-
-
-def test_unknown_names_are_attribute_errors():
-    with pytest.raises(AttributeError, match="nothing"):
-        _ = qgait_ptq.nothing
-
-
 def test_dependencies_are_the_agreed_ones():
     base = {Requirement(r).name.lower() for r in requires("qgait-ptq") if "extra ==" not in r}
     assert base == {

@@ -47,16 +47,16 @@ def command(
     """
     from rich.console import Console
 
-    from qgait_ptq.evaluation.benchmark import is_noisy, measure
-    from qgait_ptq.evaluation.workload import Setting
+    from qgait_ptq.evaluation.benchmark import benchmark_files, is_noisy
+    from qgait_ptq.evaluation.workload import BenchmarkSetting
     from qgait_ptq.report.plain import write_line
     from qgait_ptq.report.runtime_tables import bench_table
     from qgait_ptq.report.terminal import TerminalProgress
 
     console = Console(stderr=as_json)
-    setting = Setting(runtime, threads, frames, batch, rounds)
+    setting = BenchmarkSetting(runtime, threads, frames, batch, rounds)
     with TerminalProgress(console).stage("rounds", rounds) as advance:
-        measured = measure([*against, model], setting, advance)
+        measured = benchmark_files([*against, model], setting, advance)
     if as_json:
         rows = [{**asdict(one), "path": str(one.path)} for one in measured]
         click.echo(json.dumps({"setting": asdict(setting), "noisy": is_noisy(measured), "files": rows}))

@@ -16,7 +16,7 @@ from qgait_ptq.gait.data.sequences import shape_text
 from qgait_ptq.gait.data.sources import GaitData
 from qgait_ptq.gait.embedding import Embed, embed_taken
 from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr
-from qgait_ptq.gait.protocols import Accuracy, evaluate
+from qgait_ptq.gait.protocols import Accuracy, evaluate_embeddings
 from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.graph.frame_parts import join_inputs
 from qgait_ptq.runtime.embedder import Embedder
@@ -92,7 +92,7 @@ def _evaluate(embed: Embed, data: GaitData, frames: FrameCounts | int | None, pr
             f"{len(embedded.refused)} of {len(data.test)} sequences left out: {embedded.refused[0]}"
         )
     left = data.with_test(embedded.kept)
-    return evaluate(embedded.embeddings[0], left.test.records, present(left.test_set), left.metric)
+    return evaluate_embeddings(embedded.embeddings[0], left.test.records, present(left.test_set), left.metric)
 
 
 def accuracy_of(embeddings: list[Tensor], data: GaitData) -> dict[str, Accuracy]:
@@ -111,11 +111,13 @@ def accuracy_of(embeddings: list[Tensor], data: GaitData) -> dict[str, Accuracy]
         return {}
     records, test_set, metric = data.test.records, data.test_set, data.metric
     accuracy = {
-        name: evaluate(embedding, records, test_set, metric)
+        name: evaluate_embeddings(embedding, records, test_set, metric)
         for name, embedding in zip(("float", "quantized", "onnx"), embeddings, strict=True)
     }
     reference, _, file = embeddings
-    return accuracy | {"onnx_float_gallery": evaluate(file, records, test_set, metric, known=reference)}
+    return accuracy | {
+        "onnx_float_gallery": evaluate_embeddings(file, records, test_set, metric, known=reference)
+    }
 
 
 def comparison_of(

@@ -7,7 +7,7 @@ the machine are counted, and it is said when they were too many.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from qgait_ptq.errors import ConfigError, ModelError
 from qgait_ptq.evaluation.memory import measure_memory
 from qgait_ptq.evaluation.peak import measure_peak
 from qgait_ptq.evaluation.sampling import Sample, interleave
-from qgait_ptq.evaluation.workload import Setting, example_inputs
+from qgait_ptq.evaluation.workload import BenchmarkSetting, example_inputs
 from qgait_ptq.exporters.metadata import parse_metadata
 from qgait_ptq.exporters.onnx_file import read_model
 from qgait_ptq.runtime.exact_sessions import open_session
@@ -42,9 +42,14 @@ class Timing:
     faster: tuple[float, float, float]
     noisy_rounds: float
 
+    @property
+    def noisy(self) -> bool:
+        """Return whether other processes used the machine in too many rounds to trust the figures."""
+        return self.noisy_rounds > QUIET_ENOUGH
+
 
 @dataclass(frozen=True)
-class Measured:
+class FileBenchmark:
     """All about one file.
 
     Attributes:
@@ -64,9 +69,9 @@ class Measured:
     megabytes: float
 
 
-def measure(
-    paths: list[Path], setting: Setting, advance: Callable[[], None] = lambda: None
-) -> list[Measured]:
+def benchmark_files(
+    paths: list[Path], setting: BenchmarkSetting, advance: Callable[[], None] = lambda: None
+) -> list[FileBenchmark]:
     """Compare files, each with the first.
 
     Args:
@@ -84,18 +89,34 @@ def measure(
         if not path.is_file():
             raise ModelError(f"{path}: no such file")
     calls = [_call(path, setting) for path in paths]
-    samples = interleave(calls, setting.rounds, setting.seconds, advance)
-    timings = [summarize(own, samples[0]) for own in samples]
+    timings = benchmark_calls(calls, setting.rounds, setting.seconds, advance)
     return [_describe(path, timing, setting) for path, timing in zip(paths, timings, strict=True)]
 
 
-def compare_speed(models: list[bytes], setting: Setting) -> list[Timing]:
+def compare_speed(models: list[bytes], setting: BenchmarkSetting) -> list[Timing]:
     """Compare models in memory, each with the first."""
     calls: list[Callable[[], Any]] = []
     for model in models:
         session = open_session(model, setting.runtime, setting.threads)
         calls.append(partial(session.infer, *example_inputs(session, setting)))
-    samples = interleave(calls, setting.rounds, setting.seconds)
+    return benchmark_calls(calls, setting.rounds, setting.seconds)
+
+
+def benchmark_calls(
+    calls: Sequence[Callable[[], Any]],
+    rounds: int,
+    seconds: float = 0.3,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Timing]:
+    """Time calls in turn, and compare each with the first.
+
+    Args:
+        calls: functions to time.
+        rounds: number of samples of each call.
+        seconds: shortest time of a sample.
+        advance: called after each round.
+    """
+    samples = interleave(calls, rounds, seconds, advance)
     return [summarize(own, samples[0]) for own in samples]
 
 
@@ -110,9 +131,9 @@ def summarize(samples: list[Sample], reference: list[Sample]) -> Timing:
     )
 
 
-def is_noisy(measured: list[Measured]) -> bool:
+def is_noisy(measured: list[FileBenchmark]) -> bool:
     """Whether others used the machine so much that the figures are not to be trusted."""
-    return max(one.timing.noisy_rounds for one in measured) > QUIET_ENOUGH
+    return any(one.timing.noisy for one in measured)
 
 
 def _quartiles(values: list[float]) -> tuple[float, float, float]:
@@ -123,7 +144,7 @@ def _quartiles(values: list[float]) -> tuple[float, float, float]:
     return middle, low, high
 
 
-def _call(path: Path, setting: Setting) -> Callable[[], Any]:
+def _call(path: Path, setting: BenchmarkSetting) -> Callable[[], Any]:
     session = open_session(path, setting.runtime, setting.threads)
     batches = example_inputs(session, setting)
     try:
@@ -136,7 +157,7 @@ def _call(path: Path, setting: Setting) -> Callable[[], Any]:
     return lambda: session.infer(*batches)
 
 
-def _describe(path: Path, timing: Timing, setting: Setting) -> Measured:
+def _describe(path: Path, timing: Timing, setting: BenchmarkSetting) -> FileBenchmark:
     model = read_model(path)
     described = (parse_metadata({p.key: p.value for p in model.metadata_props}) or {}).get("model", {})
     speed = share = None
@@ -146,4 +167,4 @@ def _describe(path: Path, timing: Timing, setting: Setting) -> Measured:
         speed = macs / (timing.cpu_ms[0] / 1000)
         is_integer = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
         share = speed / measure_peak(setting, is_integer)
-    return Measured(path, timing, speed, share, measure_memory(path, setting), path.stat().st_size / 1e6)
+    return FileBenchmark(path, timing, speed, share, measure_memory(path, setting), path.stat().st_size / 1e6)

@@ -11,12 +11,12 @@ import onnx
 from onnx import TensorProto, helper
 
 from qgait_ptq.errors import ModelError
-from qgait_ptq.evaluation.workload import Setting, example_inputs
+from qgait_ptq.evaluation.workload import BenchmarkSetting, example_inputs
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.system.workers import end_with_parent, run_child
 
 
-def measure_memory(path: Path, setting: Setting) -> float:
+def measure_memory(path: Path, setting: BenchmarkSetting) -> float:
     """Peak memory in MB of a process that loads and runs a file, less what the runtime itself needs.
 
     That is the peak of the same process after a network of one operator.
@@ -71,7 +71,7 @@ def _peak_memory() -> float:
 
 
 def _print_memory(smallest: str, path: str, runtime: str, threads: str, frames: str, batch: str) -> None:
-    setting = Setting(runtime, int(threads), int(frames), int(batch))
+    setting = BenchmarkSetting(runtime, int(threads), int(frames), int(batch))
     peaks = []
     for file in (smallest, path):
         session = open_session(Path(file), runtime, setting.threads)

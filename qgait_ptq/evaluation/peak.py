@@ -10,14 +10,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from qgait_ptq.evaluation.sampling import interleave
-from qgait_ptq.evaluation.workload import Setting
+from qgait_ptq.evaluation.workload import BenchmarkSetting
 from qgait_ptq.runtime.exact_sessions import open_session
 
 PEAK_CHANNELS, PEAK_SIZE, PEAK_FRAMES = 512, (16, 11), 30  # of the convolutions, as of a network's deepest
 PEAK_LAYERS = 3  # what surrounds them, such as changes of layout, then hardly counts
 
 
-def measure_peak(setting: Setting, integer: bool) -> float:
+def measure_peak(setting: BenchmarkSetting, integer: bool) -> float:
     """Multiply-accumulates of large 3×3 convolutions, for each second of CPU time."""
     session = open_session(_peak_model(integer).SerializeToString(), setting.runtime, setting.threads)
     rng = np.random.default_rng(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,10 @@ class Sample:
 
 
 def interleave(
-    calls: list[Callable[[], Any]], rounds: int, seconds: float, advance: Callable[[], None] = lambda: None
+    calls: Sequence[Callable[[], Any]],
+    rounds: int,
+    seconds: float,
+    advance: Callable[[], None] = lambda: None,
 ) -> list[list[Sample]]:
     """Samples of each call, taken in turn; each lasts some seconds at least."""
     for call in calls:

@@ -12,7 +12,7 @@ from qgait_ptq.runtime.sessions import Session
 
 
 @dataclass(frozen=True)
-class Setting:
+class BenchmarkSetting:
     """How files are run."""
 
     runtime: str = "onnxruntime"
@@ -23,7 +23,7 @@ class Setting:
     seconds: float = 0.3
 
 
-def example_inputs(session: Session, setting: Setting) -> list[NDArray[Any]]:
+def example_inputs(session: Session, setting: BenchmarkSetting) -> list[NDArray[Any]]:
     """Random binary silhouettes, or other values, of the session's own types and sizes."""
     rng = np.random.default_rng(0)
     return [given.example(setting.batch, setting.frames, rng) for given in session.inputs]

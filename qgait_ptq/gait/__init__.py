@@ -1,1 +1,67 @@
 """All that knows gait: data, protocols, metrics, walkers, networks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qgait_ptq.system.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from qgait_ptq.gait import zoo
+    from qgait_ptq.gait.data.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
+    from qgait_ptq.gait.data.partition import read_partition
+    from qgait_ptq.gait.data.sampling import PKSampler, draw_frames, to_network_input
+    from qgait_ptq.gait.data.sequences import Reading, read_sequence
+    from qgait_ptq.gait.data.sources import GaitData, load_directory, load_walkers, render_walkers
+    from qgait_ptq.gait.embedding import embed_dataset, network_batch
+    from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr, part_distances, rank_gallery
+    from qgait_ptq.gait.protocols import Accuracy, TestSet, evaluate_embeddings, get_protocol, make_test_set
+    from qgait_ptq.gait.walkers.clothing import Condition
+    from qgait_ptq.gait.walkers.population import Split
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "": ("zoo",),
+            "data.dataset": ("GaitDataset", "PackedSilhouettes", "SequenceRecord"),
+            "data.partition": ("read_partition",),
+            "data.sampling": ("PKSampler", "draw_frames", "to_network_input"),
+            "data.sequences": ("Reading", "read_sequence"),
+            "data.sources": ("GaitData", "load_directory", "load_walkers", "render_walkers"),
+            "embedding": ("embed_dataset", "network_batch"),
+            "metrics": ("embedding_cosine", "embedding_sqnr", "part_distances", "rank_gallery"),
+            "protocols": ("Accuracy", "TestSet", "evaluate_embeddings", "get_protocol", "make_test_set"),
+            "walkers.clothing": ("Condition",),
+            "walkers.population": ("Split",),
+        },
+    )
+
+__all__ = [
+    "Accuracy",
+    "Condition",
+    "GaitData",
+    "GaitDataset",
+    "PKSampler",
+    "PackedSilhouettes",
+    "Reading",
+    "SequenceRecord",
+    "Split",
+    "TestSet",
+    "draw_frames",
+    "embed_dataset",
+    "embedding_cosine",
+    "embedding_sqnr",
+    "evaluate_embeddings",
+    "get_protocol",
+    "load_directory",
+    "load_walkers",
+    "make_test_set",
+    "network_batch",
+    "part_distances",
+    "rank_gallery",
+    "read_partition",
+    "read_sequence",
+    "render_walkers",
+    "to_network_input",
+    "zoo",
+]

@@ -1,7 +1,7 @@
 """Evaluation protocols: who is in the gallery, who is a probe, and what is averaged.
 
-Rules as in OpenGait's evaluator. A protocol is data: a table of conditions; `evaluate` is the one function
-that obeys all of them.
+Rules as in OpenGait's evaluator. A protocol is data: a table of conditions; `evaluate_embeddings` is the
+one function that obeys all of them.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class TestSet:
         return [index for indices in self.probes.values() for index in indices]
 
 
-def arrange(data: GaitDataset, protocol: Protocol, listed_probes: Sequence[str] = ()) -> TestSet:
+def make_test_set(data: GaitDataset, protocol: Protocol, listed_probes: Sequence[str] = ()) -> TestSet:
     """Divide a data set into gallery and probes.
 
     Args:
@@ -183,7 +183,7 @@ def arrange(data: GaitDataset, protocol: Protocol, listed_probes: Sequence[str] 
     return test_set
 
 
-def evaluate(
+def evaluate_embeddings(
     embeddings: Tensor,
     records: Sequence[SequenceRecord],
     test_set: TestSet,

@@ -22,7 +22,6 @@ from qgait_ptq.mixed_precision.groups import Kind, WidthGroup, find_groups, laye
 from qgait_ptq.mixed_precision.sensitivity import Sensitivity, measure_sensitivity
 from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.insert import insert_quantizers
-from qgait_ptq.placement.layers import list_layers
 from qgait_ptq.placement.planning import bit_widths
 from qgait_ptq.stages.stage import nothing
 from qgait_ptq.stages.state import State
@@ -101,7 +100,7 @@ class SensitivityMeasurement:
         quantized = with_uniform_ranges(one, WIDEST).quantized
         captured = state.captured
         file = export_quantized(quantized, captured, state.target, state.takes_bytes)
-        macs = {layer.node: layer.macs for layer in list_layers(state.network)}
+        macs = {layer.node: layer.macs for layer in state.layers}
         layers = layer_costs(quantized, self.groups, macs)
         return CostModel.of_file(layers, state.target.storage.int4_weights, file.ByteSize())
 

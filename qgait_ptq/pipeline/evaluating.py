@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from qgait_ptq.capture.trace import embedding_network, quiet_torch, set_to_inference
 from qgait_ptq.evaluation.accuracy import accuracy_of, agreement_of, comparison_of
-from qgait_ptq.evaluation.benchmark import QUIET_ENOUGH, compare_speed
-from qgait_ptq.evaluation.workload import Setting
+from qgait_ptq.evaluation.benchmark import compare_speed
+from qgait_ptq.evaluation.workload import BenchmarkSetting
 from qgait_ptq.gait.embedding import Embed, embed_taken
 from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.graph.frame_parts import join_inputs
 from qgait_ptq.placement.planning import REPORTED_FRAMES
-from qgait_ptq.runtime.sessions import run_session
 from qgait_ptq.stages.stage import Stage, nothing
 from qgait_ptq.stages.state import State
 from qgait_ptq.system.progress import Advance
@@ -79,7 +78,9 @@ class MeasureSpeed(Stage):
     def apply(self, state: State, advance: Advance = nothing) -> State:
         """Record ``speed``."""
         file = state.file
-        setting = Setting(state.runtime, frames=REPORTED_FRAMES, rounds=SPEED_ROUNDS, seconds=SPEED_SECONDS)
+        setting = BenchmarkSetting(
+            state.runtime, frames=REPORTED_FRAMES, rounds=SPEED_ROUNDS, seconds=SPEED_SECONDS
+        )
         models = [file.float_model.SerializeToString(), file.model.SerializeToString()]
         reference, own = compare_speed(models, setting)
         speed: dict[str, Any] = {
@@ -89,17 +90,16 @@ class MeasureSpeed(Stage):
             "float_ms": reference.cpu_ms[0],
             "onnx_ms": own.cpu_ms[0],
             "faster": list(own.faster),
-            "noisy": own.noisy_rounds > QUIET_ENOUGH,
+            "noisy": own.noisy,
         }
         return state.recording(speed=speed)
 
 
 def _networks(state: State) -> list[Embed]:
     """Return the user's own network, the simulation and the file, each of the whole network."""
-    session = state.file.session
     runs: list[Embed] = [
         state.quantized,
-        lambda batch: torch.from_numpy(run_session(session, batch.cpu().numpy())).to(state.device),
+        lambda batch: state.file.run(batch).to(state.device),
     ]
     part = state.submodule
     if part is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -29,6 +30,7 @@ from qgait_ptq.stages.state import File, State
 from qgait_ptq.system.progress import Advance
 from qgait_ptq.verification.file_bytes import compare_with_reference, name_inputs
 from qgait_ptq.verification.parity import (
+    Parity,
     Simulation,
     compare_with_simulation,
     find_failing_axes,
@@ -68,9 +70,9 @@ class Export(Stage):
             ExportError: it is wrong even where batch size and frame count are fixed, or too large.
         """
         captured, model, session, notes = _export(state)
-        float_model = export_float(state.network, captured, state.target.opset)
-        file = File(model, float_model, session)
-        state = replace(state, maybe_captured=captured, maybe_file=file).noting(*notes)
+        state = replace(state, maybe_captured=captured)
+        file = File(model, to_onnx(state, quantized=False), session)
+        state = replace(state, maybe_file=file).noting(*notes)
         streams = state.submodule is None and _streams(state, model, session)
         return state.recording(proof=prove_exactness(model).describe(), streams=streams)
 
@@ -93,12 +95,7 @@ class CheckParity(Stage):
         file = state.file
         quantized = state.quantized
         chosen = state.data.test.choose(PARITY_SEQUENCES, state.config.seed)
-        parity = compare_with_simulation(
-            partial(run_session, file.session),
-            Simulation.of(quantized, state.device),
-            taken_batches(state, chosen, advance),
-            state.config.minimum_parity,
-        )
+        parity = check_parity(state, taken_batches(state, chosen, advance))
         integer = [layer.name for layer in list_layers(quantized) if layer.integer]
         look = ONNXRUNTIME in state.target.runtimes
         slow = layers_without_integer_kernel(file.model.SerializeToString(), integer) if look else []
@@ -111,6 +108,41 @@ class CheckParity(Stage):
         if slow:
             state = state.noting(f"no integer kernel in the runtime for: {', '.join(slow)}")
         return state.recording(parity=asdict(parity), slow_layers=slow)
+
+
+def check_parity(state: State, inputs: Iterable[Tensor]) -> Parity:
+    """Compare the exported file with the simulation on inputs of your own.
+
+    Args:
+        state: state from `qgait_ptq.export`.
+        inputs: batches of network inputs ``[n, s, h, w]``, such as those of `qgait_ptq.gait.network_batch`.
+
+    Raises:
+        ExportError: file and simulation do not agree.
+    """
+    return compare_with_simulation(
+        partial(run_session, state.file.session),
+        Simulation.of(state.quantized, state.device),
+        inputs,
+        state.config.minimum_parity,
+    )
+
+
+def to_onnx(state: State, *, quantized: bool = True) -> onnx.ModelProto:
+    """Return a network of a state as an ONNX model, without running it.
+
+    `qgait_ptq.export` also compares the model with the simulation, and fixes dimensions at which it is wrong.
+
+    Args:
+        state: state from `qgait_ptq.calibrate`; for the float network also from `qgait_ptq.prepare`.
+        quantized: False for the float network.
+
+    Raises:
+        ExportError: the network cannot be exported.
+    """
+    if quantized:
+        return export_quantized(state.quantized, state.captured, state.target, state.takes_bytes)
+    return export_float(state.network, state.captured, state.target.opset)
 
 
 def check_budget(state: State) -> None:
@@ -135,7 +167,7 @@ def _export(state: State) -> tuple[Capture, onnx.ModelProto, Session, list[str]]
     simulation, clips = Simulation.of(quantized, state.device), _clips(state, captured)
     notes: list[str] = []
     for _ in range(3):  # as captured, then with one and with both dimensions pinned
-        model = export_quantized(quantized, captured, state.target, state.takes_bytes)
+        model = to_onnx(replace(state, maybe_captured=captured))
         session = open_session(model.SerializeToString(), state.runtime, spinning=False)
         failing = find_failing_axes(
             partial(run_session, session), simulation, clips, captured.sizes, state.config.minimum_parity

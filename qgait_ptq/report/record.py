@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from qgait_ptq.placement.layers import LayerPlan, layer_scales, list_layers
+from qgait_ptq.placement.layers import LayerPlan, layer_scales
 from qgait_ptq.placement.planning import REPORTED_FRAMES
 from qgait_ptq.placement.totals import count_totals
 from qgait_ptq.report.schema import Report
@@ -27,7 +27,7 @@ def build_report(state: State, about: dict[str, Any]) -> Report:
         about: what to say of the model, such as its path and hash.
     """
     record, config, data = state.record, state.config, state.given
-    layers = list_layers(state.network)
+    layers = state.layers
     content: dict[str, Any] = {
         "toolkit": {"qgait_ptq": version("qgait-ptq"), "torch": torch.__version__},
         "model": _describe_model(state, layers, about),
@@ -50,6 +50,7 @@ def build_report(state: State, about: dict[str, Any]) -> Report:
         "parity": record["parity"],
         "pair_sums": {"weight_range": config.weight_range, **record["proof"]},
         "slow_layers": record["slow_layers"],
+        "notes": list(state.notes),
         "layers": _describe_layers(state, layers),
         "calibration": {key: record[key] for key in CALIBRATION_KEYS if key in record},
         "allocation": record.get("allocation", {}),

@@ -14,7 +14,7 @@ from qgait_ptq.report.plain import add_row, title_text
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from qgait_ptq.evaluation.benchmark import Measured
+    from qgait_ptq.evaluation.benchmark import FileBenchmark
     from qgait_ptq.reference.proof import ExactnessProof
     from qgait_ptq.report.comparing import Row
     from qgait_ptq.targets.target import Target
@@ -94,7 +94,7 @@ def verification_table(verification: Verification) -> Table:
     return table
 
 
-def bench_table(measured: Sequence[Measured], title: str) -> Table:
+def bench_table(measured: Sequence[FileBenchmark], title: str) -> Table:
     """Files in the order in which they were given; speed is relative to the first."""
     table = Table(title=title_text(title), box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("file", overflow="fold", min_width=14)

@@ -247,6 +247,7 @@ class Report(Section):
     parity: ParityOf
     pair_sums: PairSumsOf
     slow_layers: list[str]
+    notes: list[str] = []
     layers: list[Layer]
     calibration: dict[str, Any]
     allocation: dict[str, Any]

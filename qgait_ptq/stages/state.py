@@ -16,8 +16,9 @@ from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import StageOrderError
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sources import GaitData
+from qgait_ptq.placement.layers import LayerPlan, list_layers
 from qgait_ptq.placement.submodule_data import SubmoduleNetwork
-from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, is_installed
+from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, is_installed, run_session
 from qgait_ptq.stages.training_data import TrainingData
 from qgait_ptq.targets.registry import get_target
 from qgait_ptq.targets.target import Target
@@ -55,6 +56,10 @@ class File:
     model: onnx.ModelProto
     float_model: onnx.ModelProto
     session: Session
+
+    def run(self, batch: Tensor) -> Tensor:
+        """Run a batch of network inputs in the runtime, and return the embeddings on the CPU."""
+        return torch.from_numpy(run_session(self.session, batch.cpu().numpy()))
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,15 @@ class State:
     def file(self) -> File:
         """The exported file."""
         return needed(self.maybe_file, "a file")
+
+    @property
+    def layers(self) -> list[LayerPlan]:
+        """Return the weighted layers of the float graph with their widths and costs, in graph order.
+
+        Multiply-accumulates are those of one sequence of 30 frames, or of the only frame count that the
+        network takes.
+        """
+        return list_layers(self.network)
 
     @property
     def target(self) -> Target:

@@ -97,7 +97,7 @@ def test_a_file_refuses_lengths_at_which_it_would_be_wrong(result, tmp_path):
 
 def test_evaluation_leaves_out_what_the_file_refuses_and_says_so(result):
     _, quantized = result
-    notes = " ".join(quantized.notes)
+    notes = " ".join(quantized.report.notes)
     assert "test sequences are left out of the evaluation" in notes
     assert "1 to 40 frames" in notes
     assert quantized.report.model.frame_counts.longest == 40

@@ -55,7 +55,7 @@ def small(monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_is_real_and_what_is_shared_changes_nothing(small, tmp_path):
-    ablation_runs.render_walkers(tmp_path / "walkers", seeds=1)
+    ablation_runs.render_missing(tmp_path / "walkers", seeds=1)
     jobs = [j for j in ablation_variants.plan_jobs(CHECKPOINTS, seeds=1) if j.bits == "W4A4"]
     wanted = ("ranges MSE", "ranges MSE + IDC", "IDC, labels shuffled", "IDC, all pairs without labels")
     results = {}

@@ -10,7 +10,7 @@ from qgait_ptq.gait.comparison import compare_distances, paired_difference
 from qgait_ptq.gait.data.dataset import SequenceRecord
 from qgait_ptq.gait.data.sources import GaitDataset
 from qgait_ptq.gait.metrics import part_distances
-from qgait_ptq.gait.protocols import PROTOCOLS, arrange, evaluate
+from qgait_ptq.gait.protocols import PROTOCOLS, evaluate_embeddings, make_test_set
 
 PERCENT = st.floats(0, 100)
 
@@ -54,7 +54,7 @@ def test_what_identities_contribute_averages_to_the_accuracy():
     """Everybody has as many probes of each set and view, so the means over identities are the means."""
     data = GaitDataset(records())
     embeddings = torch.randn(len(data), 6, 3, generator=torch.Generator().manual_seed(0))
-    accuracy = evaluate(embeddings, data.records, arrange(data, PROTOCOLS["casia-b"]))
+    accuracy = evaluate_embeddings(embeddings, data.records, make_test_set(data, PROTOCOLS["casia-b"]))
     people = accuracy.identities.values()
     assert len(people) == 4
     assert np.mean([one.rank1 for one in people]) == pytest.approx(accuracy.rank1["mean"])

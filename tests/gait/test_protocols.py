@@ -8,7 +8,7 @@ from qgait_ptq.errors import ConfigError, DataError
 from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
 from qgait_ptq.gait.data.partition import read_partition
 from qgait_ptq.gait.metrics import part_distances
-from qgait_ptq.gait.protocols import PROTOCOLS, arrange, evaluate, get_protocol
+from qgait_ptq.gait.protocols import PROTOCOLS, evaluate_embeddings, get_protocol, make_test_set
 
 CONDITIONS = [*(f"nm-0{i}" for i in range(1, 7)), "bg-01", "bg-02", "cl-01", "cl-02"]
 VIEWS = ["000", "018", "036"]
@@ -55,7 +55,9 @@ def casia_b_by_hand(embeddings, records, probe_conditions):
 def test_casia_b_is_the_mean_over_view_pairs_without_the_identical_view():
     records = records_of([f"{i:03d}" for i in range(6)])
     embeddings = noisy_embeddings(records, 1.5)
-    accuracy = evaluate(embeddings, records, arrange(GaitDataset(records), PROTOCOLS["casia-b"]))
+    accuracy = evaluate_embeddings(
+        embeddings, records, make_test_set(GaitDataset(records), PROTOCOLS["casia-b"])
+    )
     for name, conditions in (("nm", CONDITIONS[4:6]), ("bg", CONDITIONS[6:8]), ("cl", CONDITIONS[8:])):
         assert accuracy.rank1[name] == pytest.approx(casia_b_by_hand(embeddings, records, conditions))
         assert 0 < accuracy.rank1[name] < 100
@@ -67,14 +69,16 @@ def test_the_identical_view_helps_nobody():
     records = records_of(["a", "b"])
     embeddings = torch.tensor([[[float(VIEWS.index(r.view))]] for r in records])
     embeddings += 0.01 * torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(0))
-    accuracy = evaluate(embeddings, records, arrange(GaitDataset(records), PROTOCOLS["casia-b"]))
+    accuracy = evaluate_embeddings(
+        embeddings, records, make_test_set(GaitDataset(records), PROTOCOLS["casia-b"])
+    )
     assert 20 < accuracy.rank1["mean"] < 80
 
 
 def test_perfect_embeddings_score_one_hundred_in_everything():
     records = records_of(["a", "b", "c"])
-    accuracy = evaluate(
-        noisy_embeddings(records, 0), records, arrange(GaitDataset(records), PROTOCOLS["casia-b"])
+    accuracy = evaluate_embeddings(
+        noisy_embeddings(records, 0), records, make_test_set(GaitDataset(records), PROTOCOLS["casia-b"])
     )
     assert set(accuracy.rank1.values()) == {100}
     assert accuracy.mean_average_precision == 100
@@ -84,7 +88,7 @@ def test_perfect_embeddings_score_one_hundred_in_everything():
 
 def test_oumvlp_takes_01_as_gallery_and_00_as_probe():
     records = records_of(["a", "b"], ["00", "01"])
-    test_set = arrange(GaitDataset(records), get_protocol("oumvlp"))
+    test_set = make_test_set(GaitDataset(records), get_protocol("oumvlp"))
     assert {records[i].condition for i in test_set.gallery} == {"01"}
     assert {records[i].condition for i in test_set.all_probes} == {"00"}
 
@@ -92,28 +96,28 @@ def test_oumvlp_takes_01_as_gallery_and_00_as_probe():
 def test_gait3d_takes_its_probes_from_the_partition_and_ranks_the_whole_gallery():
     records = records_of(["a", "b"], ["cam1", "cam2"], ["s1", "s2"])
     data = GaitDataset(records)
-    test_set = arrange(data, get_protocol("gait3d"), ["a-cam1-s1", "b-cam2-s2"])
+    test_set = make_test_set(data, get_protocol("gait3d"), ["a-cam1-s1", "b-cam2-s2"])
     assert [records[i].name for i in test_set.all_probes] == ["a/cam1/s1", "b/cam2/s2"]
     assert len(test_set.gallery) == 6
-    accuracy = evaluate(noisy_embeddings(records, 0), records, test_set)
+    accuracy = evaluate_embeddings(noisy_embeddings(records, 0), records, test_set)
     assert accuracy.rank5["all"] == 100
     with pytest.raises(DataError, match="PROBE_SET"):
-        arrange(data, get_protocol("gait3d"))
+        make_test_set(data, get_protocol("gait3d"))
 
 
 def test_a_gallery_of_another_network_is_compared_with_the_probes():
     """The distances are those between the two: a gallery that is turned away from the probes finds nobody."""
     records = records_of(["a", "b", "c"], ["nm-01", "nm-05"])
-    test_set = arrange(GaitDataset(records), PROTOCOLS["casia-b"])
+    test_set = make_test_set(GaitDataset(records), PROTOCOLS["casia-b"])
     embeddings = noisy_embeddings(records, 0)
-    same = evaluate(embeddings, records, test_set, known=embeddings)
-    assert same == evaluate(embeddings, records, test_set)
+    same = evaluate_embeddings(embeddings, records, test_set, known=embeddings)
+    assert same == evaluate_embeddings(embeddings, records, test_set)
     swapped = embeddings.clone()
     for mine, other in (("a", "b"), ("b", "c"), ("c", "a")):
         wanted = [i for i, record in enumerate(records) if record.subject == mine]
         taken = [i for i, record in enumerate(records) if record.subject == other]
         swapped[wanted] = embeddings[taken]
-    assert evaluate(embeddings, records, test_set, known=swapped).rank1["mean"] == 0
+    assert evaluate_embeddings(embeddings, records, test_set, known=swapped).rank1["mean"] == 0
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,7 @@ def test_a_gallery_of_another_network_is_compared_with_the_probes():
 )
 def test_test_sets_that_cannot_be_ranked_are_refused(records, message):
     with pytest.raises(DataError, match=message):
-        arrange(GaitDataset(records), PROTOCOLS["casia-b"])
+        make_test_set(GaitDataset(records), PROTOCOLS["casia-b"])
 
 
 def test_unknown_protocols_are_refused_with_the_known_ones():

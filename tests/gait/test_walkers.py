@@ -5,6 +5,8 @@ import pytest
 
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.dataset import GaitDataset
+from qgait_ptq.gait.data.sequences import cut_width
+from qgait_ptq.gait.data.sources import render_walkers
 from qgait_ptq.gait.walkers.body import build_body
 from qgait_ptq.gait.walkers.clothing import Condition
 from qgait_ptq.gait.walkers.contact_sheet import draw_contact_sheet, write_contact_sheet
@@ -78,6 +80,16 @@ def test_processes_change_nothing():
         for (label_a, image_a), (label_b, image_b) in zip(a, b, strict=True):
             assert label_a == label_b
             np.testing.assert_array_equal(image_a, image_b)
+
+
+def test_walkers_in_memory_are_those_that_are_rendered_one_by_one():
+    data = render_walkers(Split.TEST, 2, first=3, trials=ONE_WALK, views_per_trial=2)
+    first = Split.TEST.first_identity + 3
+    alone = [item for walks in render_identities([first, first + 1], None, ONE_WALK, 2) for item in walks]
+    assert len(data) == len(alone) == 4
+    for (silhouettes, record), (label, rendered) in zip(data, alone, strict=True):
+        assert record.name == f"{label.identity}/nm-01/{label.view:03d}"
+        np.testing.assert_array_equal(silhouettes, cut_width(rendered))
 
 
 def gait_energy(identity, number, view):

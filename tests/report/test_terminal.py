@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from qgait_ptq.evaluation.benchmark import Measured, Timing
+from qgait_ptq.evaluation.benchmark import FileBenchmark, Timing
 from qgait_ptq.reference.additions import AdditionProof
 from qgait_ptq.reference.pair_sums import PairBound, PairSums
 from qgait_ptq.reference.proof import ExactnessProof
@@ -70,7 +70,7 @@ TABLES = {
     "verification": lambda: verification_table(
         Verification((TensorCheck("t", HOSTILE, HOSTILE, 1, 0, 0),), ())
     ),
-    "bench": lambda: bench_table([Measured(Path(HOSTILE), TIMING, None, None, 1.0, 1.0)], HOSTILE),
+    "bench": lambda: bench_table([FileBenchmark(Path(HOSTILE), TIMING, None, None, 1.0, 1.0)], HOSTILE),
     "comparison": lambda: comparison_of_results(
         [Row(HOSTILE, "W4A8", HOSTILE, 1.0, None, None, None, 1.0, 30.0, None, None, None)]
     ),

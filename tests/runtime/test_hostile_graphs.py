@@ -10,8 +10,8 @@ import qgait_ptq as qg
 from qgait_ptq.cli import targets
 from qgait_ptq.cli.verify import examine
 from qgait_ptq.errors import ModelError, QgaitError
-from qgait_ptq.evaluation.benchmark import measure
-from qgait_ptq.evaluation.workload import Setting
+from qgait_ptq.evaluation.benchmark import benchmark_files
+from qgait_ptq.evaluation.workload import BenchmarkSetting
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import OnnxRuntimeSession, is_installed, open_onnxruntime
 from tests.runtime.small_model import FRAMES, METADATA, SEQUENCE, save, small_model, use
@@ -118,7 +118,7 @@ def test_a_failure_at_run_time_names_the_file_and_the_shapes(tmp_path):
     with pytest.raises(ModelError, match=r"model\.onnx"):
         examine(path, 1, FRAMES)
     with pytest.raises(ModelError, match=r"model\.onnx"):
-        measure([path], Setting(rounds=1, seconds=0.01, frames=FRAMES))
+        benchmark_files([path], BenchmarkSetting(rounds=1, seconds=0.01, frames=FRAMES))
 
 
 @pytest.mark.skipif(not is_installed("openvino"), reason="needs OpenVINO")

@@ -3,6 +3,7 @@
 import ast
 import inspect
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ import torch
 import qgait_ptq as qg
 from qgait_ptq.calibration import stages as calibration_stages
 from qgait_ptq.config.schema import IdcConfig
-from qgait_ptq.errors import StageOrderError
+from qgait_ptq.errors import ExportError, StageOrderError
+from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.pipeline import evaluating, exporting, preparing
+from qgait_ptq.pipeline.exporting import check_parity, to_onnx
 from qgait_ptq.pipeline.quantize import CALIBRATION, EVALUATION, EXPORT, PREPARATION, STAGES, begin
 from qgait_ptq.stages.state import Source
 from tests.conftest import make_gaitbase
@@ -106,10 +109,35 @@ def test_calibrating_stages_leave_the_graphs_of_earlier_states_as_they_are(state
 def test_the_staged_calls_give_what_quantize_gives(walkers):
     data = qg.GaitData(walkers.choose(6), walkers.choose(4, 1))
     prepared = qg.prepare(make_gaitbase(), data, FAST, device="cpu")
-    staged = qg.evaluate(qg.export(qg.calibrate(prepared)))
+    calibrated = qg.calibrate(prepared)
+    exported = qg.export(calibrated)
+    assert to_onnx(calibrated) == exported.file.model
+    assert to_onnx(calibrated, quantized=False) == exported.file.float_model
+    staged = qg.evaluate(exported)
     at_once = qg.quantize(make_gaitbase(), data, FAST, device="cpu")
     assert staged.onnx_model.SerializeToString() == at_once.onnx_model.SerializeToString()
     assert staged.report.agreement == at_once.report.agreement
+
+
+def test_an_exported_state_is_compared_on_inputs_of_your_own(walkers):
+    data = qg.GaitData(walkers.choose(6), walkers.choose(4, 1))
+    exported = qg.export(qg.calibrate(qg.prepare(make_gaitbase(), data, FAST, device="cpu")))
+    inputs = [network_batch(*walkers[index], (64, 44), frames) for index, frames in ((0, 5), (7, 12))]
+    parity = check_parity(exported, inputs)
+    assert parity.sequences == 2
+    assert parity.cosine_min > 0.9999
+    with torch.inference_mode():
+        simulated = exported.quantized(inputs[0])
+    assert torch.cosine_similarity(exported.file.run(inputs[0]).flatten(), simulated.flatten(), 0) > 0.9999
+    wrong = replace(exported, maybe_quantized=exported.network)
+    with pytest.raises(ExportError, match="differs from the simulation"):
+        check_parity(replace(wrong, config=FAST.model_copy(update={"minimum_parity": 1.0})), inputs)
+
+
+def test_a_prepared_state_lists_its_layers(state):
+    layers = qg.run_stages(PREPARATION, state).layers
+    assert layers[0].name == "stem.0"
+    assert {layer.weight_bits for layer in layers} == {8}
 
 
 def test_the_list_of_stages_is_the_only_place_that_knows_them_all():

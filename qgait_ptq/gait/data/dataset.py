@@ -70,6 +70,13 @@ class PackedSilhouettes:
         self.width = silhouettes.shape[-1]
         self.bits = np.packbits(silhouettes > 0, axis=-1)
 
+    @classmethod
+    def from_bits(cls, bits: NDArray[np.uint8], width: int) -> PackedSilhouettes:
+        """Return silhouettes of a width from bits packed along the last axis, as `numpy.packbits` does."""
+        packed = cls(np.zeros((*bits.shape[:-1], 0), np.uint8))
+        packed.width, packed.bits = width, bits
+        return packed
+
     def __call__(self) -> Silhouettes:
         """Unpack to ``[s, h, w]`` in {0, 255}."""
         return np.unpackbits(self.bits, axis=-1)[..., : self.width] * np.uint8(255)

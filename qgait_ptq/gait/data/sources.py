@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from qgait_ptq.gait.data.dataset import GaitDataset, PackedSilhouettes, Sequence
 from qgait_ptq.gait.data.partition import read_partition
 from qgait_ptq.gait.data.sequences import DEFAULT_READING, Reading, cut_width
 from qgait_ptq.gait.metrics import Metric
-from qgait_ptq.gait.protocols import PROTOCOLS, TestSet, arrange, get_protocol
-from qgait_ptq.gait.walkers.population import TRIALS, Split, split_identities
+from qgait_ptq.gait.protocols import PROTOCOLS, TestSet, get_protocol, make_test_set
+from qgait_ptq.gait.walkers.clothing import Condition
+from qgait_ptq.gait.walkers.population import TRIALS, VIEWS, Split, split_identities
 from qgait_ptq.gait.walkers.rendering import condition_name, render_identities, subject_name, view_name
 from qgait_ptq.graph.frame_layout import FrameLayout
 
@@ -101,7 +103,7 @@ def load_directory(
 
     Raises:
         ConfigError: no such protocol.
-        DataError: see `GaitDataset.from_directory`, `read_partition` and `arrange`.
+        DataError: see `GaitDataset.from_directory`, `read_partition` and `make_test_set`.
     """
     rules, root = get_protocol(protocol), Path(root)
     if not root.is_dir():
@@ -117,7 +119,7 @@ def load_directory(
     description = (
         f"{root}: {len(split.train)} subjects calibrate, {len(split.test)} are tested ({len(test)} sequences)"
     )
-    test_set = arrange(test, rules, split.probes)
+    test_set = make_test_set(test, rules, split.probes)
     return GaitData(calibration, test, test_set, metric, description, reading.cut_columns, reading.modalities)
 
 
@@ -128,13 +130,53 @@ def load_walkers(workers: int = 1, advance: Callable[[], None] = lambda: None) -
         workers: processes that render.
         advance: called after each identity.
     """
-    calibration = _render(Split.CALIBRATION, CALIBRATION_WALKERS, CALIBRATION_VIEWS, workers, advance)
-    test = _render(Split.TEST, TEST_WALKERS, TEST_VIEWS, workers, advance)
+    render = partial(render_walkers, workers=workers, advance=advance)
+    calibration = render(Split.CALIBRATION, CALIBRATION_WALKERS, views_per_trial=CALIBRATION_VIEWS)
+    test = render(Split.TEST, TEST_WALKERS, views_per_trial=TEST_VIEWS)
     description = (
         f"synthetic walkers: {CALIBRATION_WALKERS} identities calibrate, {TEST_WALKERS} others are tested "
         f"({len(test)} sequences, CASIA-B protocol)"
     )
-    return GaitData(calibration, test, arrange(test, PROTOCOLS["casia-b"]), description=description)
+    return GaitData(calibration, test, make_test_set(test, PROTOCOLS["casia-b"]), description=description)
+
+
+def render_walkers(
+    split: Split,
+    count: int,
+    *,
+    first: int = 0,
+    trials: tuple[tuple[Condition, int], ...] = TRIALS,
+    views_per_trial: int = len(VIEWS),
+    workers: int = 1,
+    advance: Callable[[], None] = lambda: None,
+) -> GaitDataset:
+    """Render synthetic walkers into memory.
+
+    Args:
+        split: identities of different splits differ.
+        count: number of identities.
+        first: number of identities of the split to skip.
+        trials: condition and number of each walk; the default is that of CASIA-B.
+        views_per_trial: number of views of each walk, drawn at random from eleven.
+        workers: number of processes.
+        advance: called after each identity.
+    """
+    identities = split_identities(split, first + count)[first:]
+    rendered = render_identities(identities, trials=trials, views_per_trial=views_per_trial, workers=workers)
+    records: list[SequenceRecord] = []
+    with closing(rendered):
+        for walks in rendered:
+            records.extend(
+                SequenceRecord(
+                    subject_name(label.identity),
+                    condition_name(label),
+                    view_name(label),
+                    PackedSilhouettes(cut_width(silhouettes)),
+                )
+                for label, silhouettes in walks
+            )
+            advance()
+    return GaitDataset(records, f"{count} synthetic walkers")
 
 
 def walker_counts() -> tuple[int, int]:
@@ -164,22 +206,3 @@ def as_gait_data(data: Any) -> GaitData:
     kept = [r for i, r in enumerate(records) if i % SHARE_HELD_BACK != SHARE_HELD_BACK - 1]
     calibration, test = (GaitDataset(some, layout=data.layout) for some in (kept, held))
     return GaitData(calibration, test, description=data.description)
-
-
-def _render(split: Split, count: int, views: int, workers: int, advance: Callable[[], None]) -> GaitDataset:
-    records: list[SequenceRecord] = []
-    identities = split_identities(split, count)
-    rendered = render_identities(identities, views_per_trial=views, trials=TRIALS, workers=workers)
-    with closing(rendered):
-        for walks in rendered:
-            records.extend(
-                SequenceRecord(
-                    subject_name(label.identity),
-                    condition_name(label),
-                    view_name(label),
-                    PackedSilhouettes(cut_width(silhouettes)),
-                )
-                for label, silhouettes in walks
-            )
-            advance()
-    return GaitDataset(records, f"{count} synthetic walkers")

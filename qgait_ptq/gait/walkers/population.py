@@ -38,6 +38,11 @@ class Split(StrEnum):
     TEST = "test"
     DISTRACTOR = "distractor"  # more people for the gallery; nobody of them is ever a probe
 
+    @property
+    def first_identity(self) -> int:
+        """Return the number of the first identity."""
+        return FIRST_IDENTITY[self]
+
 
 FIRST_IDENTITY = {Split.TRAIN: 0, Split.CALIBRATION: 10_000, Split.TEST: 20_000, Split.DISTRACTOR: 30_000}
 LARGEST_SPLIT = 10_000
@@ -76,7 +81,7 @@ def split_identities(split: Split, count: int) -> list[int]:
     """The first `count` identities of a split."""
     if not 1 <= count <= LARGEST_SPLIT:
         raise ValueError(f"a split has 1 to {LARGEST_SPLIT} identities, not {count}")
-    first = FIRST_IDENTITY[split]
+    first = split.first_identity
     return list(range(first, first + count))
 
 

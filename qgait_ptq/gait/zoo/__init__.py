@@ -10,6 +10,7 @@ from qgait_ptq.gait.zoo.gaitgl import GaitGL
 from qgait_ptq.gait.zoo.gaitgraph import GaitGraph
 from qgait_ptq.gait.zoo.gaitpart import GaitPart
 from qgait_ptq.gait.zoo.gaitset import GaitSet, gaitset_small
+from qgait_ptq.gait.zoo.layers import HorizontalPooling, PartLinear
 from qgait_ptq.gait.zoo.skeletongait import SkeletonGaitPlus
 from qgait_ptq.gait.zoo.smplgait import SmplGait
 from qgait_ptq.gait.zoo.swingait import SwinGait
@@ -36,6 +37,8 @@ __all__ = [
     "GaitGraph",
     "GaitPart",
     "GaitSet",
+    "HorizontalPooling",
+    "PartLinear",
     "SkeletonGaitPlus",
     "SmplGait",
     "SwinGait",

@@ -107,7 +107,9 @@ def test_square_silhouettes_lose_their_empty_columns(size, columns):
 
 
 def test_packed_silhouettes_come_back_as_they_were():
-    np.testing.assert_array_equal(PackedSilhouettes(WALK)(), WALK)
+    packed = PackedSilhouettes(WALK)
+    np.testing.assert_array_equal(packed(), WALK)
+    np.testing.assert_array_equal(PackedSilhouettes.from_bits(packed.bits, WALK.shape[-1])(), WALK)
 
 
 def layout(root, subjects=("001", "002"), suffix=".pkl"):
