@@ -9,6 +9,7 @@ writes there, the pool waits for the rest of the message for ever. Here each wor
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from threading import Thread, current_thread, main_thread
 from typing import Any, TypeVar
 
@@ -45,8 +47,9 @@ def map_in_processes(
             ``__main__`` guard is.
 
     Raises:
-        ConfigError: a process was killed.
+        ConfigError: a process was killed, or the main module would run again in each process.
     """
+    _check_main_module()
     with _started(function, min(workers, len(items))) as idle:
         busy: dict[_Worker, int] = {}
         results: dict[int, Result] = {}
@@ -63,6 +66,34 @@ def map_in_processes(
                     results[busy.pop(worker)] = worker.receive()
                     idle.append(worker)
             yield results.pop(index)
+
+
+def _check_main_module() -> None:
+    """Refuse a script that would run again in each process, which imports it.
+
+    Raises:
+        ConfigError: the script has no ``__main__`` guard.
+    """
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    if file is None or not Path(file).is_file():  # a notebook or an interactive session: nothing is imported
+        return
+    try:
+        tree = ast.parse(Path(file).read_bytes())
+    except (SyntaxError, ValueError):  # an archive with a main module
+        return
+    guarded = any(
+        isinstance(node, ast.If) and "__name__" in {name.id for name in _names(node.test)}
+        for node in ast.walk(tree)
+    )
+    if not guarded:
+        raise ConfigError(
+            f"{file}: worker processes import this script, which would run it again; put its code below "
+            'if __name__ == "__main__":, or use workers=1'
+        )
+
+
+def _names(expression: ast.expr) -> Iterator[ast.Name]:
+    return (node for node in ast.walk(expression) if isinstance(node, ast.Name))
 
 
 def run_child(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:

@@ -107,3 +107,19 @@ def test_an_error_in_a_worker_is_raised_with_its_traceback():
     with pytest.raises(ZeroDivisionError) as caught:
         list(map_in_processes(divide, [1, 0], 2))
     assert "in divide" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize(("guard", "ended"), [("", 1), ('if __name__ == "__main__": ', 0)])
+def test_a_script_without_a_guard_is_told_what_to_do(tmp_path, guard, ended):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from qgait_ptq.system.workers import map_in_processes\n"
+        f"{guard}print(list(map_in_processes(abs, [-1, -2], 2)))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == ended
+    if ended:
+        assert "put its code below if __name__" in done.stderr
+        assert "bootstrapping" not in done.stderr
+    else:
+        assert done.stdout.strip() == "[1, 2]"
