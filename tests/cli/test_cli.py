@@ -79,8 +79,10 @@ def test_inspect_lists_the_layers_of_a_result_worst_first(quantized):
 
 def test_options_of_data_without_data_are_refused(checkpoint, tmp_path):
     quantize = ("quantize", checkpoint, *SMALL, "--out", tmp_path / "out")
-    assert_refused(run(*quantize, "--raw"), "name its root with --data")
-    assert_refused(run(*quantize, "--modality", 1), "modality 1 is of a data set; name its root with --data")
+    assert_refused(run(*quantize, "--raw"), "name its root folder with --data")
+    assert_refused(
+        run(*quantize, "--modality", 1), "--modality 1 needs a data set; name its root folder with --data"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -131,7 +133,8 @@ def test_a_recipe_of_another_file_is_refused(quantized, checkpoint, tmp_path):
     recipe["model"]["sha256"] = "0" * 64
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     assert_refused(
-        run("quantize", "--recipe", tmp_path / "r.yaml", "--out", tmp_path / "o"), "another file than"
+        run("quantize", "--recipe", tmp_path / "r.yaml", "--out", tmp_path / "o"),
+        "but the recipe was written for",
     )
 
 

@@ -213,7 +213,7 @@ def test_inspect_is_told_the_shapes_of_inputs(typed):
     )
     wrong = run("inspect", *model, "--input", "64x44", "--input", "85:numbers")
     assert wrong.returncode == 2
-    assert "neither 64x44 nor 17:integers" in wrong.stderr
+    assert "not a frame shape such as 64x44 or 17:integers" in wrong.stderr
 
 
 @pytest.mark.slow

@@ -229,7 +229,9 @@ def test_the_command_line_captures_a_part(typed, code, tmp_path):
 def test_sensitivity_of_a_part_is_refused_instead_of_measuring_something_else(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: {path: weights.pt, submodule: backbone}\n")
-    assert_refused(run("sensitivity", "--recipe", recipe), "captures backbone alone, which gives none")
+    assert_refused(
+        run("sensitivity", "--recipe", recipe), "sensitivity needs embeddings, but a submodule gives none"
+    )
 
 
 @pytest.mark.slow
