@@ -1,4 +1,4 @@
-"""The last stages: embeddings of the test sequences, what they are worth, and the speed of the file."""
+"""The last stages: embeddings of the test sequences, their accuracy, and the speed of the file."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ SPEED_ROUNDS, SPEED_SECONDS = 5, 0.05
 
 
 class Evaluate(Stage):
-    """Embed the test sequences with the float network, the simulation and the file, and judge them."""
+    """Embed the test sequences with the float network, the simulation and the file, and measure accuracy."""
 
     name = "evaluation"
 
     def steps(self, state: State) -> int:
-        """One for each sequence."""
+        """Return the number of test sequences."""
         return len(state.given.test)
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Give ``embeddings``; record ``accuracy``, ``comparison`` and ``agreement``.
+        """Set ``embeddings``; record ``accuracy``, ``comparison`` and ``agreement``.
 
-        Of the whole network, where only a part of it is captured.
+        If only a submodule is captured, the embeddings are those of the whole network.
 
         Raises:
-            CalibrationError: ranking has collapsed, or the float network does not rank.
+            CalibrationError: the ranking has collapsed, or the float network does not rank.
         """
         embeddings = embed_dataset(
             state.given.test,
@@ -57,12 +57,12 @@ class Evaluate(Stage):
 
 
 class MeasureSpeed(Stage):
-    """Take a short look at the speed; `qgait-ptq bench` looks longer."""
+    """Measure the speed briefly. `qgait-ptq bench` measures longer."""
 
     name = "speed"
 
     def wanted(self, state: State) -> bool:
-        """Where the file's own runtime is at hand."""
+        """Return whether a runtime of the target is installed."""
         return state.runtime in state.target.runtimes
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
@@ -84,19 +84,21 @@ class MeasureSpeed(Stage):
 
 
 def _networks(state: State) -> list[Embed]:
-    """The float network, the simulation and the file, each of the whole network."""
+    """Return functions that embed with the float network, the simulation and the file."""
     session = state.file.session
     runs: list[Embed] = [
         state.network,
         state.quantized,
         lambda batch: torch.from_numpy(run_session(session, batch.cpu().numpy())).to(state.device),
     ]
-    part = state.submodule
-    return runs if part is None else [part.isolated.host, *(part.around(run) for run in runs[1:])]
+    submodule = state.submodule
+    if submodule is None:
+        return runs
+    return [submodule.isolated.host, *(submodule.around(run) for run in runs[1:])]
 
 
 def _frames(state: State) -> int | None:
-    """The frame count that sequences are brought to; None takes all their frames."""
+    """Return the frame count that sequences are cut to; None for all frames."""
     if state.submodule is not None:
         return state.source.frames
     return state.captured.frames
