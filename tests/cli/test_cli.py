@@ -90,7 +90,7 @@ def test_inspect_refuses_a_folder_that_is_no_result(quantized, tmp_path):
     out, _ = quantized
     assert_refused(run("inspect", "--against", tmp_path), "recipe")
     shutil.copy(out / "recipe.yaml", tmp_path)
-    assert_refused(run("inspect", "--against", tmp_path), "no result of quantize")
+    assert_refused(run("inspect", "--against", tmp_path), "not a result folder of quantize")
     (tmp_path / "report.json").write_text("[")
     assert_refused(run("inspect", "--against", tmp_path), "damaged")
 
@@ -198,7 +198,7 @@ def test_version():
         ("quantize weights.pt --bits 9", "9 is not in the range 2<=x<=8"),
         ("quantize weights.pt --bits four", "not a valid integer"),
         ("quantize", "path"),
-        ("quantize weights.pt --out text.pt/out", "not writable"),
+        ("quantize weights.pt --out text.pt/out", "cannot be written"),
         ("quantize weights.pt --protocol lfw SMALL", "'lfw' is not one of 'casia-b'"),
         ("quantize weights.pt --target abacus SMALL", "'abacus' is not one of 'onnxruntime'"),
         ("quantize weights.pt --data nowhere SMALL", "nowhere: no such folder"),

@@ -151,7 +151,7 @@ def test_compare_tells_results_apart(logged, tmp_path):
 
 def test_compare_refuses_what_is_no_result_or_not_comparable(logged, tmp_path):
     folder, _ = logged
-    assert_refused(run("compare", folder / "out", tmp_path), "no result of quantize")
+    assert_refused(run("compare", folder / "out", tmp_path), "not a result folder of quantize")
     other = tmp_path / "other"
     other.mkdir()
     report = json.loads((folder / "out" / "report.json").read_text())

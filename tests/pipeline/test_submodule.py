@@ -217,7 +217,7 @@ def test_the_command_line_captures_a_part(typed, code, tmp_path):
     assert done.returncode == 0, done.stderr
     printed = " ".join(done.stdout.split())
     assert "only backbone is captured and quantized" in printed
-    assert "the file holds backbone alone, and its size is of that" in printed
+    assert "the file and its size are those of backbone alone" in printed
     assert "its part backbone alone" in (out / "report.html").read_text()
     assert "submodule: backbone" in (out / "recipe.yaml").read_text()
     shape = onnx.load(out / "model.onnx").graph.input[0].type.tensor_type.shape.dim
