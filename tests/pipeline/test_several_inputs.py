@@ -232,4 +232,4 @@ def test_the_command_line_takes_modalities_by_their_number(typed, on_disk, tmp_p
     assert run("inspect", "--against", out).returncode == 0
     alone = run("evaluate", out / "model.onnx", "--data", root)
     assert alone.returncode == 2
-    assert "name its modalities in order (--modality)" in " ".join(alone.stderr.split())
+    assert "name its modalities in order with --modality" in " ".join(alone.stderr.split())

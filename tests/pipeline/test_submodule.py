@@ -183,7 +183,7 @@ def test_stages_that_need_the_embedding_in_the_graph_are_refused(network, walker
 
 
 def test_embedder_and_submodule_tell_each_others_files(folder, walkers, tmp_path):
-    with pytest.raises(ModelError, match="holds only the part backbone of a network"):
+    with pytest.raises(ModelError, match="holds only the submodule backbone"):
         qg.Embedder(folder / "model.onnx")
     from tests.conftest import make_gaitbase
 
@@ -223,7 +223,7 @@ def test_the_command_line_captures_a_part(typed, code, tmp_path):
     shape = onnx.load(out / "model.onnx").graph.input[0].type.tensor_type.shape.dim
     assert [d.dim_param or d.dim_value for d in shape] == ["batch", "frames", 1, 64, 44]
     assert run("verify", out).returncode == 0
-    assert_refused(run("evaluate", out / "model.onnx", *data), "holds only the part backbone")
+    assert_refused(run("evaluate", out / "model.onnx", *data), "holds only the submodule backbone")
 
 
 def test_sensitivity_of_a_part_is_refused_instead_of_measuring_something_else(tmp_path):
