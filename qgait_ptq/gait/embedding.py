@@ -23,26 +23,27 @@ def network_batch(
     frames: int | None = None,
     limit: int = LONGEST_TEST_SEQUENCE,
 ) -> Tensor:
-    """One sequence as a batch of one.
+    """Return a sequence as a batch of one.
 
     Args:
-        silhouettes: ``[s, h, w]`` in 0..255, or maps ``[s, c, h, w]``.
-        record: where it came from, for errors.
-        frame_shape: of the frames that the network takes.
-        frames: exact frame count, for networks that take one only: frames are repeated in a circle or left
-            out at the end. None takes all frames up to `limit`.
-        limit: longest sequence.
+        silhouettes: silhouettes ``[s, h, w]`` in 0..255, or maps ``[s, c, h, w]``.
+        record: record of the sequence, for errors.
+        frame_shape: shape of a frame of the network.
+        frames: frame count, for networks that accept only one. Frames are repeated cyclically or cut at the
+            end. None: all frames up to `limit`.
+        limit: largest number of frames.
 
     Returns:
-        ``[1, s, h, w]`` in [0, 1], or ``[1, s, c, h, w]``.
+        Network input ``[1, s, h, w]`` in [0, 1], or ``[1, s, c, h, w]``.
 
     Raises:
-        DataError: frames of another shape.
+        DataError: the frames have another shape.
     """
     if silhouettes.shape[1:] != frame_shape:
         raise DataError(
-            f"{record.name}: silhouettes of {shape_text(silhouettes.shape[1:])}, the network and the other "
-            f"sequences have {shape_text(frame_shape)} (square ones lose their empty columns)"
+            f"{record.name}: silhouettes of {shape_text(silhouettes.shape[1:])}, but the network and the "
+            f"other sequences have {shape_text(frame_shape)}; resize "
+            "them (square frames lose their empty columns)"
         )
     if frames is not None:
         silhouettes = silhouettes[np.arange(frames) % len(silhouettes)]
@@ -58,20 +59,20 @@ def embed_dataset(
 ) -> list[Tensor]:
     """Embed every sequence with several networks, reading each sequence once.
 
-    A sequence is a batch of its own with all its frames, so that padding changes nothing.
+    Each batch holds one sequence with all its frames, so that no padding is needed.
 
     Args:
-        data: the sequences.
-        networks: each takes silhouettes ``[1, s, h, w]`` in [0, 1] and gives ``[1, c, p]`` or ``[1, c]``.
-        frame_shape: of the frames that the networks take.
-        frames: exact frame count; None takes all.
-        advance: called after each sequence.
+        data: sequences to embed.
+        networks: functions that map silhouettes ``[1, s, h, w]`` in [0, 1] to ``[1, c, p]`` or ``[1, c]``.
+        frame_shape: shape of a frame of the networks.
+        frames: frame count, for networks that accept only one; None for all frames.
+        advance: function to call after each sequence.
 
     Returns:
-        For each network the embeddings ``[n, c, p]`` (p = 1 where the network has no parts), on the CPU.
+        Embeddings ``[n, c, p]`` of each network on the CPU. Networks without parts give p = 1.
 
     Raises:
-        DataError: a sequence with frames of another shape.
+        DataError: the frames of a sequence have another shape.
     """
     embeddings: list[list[Tensor]] = [[] for _ in networks]
     with torch.inference_mode():
@@ -84,5 +85,5 @@ def embed_dataset(
 
 
 def as_parts(embedding: Tensor) -> Tensor:
-    """``[n, c]`` to ``[n, c, 1]``; ``[n, c, p]`` as it is."""
+    """Return an embedding ``[n, c]`` as ``[n, c, 1]``, and ``[n, c, p]`` unchanged."""
     return embedding[..., None] if embedding.ndim == 2 else embedding

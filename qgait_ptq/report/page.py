@@ -70,7 +70,7 @@ def verdict(report: Report) -> tuple[bool, str]:
         )
     before, after = (report["accuracy"][name]["rank1"]["mean"] for name in ("float", "onnx"))
     change = report["comparison"]["onnx"]["rank1"]
-    interval = f"95 %  interval {change['low']:+.2f} to {change['high']:+.2f} points"
+    interval = f"95 % interval {change['low']:+.2f} to {change['high']:+.2f} points"
     lost = before - after
     if change["high"] < 0 and lost > LITTLE:
         words = f"loses {lost:.2f} points of rank-1"

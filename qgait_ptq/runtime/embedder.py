@@ -84,7 +84,7 @@ class Embedder:
         if submodule is not None:
             raise ModelError(
                 f"{self.path}: the file holds only the submodule {submodule['name']} and gives no embedding; "
-                f"put it back  into the network: network.{submodule['name']} = qgait_ptq.load_submodule(path)"
+                f"put it back into the network: network.{submodule['name']} = qgait_ptq.load_submodule(path)"
             )
         self._inputs = session.inputs
         self.frames = self._inputs[0].shape[1]

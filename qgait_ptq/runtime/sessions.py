@@ -248,5 +248,5 @@ def _cannot_run(
 ) -> ModelError:
     shapes = ", ".join(str(list(batch.shape)) for batch in batches)
     return ModelError(
-        f"{name}: {runtime} cannot run the model on {shapes}  ({' '.join(str(error).split())[:200]})"
+        f"{name}: {runtime} cannot run the model on {shapes} ({' '.join(str(error).split())[:200]})"
     )
