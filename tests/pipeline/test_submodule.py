@@ -159,7 +159,7 @@ def test_a_part_that_takes_whole_sequences_may_give_fewer_frames(walkers, tmp_pa
 def test_what_is_not_a_part_is_refused(network, walkers):
     pairs = [(walkers[i][0], "anna") for i in (0, 10, 20, 30)]
     for model, name, error, message in (
-        (network, "backbon", ConfigError, "no module 'backbon'; the nearest are backbone"),
+        (network, "backbon", ConfigError, "no module 'backbon'; similar names are backbone"),
         (network, "head", CaptureError, r"takes \[2, 16\] and gives \[2, 24\] for 2 sequences of 7 frames"),
         (Twice().eval(), "convolution", CaptureError, "called 2 times in one pass"),
     ):
@@ -189,7 +189,7 @@ def test_embedder_and_submodule_tell_each_others_files(folder, walkers, tmp_path
 
     pairs = [(walkers[i][0], "anna") for i in (0, 10, 20, 30)]
     qg.quantize(make_gaitbase(), pairs, qg.QuantConfig(**NO_CORRECTIONS)).save(tmp_path / "whole")
-    with pytest.raises(ModelError, match=r"a whole network; qgait_ptq\.Embedder runs it"):
+    with pytest.raises(ModelError, match=r"a complete network; load it with qgait_ptq\.Embedder"):
         qg.load_submodule(tmp_path / "whole" / "model.onnx")
 
 
