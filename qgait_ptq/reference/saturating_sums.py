@@ -1,4 +1,4 @@
-"""What a layer's sums lose on x86 processors without VNNI: the arithmetic of ``vpmaddubsw``."""
+"""Saturation of a layer's sums on x86 processors without VNNI: the arithmetic of ``vpmaddubsw``."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def saturation_loss(
     dilations: Sequence[int],
     groups: int,
 ) -> NDArray[np.int64]:
-    """Return what saturating sums of two neighbouring products differ by from exact ones.
+    """Return the difference between saturating and exact pair sums.
 
-    Pairs are those of onnxruntime: places 2m and 2m + 1 in kernel order, see `quantizer.pair_order`.
+    Pairs are those of onnxruntime: positions 2m and 2m + 1 in kernel order, see `quantizer.pair_order`.
 
     Args:
-        codes: activations as uint8 numbers, padded, ``[n, c, *space]``; ``[n, c]`` for a matrix product.
-        weight: ``[o, c / groups, *kernel]``.
-        strides: of each axis of space.
-        dilations: of each axis of space.
-        groups: of channels; depthwise layers lose nothing.
+        codes: padded uint8 activations ``[n, c, *space]``, or ``[n, c]`` for a matrix product.
+        weight: weight ``[o, c / groups, *kernel]``.
+        strides: stride of each spatial axis.
+        dilations: dilation of each spatial axis.
+        groups: number of channel groups. Depthwise layers do not saturate.
 
     Returns:
-        Saturated less exact sums, ``[n, o, *space]``.
+        Saturated minus exact sums, ``[n, o, *space]``.
     """
     outputs, channels, *kernel = weight.shape
     reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
@@ -46,7 +46,7 @@ def saturation_loss(
     taps = list(np.ndindex(*kernel))
 
     def seen(channel: int, tap: tuple[int, ...]) -> NDArray[np.int64]:
-        """Codes that a weight meets, ``[n, *space]``."""
+        """Return the codes that a weight is multiplied with, ``[n, *space]``."""
         window: tuple[slice, ...] = tuple(
             slice(offset * step, offset * step + (count - 1) * stride + 1, stride)
             for offset, step, count, stride in zip(tap, dilations, places, strides, strict=True)

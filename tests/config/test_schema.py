@@ -35,7 +35,7 @@ def test_what_is_wrong_is_named(values, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "not YAML"), ("- 1", "a recipe is a mapping"), ("3", "mapping")]
+    ("text", "message"), [("a: [", "not valid YAML"), ("- 1", "a recipe must be a mapping"), ("3", "mapping")]
 )
 def test_broken_recipes_are_refused(text, message, tmp_path):
     path = tmp_path / "r.yaml"

@@ -26,5 +26,5 @@ def test_a_model_that_onnxruntime_does_not_load_is_refused():
     model.graph.node[0].op_type = "Unheard"
     with pytest.raises(ModelError, match=r"onnxruntime .* cannot load the model"):
         optimized_graph(model)
-    with pytest.raises(ExportError, match="kernels cannot be looked at: onnxruntime"):
+    with pytest.raises(ExportError, match="kernels of the file cannot be read: onnxruntime"):
         layers_without_integer_kernel(model.SerializeToString(), ["conv"])
