@@ -111,8 +111,8 @@ def begin(
         if data is None:
             watch.note("no data given: using the built-in synthetic walkers")
         gait_data = load_walkers() if data is None else as_gait_data(data)
-        chosen = choose_device(device)
-        state = State(source, config or QuantConfig(), chosen, gait_data, gait_data, work_folder, resume)
+    chosen = choose_device(device)
+    state = State(source, config or QuantConfig(), chosen, gait_data, gait_data, work_folder, resume)
     return state.timed(watch.seconds)
 
 

@@ -101,8 +101,10 @@ def load_directory(
         raise DataError(f"{split_file}: TEST_SET is empty; move some subjects of TRAIN_SET there")
     calibration = GaitDataset.from_directory(root, split.train, reading)
     test = GaitDataset.from_directory(root, split.test, reading)
-    description = f"{root}: {len(split.train)} subjects for calibration, {len(split.test)} for tests "
-    f"({len(test)} sequences)"
+    description = (
+        f"{root}: {len(split.train)} subjects for calibration, {len(split.test)} for tests "
+        f"({len(test)} sequences)"
+    )
     test_set = arrange(test, rules, split.probes)
     return GaitData(calibration, test, test_set, metric, description, reading.cut_columns, reading.modalities)
 
