@@ -153,7 +153,7 @@ def test_each_wrong_input_is_one_line(code_base, tmp_path):
     values = yaml.safe_load((code_base / "baseline.yaml").read_text())
     for change, message in (
         ({"model_cfg": {"model": "Baseline"}}, "check that the file belongs to this network"),
-        ({"model_cfg": {"parts": 16}}, "names a model"),
+        ({"model_cfg": {"parts": 16}}, "model_cfg.model is missing"),
         ({"evaluator_cfg": {"metric": "hamming"}}, "'hamming'"),
         ({"model_cfg": {**values["model_cfg"], "parts": 8}}, "do not fit the network"),
     ):

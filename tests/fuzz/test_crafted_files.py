@@ -210,5 +210,5 @@ def test_folders_of_many_frames_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sequences, "PNG_FRAMES", 5)
     for index in range(6):
         (tmp_path / f"{index}.png").write_bytes(png_of(8, 8))
-    with pytest.raises(DataError, match="more than 5 png frames"):
+    with pytest.raises(DataError, match="more than 5 PNG frames"):
         read_sequence(tmp_path)

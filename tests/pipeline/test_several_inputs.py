@@ -113,7 +113,7 @@ def test_the_embedder_takes_tuples_in_order_and_refuses_what_is_not_the_networks
             {"silhouettes": silhouettes, "poses": bodies},
             "silhouettes, poses, but .* takes silhouettes, bodies",
         ),
-        ((silhouettes, bodies[:-1]), "one number of frames"),
+        ((silhouettes, bodies[:-1]), "the same number of frames"),
         ((silhouettes, bodies[:, 1:]), "bodies 84"),
         ((bodies, silhouettes), "holds NaN|silhouettes|bodies"),
     ):

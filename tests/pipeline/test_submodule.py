@@ -160,7 +160,7 @@ def test_what_is_not_a_part_is_refused(network, walkers):
     pairs = [(walkers[i][0], "anna") for i in (0, 10, 20, 30)]
     for model, name, error, message in (
         (network, "backbon", ConfigError, "no module 'backbon'; similar names are backbone"),
-        (network, "head", CaptureError, r"takes \[2, 16\] and gives \[2, 24\] for 2 sequences of 7 frames"),
+        (network, "head", CaptureError, r"takes \[2, 16\] and returns \[2, 24\] for 2 sequences of 7 frames"),
         (Twice().eval(), "convolution", CaptureError, "called 2 times in one pass"),
     ):
         with pytest.raises(error, match=message):
