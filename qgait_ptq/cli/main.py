@@ -170,7 +170,7 @@ def _describe(error: Exception) -> tuple[str, int]:
 
 
 class _OutputError(BaseException):
-    """Standard output cannot be written. It is no OSError because libraries catch those."""
+    """Standard output cannot be written. It is not an OSError, because libraries catch those."""
 
     def __init__(self, reason: OSError) -> None:
         super().__init__(

@@ -36,33 +36,33 @@ def saturation_loss(
     """
     outputs, channels, *kernel = weight.shape
     reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
-    places = [
+    output_size = [
         (extent - width) // stride + 1
         for extent, width, stride in zip(codes.shape[2:], reach, strides, strict=True)
     ]
-    lost = np.zeros((len(codes), outputs, *places), np.int64)
+    lost = np.zeros((len(codes), outputs, *output_size), np.int64)
     if groups > 1 and (groups, 1) == weight.shape[:2]:
         return lost
     taps = list(np.ndindex(*kernel))
 
-    def seen(channel: int, tap: tuple[int, ...]) -> NDArray[np.int64]:
+    def codes_at(channel: int, tap: tuple[int, ...]) -> NDArray[np.int64]:
         """Return the codes that a weight is multiplied with, ``[n, *space]``."""
         window: tuple[slice, ...] = tuple(
             slice(offset * step, offset * step + (count - 1) * stride + 1, stride)
-            for offset, step, count, stride in zip(tap, dilations, places, strides, strict=True)
+            for offset, step, count, stride in zip(tap, dilations, output_size, strides, strict=True)
         )
         return np.asarray(codes[:, channel][(slice(None), *window)], np.int64)
 
     ordered = np.moveaxis(weight.astype(np.int64), 1, -1).reshape(outputs, -1)
-    by_place, _ = first_of_pairs(channels, len(taps))
-    one, other = ordered[:, by_place], ordered[:, [place + 1 for place in by_place]]
+    by_position, _ = first_of_pairs(channels, len(taps))
+    one, other = ordered[:, by_position], ordered[:, [position + 1 for position in by_position]]
     unsafe = (one * other > 0) & (np.abs(one + other) * LARGEST_BYTE > INT16_MAX)
     for output, pair in np.argwhere(unsafe):
-        first = by_place[pair]
+        first = by_position[pair]
         base = output // (outputs // groups) * channels
         total = np.zeros_like(lost[:, output])
-        for place in (first, first + 1):
-            tap, channel = divmod(place, channels)
-            total += ordered[output, place] * seen(base + channel, taps[tap])
+        for position in (first, first + 1):
+            tap, channel = divmod(position, channels)
+            total += ordered[output, position] * codes_at(base + channel, taps[tap])
         lost[:, output] += np.clip(total, -INT16_MAX - 1, INT16_MAX) - total
     return lost

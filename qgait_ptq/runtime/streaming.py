@@ -74,9 +74,9 @@ def can_stream(model: onnx.ModelProto, examples: Sequence[NDArray[Any]]) -> bool
         return False
     examples = [example[:1, :TRIED_FRAMES] for example in examples]
     model = exact_network(model)
-    whole = open_onnxruntime(model.SerializeToString(), spinning=False)
+    complete = open_onnxruntime(model.SerializeToString(), spinning=False)
     names = [value.name for value in model.graph.input]
-    (expected,) = whole.run(None, dict(zip(names, examples, strict=True)))
+    (expected,) = complete.run(None, dict(zip(names, examples, strict=True)))
     session = StreamingSession(model, spinning=False)
     for lengths in TRIED_PIECES:
         ends = np.cumsum(lengths)[:-1]

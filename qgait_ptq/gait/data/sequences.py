@@ -123,7 +123,7 @@ def check_silhouettes(array: Any, where: str) -> NDArray[np.uint8]:
         where: name of the sequence in errors.
 
     Raises:
-        DataError: the type or the number of axes is wrong, there is no frame, or no value is above 127.
+        DataError: the type or the axes are wrong, there is no frame, or the largest value is 2 to 127.
     """
     if not isinstance(array, np.ndarray):
         raise DataError(f"{where}: found a {type(array).__name__}, expected an array [s, h, w]")
