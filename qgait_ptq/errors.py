@@ -1,6 +1,6 @@
-"""What can go wrong through a user's input, each with what, where and what to do.
+"""Errors caused by a user's input. Each text says what happened, where, and what to do.
 
-The command line turns a `QgaitError` into one line and exit code 2; everything else is our fault.
+The command line prints a `QgaitError` as one line and exits with code 2. Any other error is a bug.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 
 
 class QgaitError(Exception):
-    """Base of all errors that a user's input causes. Its text names the fault, the place and the remedy."""
+    """Base of all errors that a user's input causes. Its text says what happened, where, and what to do."""
 
 
 class ConfigError(QgaitError):
@@ -41,7 +41,7 @@ class ModelError(QgaitError):
 
 
 class CaptureError(QgaitError):
-    """A network cannot be captured as a graph, or its graph computes something else than the network."""
+    """A network cannot be captured as a graph, or its graph computes other values than the network."""
 
 
 class CalibrationError(QgaitError):
@@ -53,14 +53,14 @@ class ExportError(QgaitError):
 
 
 class MissingExtraError(QgaitError):
-    """An optional dependency is needed; the text names the extra that brings it."""
+    """An optional dependency is missing. The text names the extra that installs it."""
 
     def __init__(self, purpose: str, extra: str) -> None:
         super().__init__(f"{purpose} needs an optional package: pip install 'qgait-ptq[{extra}]'")
 
 
 class StageOrderError(RuntimeError):
-    """A stage lacks what one before it should have given: an error of the program that put them in order."""
+    """A stage needs the result of a stage that has not run. The program ran its stages in the wrong order."""
 
 
 class SequenceLengthWarning(UserWarning):
@@ -68,10 +68,10 @@ class SequenceLengthWarning(UserWarning):
 
 
 class ProcessorWarning(UserWarning):
-    """A file's integer sums can saturate on this processor; the text says what is done about it."""
+    """Integer sums of a file can saturate on this processor. The text says how they are computed instead."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text that says something, shortened, without terminal colours."""
+    """Return the first line of an error's text without terminal colours, at most 200 characters."""
     lines = [line.strip() for line in ESCAPE_CODE.sub("", str(error)).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:200]

@@ -1,4 +1,4 @@
-"""Why a network could not be captured, for the person who wrote it: which line, what it does, what helps."""
+"""Explanation of a failed capture for the author of the network: line, cause and remedies."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import torch
 
 from qgait_ptq.errors import first_line
 
-PACKAGES = (Path(torch.__file__).parent, Path(__file__).parents[1])  # whose frames tell a user nothing
-# What the exporter's message holds → what the line does, and the way out that helps most.
+PACKAGES = (Path(torch.__file__).parent, Path(__file__).parents[1])  # not the user's code
+# Words of the exporter's message → cause, and the best remedy.
 CONSTRUCTS = (
     (
         ("data-dependent", "data dependent"),
-        "it makes a decision, a size or a number from the values of a tensor (an if, int(…), .item())",
+        "the line makes a decision, a size or a number from the values of a tensor (if, int(…), .item())",
         "compute with tensors instead, such as torch.where",
     ),
     (
         (".numpy()", "tolist", "can't convert cuda tensor"),
-        "it leaves torch for numpy or plain numbers",
+        "the line converts tensors to numpy or plain numbers",
         "compute with torch operators instead",
     ),
     (
         ("cuda",),
-        "it moves tensors to a GPU by itself",
+        "the line moves tensors to a GPU",
         "create tensors on the device of the input (x.new_zeros, device=x.device)",
     ),
     (
         ("Constraints violated", "specialized", "L['args']"),
-        "it fixes the batch size or the frame count",
-        "keep sizes as they are, instead of int(…) of them or loops over frames",
+        "the line fixes the batch size or the frame count",
+        "use sizes without int(…), and no loops over frames",
     ),
 )
 
@@ -65,9 +65,9 @@ class CodePlace:
     """A line of a user's code.
 
     Attributes:
-        file: path as Python knows it.
-        line: number.
-        code: the line itself, stripped.
+        file: path of the file.
+        line: line number.
+        code: stripped text of the line.
     """
 
     file: str
@@ -76,14 +76,14 @@ class CodePlace:
 
 
 def find_place(error: BaseException) -> CodePlace | None:
-    """The innermost line in an error's traceback that is neither torch's nor the toolkit's."""
-    found = None
+    """Return the innermost line of a traceback outside torch and the toolkit; None if there is none."""
+    place = None
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)
         is_code = path.is_file() and not any(path.is_relative_to(package) for package in PACKAGES)
         if is_code and frame.lineno is not None:
-            found = CodePlace(frame.filename, frame.lineno, frame.line or "")
-    return found
+            place = CodePlace(frame.filename, frame.lineno, frame.line or "")
+    return place
 
 
 def explain_forward_failure(error: BaseException, what: str) -> str:
@@ -103,22 +103,22 @@ def explain_forward_failure(error: BaseException, what: str) -> str:
 
 
 def explain_failure(error: BaseException, doing: str) -> str:
-    """What stopped the capture, in a few lines.
+    """Explain what stopped the capture, in a few lines.
 
     Args:
-        error: what torch.export raised.
-        doing: who refused what, for the first words.
+        error: error from torch.export.
+        doing: first words of the explanation.
     """
     text = f"{type(error).__name__}: {error}"
     construct, remedy = next(
         ((what, remedy) for marks, what, remedy in CONSTRUCTS if any(mark in text for mark in marks)),
-        (f"{type(error).__name__}: {first_line(error)}", "write the line with operators that it takes"),
+        (f"{type(error).__name__}: {first_line(error)}", "use operators that torch.export supports"),
     )
     place = find_place(error)
     where = f" at {place.file}:{place.line}\n    {place.code}\n  " if place else ": "
-    ways = (
-        f"{remedy}; or override that part in an adapter (--adapter module:class wraps the network); or "
-        "quantize the backbone alone and keep the rest in float (--capture-submodule NAME); or, where it is "
-        "about the frame count, fix that with --frames"
+    remedies = (
+        f"{remedy}; or override that code in an adapter (--adapter module:class wraps the network); or "
+        "quantize the backbone alone and keep the rest in float (--capture-submodule NAME); or, for a fixed "
+        "frame count, pass --frames"
     )
-    return f"{doing}{where}{construct}\n  ways out: {ways}"
+    return f"{doing}{where}{construct}\n  remedies: {remedies}"

@@ -1,8 +1,8 @@
 """Loading a `torch.export` program, which runs code from the file.
 
 torch unpickles payloads of such an archive, evaluates its symbolic sizes as Python, generates Python from its
-names, and runs its operators. Looking through the members first is a race that cannot be won, so an exported
-program is loaded only where the user trusts it.
+names, and runs its operators. Checks of the members cannot make that safe, so an exported program is loaded
+only if the user trusts it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from qgait_ptq.errors import ModelError, first_line
 
 
 def load_exported_program(path: Path, data: bytes, trust_code: bool) -> nn.Module:
-    """Load what `torch.export.save` wrote.
+    """Load a file of `torch.export.save`.
 
     Args:
-        path: named in errors.
+        path: path of the file, for errors.
         data: content of the file.
-        trust_code: whether loading may run code from the file.
+        trust_code: whether loading can run code from the file.
 
     Raises:
         ModelError: the file is not trusted, or this torch cannot load it.
@@ -32,8 +32,8 @@ def load_exported_program(path: Path, data: bytes, trust_code: bool) -> nn.Modul
     if not trust_code:
         raise ModelError(
             f"{path}: an exported program; torch runs code from such a file when it loads it. If you trust "
-            "the file, add --trust-code (trust_code=True). The safe way: save the weights (torch.save of the "
-            "state_dict, or safetensors) and name the network with --factory module:factory"
+            "the file, add --trust-code (trust_code=True). A safe alternative: save the weights (torch.save "
+            "of the state_dict, or safetensors) and name the network with --factory module:factory"
         )
     try:
         with quiet_torch():

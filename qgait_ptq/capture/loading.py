@@ -1,8 +1,8 @@
-"""Loading a network from a file, whatever kind of file it is, without running what the file says.
+"""Loading a network from any kind of model file, without running code from the file.
 
-Weights (a safetensors file, a state_dict, or a training checkpoint around one) need a factory that makes the
-network, or name a network of the built-in zoo themselves. A `torch.export` program and a pickled module are
-programs: they are loaded only where the user trusts the file.
+Weights (a safetensors file, a state_dict, or a training checkpoint) need a factory that makes the network,
+unless the file names a network of the built-in zoo. A `torch.export` program and a pickled module contain
+code: they are loaded only if the user trusts the file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from qgait_ptq.errors import ModelError, QgaitError, first_line
 
 ARCHITECTURE_KEY = "architecture"  # {"name": ..., "arguments": {...}} beside the weights
 LARGEST_FILE = 16 * 2**30  # bytes of a model
-LARGEST_ARGUMENT, LONGEST_LIST = 4096, 64  # of a network that a file names
+LARGEST_ARGUMENT, LONGEST_LIST = 4096, 64  # limits of arguments that a file gives
 Factory = Callable[..., nn.Module]
 
 
@@ -45,11 +45,11 @@ class LoadedModel:
     """A network from a file.
 
     Attributes:
-        network: in eval mode, on the CPU.
-        kind: what the file was, for people.
-        sha256: of the file.
-        left_out: modules that the file has weights of and the network has not, such as a classifier that was
-            needed for training only.
+        network: network in eval mode on the CPU.
+        kind: kind of file, for people.
+        sha256: SHA-256 of the file.
+        left_out: top-level modules in the file that the network does not have, such as a classifier for
+            training only.
     """
 
     network: nn.Module
@@ -68,15 +68,15 @@ def load_model(
     """Load a network.
 
     Args:
-        path: the file.
-        factory: makes the network, for weights: a callable, or ``module:callable``.
+        path: path of the file.
+        factory: function that makes the network for weights: a callable, or ``module:callable``.
         arguments: keyword arguments of the factory.
-        zoo: networks that a file may name, by name.
-        trust_code: whether an exported program or a pickled module may be loaded, which runs code from the
+        zoo: networks that a file can name, by name.
+        trust_code: whether an exported program or a pickled module can be loaded, which runs code from the
             file.
 
     Raises:
-        ModelError: says what the file looked like, and what is missing or wrong.
+        ModelError: the file cannot be loaded; the text names the kind of file and the problem.
     """
     data = _read(path)
     loaded = _load(path, data, factory, arguments or {}, zoo or {}, trust_code)
@@ -86,37 +86,37 @@ def load_model(
 
 
 def import_object(name: str, what: str) -> Any:
-    """Import ``module:name``; the current folder is searched, too.
+    """Import ``module:name``. The current folder is searched too.
 
     Raises:
-        ModelError: no such module or name, or its import fails.
+        ModelError: the module or the name does not exist, or the import fails.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
-        raise ModelError(f"{what} {name!r} is not of the form module:name")
+        raise ModelError(f"{what} {name!r} does not have the form module:name")
     folder = os.getcwd()
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        found: Any = importlib.import_module(module_name)
+        imported: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
-            found = getattr(found, part)
+            imported = getattr(imported, part)
     except Exception as error:
         raise ModelError(
             f"{what} {name!r} cannot be imported ({type(error).__name__}: {first_line(error)})"
         ) from error
-    return found
+    return imported
 
 
 def _read(path: Path) -> bytes:
-    """The content of a regular file; a pipe or a device could be without end."""
+    """Return the content of a regular file. A pipe or a device could be endless."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise ModelError(f"{path}: the model cannot be read (not a regular file)")
-        if found.st_size > LARGEST_FILE:
+        if status.st_size > LARGEST_FILE:
             raise ModelError(
-                f"{path}: {found.st_size / 2**30:.1f} GiB; the limit is {LARGEST_FILE >> 30} GiB"
+                f"{path}: {status.st_size / 2**30:.1f} GiB; the limit is {LARGEST_FILE >> 30} GiB"
             )
         return path.read_bytes()
     except OSError as error:
@@ -138,18 +138,18 @@ def _load(
     if any(name.endswith("archive_format") for name in names) or any("/models/" in name for name in names):
         return LoadedModel(load_exported_program(path, data, trust_code), "exported program")
     if any(name.endswith("/constants.pkl") for name in names):
-        raise ModelError(f"{path}: looks like TorchScript; save the network's state_dict instead")
+        raise ModelError(f"{path}: the file looks like TorchScript; save the network's state_dict instead")
     if names and not any(name.endswith("data.pkl") for name in names):
-        raise ModelError(f"{path}: a zip archive, but neither weights nor an exported program of torch")
+        raise ModelError(f"{path}: a zip archive without weights or an exported program of torch")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        # Their size would not be bounded by that of the file.
-        raise ModelError(f"{path}: an archive with compressed members; torch writes none")
+        # The size of the file does not limit their size.
+        raise ModelError(f"{path}: an archive with compressed members, which torch does not write")
     check_global_names(path, data, [member for member in members if member.filename.endswith("data.pkl")])
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what it then refuses
+            warnings.simplefilter("ignore")  # an error follows
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile file can make the unpickler raise anything
+    except Exception as error:  # a hostile file can make the unpickler raise any error
         if names:
             return LoadedModel(_from_pickled_module(path, data, trust_code, error), "pickled module")
         raise ModelError(
@@ -160,7 +160,7 @@ def _load(
 
 
 def _members(path: Path, data: bytes) -> list[zipfile.ZipInfo]:
-    """Members of a zip archive; none where a file is no archive, as those of torch before 1.6.
+    """Return the members of a zip archive; none for other files, such as those of torch before 1.6.
 
     Raises:
         ModelError: the archive is damaged.
@@ -176,18 +176,18 @@ def _members(path: Path, data: bytes) -> list[zipfile.ZipInfo]:
 def _from_pickled_module(path: Path, data: bytes, trust_code: bool, refusal: Exception) -> nn.Module:
     if not trust_code:
         raise ModelError(
-            f"{path}: holds a pickled object, not only weights; a pickle runs code when it is loaded. Save "
-            "the state_dict and name the network with --factory, or, if you trust the file, use --trust-code"
+            f"{path}: the file has a pickled object, which runs code when it is loaded. Save the state_dict "
+            "and name the network with --factory, or, if you trust the file, add --trust-code"
         ) from refusal
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
     except Exception as error:
         raise ModelError(
-            f"{path}: looks like a pickled module, but cannot be unpickled "
-            f"({type(error).__name__}: {first_line(error)}); is its package installed?"
+            f"{path}: the file looks like a pickled module, but cannot be unpickled "
+            f"({type(error).__name__}: {first_line(error)}); check that its package is installed"
         ) from error
     if not isinstance(content, nn.Module):
-        raise ModelError(f"{path}: a pickled {type(content).__name__}, not a module")
+        raise ModelError(f"{path}: the file has a pickled {type(content).__name__}, not a module")
     while isinstance(content, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         content = content.module
     return cast(nn.Module, content)
@@ -207,12 +207,12 @@ def _from_content(
     elif isinstance(content, dict) and ARCHITECTURE_KEY in content:
         make, arguments = _named_architecture(path, content[ARCHITECTURE_KEY], zoo)
         kind = "checkpoint that names its network"
-        # The arguments are the file's: nothing is allocated before they are seen to fit its weights.
+        # The arguments come from the file. The check against its weights runs before memory is allocated.
         with torch.device("meta"):
             check_fit(path, make_module(make, "the network", **arguments), weights)
     else:
         raise ModelError(
-            f"{path}: looks like a {kind}; name the network that it belongs to with --factory module:factory"
+            f"{path}: the file looks like a {kind}; name its network with --factory module:factory"
         )
     network = make_module(make, factory if isinstance(factory, str) else "the network", **arguments)
     left_out = check_fit(path, network, weights)
@@ -225,27 +225,27 @@ def _named_architecture(
     architecture: Any,
     zoo: Mapping[str, Factory],
 ) -> tuple[Factory, Mapping[str, Any]]:
-    """The built-in network that a file names, and its arguments.
+    """Return the built-in network that a file names, and its arguments.
 
     Raises:
-        ModelError: there is no such network, or the arguments are no small numbers and texts.
+        ModelError: the network does not exist, or the arguments are not small numbers and texts.
     """
     name = architecture.get("name") if isinstance(architecture, dict) else architecture
     arguments = architecture.get("arguments", {}) if isinstance(architecture, dict) else {}
     if not isinstance(name, str) or name not in zoo:
-        raise ModelError(f"{path}: names the network {name!r}; built in are {', '.join(zoo)}")
+        raise ModelError(f"{path}: unknown network {name!r}; built-in networks are {', '.join(zoo)}")
     if not isinstance(arguments, dict) or not all(
         isinstance(key, str) and _is_plain(value) for key, value in arguments.items()
     ):
         raise ModelError(
-            f"{path}: the arguments of its network are not names with texts, numbers up to "
-            f"{LARGEST_ARGUMENT} and short lists of them"
+            f"{path}: the arguments of its network must be names with texts, numbers up to "
+            f"{LARGEST_ARGUMENT}, or short lists of these"
         )
     return zoo[name], arguments
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether an argument is a small number, a text, or a short list of these."""
+    """Return whether an argument is a small number, a short text, or a short list of these."""
     if isinstance(value, list | tuple):
         return len(value) <= LONGEST_LIST and all(_is_plain(one) for one in value)
     if isinstance(value, str):
@@ -257,23 +257,23 @@ def make_module(factory: Callable[..., Any], name: str, *arguments: Any, **keywo
     """Call a user's factory or adapter.
 
     Raises:
-        ModelError: it fails, or gives no module.
+        ModelError: the call fails, or its result is not a module.
     """
     try:
         network = factory(*arguments, **keywords)
     except QgaitError:
         raise
     except Exception as error:
-        given = f" with {keywords}" if keywords else ""
+        settings = f" with {keywords}" if keywords else ""
         raise ModelError(
-            f"{name} cannot make a network{given} ({type(error).__name__}: {first_line(error)})"
+            f"{name} cannot make a network{settings} ({type(error).__name__}: {first_line(error)})"
         ) from error
     if not isinstance(network, nn.Module):
-        raise ModelError(f"{name} gives a {type(network).__name__}, not a torch.nn.Module")
+        raise ModelError(f"{name} returns a {type(network).__name__}, not a torch.nn.Module")
     return network
 
 
 def _check_finite(network: nn.Module, path: Path) -> None:
     for name, value in [*network.named_parameters(), *network.named_buffers()]:
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ModelError(f"{path}: the weight {name} holds NaN or infinite values")
+            raise ModelError(f"{path}: the weight {name} has NaN or infinite values")

@@ -1,7 +1,7 @@
-"""A part of a network that is quantized alone, while the rest runs as the user wrote it.
+"""A submodule that is quantized alone, while the rest of the network runs in float.
 
-For networks of which not all can be captured. The part sees tensors of the network's own making; here they
-are brought to sequences ``[n, s, ...]``, as the stages have them, and back.
+This serves networks that cannot be captured completely. The inputs of a submodule are internal tensors of the
+network. They are converted to sequences ``[n, s, ...]`` for the stages, and back.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ Size = tuple[int, int]  # sequences, frames
 
 
 class Part(nn.Module):
-    """A submodule as a network that takes sequences; its layers keep the names they have in the whole."""
+    """A submodule as a network that takes sequences. Its layers keep their names in the complete network."""
 
     def __init__(self, submodule: nn.Module, name: str, shapes: PartShapes) -> None:
         super().__init__()
-        # Names that no submodule has.
+        # These names must differ from those of submodules.
         self._part_path, self._part_shapes = name, shapes
         *packages, last = name.split(".")
         holder: nn.Module = self
@@ -48,22 +48,22 @@ class Part(nn.Module):
         holder.add_module(last, submodule)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """``[n, s, ...]`` to the flattened output."""
+        """Map ``[n, s, ...]`` to the flattened output."""
         result = self.get_submodule(self._part_path)(self._part_shapes.given.from_sequences(frames))
         return self._part_shapes.flatten_result(result, frames.shape[0])
 
 
 @dataclass(frozen=True)
 class IsolatedPart:
-    """A network, and a part of it.
+    """A network and one of its submodules.
 
     Attributes:
-        host: the network, giving the embedding alone, in eval mode.
-        name: of the part, in the network that the user has.
-        path: of the part, in `host`.
-        shapes: of what it takes and gives.
-        frame_shape: of one frame that it is given.
-        frames: that it takes only; None where it may take any.
+        host: network in eval mode with the embedding as its only output.
+        name: module path of the submodule in the user's network.
+        path: module path of the submodule in `host`.
+        shapes: shapes of the submodule's input and output.
+        frame_shape: shape of one frame of the submodule's input.
+        frames: frame count, if the submodule accepts only one; None for any.
     """
 
     host: nn.Module
@@ -75,17 +75,17 @@ class IsolatedPart:
 
     @property
     def part(self) -> Part:
-        """The part as a network of its own."""
+        """Return the submodule as a network."""
         return Part(self.host.get_submodule(self.path), self.name, self.shapes)
 
     def record(self, batch: Tensor) -> Tensor:
-        """What the part is given when the network sees sequences; as sequences ``[n, s, ...]``."""
+        """Return the submodule's input for a batch of the network, as sequences ``[n, s, ...]``."""
         with torch.inference_mode():
             given, _ = observe_call(self.host, self.path, self.name, batch)
         return self.shapes.given.to_sequences(given, batch.shape[0])
 
     def around(self, run: Run) -> nn.Module:
-        """The network with the part computed by `run`, which takes and gives what `Part` does."""
+        """Return the network with `run` in place of the submodule. `run` has the interface of `Part`."""
         host = copy.deepcopy(self.host)
         host.set_submodule(self.path, Replacement(run, self.shapes))
         return host
@@ -99,25 +99,25 @@ def isolate(
     output: str | None = None,
     layout: FrameLayout | None = None,
 ) -> IsolatedPart:
-    """Find what a part of a network takes and gives, by running the network.
+    """Find the input and output of a submodule by running the network.
 
     Args:
-        model: the network; it is left as it is.
-        name: of the part, a module path; without the adapter's, where the network is in one.
-        frame_shape: of the frames that the network takes.
-        frames: for networks that take one frame count only.
-        output: names the embedding, for networks that give several tensors.
-        layout: for networks of several inputs.
+        model: network; it is not changed.
+        name: module path of the submodule, without the path of an adapter.
+        frame_shape: shape of a frame of the network.
+        frames: frame count, for networks that accept only one.
+        output: name of the embedding, for networks with several outputs.
+        layout: layout of the inputs, for networks with several inputs.
 
     Raises:
         ConfigError: the network has no such module.
-        CaptureError: the network does not run, or the part is not called once with one tensor to give one, or
-            it is not clear where its frames lie.
+        CaptureError: the network does not run, the submodule is not called exactly once with one tensor to
+            return one, or its frame axis is ambiguous.
     """
     names = [path for path, _ in unwrap(model)[0].named_modules() if path]
     if name not in names:
         nearest = ", ".join(get_close_matches(name, names, n=3, cutoff=0.0)) or "none"
-        raise ConfigError(f"the network has no module {name!r}; the nearest are {nearest}")
+        raise ConfigError(f"the network has no module {name!r}; similar names are {nearest}")
     with quiet_torch():
         network = copy.deepcopy(model).cpu().float().requires_grad_(False)
     set_to_inference(network)
@@ -131,8 +131,8 @@ def isolate(
     if given_at.axis is None or (given_at.axis == 0) != (result_at.axis == 0):
         (sequences, length), *_ = observed
         raise CaptureError(
-            f"{name} takes {list(given)} and gives {list(result)} for {sequences} sequences of {length} "
-            "frames; a part either treats each frame alone, or takes whole sequences; name another one"
+            f"{name} takes {list(given)} and returns {list(result)} for {sequences} sequences of {length} "
+            "frames; a submodule must process either single frames or complete sequences, so name another one"
         )
     shapes = PartShapes(given_at, result_at, _without_frames(result, result_at))
     fixed = None if given_at.axis == 0 else frames
@@ -142,7 +142,7 @@ def isolate(
 def _observe_sizes(
     host: nn.Module, path: str, name: str, frame_shape: Shape, length: int
 ) -> dict[Size, tuple[Shape, Shape]]:
-    """Shapes of input and output for several numbers of sequences and frames, as far as they are taken."""
+    """Return the shapes of input and output for several numbers of sequences and frames that run."""
     observed: dict[Size, tuple[Shape, Shape]] = {}
     for size in ((EXAMPLE_BATCH, length), (EXAMPLE_BATCH + 1, length), (EXAMPLE_BATCH, length + 4)):
         try:
@@ -152,7 +152,7 @@ def _observe_sizes(
             raise
         except Exception as error:
             if observed:
-                continue  # one size only, it seems
+                continue  # the network accepts one size only
             raise CaptureError(
                 f"the network does not run on sequences {[*size, *frame_shape]} "
                 f"({type(error).__name__}: {first_line(error)})"
@@ -162,22 +162,22 @@ def _observe_sizes(
 
 
 def observe_call(host: nn.Module, path: str, name: str, batch: Tensor) -> tuple[Tensor, Tensor]:
-    """Input and output of a submodule while a network runs.
+    """Return the input and output of a submodule while a network runs.
 
     Args:
-        host: the network.
-        path: of the submodule in it.
-        name: of the submodule in errors.
-        batch: what the network takes.
+        host: network to run.
+        path: module path of the submodule in the network.
+        name: name of the submodule in errors.
+        batch: input of the network.
 
     Raises:
-        CaptureError: it is not called, called again, or takes or gives something else than one tensor.
+        CaptureError: the submodule is not called exactly once, or its input or output is not one tensor.
     """
     given: list[tuple[Any, ...]] = []
     results: list[Any] = []
 
     def keep_given(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        # A copy: the submodule may write into it.
+        # A copy, because the submodule can write to its input.
         everything = (*arguments, *named.values())
         given.append(tuple(v.clone() if isinstance(v, Tensor) else v for v in everything))
 
@@ -195,31 +195,31 @@ def observe_call(host: nn.Module, path: str, name: str, batch: Tensor) -> tuple[
         for handle in handles:
             handle.remove()
     if len(results) != 1:
-        raise CaptureError(f"{name} is called {len(results)} times in one pass; a part is called once")
+        raise CaptureError(f"{name} is called {len(results)} times in one pass; it must be called once")
     if len(given[0]) != 1 or not isinstance(given[0][0], Tensor) or not isinstance(results[0], Tensor):
         taken = ", ".join(type(value).__name__ for value in given[0])
         raise CaptureError(
-            f"{name} takes ({taken}) and gives a {type(results[0]).__name__}; a part takes one tensor and "
-            "gives one"
+            f"{name} takes ({taken}) and returns a {type(results[0]).__name__}; a submodule must take one "
+            "tensor and return one"
         )
     return given[0][0], results[0]
 
 
 def _find_frames(shapes: Mapping[Size, Shape], what: str) -> FramesAt:
-    """Where the frames lie in tensors of several sizes."""
+    """Return the position of the frame axis in tensors of several sizes."""
     (_, length), first = next(iter(shapes.items()))
     if all(shape[0] == n * s and shape[1:] == first[1:] for (n, s), shape in shapes.items()):
         return FramesAt(0)
     if len(set(map(len, shapes.values()))) == 1 and all(shape[0] == n for (n, _), shape in shapes.items()):
         axes = range(1, len(first))
         if len({s for _, s in shapes}) > 1:
-            found = [axis for axis in axes if len({shape[axis] for shape in shapes.values()}) > 1]
-        else:  # the network takes one frame count only: then the axis of that size, if any
-            found = [axis for axis in axes if first[axis] == length]
-        if len(found) <= 1:
-            return FramesAt(found[0] if found else None)
+            candidates = [axis for axis in axes if len({shape[axis] for shape in shapes.values()}) > 1]
+        else:  # the network accepts one frame count only: use the axis of that size, if any
+            candidates = [axis for axis in axes if first[axis] == length]
+        if len(candidates) <= 1:
+            return FramesAt(candidates[0] if candidates else None)
     listed = ", ".join(str(list(shape)) for shape in shapes.values())
-    raise CaptureError(f"it is not clear where frames lie in {what}, of shapes {listed}")
+    raise CaptureError(f"the frame axis of {what} is ambiguous (shapes {listed}); name another submodule")
 
 
 def _without_frames(shape: Shape, frames: FramesAt) -> Shape:

@@ -1,8 +1,8 @@
-"""Capture: from a network to an FX graph of ATen operators, checked before it is believed.
+"""Capture: from a network to a checked FX graph of ATen operators.
 
-`torch.export` with automatic dynamic shapes on batch and frames takes nearly every silhouette network. It
-may silently fix a dimension, so the capture is compared with the network at other batch sizes and frame
-counts, and a dimension that fails is pinned and said so.
+`torch.export` with dynamic batch and frames supports nearly every silhouette network. It can fix a dimension
+silently, so the capture is compared with the network at other batch sizes and frame counts. A dimension that
+fails this check is fixed, and a note says so.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from qgait_ptq.graph.network_input import random_silhouettes
 from qgait_ptq.graph.places import PLACE_KEY, read_place
 from qgait_ptq.system.invariants import of_type
 
-EXAMPLE_BATCH = 2  # with 1, networks that squeeze are captured wrongly
-EXAMPLE_FRAMES = 7  # prime, so that no arithmetic on it works by accident
+EXAMPLE_BATCH = 2  # with 1, networks with squeeze are captured wrongly
+EXAMPLE_FRAMES = 7  # prime, so that arithmetic on it does not work by accident
 LONGER_EXAMPLE_FRAMES = 31  # for networks that go another way with fewer frames than usual
 BATCHES = (1, 2, 3)
 LARGEST_TRIED = 64  # frames, of an end of the frame counts that is tried, too
 FRAME_COUNTS = (5, 7, 17)  # shorter, as captured, more than twice as long
-# What a dimension is fixed at where the network, its capture or its file takes one size only.
+# Sizes of fixed dimensions, if the network, its capture or its file accepts one size only.
 PINNED_BATCH, PINNED_FRAMES = 1, 30
 BATCH_AXIS, FRAME_AXIS = 0, 1
 
@@ -90,7 +90,7 @@ class Capture:
 
     @property
     def free_axes(self) -> frozenset[int]:
-        """Which of batch and frames may have any size."""
+        """Return the axes of batch and frames that can have any size."""
         sizes = {BATCH_AXIS: self.batch, FRAME_AXIS: self.frames}
         return frozenset(axis for axis, size in sizes.items() if size is None)
 
@@ -105,7 +105,7 @@ class Capture:
         return tuple(sorted({(n, own[1]) for n in batches} | {(own[0], s) for s in counts}))
 
     def pin(self, axes: Iterable[int]) -> Capture:
-        """The same with free dimensions fixed: one sequence, of `PINNED_FRAMES` frames; fixed ones stay."""
+        """Return a copy in which some free dimensions are fixed: one sequence, `PINNED_FRAMES` frames."""
         free = self.free_axes.intersection(axes)
         return replace(
             self,
@@ -123,15 +123,15 @@ def capture(
     """Capture a network and compare the graph with it.
 
     Args:
-        network: on the CPU; takes ``[n, s, h, w]`` in [0, 1], gives ``[n, c, p]`` or ``[n, c]``, alone
+        network: network on the CPU. It maps ``[n, s, h, w]`` in [0, 1] to ``[n, c, p]`` or ``[n, c]``, alone
             or in a dictionary or tuple.
-        frame_shape: of one frame: ``(h, w)``, or ``(c, h, w)`` for a network that takes ``[n, s, c, h, w]``.
-        frames: capture with this frame count only; None tries any.
-        output: names the embedding among several outputs; see `reduce_to_embedding`.
+        frame_shape: shape of a frame: ``(h, w)``, or ``(c, h, w)`` for inputs ``[n, s, c, h, w]``.
+        frames: frame count, for networks that accept only one; None for any.
+        output: name of the embedding among several outputs; see `reduce_to_embedding`.
 
     Raises:
-        CaptureError: the network does not run on such an input, cannot be captured, has no embedding as its
-            output, gives values that are not finite, or computes something else than its graph.
+        CaptureError: the network does not run, cannot be captured, has no embedding as its output, gives
+            values that are not finite, or differs from its graph.
     """
     set_to_inference(network)
     nothing = fx.GraphModule({}, fx.Graph())
@@ -145,8 +145,8 @@ def capture(
         comparer = Comparer(network, graph_module, frame_shape)
         if comparer.compare(captured.own_size) is Comparison.DIFFERS:
             raise CaptureError(
-                "the captured graph computes something else than the network on the very input it was "
-                "captured with; does the network keep state, or draw random numbers in eval mode?"
+                "the captured graph differs from the network on the input of the capture; check that the "
+                "network keeps no state and draws no random numbers in eval mode"
             )
         free = captured.free_axes - pinned
         if FRAME_AXIS in free:
@@ -168,35 +168,35 @@ def capture(
         if not pinned:
             agreeing = (size for size, result in found.items() if result is Comparison.AGREES)
             return replace(captured, graph_module=graph_module, checked=tuple(agreeing))
-        # One that varies with a wrong frame count may be right for any batch.
+        # With the frame count fixed, the capture can be right at any batch size.
         captured = captured.pin({FRAME_AXIS} if FRAME_AXIS in pinned else pinned)
-    raise CaptureError("the graph differs from the network even where batch size and frame count are fixed")
+    raise CaptureError("the graph differs from the network even at a fixed batch size and frame count")
 
 
 def embedding_network(
     network: nn.Module, frame_shape: tuple[int, ...], frames: int | None = None, output: str | None = None
 ) -> nn.Module:
-    """A network that gives the embedding of another one alone; arguments as of `capture`."""
+    """Return a network with the embedding as its only output. The arguments are those of `capture`."""
     example = random_silhouettes(EXAMPLE_BATCH, frames or EXAMPLE_FRAMES, frame_shape)
     return reduce_to_embedding(network, _run_network(network, example), EXAMPLE_BATCH, output)
 
 
 def set_to_inference(network: nn.Module) -> None:
-    """Put a network in eval mode; modules of exported programs refuse that, because they always are."""
+    """Set a network to eval mode. Exported programs are always in eval mode and do not allow the call."""
     with suppress(NotImplementedError):
         network.eval()
 
 
 @contextmanager
 def quiet_torch() -> Iterator[None]:
-    """Keep from the user what torch's exporters warn of, log and print: nobody can do anything about it."""
+    """Hide warnings, log and output of torch's exporters, which a user cannot act on."""
     names = ("torch.export", "torch.onnx", "torch._export", "torch.fx", "onnxscript", "torch._dynamo")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        # Of a network that it cannot take, torch.export prints the graph so far.
+        # On failure, torch.export prints the graph so far.
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
@@ -230,11 +230,11 @@ def _run_network(network: nn.Module, silhouettes: Tensor) -> Any:
 def _check_embedding(embedding: Tensor, example: Tensor) -> None:
     if not could_be_embedding(embedding, example.shape[0]):
         raise CaptureError(
-            f"the network gives a tensor {list(embedding.shape)} of {embedding.dtype} for a batch of "
-            f"{example.shape[0]}; an embedding is [n, c, p] or [n, c]"
+            f"the network returns a tensor {list(embedding.shape)} of {embedding.dtype} for a batch of "
+            f"{example.shape[0]}; an embedding must be [n, c, p] or [n, c]"
         )
     if not torch.isfinite(embedding).all():
-        raise CaptureError("the network's embedding holds NaN or infinite values; are its weights sound?")
+        raise CaptureError("the network's embedding has NaN or infinite values; check its weights")
 
 
 def _export(
@@ -259,7 +259,7 @@ def _export(
 
 
 def _plain_graph_module(exported: fx.GraphModule) -> fx.GraphModule:
-    """One tensor in and one out, instead of torch.export's trees; without its notes and unused buffers."""
+    """Return a graph with one input and one output, without metadata and unused buffers."""
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     for node in exported.graph.nodes:
@@ -277,7 +277,7 @@ def _plain_graph_module(exported: fx.GraphModule) -> fx.GraphModule:
 
 
 def unwrap(network: nn.Module) -> tuple[nn.Module, str]:
-    """The user's network without the wrappers around it, such as adapters, and the path to it with a dot."""
+    """Return the user's network without wrappers, such as adapters, and its path with a final dot."""
     prefix = ""
     while [name for name, _ in network.named_children()] == ["network"] and not network._parameters:
         network, prefix = network.get_submodule("network"), f"{prefix}network."
@@ -285,7 +285,7 @@ def unwrap(network: nn.Module) -> tuple[nn.Module, str]:
 
 
 def _name_as_inside(graph_module: fx.GraphModule, network: nn.Module) -> None:
-    """Name parameters as the user's network does."""
+    """Give parameters their names in the user's network."""
     _, prefix = unwrap(network)
     for node in graph_module.graph.nodes:
         if node.op == "get_attr" and str(node.target).startswith(prefix):

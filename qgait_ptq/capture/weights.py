@@ -1,4 +1,4 @@
-"""Weights from a file that nobody vouches for: found, unwrapped, and checked before they are used."""
+"""Weights from an untrusted file: they are found, unwrapped, and checked before use."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from torch import Tensor, nn
 
 from qgait_ptq.errors import ModelError, first_line
 
-WEIGHT_KEYS = ("model", "state_dict", "model_state_dict", "network")  # of training checkpoints
+WEIGHT_KEYS = ("model", "state_dict", "model_state_dict", "network")  # keys of training checkpoints
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 SAFETENSORS_HEADER = 8  # bytes of the header's length, before its JSON
 LARGEST_HEADER = 100 * 2**20  # bytes, as in the format's description
-# Float32 weights may be so many times as large as their file (int8 weights, shared ones), and this more.
-GLOBAL = b"c"  # the opcode of a pickle that names a class
-LONGEST_NAME = 500  # letters of a module and its class
+GLOBAL = b"c"  # opcode of a pickle that names a class
+LONGEST_NAME = 500  # characters of a module and its class
 LEGACY_PICKLES = 4  # magic number, version, system, content
+# Limits of float32 weights, which can be larger than their file (int8 weights, shared ones): a multiple of
+# its size, plus some bytes.
 LARGEST_EXPANSION, FREE_BYTES = 16, 64 * 2**20
 
 
 def is_safetensors(path: Path, data: bytes) -> bool:
-    """Whether a file is of the safetensors format: a length, then a JSON header."""
+    """Return whether a file has the safetensors format: a length, then a JSON header."""
     length = int.from_bytes(data[:SAFETENSORS_HEADER], "little")
     starts = data[SAFETENSORS_HEADER : SAFETENSORS_HEADER + 1] == b"{"
     return path.suffix == ".safetensors" or (starts and length <= min(len(data), LARGEST_HEADER))
 
 
 def read_safetensors(path: Path, data: bytes) -> dict[str, Tensor]:
-    """Read a safetensors file; the format holds tensors only.
+    """Read a safetensors file. The format has tensors only.
 
     Raises:
-        ModelError: it is damaged.
+        ModelError: the file is damaged.
     """
     import safetensors.torch
 
@@ -48,33 +49,33 @@ def read_safetensors(path: Path, data: bytes) -> dict[str, Tensor]:
 
 
 def check_global_names(path: Path, data: bytes, pickles: Sequence[zipfile.ZipInfo]) -> None:
-    """Refuse a pickle with the name of a class or function longer than any is.
+    """Refuse a pickle with an excessively long name of a class or function.
 
     torch searches its own error with an expression whose time grows with the square of the name's length.
 
     Args:
-        path: named in errors.
-        data: content of the file: an archive, or pickles one behind the other, as torch wrote before 1.6.
+        path: path of the file, for errors.
+        data: content of the file: an archive, or consecutive pickles from torch before 1.6.
         pickles: members of the archive that are pickles.
 
     Raises:
-        ModelError: there is such a name, or the archive is damaged.
+        ModelError: a name is too long, or the archive is damaged.
     """
     if pickles:
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 streams = [io.BytesIO(archive.read(member)) for member in pickles]
-        except Exception as error:  # damaged members raise many kinds
+        except Exception as error:  # damaged members raise many kinds of errors
             raise ModelError(f"{path}: a damaged archive ({first_line(error)})") from None
     else:
         streams = [io.BytesIO(data)] * LEGACY_PICKLES
     longest = max(map(_longest_name, streams))
     if longest > LONGEST_NAME:
-        raise ModelError(f"{path}: not a model; it names a class with {longest:,} letters")
+        raise ModelError(f"{path}: not a model; it has a class name of {longest:,} characters")
 
 
 def _longest_name(stream: io.BytesIO) -> int:
-    """Letters of the longest name of a class that a pickle holds, as far as it is one."""
+    """Return the number of characters in the longest class name of a pickle, up to the first damage."""
     longest, size = 0, stream.getbuffer().nbytes
     operations = pickletools.genops(stream)
     while True:
@@ -83,7 +84,7 @@ def _longest_name(stream: io.BytesIO) -> int:
             opcode, argument, _ = next(operations)
         except StopIteration:
             return longest
-        except Exception:  # torch says what is wrong; it takes a name that nothing ends, too
+        except Exception:  # torch reports the damage; it also reads a name without an end
             is_name = stream.getbuffer()[start : start + 1] == GLOBAL
             return max(longest, size - start) if is_name else longest
         if opcode.name == "GLOBAL":
@@ -91,18 +92,19 @@ def _longest_name(stream: io.BytesIO) -> int:
 
 
 def find_weights(path: Path, content: Any, file_bytes: int) -> tuple[dict[str, Tensor], str]:
-    """Find the weights in what a file holds.
+    """Find the weights in the content of a file.
 
     Args:
-        path: named in errors.
-        content: of the file.
-        file_bytes: size of the file, which bounds the size of the weights.
+        path: path of the file, for errors.
+        content: content of the file.
+        file_bytes: size of the file in bytes, which limits the size of the weights.
 
     Returns:
-        Weights by name, floating ones in float32 and without the prefixes of wrappers; and what the file is.
+        Weights by name without the prefixes of wrappers, floating-point ones in float32; and the kind of
+        file.
 
     Raises:
-        ModelError: there are none, or a tensor is no dense tensor of real numbers.
+        ModelError: there are no weights, or one is not a dense tensor of real numbers.
     """
     if isinstance(content, dict):
         for key in WEIGHT_KEYS:
@@ -113,15 +115,14 @@ def find_weights(path: Path, content: Any, file_bytes: int) -> tuple[dict[str, T
     described = f"a {type(content).__name__}"
     if isinstance(content, dict):
         described = f"a dictionary with the keys {', '.join(map(str, list(content)[:5]))}"
-    raise ModelError(f"{path}: holds {described}, in which no weights are found")
+    raise ModelError(f"{path}: found {described}, but no weights; save the network's state_dict")
 
 
 def check_fit(path: Path, network: nn.Module, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Check that weights fit a network, which may lie on the meta device.
+    """Check that weights fit a network, which can be on the meta device.
 
     Returns:
-        Top-level modules that the file has weights of and the network has not, such as a classifier that was
-        needed for training only.
+        Top-level modules in the file that the network does not have, such as a classifier for training only.
 
     Raises:
         ModelError: weights are missing, unexpected or of another shape.
@@ -144,8 +145,8 @@ def check_fit(path: Path, network: nn.Module, weights: Mapping[str, Tensor]) -> 
     ]
     if problems:
         raise ModelError(
-            f"{path}: its weights do not fit the network: {'; '.join(problems)}; is it the right network, "
-            "with the right arguments?"
+            f"{path}: its weights do not fit the network: {'; '.join(problems)}; check the network and its "
+            "arguments"
         )
     return tuple(others)
 
@@ -155,14 +156,14 @@ def _is_state_dict(value: Mapping[Any, Any]) -> bool:
 
 
 def _unwrapped(path: Path, weights: Mapping[str, Tensor], file_bytes: int) -> dict[str, Tensor]:
-    """Without the prefixes of wrappers, in full precision."""
+    """Return weights without the prefixes of wrappers, in float32."""
     for name, value in weights.items():
         _check_dense(path, name, value)
     total = sum(4 * math.prod(value.shape) for value in weights.values())
     if total > LARGEST_EXPANSION * file_bytes + FREE_BYTES:
         raise ModelError(
-            f"{path}: its weights would take {total / 2**20:,.0f} MiB in memory, and the file has "
-            f"{file_bytes / 2**20:,.1f} MiB; weights are stored whole"
+            f"{path}: its weights would need {total / 2**20:,.0f} MiB in memory, but the file has only "
+            f"{file_bytes / 2**20:,.1f} MiB; save complete weights"
         )
     for prefix in WRAPPER_PREFIXES:
         if all(name.startswith(prefix) for name in weights):
@@ -171,7 +172,7 @@ def _unwrapped(path: Path, weights: Mapping[str, Tensor], file_bytes: int) -> di
 
 
 def _check_dense(path: Path, name: str, value: Tensor) -> None:
-    """Refuse what is no dense tensor of floating or whole numbers in memory."""
+    """Refuse a weight that is not a dense CPU tensor of floating-point numbers or integers."""
     kind = None
     if value.is_quantized:
         kind = "quantized"
@@ -183,5 +184,5 @@ def _check_dense(path: Path, name: str, value: Tensor) -> None:
         kind = "complex"
     if kind is not None:
         raise ModelError(
-            f"{path}: the weight {name} is {kind}; weights are dense tensors of floating or whole numbers"
+            f"{path}: the weight {name} is {kind}; weights must be dense tensors of real numbers"
         )

@@ -23,10 +23,10 @@ from qgait_ptq.cli.options import JSON_OPTION, PATH, RUN, RUNTIME_OPTION, apply_
         help="ONNX file to compare with, such as float.onnx. Can be repeated.",
     ),
     RUNTIME_OPTION,
-    count("--threads", "Threads of a call.", RUN, 1),
+    count("--threads", "Threads of each call.", RUN, 1),
     count("--frames", "Frames of a sequence.", RUN, 30),
-    count("--batch", "Sequences in a call.", RUN, 1),
-    count("--rounds", "Rounds in which all files are run.", RUN, 9),
+    count("--batch", "Sequences in each call.", RUN, 1),
+    count("--rounds", "Number of rounds. Each round runs every file.", RUN, 9),
     JSON_OPTION,
 )
 def command(
@@ -39,7 +39,7 @@ def command(
     rounds: int,
     as_json: bool,
 ) -> None:
-    """Measure speed, memory and size of MODEL and of other files, run in turn.
+    """Measure speed, memory and size of MODEL and of other files. The files run in turn.
 
     \b
     Example:
@@ -64,4 +64,4 @@ def command(
     title = f"{runtime}, {threads} thread{'s' * (threads > 1)}, {batch} × {frames} frames, {rounds} rounds"
     console.print(bench_table(measured, title))
     if is_noisy(measured):
-        write_line(console, "others used the machine in most rounds: these figures are not to be trusted")
+        write_line(console, "other programs used the machine in most rounds; these figures are not reliable")

@@ -19,14 +19,14 @@ from qgait_ptq.cli.options import FILES, JSON_OPTION, apply_options
         "--html",
         group=FILES,
         type=click.Path(path_type=Path, dir_okay=False),
-        help="Also write a page with size, speed and accuracy fronts.",
+        help="Also write an HTML page with the Pareto fronts of accuracy over size and speed.",
     ),
     JSON_OPTION,
 )
 def command(results: tuple[Path, ...], html: Path | None, as_json: bool) -> None:
-    """Results of quantize beside each other: widths, size, accuracy, speed.
+    """Compare result folders of quantize: widths, size, accuracy, speed.
 
-    All must have been tested on the same data.
+    All results must have been tested on the same data.
 
     \b
     Example:
@@ -40,8 +40,8 @@ def command(results: tuple[Path, ...], html: Path | None, as_json: bool) -> None
     from qgait_ptq.report.runtime_tables import comparison_of_results
     from qgait_ptq.report.writing import write_text
 
-    found = [read_report(folder) for folder in results]
-    reports = dict(zip(short_names(results), found, strict=True))
+    contents = [read_report(folder) for folder in results]
+    reports = dict(zip(short_names(results), contents, strict=True))
     rows = compare_reports(reports)
     first = next(iter(reports.values()))
     accuracy = first["accuracy"].get("float")

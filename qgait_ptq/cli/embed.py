@@ -27,10 +27,11 @@ from qgait_ptq.cli.options import FILES, PATH, RUN, RUNTIME_OPTION, apply_option
     ),
 )
 def command(model: Path, directory: Path, out: Path, runtime: str, jobs: int | None) -> None:
-    """Embed the sequences in DIRECTORY, of the layout subject/type/view, into one npz file.
+    """Embed the sequences in DIRECTORY and write the embeddings to one npz file.
 
-    The file has embeddings [n, parts, channels] and the names of the sequences. An interrupted run continues
-    when it is started again, unless the model or a sequence has changed.
+    DIRECTORY has the layout subject/type/view. The file has embeddings [n, parts, channels] and the names of
+    the sequences. An interrupted run continues when it is started again, unless the model or a sequence has
+    changed.
 
     \b
     Example:
@@ -49,11 +50,11 @@ def command(model: Path, directory: Path, out: Path, runtime: str, jobs: int | N
     progress = TerminalProgress(Console())
     click.get_current_context().with_resource(locked(out))
     embedder = Embedder(model, threads=1, runtime=runtime)
-    # Frames as they are: the embedder cuts them as the network was calibrated.
+    # Frames are read uncut: the embedder cuts them in the same way as in calibration.
     reading = Reading(cut_columns=0, raw=embedder.raw, modalities=embedder.modalities)
     data = GaitDataset.from_directory(directory, reading=reading)
     with progress.stage("sequences", len(data)) as advance:
         resumed = embed_to_file(embedder, data, out, jobs or usable_cores(), advance)
     if resumed:
-        progress.note(f"{resumed} sequences were embedded before")
+        progress.note(f"{resumed} sequences were already embedded by an earlier run")
     progress.note(f"wrote {out}: {len(data)} embeddings")

@@ -1,4 +1,4 @@
-"""Options in groups with a heading, with their defaults, and with former names that still work."""
+"""Options in groups with a heading. They show their defaults, and their former names still work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class GroupedOption(click.Option):
 
     Attributes:
         group: heading in the help.
-        former: names that still work and are not shown.
+        former: earlier names of the option; they still work but are not shown.
     """
 
     def __init__(
@@ -29,17 +29,17 @@ class GroupedOption(click.Option):
         """Make an option.
 
         Args:
-            names: as of `click.Option`.
+            names: names of the option, as for `click.Option`.
             group: heading in the help.
-            former: names that still work and are not shown.
-            default_text: shown as the default; options of a recipe have none of their own.
-            settings: as of `click.Option`.
+            former: earlier names of the option; they still work but are not shown.
+            default_text: default to show, for options whose default click does not know (those of a recipe).
+            settings: other arguments of `click.Option`.
         """
         super().__init__([*names, *former], **settings)
         self.group, self.former, self.default_text = group, tuple(former), default_text
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Names without the former ones, and help with the default."""
+        """Return the current names, and the help text with the default."""
         shown = copy.copy(self)
         shown.opts = [name for name in self.opts if name not in self.former]
         record = click.Option.get_help_record(shown, ctx)
@@ -49,10 +49,10 @@ class GroupedOption(click.Option):
 
 
 class GroupedCommand(click.Command):
-    """A command whose help lists options under their headings, in the order in which groups appear."""
+    """A command whose help lists options under their headings, in order of first appearance."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write one section for each group; options without one come last."""
+        """Write one section for each group. Options without a group come last."""
         sections: dict[str, list[tuple[str, str]]] = {}
         options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
         for parameter in sorted(options, key=lambda one: not isinstance(one, GroupedOption)):
@@ -73,16 +73,16 @@ def option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Calla
 def count(
     name: str, help_text: str, group: str, default: int | None = None, **settings: Any
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a command with an option that is a number from 1.
+    """Decorate a command with an option that is an integer of at least 1.
 
     Args:
-        name: with its dashes.
+        name: name of the option, with its dashes.
         help_text: description.
         group: heading in the help.
-        default: shown; None has none, or the one of ``default_text``.
-        settings: as of `GroupedOption`.
+        default: default, which the help shows. None: no default.
+        settings: other arguments of `GroupedOption`.
     """
-    given = {"type": click.IntRange(min=1), "metavar": "NUMBER", **settings}
+    arguments = {"type": click.IntRange(min=1), "metavar": "NUMBER", **settings}
     if default is not None:
-        given |= {"default": default, "show_default": True}
-    return option(name, group=group, help=help_text, **given)
+        arguments |= {"default": default, "show_default": True}
+    return option(name, group=group, help=help_text, **arguments)

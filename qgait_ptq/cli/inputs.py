@@ -1,4 +1,4 @@
-"""From a recipe to the network and the data that the stages take."""
+"""Loading of the network and the data that a recipe names."""
 
 from __future__ import annotations
 
@@ -37,10 +37,13 @@ from qgait_ptq.system.progress import Progress
 
 
 def load_network(source: ModelSource, progress: Progress) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a recipe, behind its adapter, and what a report says of it.
+    """Load the network of a recipe with its adapter.
+
+    Returns:
+        The network, and its entries for the report: path, kind of file, hash.
 
     Raises:
-        ModelError: see `load_model`.
+        ModelError: the file cannot be loaded; see `load_model`.
         ConfigError: the file is not the one that the recipe was written for.
     """
     factory: str | Callable[[], nn.Module] | None = source.factory
@@ -50,11 +53,11 @@ def load_network(source: ModelSource, progress: Progress) -> tuple[nn.Module, di
     loaded = load_model(source.path, factory, source.arguments, NETWORKS, source.trust_code)
     if source.sha256 and source.sha256 != loaded.sha256:
         raise ConfigError(
-            f"{source.path}: another file than the one of the recipe (sha256 {loaded.sha256[:12]}…, the "
-            f"recipe says {source.sha256[:12]}…)"
+            f"{source.path}: the file has sha256 {loaded.sha256[:12]}…, but the recipe was written for "
+            f"{source.sha256[:12]}…; pass the original file, or name this one as MODEL"
         )
     if loaded.left_out:
-        progress.note(f"weights that the network has no place for are left out: {', '.join(loaded.left_out)}")
+        progress.note(f"weights that the network does not have are ignored: {', '.join(loaded.left_out)}")
     network = loaded.network
     if adapter_name is not None:
         adapter = ADAPTERS.get(adapter_name) or import_object(adapter_name, "the adapter")
@@ -64,74 +67,77 @@ def load_network(source: ModelSource, progress: Progress) -> tuple[nn.Module, di
 
 
 def _opengait_factory(source: ModelSource, progress: Progress) -> Callable[[], nn.Module]:
-    """Makes a network of OpenGait.
+    """Return a function that makes a network of OpenGait.
 
     Raises:
-        ConfigError: no configuration for it, or a factory that is not OpenGait's beside one.
+        ConfigError: the configuration is missing, or the factory is not one of OpenGait.
     """
     name = (source.factory or PREFIX).removeprefix(PREFIX)
     if source.opengait_config is None:
         raise ConfigError(
-            f"--factory {source.factory} needs OpenGait's yaml of the network: --opengait-config"
+            f"--factory {source.factory}: pass the network's YAML file of OpenGait with --opengait-config"
         )
     if source.factory is not None and not source.factory.startswith(PREFIX):
-        raise ConfigError(f"--opengait-config goes with --factory {PREFIX}CLASS, not {source.factory}")
+        raise ConfigError(f"--opengait-config needs --factory {PREFIX}CLASS, not --factory {source.factory}")
     config = read_opengait_config(source.opengait_config)
     for transform in config.not_applied:
-        progress.note(f"{transform} of {config.path} is not applied; store sequences as it gives them")
+        progress.note(
+            f"{config.path}: {transform} is not applied; store sequences as this transform gives them"
+        )
     return lambda: make_opengait_network(config, name or None)
 
 
 def load_data(source: DataSource, progress: Progress) -> GaitData:
-    """The data of a recipe; the synthetic walkers where it names none.
+    """Load the data of a recipe, or the synthetic walkers if it names no data set.
 
     Raises:
         DataError: the data cannot be used.
-        ConfigError: no such protocol, options of a data set without a root, or two that exclude each other.
+        ConfigError: the protocol is unknown, options of a data set are given without its root, or two
+            options exclude each other.
     """
     get_protocol(source.protocol)
     if source.root is not None:
         reading = Reading(source.cut_columns, source.longest, source.modalities, source.raw)
         return load_directory(source.root, source.partition, source.protocol, source.metric, reading)
     if source.partition is not None:
-        raise ConfigError("--partition belongs to a data set; name its root with --data")
+        raise ConfigError("--partition needs a data set; name its root folder with --data")
     if source.raw or source.cut_columns:
-        raise ConfigError("--raw and --cut-columns belong to a data set; name its root with --data")
+        raise ConfigError("--raw and --cut-columns need a data set; name its root folder with --data")
     if source.modalities != (0,):
         read = ", ".join(map(str, source.modalities))
-        raise ConfigError(f"modality {read} is of a data set; name its root with --data")
+        raise ConfigError(f"--modality {read} needs a data set; name its root folder with --data")
     progress.note(
-        "no --data: using the built-in synthetic walkers; figures on them say nothing about real recordings"
+        "no --data: using the built-in synthetic walkers; results on them say nothing about real recordings"
     )
     with progress.stage("walkers", CALIBRATION_WALKERS + TEST_WALKERS) as advance:
         return load_walkers(workers=usable_cores(), advance=advance)
 
 
 def open_embedder(path: Path) -> Embedder:
-    """A written file in the runtime that it is for.
+    """Open an exported file in the runtime of its target.
 
     Raises:
-        ModelError: it is no file of this toolkit, or one that no runtime at hand runs.
+        ModelError: the toolkit did not write the file, or no runtime for it is installed.
     """
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
     properties = {entry.key: entry.value for entry in read_model(path).metadata_props}
     target = (parse_metadata(properties) or {}).get("target", {"name": "", "runtimes": [ONNXRUNTIME]})
-    at_hand = [runtime for runtime in target["runtimes"] if is_installed(runtime)]
-    if not at_hand:
-        wanted = " or ".join(target["runtimes"]) or "a runtime that is not at hand here"
+    installed = [runtime for runtime in target["runtimes"] if is_installed(runtime)]
+    if not installed:
+        needed = " or ".join(target["runtimes"]) or "a runtime that this toolkit cannot run"
         raise ModelError(
-            f"{path}: written for the target {target['name']} and needs {wanted}; what it was tested with "
-            "when it was written is in the report.json beside it"
+            f"{path}: the file is for the target {target['name']} and needs {needed}; its accuracy at export "
+            "is in the report.json beside it"
         )
-    return Embedder(path, runtime=at_hand[0])
+    return Embedder(path, runtime=installed[0])
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def absolute(path: Path | None) -> Path | None:
-    """A path that a recipe can be repeated with from another folder."""
+    """Return an absolute path, so that a recipe can be repeated from another folder."""
     return None if path is None else path.resolve()

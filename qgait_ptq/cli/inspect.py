@@ -47,7 +47,7 @@ INPUT = "Input"  # heading of options
         "--width",
         group=INPUT,
         type=click.IntRange(min=1),
-        default_text="the height, cut as data are",
+        default_text="HEIGHT minus the columns that are cut from data",
         help="Width of the silhouettes.",
     ),
     option(
@@ -72,7 +72,7 @@ INPUT = "Input"  # heading of options
         group=FILES,
         type=PATH,
         metavar="DIR",
-        help="Result folder of quantize. Lists the error of each layer, worst first.",
+        help="Result folder of quantize. List the error of each layer, worst first.",
     ),
     JSON_OPTION,
 )
@@ -157,7 +157,7 @@ def _frames_text(counts: FrameCounts) -> str:
 
 
 def _parse_inputs(texts: tuple[str, ...]) -> FrameLayout | None:
-    """The layout of ``64x44`` and ``17:integers``; None where nothing is said."""
+    """Return the layout of texts such as ``64x44`` and ``17:integers``; None if there are none."""
     from qgait_ptq.gait.data.modalities import modality_name
     from qgait_ptq.graph.frame_layout import FrameLayout, FramePart, PartKind
 
@@ -166,17 +166,19 @@ def _parse_inputs(texts: tuple[str, ...]) -> FrameLayout | None:
         sizes, colon, kind = text.partition(":")
         try:
             shape = tuple(int(size) for size in sizes.split("x"))
-            found = PartKind(kind) if colon else PartKind.VALUES
+            part_kind = PartKind(kind) if colon else PartKind.VALUES
         except ValueError:
-            shape, found = (), PartKind.VALUES
+            shape, part_kind = (), PartKind.VALUES
         if not shape or min(shape) < 1:
-            raise click.BadParameter(f"{text!r} is neither 64x44 nor 17:integers", param_hint="--input")
-        parts.append(FramePart(modality_name(index), shape, found))
+            raise click.BadParameter(
+                f"{text!r} is not a frame shape such as 64x44 or 17:integers", param_hint="--input"
+            )
+        parts.append(FramePart(modality_name(index), shape, part_kind))
     return FrameLayout(tuple(parts)) if parts else None
 
 
 def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
-    """Print the errors of a result's layers."""
+    """Print the error of each layer of a result."""
     from rich.console import Console
 
     from qgait_ptq.cli.inputs import load_data, load_network, open_embedder
@@ -216,5 +218,5 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(compared))
         return
-    title = f"{folder}: its file against the float network, {len(chosen)} test sequences"
+    title = f"{folder}: file compared with the float network on {len(chosen)} test sequences"
     console.print(comparison_table(compared, title))

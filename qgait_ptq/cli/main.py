@@ -1,4 +1,4 @@
-"""The command line: ``qgait-ptq COMMAND``. Commands are imported when they are called."""
+"""The command line: ``qgait-ptq COMMAND``. A command is imported when it is called."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from qgait_ptq.errors import ProcessorWarning, QgaitError, SequenceLengthWarning
 from qgait_ptq.system.locking import temporary_files
 
 COMMANDS = {
-    "quantize": "quantize a network and write it for a runtime",
-    "evaluate": "accuracy of a network or of a quantized file",
-    "inspect": "layers, shapes, cost and planned quantization of a network",
-    "sensitivity": "damage of each layer and width to the ranking",
-    "compare": "results beside each other",
-    "targets": "runtimes that files are written for, and their rules",
-    "verify": "bytes of a file in the runtime that differ from the integer reference",
-    "bench": "speed, memory and size of files, run in turn",
+    "quantize": "quantize a network and write an ONNX file for a runtime",
+    "evaluate": "measure the accuracy of a network or of a quantized file",
+    "inspect": "list layers, shapes, cost and planned quantization of a network",
+    "sensitivity": "measure the sensitivity of each layer at each width",
+    "compare": "compare results of quantize",
+    "targets": "list targets and their rules, or check a file against them",
+    "verify": "compare a file in the runtime with the integer reference",
+    "bench": "measure speed, memory and size of files",
     "embed": "embed the sequences of a folder into one file",
     "walkers": "write synthetic walkers to disk",
-    "completion": "completion of commands and options in a shell",
+    "completion": "print a script for shell completion",
 }
 BAD_INPUT, OUR_FAULT = 2, 1
-SIGNALLED = 128  # a shell reports a program that a signal ended with 128 + its number
-CLOSED_PIPE = SIGNALLED + 13  # SIGPIPE: how cat or seq end in "… | head -1"; 1 would look like our fault
+SIGNALLED = 128  # shells report a program that a signal ended as 128 + the signal's number
+CLOSED_PIPE = SIGNALLED + 13  # SIGPIPE, as for cat in "… | head -1"; 1 would mean an internal error
 SENT_TWICE = 2  # seconds: "timeout" signals the process, then its group
 
 
@@ -42,7 +42,7 @@ class LazyGroup(click.Group):
     """A group whose commands are modules of this package, imported on demand."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of the commands."""
+        """Return the names of the commands."""
         return list(COMMANDS)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -51,7 +51,7 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of a name."""
+        """Import and return the command of a name; None if it does not exist."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = import_module(f"qgait_ptq.cli.{cmd_name}").command
@@ -74,23 +74,23 @@ def cli(debug: bool) -> None:
 def run() -> None:
     """Run the command line.
 
-    Exit codes are 0 for success, 2 for bad input or an output that cannot be written, and 1 for our fault.
-    A run that is stopped ends with 130 (Ctrl-C) or 143 (SIGTERM), one whose reader has gone with 141.
+    Exit codes: 0 for success, 2 for bad input or an output that cannot be written, 1 for an internal error,
+    130 after Ctrl-C, 143 after SIGTERM, 141 if the reader of standard output has closed it.
     """
     warnings.showwarning = _show_warning
-    # A result does not depend on the progress that is shown, so errors of stderr are not raised.
+    # Only progress goes to stderr. A run whose progress cannot be shown still gives its result.
     sys.stdout, sys.stderr = _guard(sys.stdout, raises=True), _guard(sys.stderr, raises=False)
     stopping = _Stopping()
     code = _exit_code(lambda: cli.main(prog_name="qgait-ptq", standalone_mode=False), stopping)
-    if code == 0 and stopping.asked:  # at the last moment, or a library lost the exception that it raised
+    if code == 0 and stopping.asked:  # the signal came at the end, or a library swallowed the exception
         code = stopping.finish()
-    # The frames of a command that failed are freed here, and with them its pools of processes.
+    # A failed command has released its stack frames by now, and with them its pools of processes.
     stopping.ignore()
     sys.exit(_exit_code(_flush, stopping) or code)
 
 
 class _Stopping:
-    """Stops the run at SIGTERM, and when the terminal closes, as Ctrl-C does."""
+    """Stops the run at SIGTERM and when the terminal closes, in the same way as Ctrl-C."""
 
     def __init__(self) -> None:
         self.number: int = signal.SIGINT
@@ -104,34 +104,34 @@ class _Stopping:
 
     @property
     def asked(self) -> bool:
-        """Whether a signal came."""
+        """Return whether a signal has arrived."""
         return self._last is not None
 
     def finish(self) -> int:
-        """Say so; give the exit code."""
+        """Print that the run was stopped, and return the exit code."""
         self.ignore()
         click.echo("stopped", err=True)
         return SIGNALLED + self.number
 
     def ignore(self) -> None:
-        """Let signals pass: the run is over."""
+        """Ignore further signals: the run is over."""
         for number in self._answered:
             signal.signal(number, signal.SIG_IGN)
 
     def _stop(self, number: int, frame: object) -> None:
         now = time.monotonic()
         if self._last is not None and now - self._last < SENT_TWICE:
-            return  # it would interrupt the tidying
+            return  # a second exception would interrupt the clean-up
         self.number, self._last = number, now
         raise KeyboardInterrupt
 
 
 def _exit_code(act: Callable[[], object], stopping: _Stopping) -> int:
-    """Do something; say in one line what went wrong, and give the exit code."""
+    """Call a function, print an error as one line, and return the exit code."""
     try:
         act()
     except _OutputError as lost:
-        if lost.reason.errno == errno.EPIPE:  # its reader has ended and expects no more
+        if lost.reason.errno == errno.EPIPE:  # the reader has ended and needs no message
             return CLOSED_PIPE
         click.echo(f"qgait-ptq: {lost}", err=True)
         return BAD_INPUT
@@ -142,7 +142,7 @@ def _exit_code(act: Callable[[], object], stopping: _Stopping) -> int:
     except (click.exceptions.Abort, KeyboardInterrupt):
         return stopping.finish()
     except Exception as error:
-        if stopping.asked:  # a library made another error of it
+        if stopping.asked:  # a library turned the interrupt into another error
             return stopping.finish()
         if "--debug" in sys.argv and not isinstance(error, click.ClickException):
             raise
@@ -153,7 +153,7 @@ def _exit_code(act: Callable[[], object], stopping: _Stopping) -> int:
 
 
 def _describe(error: Exception) -> tuple[str, int]:
-    """Text of an error for people, and the exit code."""
+    """Return the text of an error for people, and the exit code."""
     from qgait_ptq.report.plain import plain  # here: rich takes a while to import
 
     if isinstance(error, click.ClickException):
@@ -164,38 +164,38 @@ def _describe(error: Exception) -> tuple[str, int]:
         return plain(error), BAD_INPUT
     text = (
         f"internal error: {type(error).__name__}: {plain(error)}\n"
-        "This is our fault; run again as 'qgait-ptq --debug …' for the traceback and report it."
+        "This is a bug in qgait-ptq. Run 'qgait-ptq --debug …' for the traceback, and report it."
     )
     return text, OUR_FAULT
 
 
 class _OutputError(BaseException):
-    """Standard output cannot be written. Not an OSError: libraries catch those for reasons of their own."""
+    """Standard output cannot be written. It is not an OSError, because libraries catch those."""
 
     def __init__(self, reason: OSError) -> None:
         super().__init__(
-            f"standard output: cannot be written ({reason.strerror or reason}); free the disk or write "
+            f"standard output: writing failed ({reason.strerror or reason}); free disk space or write "
             "elsewhere"
         )
         self.reason = reason
 
 
 class _GuardedFile(io.FileIO):
-    """A standard stream that writes nothing more once a write failed."""
+    """A standard stream that stops writing after a write has failed."""
 
     def __init__(self, descriptor: int, raises: bool) -> None:
         super().__init__(descriptor, "w", closefd=False)
         self._raises = raises
 
     def write(self, data: Any) -> int:
-        """Write bytes."""
-        if not data:  # click asks in this way whether a stream takes bytes
+        """Write bytes and return their number."""
+        if not data:  # click writes nothing to test whether a stream takes bytes
             return 0
         try:
             return super().write(data)
         except OSError as error:
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())  # what is still buffered must not fail again at exit
+            os.dup2(nowhere, self.fileno())  # buffered text must not fail again at exit
             os.close(nowhere)
             if self._raises:
                 raise _OutputError(error) from None
@@ -203,13 +203,13 @@ class _GuardedFile(io.FileIO):
 
 
 def _guard(stream: TextIO, raises: bool) -> TextIO:
-    """Replace a standard stream by a guarded one; other streams, such as a Windows console, stay."""
+    """Return a guarded standard stream. Other streams, such as a Windows console, are returned unchanged."""
     binary = getattr(stream, "buffer", None)
     if not isinstance(stream, io.TextIOWrapper) or type(getattr(binary, "raw", binary)) is not io.FileIO:
         return stream
     raw = _GuardedFile(stream.fileno(), raises)
     return io.TextIOWrapper(
-        raw if stream.write_through else io.BufferedWriter(raw),  # as Python does
+        raw if stream.write_through else io.BufferedWriter(raw),  # as Python opens it
         stream.encoding,
         stream.errors,
         line_buffering=stream.line_buffering,
@@ -226,11 +226,11 @@ def _flush() -> None:
 _show_by_default = warnings.showwarning
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-    """Show the toolkit's own warnings as a line for people, and others as Python does."""
+def _show_warning(message: Warning | str, category: type[Warning], *position: Any, **more: Any) -> None:
+    """Print the toolkit's own warnings as one line, and show other warnings as Python does."""
     if issubclass(category, (ProcessorWarning, SequenceLengthWarning)):
         from qgait_ptq.report.plain import plain
 
         click.echo(f"qgait-ptq: warning: {plain(message)}", err=True)
     else:
-        _show_by_default(message, category, *place, **more)
+        _show_by_default(message, category, *position, **more)

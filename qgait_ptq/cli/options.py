@@ -59,7 +59,7 @@ MODEL_OPTIONS = (
         metavar="NAME",
         help="Module that wraps the network: 'opengait' or MODULE:CLASS.",
     ),
-    count("--frames", "Fixed frame count, for networks that accept only one.", NETWORK),
+    count("--frames", "Frame count, for networks that accept only one.", NETWORK),
     option(
         "--output",
         group=NETWORK,
@@ -136,7 +136,7 @@ TARGET_OPTION = option(
     group=WIDTHS,
     type=click.Choice(target_names()),
     default_text="onnxruntime",
-    help="Runtime to write the file for.",
+    help="Target to write the file for.",
 )
 WIDTH_OPTIONS = (
     _bits("--bits", "8", "Bits of weights and activations."),
@@ -170,7 +170,7 @@ WIDTH_OPTIONS = (
         group=WIDTHS,
         type=click.Choice(["safe", "full"]),
         default_text="safe",
-        help="safe: the same integers on every processor. full: for processors with VNNI and for ARM only.",
+        help="safe: same integers on every processor. full: for processors with VNNI and for ARM only.",
     ),
     option(
         "--input-type",
@@ -185,21 +185,21 @@ GOAL_OPTIONS = (
         "--budget",
         group=GOALS,
         metavar="size=MB|bops=%",
-        help="Budget of the file size (size=0.5MB) or of the bit operations (bops=30% of 8 bits).",
+        help="Limit of the file size (size=0.5MB) or of bit operations (bops=30%, in percent of 8 bits).",
     ),
     option(
         "--target-accuracy",
         group=GOALS,
         type=float,
         metavar="POINTS",
-        help="Smallest file whose held-out rank-1 changes by at least this: -0.3.",
+        help="Choose the smallest file whose held-out rank-1 changes by POINTS or more, such as -0.3.",
     ),
     option(
         "--max-drop",
         group=GOALS,
         type=float,
         metavar="POINTS",
-        help="Raise widths until held-out rank-1 drops by at most this.",
+        help="Raise widths until held-out rank-1 drops by at most POINTS.",
     ),
 )
 SEED_OPTION = option(
@@ -229,8 +229,8 @@ CALIBRATION_OPTIONS = (
         "--idc/--no-idc",
         group=CALIBRATION,
         default=None,
-        default_text="with 8 identities that have 2 sequences",
-        help="Stage 1: calibrate ranges by distances between people.",
+        default_text="on if 8 identities have 2 sequences each",
+        help="Stage 1: calibrate ranges by distances between people (IDC).",
     ),
     option(
         "--finetune/--no-finetune",
@@ -247,7 +247,7 @@ RECIPE_OPTION = option(
     "recipe_file",
     group=RUN,
     type=PATH,
-    help="YAML file with all settings. Options override it.",
+    help="YAML file with all settings. Options override its values.",
 )
 DEVICE_OPTION = option(
     "--device",
@@ -269,7 +269,7 @@ RUNTIME_OPTION = option(
 
 
 def apply_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Decorate a command with options, in the order in which help shows them."""
+    """Return a decorator that adds options to a command, in the order of the help."""
 
     def decorate(command: Command) -> Command:
         for add in reversed(options):

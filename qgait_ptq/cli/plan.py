@@ -1,4 +1,4 @@
-"""``qgait-ptq quantize --dry-run``: what would be done, and what it would take."""
+"""``qgait-ptq quantize --dry-run``: planned widths, and estimates of size and time."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from qgait_ptq.targets.registry import get_target
 def show_plan(
     recipe: Recipe, network: nn.Module, device: torch.device, progress: Progress, console: Console
 ) -> Expectation:
-    """Print the layers with their widths, the expected size and the expected time.
+    """Print the layers with their widths, and the estimated file size and time.
 
     Args:
-        recipe: what would be done.
-        network: of it.
-        device: where it would run.
-        progress: told what runs.
-        console: where tables go.
+        recipe: recipe of the run.
+        network: float network of the recipe.
+        device: device of the run.
+        progress: receives stages and notes.
+        console: console for the table of layers.
     """
     config = recipe.quantization if recipe.model.submodule is None else submodule_config(recipe.quantization)
-    if recipe.data.root is None:  # the built-in walkers need not be rendered to be counted
+    if recipe.data.root is None:  # counting the built-in walkers needs no rendering
         frame_shape: tuple[int, ...] = WALKER_FRAME_SHAPE
         layout = None
         sequences = walker_counts()
@@ -54,15 +54,15 @@ def show_plan(
     console.print(layer_table([asdict(layer) for layer in layers], title))
     goal = config.budget or config.target_accuracy or config.max_drop
     if goal is not None:
-        progress.note("widths will be chosen anew; sensitivity and its candidates take several times as long")
+        progress.note("a run chooses other widths than these; it takes several times as long")
     for line in (
         *(f"{layer.name}: {layer.note}" for layer in layers if layer.note),
-        f"{min(config.calibration_sequences, sequences[0])} of {sequences[0]} sequences calibrate, "
-        f"{sequences[1]} are tested",
-        f"the file: about {expected.file_bytes / 1e6:.2f} MB",
-        f"the time: about {duration(expected.total_seconds)} here ("
+        f"{min(config.calibration_sequences, sequences[0])} of {sequences[0]} sequences for calibration, "
+        f"{sequences[1]} for tests",
+        f"estimated file size: {expected.file_bytes / 1e6:.2f} MB",
+        f"estimated time on this machine: {duration(expected.total_seconds)} ("
         + ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in expected.seconds.items())
-        + "), half or twice that",
+        + "); the real time can be half or twice that",
         "nothing was quantized (--dry-run)",
     ):
         progress.note(line)

@@ -42,14 +42,14 @@ if TYPE_CHECKING:
     SUBMODULE_OPTION,
     RECIPE_OPTION,
     DEVICE_OPTION,
-    option("--dry-run", group=RUN, is_flag=True, help="Show layers, expected size and time, and stop."),
+    option("--dry-run", group=RUN, is_flag=True, help="Show layers, estimated size and time, then stop."),
     option("--out", group=FILES, type=PATH, default="qgait-out", show_default=True, help="Result folder."),
     JSON_OPTION,
     option(
         "--log-file",
         group=FILES,
         type=click.Path(path_type=Path, dir_okay=False),
-        help="Also write stages with their times to this file.",
+        help="Also log stages and their times to this file.",
     ),
     option("--float-file", group=FILES, is_flag=True, help="Also write OUT/float.onnx, the float network."),
     option("--torch-file", group=FILES, is_flag=True, help="Also write OUT/model.pt2 for PyTorch."),
@@ -69,8 +69,8 @@ def command(
 ) -> None:
     """Quantize MODEL and write OUT/model.onnx, report.html, report.json and recipe.yaml.
 
-    MODEL is a file with weights: safetensors, a state_dict or a training checkpoint, with --factory. An
-    exported program (torch.export.save) or a pickled module runs code and needs --trust-code.
+    MODEL is a file with weights (safetensors, a state_dict or a training checkpoint) and needs --factory.
+    An exported program (torch.export.save) or a pickled module runs code and needs --trust-code.
 
     \b
     Examples:

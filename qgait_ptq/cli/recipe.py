@@ -15,10 +15,10 @@ ZOO, OPENGAIT_ADAPTER = "qgait_ptq.gait.zoo", "opengait"
 
 
 def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str, Any]) -> Recipe:
-    """Merge a recipe file and options into a validated recipe; options win.
+    """Merge a recipe file and options into a validated recipe. Options override the file.
 
     Raises:
-        ConfigError: names the option or the field that is wrong.
+        ConfigError: an option or a field is wrong; the text names it.
     """
     values: dict[str, Any] = read_recipe(recipe_file) if recipe_file else {}
     for section in ("model", "data", "quantization"):
@@ -45,20 +45,20 @@ def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str
 
 
 def _section_of(values: dict[str, Any], section: str, recipe_file: Path | None) -> dict[str, Any]:
-    """A section of a recipe file as a mapping of its own."""
-    found = values.get(section) or {}
-    if not isinstance(found, dict):
-        raise ConfigError(f"{recipe_file}: {section} is a mapping, not {type(found).__name__}")
-    return dict(found)
+    """Return a copy of a section of a recipe file."""
+    content = values.get(section) or {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{recipe_file}: {section} must be a mapping, not {type(content).__name__}")
+    return dict(content)
 
 
 def _check_trust(model: dict[str, Any], options: dict[str, Any], recipe_file: Path) -> None:
     """Refuse a recipe that would run code, unless the command line trusts it or names the code itself.
 
-    Trust is never taken from a file: what it says of trust is dropped.
+    A recipe cannot grant trust: its entries about trust are dropped.
 
     Raises:
-        ConfigError: names what the recipe asks for, and the option that allows it.
+        ConfigError: the recipe names code; the text lists it and the option that allows it.
     """
     recorded = [name for name in ("trust_code", "trust_pickle") if model.pop(name, None)]
     if options.get("trust_code"):
@@ -73,25 +73,25 @@ def _check_trust(model: dict[str, Any], options: dict[str, Any], recipe_file: Pa
     if named:
         listed = ", ".join(f"{name}: {value}" for name, value in named.items())
         raise ConfigError(
-            f"{recipe_file}: the recipe runs code that it names ({listed}). If you trust it, add "
+            f"{recipe_file}: the recipe runs code that it names ({listed}). If you trust the code, add "
             "--trust-code; a recipe cannot grant that itself"
         )
 
 
 def is_built_in(setting: str, name: Any) -> bool:
-    """Whether a factory or an adapter is this package's own, so that nothing else is imported."""
+    """Return whether a factory or an adapter belongs to this package, so that no other code is imported."""
     if setting == "adapter":
         return name == OPENGAIT_ADAPTER
-    place, _, attribute = str(name).partition(":")
-    if setting != "factory" or place != ZOO:
+    module, _, attribute = str(name).partition(":")
+    if setting != "factory" or module != ZOO:
         return False
-    from qgait_ptq.gait import zoo  # here: torch takes long to import, and most calls need none of it
+    from qgait_ptq.gait import zoo  # late import: it loads torch, which most calls do not need
 
     return attribute in zoo.__all__
 
 
 def _default_from_opengait(values: dict[str, Any]) -> None:
-    """What an OpenGait configuration says of data and frames, where nothing else is said."""
+    """Fill in settings of data and frames that are not given from an OpenGait configuration."""
     path = values["model"].get("opengait_config")
     if path is None:
         return
@@ -105,7 +105,7 @@ def _default_from_opengait(values: dict[str, Any]) -> None:
 
 
 def _parse_budget(text: str) -> dict[str, float]:
-    """``size=0.6MB`` or ``bops=40%``."""
+    """Parse ``size=0.6MB`` or ``bops=40%``."""
     for name, unit, key in (("size", "MB", "size_mb"), ("bops", "%", "bops_percent")):
         kind, equals, value = text.replace(" ", "").partition("=")
         if kind == name and equals and value.upper().endswith(unit):
@@ -113,11 +113,13 @@ def _parse_budget(text: str) -> dict[str, float]:
                 return {key: float(value[: -len(unit)])}
             except ValueError:
                 break
-    raise click.BadParameter(f"{text!r} is neither size=0.6MB nor bops=40%", param_hint="--budget")
+    raise click.BadParameter(
+        f"{text!r} is not a budget such as size=0.6MB or bops=40%", param_hint="--budget"
+    )
 
 
 def _switch(quantization: dict[str, Any], stage: str, enabled: bool | None) -> None:
-    """Turn a stage on or off; its other settings stay as the recipe has them."""
+    """Turn a stage on or off. Its other settings keep the values of the recipe."""
     if enabled is not None:
         quantization[stage] = {**(quantization.get(stage) or {}), "enabled": enabled}
 
@@ -128,22 +130,24 @@ def _section(option: str) -> str:
     return "data" if option in DataSource.model_fields else "quantization"
 
 
-def _arguments(given: Any) -> dict[str, Any]:
-    """``name=value`` options as a dictionary."""
-    if isinstance(given, dict):
-        return given
+def _arguments(items: Any) -> dict[str, Any]:
+    """Return ``name=value`` options as a dictionary."""
+    if isinstance(items, dict):
+        return items
     import yaml
 
     from qgait_ptq.config.yaml_reading import load_yaml
 
     arguments = {}
-    for item in given:
+    for item in items:
         name, equals, value = item.partition("=")
         if not equals:
-            raise click.BadParameter(f"{item!r} is not NAME=VALUE", param_hint="--model-argument")
+            raise click.BadParameter(
+                f"{item!r} does not have the form NAME=VALUE", param_hint="--model-argument"
+            )
         try:
             arguments[name] = load_yaml(value)
         except yaml.YAMLError as error:
-            problem = getattr(error, "problem", None) or "no YAML value"
+            problem = getattr(error, "problem", None) or "the value is not valid YAML"
             raise click.BadParameter(f"{item!r}: {problem}", param_hint="--model-argument") from None
     return arguments

@@ -28,14 +28,14 @@ MEASUREMENT = "Measurement"  # heading of options
 
 
 class Widths(click.ParamType[tuple[int, ...]]):
-    """``2,4,8``."""
+    """Parameter type for a list of widths, such as ``2,4,8``."""
 
     name = "widths"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, ...]:
-        """Numbers from 2 to 8."""
+        """Return the widths in ascending order, each from 2 to 8 bits."""
         if isinstance(value, tuple):
             return value
         try:
@@ -43,7 +43,7 @@ class Widths(click.ParamType[tuple[int, ...]]):
         except ValueError:
             widths = ()
         if not widths or not all(2 <= bits <= 8 for bits in widths):
-            self.fail(f"{value!r} is no list of widths from 2 to 8, such as 2,4,8", param, ctx)
+            self.fail(f"{value!r} is not a list of widths from 2 to 8 bits, such as 2,4,8", param, ctx)
         return widths
 
 
@@ -77,7 +77,7 @@ class Widths(click.ParamType[tuple[int, ...]]):
         group=RUN,
         type=click.Path(path_type=Path, file_okay=False),
         metavar="DIR",
-        help="Folder for intermediate states. Continues from states found there.",
+        help="Folder for intermediate states. Continue from states that it contains.",
     ),
     option(
         "--plot",
@@ -98,10 +98,10 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure the damage to the ranking when one weight or one input alone is quantized.
+    """Measure the sensitivity of each layer: quantize one weight or one input alone.
 
-    The table shows the change of distances between people in percent, worst first. The JSON output also has
-    the drop of rank-1 in points.
+    The table shows the change of distances between people in percent, worst first. The JSON output also
+    has the drop of rank-1 in points.
 
     \b
     Example:
@@ -125,12 +125,12 @@ def command(
     from qgait_ptq.stages.state import Source
     from qgait_ptq.system.locking import locked
 
-    if plot is not None and not plot.parent.is_dir():  # found before minutes of measuring
-        raise ConfigError(f"{plot.parent}: no such folder; make it, or draw elsewhere")
+    if plot is not None and not plot.parent.is_dir():  # checked before minutes of measuring
+        raise ConfigError(f"{plot.parent}: the folder does not exist; create it, or pass another --plot")
     if recipe.model.submodule is not None:
         raise ConfigError(
-            "sensitivity is of distances between embeddings; the recipe captures "
-            f"{recipe.model.submodule} alone, which gives none"
+            f"{recipe.model.submodule}: sensitivity needs embeddings, but a submodule gives none; "
+            "remove 'submodule' from the recipe"
         )
     click.get_current_context().with_resource(locked(resume, plot))
     if resume is not None:

@@ -15,7 +15,7 @@ from qgait_ptq.cli.options import JSON_OPTION, PATH, apply_options
 @click.argument("file", type=PATH, required=False)
 @apply_options(JSON_OPTION)
 def command(file: Path | None, as_json: bool) -> None:
-    """List the targets; with FILE, check which targets' rules it keeps.
+    """List the targets, or check FILE against the rules of each target.
 
     With FILE, also prove whether it gives the same integers on every processor.
 

@@ -33,12 +33,11 @@ if TYPE_CHECKING:
     JSON_OPTION,
 )
 def command(result: Path, sequences: int, frames: int, processor: str | None, as_json: bool) -> None:
-    """Prove that RESULT gives the same integers everywhere; compare it with the integer reference.
+    """Prove that RESULT gives the same integers everywhere, and compare it with the integer reference.
 
-    RESULT is what quantize wrote: the folder, or its model.onnx. The proof bounds the sums of neighbouring
-    products in each layer, which some processors add in 16 bits, and tries all codes of additions. Then every
-    integer tensor of the graph that onnxruntime makes of the file is compared, byte by byte. Exit code 1
-    where a byte differs.
+    RESULT is a result folder of quantize or its model.onnx. The proof bounds the pair sums of each layer,
+    which some processors store in 16 bits, and tries all codes of additions. Then every integer tensor of
+    onnxruntime's optimized graph is compared byte by byte. The exit code is 1 if a byte differs.
 
     \b
     Examples:
@@ -80,8 +79,8 @@ def command(result: Path, sequences: int, frames: int, processor: str | None, as
         if damage is not None:
             write_line(
                 console,
-                f"with saturating pairs {100 * damage:.1f} % of the integers would differ (computed by the "
-                "integer reference)",
+                f"with saturating pair sums, {100 * damage:.1f} % of the integers would differ (computed by "
+                "the integer reference)",
             )
         if verification.unknown:
             write_line(console, f"not compared: {', '.join(verification.unknown)}")
@@ -92,21 +91,21 @@ def command(result: Path, sequences: int, frames: int, processor: str | None, as
 def examine(
     path: Path, sequences: int, frames: int, processor: str | None = None
 ) -> tuple[ExactnessProof, Verification, float | None]:
-    """Read the proof from a file and compare it with the integer reference.
+    """Compute the proof of a file, and compare the file in onnxruntime with the integer reference.
 
     Args:
-        path: of the file.
-        sequences: how many random ones.
-        frames: of each.
-        processor: kind of processor to emulate; None is this one.
+        path: path of the file.
+        sequences: number of random sequences.
+        frames: frames of each sequence.
+        processor: processor to emulate; None for this one.
 
     Returns:
-        What is proven of the file, the comparison, and the share of integers that saturation would change;
-        None where nothing can saturate.
+        The proof, the comparison, and the share of integers that saturation would change, 0 to 1. The share
+        is None if nothing can saturate.
 
     Raises:
         ModelError: the file is damaged, or the toolkit did not write it.
-        ConfigError: that processor cannot be emulated here.
+        ConfigError: the processor cannot be emulated on this machine.
     """
     from qgait_ptq.exporters.onnx_file import read_model
     from qgait_ptq.reference.proof import prove_exactness

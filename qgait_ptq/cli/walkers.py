@@ -74,8 +74,8 @@ def command(
 ) -> None:
     """Write synthetic walkers to FOLDER in the OpenGait layout, with partition.json.
 
-    Splits are disjoint sets of people. Train and calibration walkers enter the partition's TRAIN_SET, test
-    walkers and distractors its TEST_SET.
+    Splits are disjoint sets of people. In the partition, train and calibration walkers belong to TRAIN_SET,
+    test walkers and distractors to TEST_SET.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""Recipes as YAML, and values checked against the configuration, with errors that say where."""
+"""Recipes as YAML, and validation of values, with errors that name file, line and field."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from qgait_ptq.system.reading import read_text, shown
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 OPENGAIT = "opengait_config"
-LONGEST_TEXT = 200  # of a key or a problem in an error
-# Sections that options are merged into before the whole is validated, outer ones first.
+LONGEST_TEXT = 200  # characters of a key or a problem in an error
+# Sections that receive options before the recipe is validated, outer ones first.
 SECTIONS = (
     ("model",),
     ("model", "arguments"),
@@ -33,13 +33,13 @@ def parse(model: type[Parsed], values: Any, where: str, file: Path | None = None
     """Validate values as a configuration.
 
     Args:
-        model: which one.
-        values: a mapping.
-        where: named in errors.
-        file: YAML that the values came from, for the line; None where there is none.
+        model: class of the configuration.
+        values: mapping to validate.
+        where: name of the source in errors.
+        file: YAML file of the values, for line numbers; None if there is none.
 
     Raises:
-        ConfigError: names the line and the field, what is wrong with it, and what was given.
+        ConfigError: a value is not valid; the text names line, field, problem and value.
     """
     try:
         return model.model_validate(values)
@@ -47,47 +47,47 @@ def parse(model: type[Parsed], values: Any, where: str, file: Path | None = None
         first = error.errors()[0]
         location, message = first["loc"], first["msg"].removeprefix("Value error, ")
         line = None if file is None else find_line(file, location)
-        place = where if line is None else f"{where}, line {line}"
+        position = where if line is None else f"{where}, line {line}"
         if first["type"] == "extra_forbidden":
-            message = f"no such key{_nearest(model, location)}"
+            message = f"unknown key{_nearest(model, location)}"
         elif first["type"] not in ("missing", "value_error"):
             message += f", not {shown(first['input'])}"
         field = _shortened(".".join(str(part) for part in location))
-        raise ConfigError(f"{place}: {field + ': ' if field else ''}{message}") from None
+        raise ConfigError(f"{position}: {field + ': ' if field else ''}{message}") from None
 
 
 def find_line(path: Path, location: Sequence[int | str]) -> int | None:
-    """Line, from 1, of a key in a YAML file.
+    """Return the line, from 1, of a key in a YAML file.
 
     Args:
-        path: the file.
-        location: keys and positions from the top.
+        path: path of the file.
+        location: keys and list indices, from the top.
 
     Returns:
-        None where the file does not hold it: it came from elsewhere.
+        The line; None if the file does not have the key, such as a key from an option.
     """
     try:
         node = compose_yaml(read_text(path, LARGEST_YAML, "the recipe"))
     except (QgaitError, yaml.YAMLError):
-        return None  # changed since it was read
+        return None  # the file has changed since it was read
     line = None
     for part in location:
         if isinstance(node, yaml.MappingNode):
-            found = [(key, value) for key, value in node.value if key.value == str(part)]
-            if not found:
+            entries = [(key, value) for key, value in node.value if key.value == str(part)]
+            if not entries:
                 return None
-            (key, node) = found[-1]
+            (key, node) = entries[-1]
             line = key.start_mark.line + 1
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             line = node.start_mark.line + 1
         else:
-            return line  # a part of what is wrong with this value, not a key
+            return line  # pydantic's location names a kind of value here, not a key
     return line
 
 
 def _nearest(model: type[BaseModel], location: Sequence[int | str]) -> str:
-    """Keys of the section that look like the one that was given."""
+    """Return a hint with the keys of a section that are similar to an unknown key."""
     section: Any = model
     for part in location[:-1]:
         field = getattr(section, "model_fields", {}).get(str(part))
@@ -95,19 +95,23 @@ def _nearest(model: type[BaseModel], location: Sequence[int | str]) -> str:
     names = list(getattr(section, "model_fields", {}))
     near = get_close_matches(str(location[-1]), names, n=2)
     return (
-        f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(names)}" if names else ""
+        f"; did you mean {' or '.join(near)}?"
+        if near
+        else f"; known keys are {', '.join(names)}"
+        if names
+        else ""
     )
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """Read a YAML file that others may have written; see `bounded_yaml` for the limits.
+    """Read an untrusted YAML file within the limits of `yaml_reading`.
 
     Args:
-        path: the file.
-        what: it is, for errors.
+        path: path of the file.
+        what: kind of file in errors, such as ``the recipe``.
 
     Raises:
-        ConfigError: it cannot be read, is not YAML, or is beyond the limits; names the line.
+        ConfigError: the file cannot be read, is not YAML, or exceeds a limit; the text names the line.
     """
     text = read_text(path, LARGEST_YAML, what)
     try:
@@ -116,35 +120,34 @@ def read_yaml(path: Path, what: str) -> Any:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f", line {mark.line + 1}"
         problem = _shortened(" ".join(f"{error.context or ''} {error.problem or ''}".split()))
-        kind = "" if isinstance(error, RefusedYamlError) else "not YAML: "
+        kind = "" if isinstance(error, RefusedYamlError) else "not valid YAML: "
         raise ConfigError(f"{path}{line}: {kind}{problem}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a recipe file as a mapping of mappings; `parse` validates it after options have been merged in.
+    """Read a recipe file as a mapping of mappings. `parse` validates it after options are merged in.
 
     Raises:
-        ConfigError: no such file, not a YAML mapping, or a section of another kind.
+        ConfigError: the file does not exist, is not a YAML mapping, or a section has the wrong type.
     """
     values = read_yaml(path, "the recipe")
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping with the keys model, data and quantization")
+        raise ConfigError(f"{path}: a recipe must be a mapping with the keys model, data and quantization")
     for location in SECTIONS:
         section: Any = values
         for key in location:
             section = section.get(key) or {}
         if not isinstance(section, dict):
-            raise ConfigError(f"{_place(path, location)}: expected a mapping, not {shown(section)}")
+            raise ConfigError(f"{_position(path, location)}: expected a mapping, not {shown(section)}")
     config = (values.get("model") or {}).get(OPENGAIT)
     if not isinstance(config, str | None):
-        place = _place(path, ("model", OPENGAIT))
-        raise ConfigError(f"{place}: expected a path, not {shown(config)}")
+        raise ConfigError(f"{_position(path, ('model', OPENGAIT))}: expected a path, not {shown(config)}")
     return values
 
 
-def _place(path: Path, location: Sequence[str]) -> str:
+def _position(path: Path, location: Sequence[str]) -> str:
     line = find_line(path, location)
     return f"{path}{'' if line is None else f', line {line}'}: {'.'.join(location)}"
 
@@ -154,7 +157,7 @@ def _shortened(text: str) -> str:
 
 
 def recipe_yaml(recipe: Recipe) -> str:
-    """The recipe as YAML text."""
+    """Return the recipe as YAML text."""
     content = recipe.model_dump(mode="json")
-    content["model"]["arguments"] = recipe.model.arguments  # JSON would make text of their whole-number keys
+    content["model"]["arguments"] = recipe.model.arguments  # JSON converts integer keys to text
     return yaml.safe_dump(content, sort_keys=False)

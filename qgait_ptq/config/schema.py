@@ -1,4 +1,4 @@
-"""The configuration: one validated model, the same from Python, the command line and YAML."""
+"""The configuration: one validated model for Python, the command line and YAML."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ InputBits = Annotated[int, Field(ge=1, le=8)]
 ActivationObserver = Literal["minmax", "moving-average", "percentile", "mse", "histogram"]
 WeightObserver = Literal["minmax", "percentile", "mse"]
 Metric = Literal["euclidean", "cosine"]
-# Written out, so that a command line needs no torch to know them; a test compares them with the table.
+# Copies of the table's names, so that the command line needs no torch. A test compares them with the table.
 PROTOCOL_NAMES = ("casia-b", "oumvlp", "gait3d", "grew")
 EqualizationName = Literal["none", "weights", "activations"]
 RoundingName = Literal["nearest", "gptq", "qronos"]
@@ -28,11 +28,11 @@ class _Model(BaseModel):
 
 
 class LayerBits(_Model):
-    """Widths of one layer that differ from the rest.
+    """Widths of one layer that differ from the rest of the configuration.
 
     Attributes:
-        weight_bits: of its weight; None leaves what the rest of the configuration says.
-        activation_bits: of its input.
+        weight_bits: width of its weight, 2 to 8; None for the configuration's width.
+        activation_bits: width of its input, 2 to 8; None for the configuration's width.
     """
 
     weight_bits: Bits | None = None
@@ -43,23 +43,24 @@ class IdcConfig(_Model):
     """Stage 1, inter-class distance-guided calibration.
 
     Attributes:
-        enabled: None runs it where the calibration set has at least 8 identities with 2 sequences.
-        neg_weight: of distances between different people.
-        pos_weight: of distances between sequences of one person.
-        anchor_weight: of the embeddings themselves.
-        neighbour_weight: of the distribution over nearest neighbours.
-        steps: at most.
-        learning_rate: of scales and zero_points.
-        bias_learning_rate: of biases.
-        identities: P of the P×K batches.
-        sequences: K.
-        frames: of each sequence, consecutive.
-        held_out: share of the identities that no gradient sees, for choosing the step.
-        evaluate_every: steps between two looks at them.
-        patience: so many looks in a row without improvement end it; each goes back to the best step and
-            halves the learning rates.
-        temperature: of the soft quantizer; 0 is straight through.
-        memory_mb: of activations held for the backward pass, roughly.
+        enabled: whether IDC runs. None: it runs if at least 8 identities of the calibration set have 2
+            sequences.
+        neg_weight: loss weight of distances between different people.
+        pos_weight: loss weight of distances between sequences of one person.
+        anchor_weight: loss weight of the difference from float embeddings.
+        neighbour_weight: loss weight of the distribution over nearest neighbours.
+        steps: largest number of steps.
+        learning_rate: learning rate of scales and zero-points.
+        bias_learning_rate: learning rate of biases.
+        identities: number P of identities in a P×K batch.
+        sequences: number K of sequences of each identity in a batch.
+        frames: number of consecutive frames of each sequence.
+        held_out: share of held-out identities, which decide the best step.
+        evaluate_every: steps between two evaluations on held-out identities.
+        patience: number of consecutive evaluations without improvement that end the stage. Each of them
+            returns to the best step and halves the learning rates.
+        temperature: temperature of the soft quantizer; 0 is straight-through.
+        memory_mb: approximate limit in MB of activations for the backward pass.
     """
 
     enabled: bool | None = None
@@ -84,20 +85,20 @@ class FinetuneConfig(_Model):
     """Stage 2, reconstruction and fine-tuning with the soft quantizer.
 
     Attributes:
-        enabled: whether it runs.
-        block_steps: for each block; 0 leaves the block-by-block part out.
-        granularity: blocks, or single layers.
-        block_weights: ``rounding`` learns whether weights round up or down, ``latent`` moves them.
-        block_learning_rate: of weights in the block-by-block part, in rounding steps.
-        drop_probability: of quantization, in the block-by-block part.
-        learn_ranges: whether scales of activations, and biases, learn in the block-by-block part.
-        steps: of the end-to-end part, at most; 0 leaves it out.
-        weight_learning_rate: of weights end to end, in rounding steps.
-        learning_rate: of scales, zero_points and biases end to end.
-        temperature_start: of the soft quantizer end to end.
-        temperature_end: at the last step.
-        patience: as of stage 1.
-        memory_mb: of block activations held in memory; more go to disk.
+        enabled: whether fine-tuning runs.
+        block_steps: steps for each block; 0 for no training of blocks.
+        granularity: unit of block training: ``block`` or ``layer``.
+        block_weights: trained quantity: ``rounding`` for up or down, ``latent`` for the weights themselves.
+        block_learning_rate: learning rate of weights in block training, in rounding steps.
+        drop_probability: probability that a value is not quantized in block training.
+        learn_ranges: whether block training includes scales of activations, and biases.
+        steps: largest number of end-to-end steps; 0 for no end-to-end training.
+        weight_learning_rate: learning rate of weights in end-to-end training, in rounding steps.
+        learning_rate: learning rate of scales, zero-points and biases in end-to-end training.
+        temperature_start: temperature of the soft quantizer at the first end-to-end step.
+        temperature_end: temperature of the soft quantizer at the last end-to-end step.
+        patience: number of consecutive evaluations without improvement that end training, as in IDC.
+        memory_mb: limit in MB of block activations in memory. More are stored on disk.
     """
 
     enabled: bool = False
@@ -117,13 +118,13 @@ class FinetuneConfig(_Model):
 
 
 class BudgetConfig(_Model):
-    """What the network may cost; the widths of its layers are chosen for it.
+    """Limit of the cost of a network. The widths of its layers are chosen to meet it.
 
     Attributes:
-        size_mb: of the file, in 10^6 bytes. Widths of weights are chosen; activations have the width that
-            they are given.
-        bops_percent: bit operations (multiply-accumulates × weight bits × activation bits), in percent of
-            those with 8 bits everywhere. Widths of weights and activations are chosen.
+        size_mb: limit of the file size in 10^6 bytes. Widths of weights are chosen; activations keep the
+            configured width.
+        bops_percent: limit of bit operations, in percent of those with 8 bits everywhere. Widths of weights
+            and activations are chosen.
     """
 
     size_mb: Rate | None = None
@@ -132,12 +133,12 @@ class BudgetConfig(_Model):
     @model_validator(mode="after")
     def _one_of_both(self) -> BudgetConfig:
         if (self.size_mb is None) == (self.bops_percent is None):
-            raise ValueError("a budget is size_mb or bops_percent, one of both")
+            raise ValueError("set either size_mb or bops_percent")
         return self
 
 
 class QuantConfig(_Model):
-    """How a network is quantized.
+    """Settings of quantization.
 
     Example:
         >>> QuantConfig(weight_bits=4, activation_bits=4).label
@@ -146,46 +147,42 @@ class QuantConfig(_Model):
     Attributes:
         weight_bits: width of weights, 2 to 8.
         activation_bits: width of the inputs of weighted layers, 2 to 8.
-        edge_bits: width of both in the first and the last weighted layer, and in all that read the network's
-            inputs.
-        input_bits: width of the input itself, 1 to 8; None leaves it to `edge_bits`. With 1 bit, silhouettes
-            are split at half: a file for onnxruntime then looks its first layer up in a table, if that is a
-            small convolution.
+        edge_bits: width of weights and inputs in edge layers, 2 to 8.
+        input_bits: width of the network's input, 1 to 8; None for `edge_bits`. With 1 bit, silhouettes are
+            thresholded at half. A file for onnxruntime then computes a small first convolution by table
+            look-up.
         elementwise_bits: width of tensors that no weighted layer reads, such as the branches of a residual
-            addition.
-        observer: how ranges of activations are found.
-        weight_observer: how ranges of weights are found.
-        equalization: scales channels between layers before anything else, following the size of weights or of
-            activations.
-        rounding: of weights: to nearest, or with compensated errors (GPTQ, Qronos).
-        bias_correction: whether biases take up mean errors.
-        correction_frames: consecutive frames of each sequence that equalization, rounding, bias correction
-            and blocks see.
-        idc: stage 1.
-        finetune: stage 2.
-        layers: module path (a shell pattern; a module names all layers in it) or ``operator:conv3d`` → widths
-            of layers that differ.
-        budget: chooses widths of layers by their sensitivity, the first and the last included; those that
-            `layers` names keep what it says.
-        target_accuracy: points of rank-1 of held-out identities against float, 0 or less: the smallest file
-            that keeps it.
-        max_drop: points of rank-1 of held-out identities that may be lost: widths are raised until no more
-            are.
-        include: patterns, as of `layers`: quantize these layers only.
-        exclude: patterns: leave these layers in float.
-        target: runtime profile.
-        weight_range: ``safe`` limits weights so that a file gives the same integers on every processor;
+            addition, 2 to 8.
+        observer: observer of activations.
+        weight_observer: observer of weights.
+        equalization: criterion for equalization: size of ``weights``, size of ``activations``, or ``none``.
+        rounding: rounding of weights: to nearest, or compensated (GPTQ, Qronos).
+        bias_correction: whether to add mean errors to biases.
+        correction_frames: consecutive frames of each sequence for equalization, rounding, bias correction and
+            block training.
+        idc: settings of stage 1.
+        finetune: settings of stage 2.
+        layers: widths of single layers. A key is a module path (a shell pattern; a module names all layers in
+            it) or an operator such as ``operator:conv3d``.
+        budget: limit that widths are chosen for, by sensitivity and including edge layers. Widths from
+            `layers` are kept.
+        target_accuracy: lowest accepted change of held-out rank-1 in points, 0 or less. The smallest file
+            that meets it is chosen.
+        max_drop: largest accepted drop of held-out rank-1 in points. Widths are raised until it is met.
+        include: patterns of layers, as in `layers`. Only these are quantized; empty for all.
+        exclude: patterns of layers, as in `layers`, that stay in float.
+        target: name of the target.
+        weight_range: ``safe`` limits weights so that a file gives the same integers on every processor.
             ``full`` is for processors with VNNI and for ARM only. Targets whose kernels never add in 16 bits
-            ignore it.
-        input_type: what the file takes: silhouettes as uint8, 0..255, where the target has such files, or as
-            float32 in [0, 1]. Other values are float32 in any case.
-        calibration_sequences: how many sequences are observed.
-        calibration_frames: at most so many frames of each.
-        minimum_agreement: mean cosine between quantized and float embeddings below which the result is
-            refused: such a network no longer ranks.
-        minimum_parity: cosine between the file in the runtime and the simulation below which the file is
-            refused.
-        seed: of the choice of calibration sequences, of batches and of the held-out identities.
+            ignore this setting.
+        input_type: input of the file: silhouettes as ``uint8`` in 0..255, if the target supports it, or as
+            ``float32`` in [0, 1]. Other values are always float32.
+        calibration_sequences: number of calibration sequences.
+        calibration_frames: largest number of frames of a calibration sequence.
+        minimum_agreement: lowest accepted mean cosine between quantized and float embeddings. Below it, the
+            ranking has collapsed.
+        minimum_parity: lowest accepted cosine between the file in the runtime and the simulation.
+        seed: random seed for choosing calibration sequences, batches and held-out identities.
     """
 
     weight_bits: Bits = 8
@@ -219,38 +216,42 @@ class QuantConfig(_Model):
     @model_validator(mode="after")
     def _one_goal(self) -> QuantConfig:
         goals = ("budget", "target_accuracy", "max_drop")
-        given = [name for name in goals if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} exclude each other: each of them chooses widths")
+        chosen = [name for name in goals if getattr(self, name) is not None]
+        if len(chosen) > 1:
+            raise ValueError(
+                f"{' and '.join(chosen)} exclude each other, because each chooses widths; set one"
+            )
         return self
 
     @property
     def label(self) -> str:
-        """``W4A8``: widths of weights and activations."""
+        """Return widths of weights and activations, such as ``W4A8``."""
         return f"W{self.weight_bits}A{self.activation_bits}"
 
     @property
     def needs_held_out(self) -> bool:
-        """Whether rank-1 of identities decides that nothing is fitted to."""
+        """Return whether held-out rank-1 decides on widths or stages."""
         return self.target_accuracy is not None or self.max_drop is not None
 
 
 class ModelSource(_Model):
-    """Where a network comes from.
+    """Source of a network.
 
     Attributes:
-        path: of the model file.
-        factory: ``module:callable`` that makes the network, for files that hold weights only;
+        path: path of the model file.
+        factory: ``module:callable`` that makes the network, for files with weights only, or
             ``opengait:CLASS`` for a network of OpenGait.
-        opengait_config: OpenGait's yaml for the network.
+        opengait_config: YAML file of OpenGait for the network.
         arguments: keyword arguments of the factory.
-        adapter: ``opengait`` or ``module:class``; None where the network takes ``[n, s, h, w]`` itself.
-        trust_code: whether the run was allowed to run code that the model file or the recipe names. It is a
-            record: a recipe never grants it, the command line does. ``trust_pickle`` is its former name.
-        frames: fixed frame count; None lets it be free.
-        output: names the embedding among several outputs, such as ``inference_feat.embeddings``.
-        submodule: module path of the one part that is captured and quantized; None takes the whole network.
-        sha256: of the file, written by the toolkit.
+        adapter: ``opengait`` or ``module:class``; None if the network takes ``[n, s, h, w]``.
+        trust_code: whether the run was allowed to run code that the model file or the recipe names. This is
+            only a record: the command line grants trust, a recipe cannot. Its former name is
+            ``trust_pickle``.
+        frames: fixed frame count; None for any.
+        output: name of the embedding among several outputs, such as ``inference_feat.embeddings``.
+        submodule: module path of the submodule that is captured and quantized alone; None for the complete
+            network.
+        sha256: SHA-256 of the model file, written by the toolkit.
     """
 
     path: Path
@@ -266,18 +267,19 @@ class ModelSource(_Model):
 
 
 class DataSource(_Model):
-    """Where sequences come from; without a root, the built-in synthetic walkers.
+    """Source of sequences. Without a root, it is the built-in synthetic walkers.
 
     Attributes:
-        root: of an OpenGait layout.
-        partition: partition json; None looks for ``partition.json`` in the root.
-        protocol: of the evaluation.
-        metric: distance of embeddings.
-        cut_columns: cut from each side of a frame; None cuts the empty columns of square silhouettes.
-        longest: frames of a sequence that are used at most.
-        modality: which of several array files in a folder is read, in the order of their names, from 0; a
-            list of them for a network of several inputs.
-        raw: take arrays as they are, such as poses, instead of as silhouettes.
+        root: root folder of a data set in the OpenGait layout.
+        partition: path of the partition file; None for ``partition.json`` in the root.
+        protocol: protocol of the evaluation.
+        metric: distance between embeddings.
+        cut_columns: columns to cut from each side of a frame; None for the empty columns of square
+            silhouettes.
+        longest: largest number of frames of a sequence.
+        modality: index of the array file in a sequence folder, sorted by name, from 0; a list for a network
+            with several inputs.
+        raw: whether arrays are unscaled values, such as poses, instead of silhouettes.
     """
 
     root: Path | None = None
@@ -291,18 +293,18 @@ class DataSource(_Model):
 
     @property
     def modalities(self) -> tuple[int, ...]:
-        """All that are read, in the order in which the network takes them."""
+        """Return all modalities, in the order of the network's inputs."""
         return self.modality if isinstance(self.modality, tuple) else (self.modality,)
 
     @model_validator(mode="after")
     def _each_once(self) -> DataSource:
         if len(set(self.modalities)) < len(self.modalities):
-            raise ValueError(f"modality {list(self.modalities)} names a file twice")
+            raise ValueError(f"modality {list(self.modalities)} names a file twice; name each once")
         return self
 
 
 class Recipe(_Model):
-    """Everything needed to repeat a run; ``recipe.yaml``."""
+    """All settings that repeat a run, stored as ``recipe.yaml``."""
 
     model: ModelSource
     data: DataSource = DataSource()

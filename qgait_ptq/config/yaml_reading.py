@@ -1,6 +1,6 @@
-"""YAML that others may have written: plain values only, of bounded size, depth and expansion.
+"""Reading of untrusted YAML: plain values only, with limits of size, depth and expansion.
 
-Dates stay text. Tags of Python, dates and binary data are refused. Aliases count as what they expand to.
+Dates stay text. Tags of Python, dates and binary data are refused. An alias counts as its expansion.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 LARGEST_YAML = 10**6  # bytes of a file
-DEEPEST, MOST_NODES = 32, 20_000  # of the values, with aliases expanded
+DEEPEST, MOST_NODES = 32, 20_000  # depth and number of values, with aliases expanded
 LARGEST_INTEGER = 2**63
 PREFIX = "tag:yaml.org,2002:"
 PLAIN_TAGS = frozenset(PREFIX + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map"))
@@ -19,19 +19,19 @@ TIMESTAMP = PREFIX + "timestamp"
 
 
 class RefusedYamlError(yaml.MarkedYAMLError):
-    """YAML that is well-formed, but not taken."""
+    """The YAML is well-formed, but not allowed."""
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """Builds plain values, and refuses documents beyond the limits."""
+    """Builds plain values, and refuses documents that exceed a limit."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = self._nodes = 0
-        self._measures: dict[int, tuple[int, int]] = {}  # id of a finished node → its nodes and its height
+        self._measures: dict[int, tuple[int, int]] = {}  # id of a finished node → number of nodes, height
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Compose a node, counting what it holds."""
+        """Compose a node, and count the nodes in it."""
         mark, is_alias = self.peek_event().start_mark, self.check_event(yaml.AliasEvent)
         if self._depth >= DEEPEST:
             raise _refused(f"nested deeper than {DEEPEST} levels", mark)
@@ -45,7 +45,7 @@ class _BoundedLoader(yaml.SafeLoader):
             self._nodes += 1
             self._measures[id(node)] = self._nodes - before, _height(node, self._measures)
         elif id(node) not in self._measures:
-            raise _refused("an alias inside of what it names", mark)
+            raise _refused("an alias inside the value that it names", mark)
         else:
             nodes, height = self._measures[id(node)]
             self._nodes += nodes
@@ -56,7 +56,7 @@ class _BoundedLoader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Build a value; what Python cannot hold is an error of YAML."""
+        """Build a value. A value that Python cannot represent raises a YAML error."""
         try:
             value = super().construct_object(node, deep)
             if isinstance(value, str):
@@ -71,7 +71,7 @@ class _BoundedLoader(yaml.SafeLoader):
         return value
 
 
-# None: the constructor of unknown tags, which refuses them.
+# The constructor of None refuses unknown tags.
 _BoundedLoader.yaml_constructors = {
     tag: constructor
     for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
@@ -87,7 +87,7 @@ def load_yaml(text: str) -> Any:
     """Return the value of a document: mappings, lists, text, numbers, true, false and null.
 
     Raises:
-        yaml.YAMLError: it is not YAML, or a `RefusedYamlError` says what is not taken.
+        yaml.YAMLError: the text is not YAML, or it is a `RefusedYamlError` for YAML that is not allowed.
     """
     loader = _BoundedLoader(text)
     try:
@@ -97,7 +97,7 @@ def load_yaml(text: str) -> Any:
 
 
 def compose_yaml(text: str) -> yaml.Node | None:
-    """Return the nodes of a document, which know their lines; errors as of `load_yaml`."""
+    """Return the nodes of a document with their lines. Errors are those of `load_yaml`."""
     loader = _BoundedLoader(text)
     try:
         return loader.get_single_node()
@@ -106,7 +106,7 @@ def compose_yaml(text: str) -> yaml.Node | None:
 
 
 def _height(node: yaml.Node, measures: dict[int, tuple[int, int]]) -> int:
-    """Return how deep a node is, with its own level; its children are measured."""
+    """Return the height of a node with its own level. Heights of its children must be known."""
     children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         children = [child for pair in node.value for child in pair]

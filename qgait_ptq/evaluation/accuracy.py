@@ -1,4 +1,4 @@
-"""How good embeddings are: accuracy under a protocol, and agreement with the float network."""
+"""Quality of embeddings: accuracy under a protocol, and agreement with the float network."""
 
 from __future__ import annotations
 
@@ -34,46 +34,46 @@ def evaluate_network(
     output: str | None = None,
     progress: Progress | None = None,
 ) -> Accuracy:
-    """Accuracy of a network that takes ``[n, s, h, w]``.
+    """Measure the accuracy of a network that takes ``[n, s, h, w]`` in [0, 1].
 
     Args:
-        network: in eval mode.
-        data: with a test set.
+        network: network in eval mode.
+        data: data with a test set.
         device: ``auto``, ``cpu`` or ``cuda``.
-        frames: for networks that take one frame count only.
-        output: names the embedding, for networks that give several tensors.
-        progress: told what runs.
+        frames: frame count, for networks that accept only one.
+        output: name of the embedding, for networks with several outputs.
+        progress: receives the stage.
 
     Raises:
-        CaptureError: the network does not run on such data, or its embedding is not clear.
-        DataError: the data have no gallery and probes, or sequences of different sizes.
+        CaptureError: the network does not run on the data, or its embedding is ambiguous.
+        DataError: the data have no gallery and probes, or sequences differ in size.
     """
-    place = choose_device(device)
+    chosen = choose_device(device)
     joined = join_inputs(network.cpu(), data.layout)
-    network = embedding_network(joined, data.frame_shape, frames, output).to(place)
-    return _evaluate(lambda batch: network(batch.to(place)), data, frames, progress or Silent())
+    network = embedding_network(joined, data.frame_shape, frames, output).to(chosen)
+    return _evaluate(lambda batch: network(batch.to(chosen)), data, frames, progress or Silent())
 
 
 def evaluate_file(embedder: Embedder, data: GaitData, progress: Progress | None = None) -> Accuracy:
-    """Accuracy of an ONNX file of this toolkit in the runtime.
+    """Measure the accuracy of an exported file in its runtime.
 
     Args:
-        embedder: the loaded file.
-        data: with a test set.
-        progress: told what runs.
+        embedder: embedder of the file.
+        data: data with a test set.
+        progress: receives the stage.
 
     Raises:
         DataError: the data have no gallery and probes, or silhouettes of another size.
     """
     if data.layout != embedder.layout:
         raise DataError(
-            f"{embedder.path} takes {embedder.layout or 'one input'}, the data have "
-            f"{data.layout or 'one'}; name its modalities in order (--modality)"
+            f"{embedder.path} takes {embedder.layout or 'one input'}, but the data have "
+            f"{data.layout or 'one'}; name its modalities in order with --modality"
         )
     if data.frame_shape != embedder.frame_shape:
         raise DataError(
             f"{embedder.path} takes silhouettes of {shape_text(embedder.frame_shape)}, "
-            f"the data have {shape_text(data.frame_shape)}"
+            f"but the data have {shape_text(data.frame_shape)}; see --cut-columns"
         )
 
     def embed(batch: Tensor) -> Tensor:
@@ -84,7 +84,9 @@ def evaluate_file(embedder: Embedder, data: GaitData, progress: Progress | None 
 
 def _evaluate(embed: Embed, data: GaitData, frames: FrameCounts | int | None, progress: Progress) -> Accuracy:
     if data.test_set is None:
-        raise DataError("the data have no gallery and probes; accuracy needs a protocol")
+        raise DataError(
+            "the data have no gallery and probes, which accuracy needs; use --data with a --protocol"
+        )
     with progress.stage("evaluation", len(data.test)) as advance:
         embedded = embed_taken(data.test, [embed], data.frame_shape, frames, advance)
     if embedded.refused:
@@ -96,16 +98,16 @@ def _evaluate(embed: Embed, data: GaitData, frames: FrameCounts | int | None, pr
 
 
 def accuracy_of(embeddings: list[Tensor], data: GaitData) -> dict[str, Accuracy]:
-    """Accuracy of the float network, the simulation and the file.
+    """Compute the accuracy of the float network, the simulation and the file.
 
     Args:
-        embeddings: of the test sequences by each of the three, ``[n, c, p]``.
-        data: what was embedded.
+        embeddings: embeddings ``[n, c, p]`` of the test sequences by each of the three.
+        data: data that were embedded.
 
     Returns:
-        ``float``, ``quantized``, ``onnx``, and ``onnx_float_gallery``: probes by the file, the gallery by the
-        float network, as where people were enrolled before. Nothing where the data have no gallery and
-        probes.
+        Accuracy of ``float``, ``quantized``, ``onnx`` and ``onnx_float_gallery``: probes by the file and the
+        gallery by the float network, for people who were enrolled before. Empty if the data have no gallery
+        and probes.
     """
     if data.test_set is None:
         return {}
@@ -123,43 +125,46 @@ def accuracy_of(embeddings: list[Tensor], data: GaitData) -> dict[str, Accuracy]
 def comparison_of(
     embeddings: list[Tensor], accuracy: Mapping[str, Accuracy], data: GaitData, seed: int
 ) -> dict[str, Any]:
-    """What quantization changed, person by person.
+    """Compare quantized embeddings with float embeddings for each identity.
 
     Args:
-        embeddings: as of `accuracy_of`.
-        accuracy: from it.
-        data: what was embedded.
-        seed: of what is drawn.
+        embeddings: embeddings ``[n, c, p]``, as for `accuracy_of`.
+        accuracy: result of `accuracy_of`.
+        data: data that were embedded.
+        seed: random seed for the choice of pairs.
 
     Returns:
-        ``distances``, see `compare_distances`; and where there is accuracy, ``quantized`` and ``onnx``: the
-        paired differences from float.
+        ``distances``, see `compare_distances`. With accuracy also ``quantized`` and ``onnx``, the paired
+        differences from float.
     """
     reference, _, file = embeddings
-    found: dict[str, Any] = {
+    comparison: dict[str, Any] = {
         "distances": compare_distances(reference, file, data.test.records, data.metric, seed)
     }
     for name in ("quantized", "onnx"):
         if accuracy:
-            found[name] = compare_accuracy(accuracy["float"].identities, accuracy[name].identities)
-    return found
+            comparison[name] = compare_accuracy(accuracy["float"].identities, accuracy[name].identities)
+    return comparison
 
 
 def agreement_of(embeddings: list[Tensor], config: QuantConfig) -> dict[str, float]:
-    """How close the quantized embeddings are to the float ones.
+    """Measure the agreement of quantized embeddings with float embeddings.
 
     Args:
-        embeddings: as of `accuracy_of`.
-        config: says how close they must be.
+        embeddings: embeddings ``[n, c, p]``, as for `accuracy_of`.
+        config: settings with the required agreement.
+
+    Returns:
+        Mean and lowest cosine, and SQNR in dB.
 
     Raises:
-        CalibrationError: so far off that ranking has collapsed, or the float network itself does not rank.
+        CalibrationError: the ranking has collapsed, or the float network itself does not rank.
     """
     reference, quantized, _ = embeddings
     if len(reference) > 1 and bool((reference == reference[:1]).all()):
         raise CalibrationError(
-            f"the float network gives one and the same embedding for all {len(reference)} test sequences: it "
-            "tells nobody apart; are its weights loaded, and is it meant for such input?"
+            f"the float network gives the same embedding for all {len(reference)} test sequences, so it "
+            "cannot rank people; check that its weights are loaded and that the data are of the right kind"
         )
     cosine = embedding_cosine(reference, quantized)
     agreement = {
@@ -170,7 +175,7 @@ def agreement_of(embeddings: list[Tensor], config: QuantConfig) -> dict[str, flo
     if not agreement["cosine_mean"] >= config.minimum_agreement:
         raise CalibrationError(
             f"{config.label}: quantized embeddings agree with float by a mean cosine of "
-            f"{agreement['cosine_mean']:.3f} only (at least {config.minimum_agreement} is asked for), so "
-            "they no longer rank people; use more bits, another observer or more calibration sequences"
+            f"{agreement['cosine_mean']:.3f}, below the minimum of {config.minimum_agreement}, so they no "
+            "longer rank people; use more bits, another observer or more calibration sequences"
         )
     return agreement

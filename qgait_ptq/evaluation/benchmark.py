@@ -1,7 +1,7 @@
-"""Benchmarks that hold on shared machines: files run in turn, and are compared round by round.
+"""Benchmarks for shared machines: files run in turn, and are compared within each round.
 
-A sample is judged by the CPU time of this process; wall time stands beside it. Rounds in which others used
-the machine are counted, and it is said when they were too many.
+The measure is the CPU time of this process; wall time is recorded too. Rounds in which other programs used
+the machine are counted, and a warning says if they were too many.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from qgait_ptq.exporters.metadata import parse_metadata
 from qgait_ptq.exporters.onnx_file import read_model
 from qgait_ptq.runtime.exact_sessions import open_session
 
-NOISY = 0.1  # share of the wall time of a sample that others used
-QUIET_ENOUGH = 0.5  # of the rounds
+NOISY = 0.1  # share of a sample's wall time that other programs used
+QUIET_ENOUGH = 0.5  # largest share of noisy rounds
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a file takes, over all rounds.
+    """Time of a file over all rounds.
 
     Attributes:
         cpu_ms: median CPU time of a call, and its quartiles.
         wall_ms: median wall time of a call, and its quartiles.
         faster: median over the rounds of the first file's CPU time over this one's, and its quartiles.
-        noisy_rounds: share of rounds in which others used the machine.
+        noisy_rounds: share of rounds in which other programs used the machine.
     """
 
     cpu_ms: tuple[float, float, float]
@@ -50,15 +50,15 @@ class Timing:
 
 @dataclass(frozen=True)
 class FileBenchmark:
-    """All about one file.
+    """Measurements of one file.
 
     Attributes:
-        path: of it.
-        timing: see `Timing`.
-        macs_per_second: of one call; None where the file does not say its MACs.
-        peak_share: of what this machine does at best in the same number type.
-        peak_memory_mb: of a process of its own that loads and runs it, less what the runtime itself needs.
-        megabytes: of the file.
+        path: path of the file.
+        timing: time over all rounds.
+        macs_per_second: MACs per second of CPU time in one call; None if the file does not record its MACs.
+        peak_share: ratio to the best MACs per second of this machine in the same number type.
+        peak_memory_mb: peak memory in MB of a process that runs the file, without the runtime itself.
+        megabytes: size of the file in MB.
     """
 
     path: Path
@@ -72,19 +72,19 @@ class FileBenchmark:
 def benchmark_files(
     paths: list[Path], setting: BenchmarkSetting, advance: Callable[[], None] = lambda: None
 ) -> list[FileBenchmark]:
-    """Compare files, each with the first.
+    """Measure files, and compare each with the first.
 
     Args:
-        paths: ONNX files that take the same sequences.
-        setting: how they are run.
-        advance: called after each round.
+        paths: ONNX files with the same inputs.
+        setting: workload and runtime.
+        advance: function to call after each round.
 
     Raises:
-        ModelError: a file cannot be loaded, or does not take such a sequence.
-        ConfigError: a setting below one.
+        ModelError: a file cannot be loaded, or does not accept the workload.
+        ConfigError: a setting is less than one.
     """
     if min(setting.threads, setting.frames, setting.batch, setting.rounds) < 1:
-        raise ConfigError("threads, frames, batch and rounds are at least one")
+        raise ConfigError("threads, frames, batch and rounds must be at least one")
     for path in paths:
         if not path.is_file():
             raise ModelError(f"{path}: no such file")
@@ -94,7 +94,7 @@ def benchmark_files(
 
 
 def compare_speed(models: list[bytes], setting: BenchmarkSetting) -> list[Timing]:
-    """Compare models in memory, each with the first."""
+    """Measure the speed of models in memory, and compare each with the first."""
     calls: list[Callable[[], Any]] = []
     for model in models:
         session = open_session(model, setting.runtime, setting.threads)
@@ -121,7 +121,7 @@ def benchmark_calls(
 
 
 def summarize(samples: list[Sample], reference: list[Sample]) -> Timing:
-    """Medians and quartiles; ratios are taken within rounds."""
+    """Return medians and quartiles. Ratios are computed within rounds."""
     ratios = [first.cpu / own.cpu for first, own in zip(reference, samples, strict=True)]
     return Timing(
         _quartiles([1000 * sample.cpu for sample in samples]),
@@ -132,12 +132,12 @@ def summarize(samples: list[Sample], reference: list[Sample]) -> Timing:
 
 
 def is_noisy(measured: list[FileBenchmark]) -> bool:
-    """Whether others used the machine so much that the figures are not to be trusted."""
+    """Return whether other programs used the machine so much that the figures are not reliable."""
     return any(one.timing.noisy for one in measured)
 
 
 def _quartiles(values: list[float]) -> tuple[float, float, float]:
-    """Median, lower and upper quartile."""
+    """Return the median, the lower and the upper quartile."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")

@@ -1,4 +1,4 @@
-"""Layer by layer: what the float network computes, and what the written file computes."""
+"""Comparison of the layers of an exported file with those of the float network."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ DECIBELS = 10.0
 
 @dataclass(frozen=True)
 class LayerComparison:
-    """How far the file's output of one layer is from the float network's.
+    """Error of one layer's output in the file, against the float network.
 
     Attributes:
         name: module path; ``path#1`` is its second call.
-        sqnr_db: signal to quantization noise.
-        cosine: mean over sequences.
+        sqnr_db: SQNR of the output in dB.
+        cosine: mean cosine over sequences.
         distance_error: mean change of the distances between sequences of different people, in percent of
-            their mean; of outputs averaged over frames.
-        simulation_sqnr_db: of the simulation, when the file was written; None where the report has none.
+            their mean. Outputs are averaged over frames.
+        simulation_sqnr_db: SQNR in the simulation at export in dB; None if the report does not have it.
     """
 
     name: str
@@ -48,7 +48,7 @@ class LayerComparison:
 
 @dataclass
 class _Sums:
-    """What is added up over sequences, for one layer."""
+    """Sums over sequences for one layer."""
 
     signal: float = 0.0
     noise: float = 0.0
@@ -67,22 +67,22 @@ def compare_layers(
     """Run the float network and a file side by side.
 
     Args:
-        network: the simplified float graph, not equalized.
-        file: written from it; it runs without the runtime's fusions, which hide the layers' outputs.
-        sequences: silhouettes ``[1, s, h, w]``, and whose they are; of at least two people.
-        layers: of the file's ``report.json``, which knows what channels were scaled by.
-        advance: called after each sequence.
+        network: simplified float graph before equalization.
+        file: file that was exported from it. It runs without fusions, which hide the layers' outputs.
+        sequences: silhouettes ``[1, s, h, w]`` with the subject of each, of at least two subjects.
+        layers: section ``layers`` of ``report.json``, which has the factors of equalization.
+        advance: function to call after each sequence.
 
     Returns:
-        Worst first.
+        One comparison for each quantized layer, worst first.
 
     Raises:
-        DataError: all sequences are of one person.
-        ModelError: the file is of another network.
+        DataError: all sequences show one person.
+        ModelError: the file was exported from another network.
     """
     people = [person for _, person in sequences]
     if len(set(people)) < 2:
-        raise DataError("the test sequences are of one person; distances between people need two")
+        raise DataError("the test sequences show one person; distances between people need at least two")
     nodes = _layer_nodes(network)
     recorded = dict(zip(_with_calls([str(layer["name"]) for layer in layers]), layers, strict=True))
     quantized = [name for name, layer in recorded.items() if layer["weight_bits"] is not None]
@@ -91,7 +91,7 @@ def compare_layers(
     inputs = session_inputs(session)
     if set(nodes) != set(recorded) or set(outputs) != set(quantized):
         differing = sorted((set(nodes) ^ set(recorded)) | (set(outputs) ^ set(quantized)))[:3]
-        raise ModelError(f"{file}: written from another network; layers that differ: {', '.join(differing)}")
+        raise ModelError(f"{file}: exported from another network; layers that differ: {', '.join(differing)}")
     nodes = {name: nodes[name] for name in quantized}
     axes = _frame_axes(network, [batch for batch, _ in sequences])
     sums = {name: _Sums() for name in nodes}
@@ -100,8 +100,8 @@ def compare_layers(
             expected = outputs_of(network, set(nodes.values()), batch)
         values = as_session_inputs(batch.numpy(), inputs)
         feed = {one.name: value for one, value in zip(inputs, values, strict=True)}
-        given = session.run(list(outputs.values()), feed)
-        for name, array in zip(outputs, given, strict=True):
+        arrays = session.run(list(outputs.values()), feed)
+        for name, array in zip(outputs, arrays, strict=True):
             factors = recorded[name].get("equalization_factors")
             output = torch.from_numpy(np.asarray(array))
             _add(sums[name], expected[nodes[name]], output, factors, axes[nodes[name]])
@@ -111,14 +111,14 @@ def compare_layers(
 
 
 def _layer_nodes(network: fx.GraphModule) -> dict[str, str]:
-    """Name of each call of a layer, as in the file → name of its node."""
+    """Return the node of each call of a layer, by the call's name in the file."""
     nodes = [node for node in network.graph.nodes if is_operator(node, WEIGHTED)]
     names = _with_calls([layer_name(node) for node in nodes])
     return dict(zip(names, (node.name for node in nodes), strict=True))
 
 
 def _with_calls(names: list[str]) -> list[str]:
-    """Names of calls, as in the file: ``path``, then ``path#1``."""
+    """Return the names of calls in the file: ``path``, then ``path#1``."""
     calls: Counter[str] = Counter()
     unique = []
     for name in names:
@@ -130,7 +130,7 @@ def _with_calls(names: list[str]) -> list[str]:
 def _open_with_outputs(
     file: Path, layers: list[str]
 ) -> tuple[onnxruntime.InferenceSession, dict[str, str], list[str]]:
-    """A session that gives every layer's output, layer → name of that output, and layers that have none."""
+    """Return a session that gives layers' outputs, the outputs' names, and layers without an output."""
     try:
         model = onnx.load(file)
     except Exception as error:
@@ -145,7 +145,7 @@ def _open_with_outputs(
 
 
 def _frame_axes(network: fx.GraphModule, batches: list[Tensor]) -> dict[str, list[int]]:
-    """For each node the axes of its output whose size depends on the number of frames."""
+    """Return the axes of each node's output whose size depends on the number of frames."""
     by_length = sorted(batches, key=lambda batch: batch.shape[1])
     record_free_axes(network, [by_length[0], by_length[-1]])
     return {
@@ -154,16 +154,16 @@ def _frame_axes(network: fx.GraphModule, batches: list[Tensor]) -> dict[str, lis
     }
 
 
-def _add(sums: _Sums, expected: Tensor, given: Tensor, factors: list[float] | None, axes: list[int]) -> None:
-    expected, given = expected.double(), given.double()
+def _add(sums: _Sums, expected: Tensor, actual: Tensor, factors: list[float] | None, axes: list[int]) -> None:
+    expected, actual = expected.double(), actual.double()
     if factors is not None:
-        given = given * torch.tensor(factors, dtype=torch.float64).reshape(-1, *[1] * (given.ndim - 2))
+        actual = actual * torch.tensor(factors, dtype=torch.float64).reshape(-1, *[1] * (actual.ndim - 2))
     sums.signal += float(expected.square().sum())
-    sums.noise += float((expected - given).square().sum())
-    sums.cosines.append(float(torch.cosine_similarity(expected.flatten(), given.flatten(), dim=0)))
-    # Sequences of different lengths have vectors of one length then.
+    sums.noise += float((expected - actual).square().sum())
+    sums.cosines.append(float(torch.cosine_similarity(expected.flatten(), actual.flatten(), dim=0)))
+    # The mean over frames gives sequences of different lengths vectors of one length.
     sums.float_means.append((expected.mean(axes) if axes else expected).flatten())
-    sums.file_means.append((given.mean(axes) if axes else given).flatten())
+    sums.file_means.append((actual.mean(axes) if axes else actual).flatten())
 
 
 def _judge(name: str, sums: _Sums, people: list[str], simulated: float | None) -> LayerComparison:

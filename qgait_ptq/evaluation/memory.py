@@ -1,4 +1,4 @@
-"""Peak memory of a file, in a process of its own, ``python -m qgait_ptq.evaluation.memory``."""
+"""Peak memory of a file, measured in a separate process (``python -m qgait_ptq.evaluation.memory``)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from qgait_ptq.system.workers import end_with_parent, run_child
 
 
 def measure_memory(path: Path, setting: BenchmarkSetting) -> float:
-    """Peak memory in MB of a process that loads and runs a file, less what the runtime itself needs.
+    """Measure the peak memory in MB of a process that loads and runs a file, without the runtime itself.
 
-    That is the peak of the same process after a network of one operator.
+    The runtime's share is the peak of the same process after a network with one operator.
 
     Raises:
-        ModelError: that process fails.
+        ModelError: the process fails.
     """
     numbers = map(str, (setting.threads, setting.frames, setting.batch))
     with tempfile.TemporaryDirectory() as folder:
@@ -41,7 +41,7 @@ def measure_memory(path: Path, setting: BenchmarkSetting) -> float:
             check=False,
         )
     if done.returncode:
-        raise ModelError(f"{path}: its memory cannot be measured ({done.stderr.strip()[-200:]})")
+        raise ModelError(f"{path}: measuring its memory failed ({done.stderr.strip()[-200:]})")
     return float(json.loads(done.stdout))
 
 
@@ -56,9 +56,9 @@ def _smallest_model() -> onnx.ModelProto:
 
 
 def _peak_memory() -> float:
-    """Of this process so far, in MB.
+    """Return the peak memory of this process so far, in MB.
 
-    Linux hands ``ru_maxrss`` on from the process that started this one; VmHWM is this one's own.
+    On Linux, a process inherits ``ru_maxrss`` from its parent; VmHWM is its own.
     """
     status = Path("/proc/self/status")
     if status.is_file():

@@ -1,4 +1,4 @@
-"""What a machine can do at best: large convolutions one behind the other, on integers or in float."""
+"""Peak speed of a machine: a sequence of large convolutions, in integers or in float."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from qgait_ptq.evaluation.sampling import interleave
 from qgait_ptq.evaluation.workload import BenchmarkSetting
 from qgait_ptq.runtime.exact_sessions import open_session
 
-PEAK_CHANNELS, PEAK_SIZE, PEAK_FRAMES = 512, (16, 11), 30  # of the convolutions, as of a network's deepest
-PEAK_LAYERS = 3  # what surrounds them, such as changes of layout, then hardly counts
+PEAK_CHANNELS, PEAK_SIZE, PEAK_FRAMES = 512, (16, 11), 30  # sizes of a network's deepest layers
+PEAK_LAYERS = 3  # enough that conversions of the layout around them do not matter
 
 
 def measure_peak(setting: BenchmarkSetting, integer: bool) -> float:
-    """Multiply-accumulates of large 3×3 convolutions, for each second of CPU time."""
+    """Return the multiply-accumulates of large 3×3 convolutions per second of CPU time."""
     session = open_session(_peak_model(integer).SerializeToString(), setting.runtime, setting.threads)
     rng = np.random.default_rng(0)
     batch = rng.integers(0, 256, (PEAK_FRAMES, PEAK_CHANNELS, *PEAK_SIZE), dtype=np.uint8)
-    given = batch.astype(session.inputs[0].dtype)
-    (samples,) = interleave([lambda: session.infer(given)], max(3, setting.rounds // 2), setting.seconds)
+    values = batch.astype(session.inputs[0].dtype)
+    (samples,) = interleave([lambda: session.infer(values)], max(3, setting.rounds // 2), setting.seconds)
     macs = PEAK_LAYERS * PEAK_FRAMES * PEAK_SIZE[0] * PEAK_SIZE[1] * PEAK_CHANNELS**2 * 9
     return macs / statistics.median(sample.cpu for sample in samples)
 
 
 def _peak_model(integer: bool) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
-    # Of 7 bits: exact on every processor, so that no slower kernels take part.
+    # 7-bit weights are exact on every processor, so that no slower kernels are used.
     weight = rng.integers(-63, 64, (PEAK_CHANNELS, PEAK_CHANNELS, 3, 3)).astype(np.int8)
     constants: dict[str, Any] = {"weight": weight if integer else weight.astype(np.float32)}
     nodes = []
@@ -47,10 +47,10 @@ def _peak_model(integer: bool) -> onnx.ModelProto:
         nodes.append(helper.make_node("Conv", [values, kernel], [summed], pads=[1, 1, 1, 1]))
         values = summed
         if integer:
-            whole, values = f"integers_{layer}", f"values_{layer}"
-            nodes.append(helper.make_node("QuantizeLinear", [summed, "scale", "zero"], [whole]))
-            nodes.append(helper.make_node("DequantizeLinear", [whole, "scale", "zero"], [values]))
-    nodes.append(helper.make_node("ReduceMax", [values], ["result"]))  # little is left to hand out
+            rounded, values = f"integers_{layer}", f"values_{layer}"
+            nodes.append(helper.make_node("QuantizeLinear", [summed, "scale", "zero"], [rounded]))
+            nodes.append(helper.make_node("DequantizeLinear", [rounded, "scale", "zero"], [values]))
+    nodes.append(helper.make_node("ReduceMax", [values], ["result"]))  # a small output takes no time to copy
     element = TensorProto.UINT8 if integer else TensorProto.FLOAT
     graph = helper.make_graph(
         nodes,

@@ -1,4 +1,4 @@
-"""Samples of calls, taken in turn: CPU time, wall time, and what others used of the machine meanwhile."""
+"""Samples of calls, taken in turn: CPU time, wall time, and use of the machine by other programs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-CPU_FIELDS, IDLE_FIELDS = slice(1, 9), (3, 4)  # of the first line of /proc/stat
+CPU_FIELDS, IDLE_FIELDS = slice(1, 9), (3, 4)  # positions in the first line of /proc/stat
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One round of one file: seconds for each call, and the share of time that others used."""
+    """One round of one file: seconds for each call, and the share of time of other programs."""
 
     cpu: float
     wall: float
@@ -26,7 +26,7 @@ def interleave(
     seconds: float,
     advance: Callable[[], None] = lambda: None,
 ) -> list[list[Sample]]:
-    """Samples of each call, taken in turn; each lasts some seconds at least."""
+    """Sample each call in turn. A sample lasts at least `seconds`."""
     for call in calls:
         call()
     samples: list[list[Sample]] = [[] for _ in calls]
@@ -48,7 +48,7 @@ def _sample(call: Callable[[], Any], seconds: float) -> Sample:
 
 
 def _machine_busy() -> float:
-    """CPU seconds that the machine has spent so far; 0 where it does not say."""
+    """Return the CPU seconds that the machine has spent so far; 0 if the system does not report them."""
     try:
         with open("/proc/stat") as file:
             fields = [int(field) for field in file.readline().split()[CPU_FIELDS]]

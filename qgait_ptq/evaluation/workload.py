@@ -1,4 +1,4 @@
-"""A workload: how a file is run when its speed and memory are measured."""
+"""Workload of a measurement of speed and memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qgait_ptq.runtime.sessions import Session
 
 @dataclass(frozen=True)
 class BenchmarkSetting:
-    """How files are run."""
+    """Settings of a measurement: runtime, threads, frames, batch size, rounds, and seconds of a sample."""
 
     runtime: str = "onnxruntime"
     threads: int = 1
@@ -24,6 +24,6 @@ class BenchmarkSetting:
 
 
 def example_inputs(session: Session, setting: BenchmarkSetting) -> list[NDArray[Any]]:
-    """Random binary silhouettes, or other values, of the session's own types and sizes."""
+    """Return random binary silhouettes, or other values, in the types and sizes of a session."""
     rng = np.random.default_rng(0)
-    return [given.example(setting.batch, setting.frames, rng) for given in session.inputs]
+    return [entry.example(setting.batch, setting.frames, rng) for entry in session.inputs]

@@ -1,9 +1,9 @@
-"""Adapters: from a network's calling convention to ``forward(silhouettes [n, s, h, w]) -> embedding``.
+"""Adapters: modules with ``forward(silhouettes [n, s, h, w]) -> embedding`` around other networks.
 
-A network of several inputs takes each as an argument of its own.
+A network with several inputs takes each as one argument.
 
-An adapter is a module that wraps the network. Write your own in a few lines and name it on the command
-line: ``--adapter mypackage.adapters:MyAdapter``; its class is called with the network.
+An adapter is a module that wraps the network. Name your own on the command line:
+``--adapter mypackage.adapters:MyAdapter``. Its class is called with the network.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ ADAPTERS: dict[str, Callable[[nn.Module], nn.Module]] = {}
 
 
 class OpenGaitAdapter(nn.Module):
-    """OpenGait's convention: a tuple of inputs, a dictionary of results.
+    """Adapter for networks of OpenGait, which take a tuple of inputs and return a dictionary.
 
-    Sequences come one in a row, with their lengths left out: with lengths, OpenGait packs sequences along
-    time, which bakes the example's lengths into a captured graph.
+    Sequences lie along the batch axis, without lengths. With lengths, OpenGait packs sequences along time,
+    which fixes the example's lengths in a captured graph.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -27,9 +27,9 @@ class OpenGaitAdapter(nn.Module):
         self.network = network
 
     def forward(self, *modalities: Tensor) -> Tensor:
-        """Silhouettes ``[n, s, h, w]``, and what else the network takes, to ``[n, c, p]``."""
-        # OpenGait brings all modalities to float.
-        floats = [given if given.is_floating_point() else given.float() for given in modalities]
+        """Map silhouettes ``[n, s, h, w]``, and other inputs of the network, to ``[n, c, p]``."""
+        # OpenGait converts all modalities to float.
+        floats = [one if one.is_floating_point() else one.float() for one in modalities]
         result = self.network((floats, None, None, None, None))
         embedding: Tensor = result["inference_feat"]["embeddings"]
         return embedding

@@ -1,4 +1,4 @@
-"""Two networks on the same people: paired differences, and what became of the distances between sequences."""
+"""Comparison of two networks on the same people: paired differences, and distances between sequences."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class PairedDifference:
     """A difference of means over identities, in points, with its 95 % interval.
 
     Attributes:
-        mean: second minus first.
-        low: end of the interval.
-        high: end of the interval.
-        identities: how many there are.
+        mean: mean of the second network minus mean of the first.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        identities: number of identities.
     """
 
     mean: float
@@ -38,12 +38,12 @@ class PairedDifference:
 def paired_difference(
     first: Mapping[str, float], second: Mapping[str, float], seed: int = 0
 ) -> PairedDifference:
-    """Difference of two networks by a paired bootstrap over identities (Efron & Tibshirani 1993).
+    """Compare two networks by a paired bootstrap over identities (Efron & Tibshirani 1993).
 
     Args:
-        first: identity → accuracy of one network.
-        second: the same identities under the other.
-        seed: of the resamples.
+        first: accuracy of the first network in percent, by identity.
+        second: accuracy of the second network in percent, by identity.
+        seed: random seed of the resamples.
     """
     names = sorted(first)
     differences = np.array([second[name] - first[name] for name in names])
@@ -56,7 +56,7 @@ def paired_difference(
 def compare_accuracy(
     first: Mapping[str, IdentityAccuracy], second: Mapping[str, IdentityAccuracy]
 ) -> dict[str, dict[str, float]]:
-    """Paired differences of ``rank1`` and ``mAP``, both means over identities, as in ``report.json``."""
+    """Return paired differences of ``rank1`` and ``mAP``, both means over identities, for ``report.json``."""
     return {
         "rank1": asdict(
             paired_difference(
@@ -76,18 +76,18 @@ def compare_accuracy(
 def compare_distances(
     reference: Tensor, quantized: Tensor, records: Sequence[SequenceRecord], metric: Metric, seed: int
 ) -> dict[str, object]:
-    """Distances between sequences of the same and of different people, before and after.
+    """Compare distances between sequences before and after quantization.
 
     Args:
-        reference: embeddings ``[n, c, p]``.
-        quantized: the same shape.
-        records: whose they are.
-        metric: of the ranking.
-        seed: of the sequences and pairs that are drawn where there are many.
+        reference: float embeddings ``[n, c, p]``.
+        quantized: quantized embeddings ``[n, c, p]``.
+        records: records of the sequences.
+        metric: metric of the ranking.
+        seed: random seed for the choice of sequences and pairs in a large set.
 
     Returns:
-        ``edges`` of the histograms' bins; ``float`` and ``quantized``, each with the share of pairs in each
-        bin for ``same`` and ``different`` people; ``pairs`` of single distances (float, quantized) for both.
+        ``edges``: bounds of the histogram bins. ``float`` and ``quantized``: shares of pairs in each bin for
+        the ``same`` and for ``different`` people. ``pairs``: single distances (float, quantized) for both.
     """
     rng = np.random.default_rng(seed)
     some = np.sort(rng.permutation(len(records))[:COMPARED_SEQUENCES])
@@ -101,16 +101,16 @@ def compare_distances(
     edges = np.linspace(0, highest or 1.0, HISTOGRAM_BINS + 1)
 
     def shares(distances: Tensor) -> dict[str, list[float]]:
-        found = {}
+        histograms = {}
         for name, mask in (("same", upper & same), ("different", upper & ~same)):
             counts, _ = np.histogram(distances[mask].numpy(), bins=edges)
-            found[name] = [round(float(count), 6) for count in counts / max(1, counts.sum())]
-        return found
+            histograms[name] = [round(float(count), 6) for count in counts / max(1, counts.sum())]
+        return histograms
 
     pairs = {}
     for name, mask in (("same", upper & same), ("different", upper & ~same)):
-        places = torch.nonzero(mask)
-        chosen = places[torch.from_numpy(rng.permutation(len(places))[:SHOWN_PAIRS])]
+        indices = torch.nonzero(mask)
+        chosen = indices[torch.from_numpy(rng.permutation(len(indices))[:SHOWN_PAIRS])]
         pairs[name] = [
             [round(float(before[i, j]), 5), round(float(after[i, j]), 5)] for i, j in chosen.tolist()
         ]

@@ -24,7 +24,7 @@ def network_batch(
     frames: FrameCounts | int | None = None,
     limit: int = LONGEST_TEST_SEQUENCE,
 ) -> Tensor:
-    """One sequence as a batch of one.
+    """Return a sequence as a batch of one.
 
     Args:
         silhouettes: ``[s, h, w]`` in 0..255, or maps ``[s, c, h, w]``.
@@ -35,7 +35,7 @@ def network_batch(
         limit: frames behind it are left out first.
 
     Returns:
-        ``[1, s, h, w]`` in [0, 1], or ``[1, s, c, h, w]``.
+        Network input ``[1, s, h, w]`` in [0, 1], or ``[1, s, c, h, w]``.
 
     Raises:
         DataError: frames of another shape, or a frame count that the network does not take.
@@ -69,7 +69,7 @@ def embed_dataset(
 ) -> list[Tensor]:
     """Embed every sequence with several networks, reading each sequence once.
 
-    A sequence is a batch of its own with all its frames, so that padding changes nothing.
+    Each batch holds one sequence with all its frames, so that no padding is needed.
 
     Args:
         data: the sequences.
@@ -79,7 +79,7 @@ def embed_dataset(
         advance: called after each sequence.
 
     Returns:
-        For each network the embeddings ``[n, c, p]`` (p = 1 where the network has no parts), on the CPU.
+        Embeddings ``[n, c, p]`` of each network on the CPU. Networks without parts give p = 1.
 
     Raises:
         DataError: a sequence with frames of another shape, or that a network does not take.
@@ -144,5 +144,5 @@ def _check_shape(silhouettes: Silhouettes, record: SequenceRecord, frame_shape: 
 
 
 def as_parts(embedding: Tensor) -> Tensor:
-    """``[n, c]`` to ``[n, c, 1]``; ``[n, c, p]`` as it is."""
+    """Return an embedding ``[n, c]`` as ``[n, c, 1]``, and ``[n, c, p]`` unchanged."""
     return embedding[..., None] if embedding.ndim == 2 else embedding

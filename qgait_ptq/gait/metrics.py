@@ -1,7 +1,7 @@
 """Ranking metrics over embeddings: distances of parts, rank-k, CMC, mAP and mINP, in bounded memory.
 
-Embeddings are ``[n, c, p]``; the distance of two sequences is the mean over their parts, as in OpenGait's
-evaluator. Galleries are walked in chunks, and only one row block of distances exists at a time.
+Embeddings are ``[n, c, p]``. The distance of two sequences is the mean over their parts, as in OpenGait's
+evaluator. Memory holds only one block of rows of the distance matrix at a time.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import Tensor
 
 Metric = Literal["euclidean", "cosine"]
 LARGEST_SQNR = 200.0  # dB
-CHUNK_BYTES = 64 * 2**20  # of one block of distances
+CHUNK_BYTES = 64 * 2**20  # size of one block of distances
 
 
 def part_distances(probe: Tensor, gallery: Tensor, metric: Metric = "euclidean") -> Tensor:
-    """Distances between all probes and all gallery embeddings.
+    """Return the distances between all probes and all gallery embeddings.
 
     Args:
-        probe: ``[n, c, p]``.
-        gallery: ``[m, c, p]``.
-        metric: ``euclidean`` is the mean over parts of ``sqrt(relu(||x - y||²))``; ``cosine`` the mean over
-            parts of ``1 - cos(x, y)``.
+        probe: probe embeddings ``[n, c, p]``.
+        gallery: gallery embeddings ``[m, c, p]``.
+        metric: ``euclidean``, the mean over parts of ``sqrt(relu(||x - y||²))``, or ``cosine``, the mean
+            over parts of ``1 - cos(x, y)``.
 
     Returns:
-        ``[n, m]`` float32.
+        Distances ``[n, m]`` float32.
     """
     total = probe.new_zeros(len(probe), len(gallery))
     parts = probe.shape[2]
@@ -46,16 +46,16 @@ def part_distances(probe: Tensor, gallery: Tensor, metric: Metric = "euclidean")
 def distance_rows(
     probe: Tensor, gallery: Tensor, metric: Metric = "euclidean", chunk_bytes: int = CHUNK_BYTES
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of rows of the distance matrix.
+    """Yield the distance matrix in blocks of rows.
 
     Args:
-        probe: ``[n, c, p]``.
-        gallery: ``[m, c, p]``.
-        metric: see `part_distances`.
-        chunk_bytes: bound of one block.
+        probe: probe embeddings ``[n, c, p]``.
+        gallery: gallery embeddings ``[m, c, p]``.
+        metric: ``euclidean`` or ``cosine``; see `part_distances`.
+        chunk_bytes: largest size of a block.
 
     Yields:
-        Which probes, and their distances ``[k, m]``.
+        Slice of the probes, and their distances ``[k, m]``.
     """
     rows = max(1, chunk_bytes // (4 * max(1, len(gallery))))
     columns = max(1, chunk_bytes // (4 * rows))
@@ -74,9 +74,9 @@ class Ranking:
 
     Attributes:
         match_rank: position (from 0) of the first correct gallery sequence, ``[n]``.
-        average_precision: ``[n]``.
-        inverse_negative_penalty: matches over the position of the hardest one (Ye et al. 2021), ``[n]``.
-        valid: which probes have a match, ``[n]``; the others count nowhere.
+        average_precision: average precision of each probe in [0, 1], ``[n]``.
+        inverse_negative_penalty: number of matches over the position of the last (Ye et al. 2021), ``[n]``.
+        valid: whether a probe has a match, ``[n]``. Other probes are ignored.
     """
 
     match_rank: Tensor
@@ -85,19 +85,19 @@ class Ranking:
     valid: Tensor
 
     def rank(self, k: int) -> float:
-        """Share of probes, in percent, with a correct sequence among the first k."""
+        """Return the share of probes with a correct sequence among the first k, in percent."""
         return self._mean((self.match_rank < k).float())
 
     def mean_average_precision(self) -> float:
-        """MAP in percent."""
+        """Return mAP in percent."""
         return self._mean(self.average_precision)
 
     def mean_inverse_negative_penalty(self) -> float:
-        """Give mINP in percent."""
+        """Return mINP in percent."""
         return self._mean(self.inverse_negative_penalty)
 
     def cmc(self, longest: int = 20) -> list[float]:
-        """Cumulative match characteristic: rank-1 to rank-`longest` in percent."""
+        """Return the cumulative match characteristic: rank-1 to rank-`longest` in percent."""
         return [self.rank(k) for k in range(1, longest + 1)]
 
     def _mean(self, values: Tensor) -> float:
@@ -111,19 +111,19 @@ def rank_gallery(distances: Tensor, matches: Tensor, admitted: Tensor | None = N
     OpenGait's and the re-identification evaluators.
 
     Args:
-        distances: ``[n, m]``.
-        matches: whether probe and gallery are of the same identity, bool ``[n, m]``.
-        admitted: whether the gallery sequence may be compared with the probe; None admits all.
+        distances: distances ``[n, m]``.
+        matches: whether probe and gallery sequence show the same identity, bool ``[n, m]``.
+        admitted: whether the gallery sequence can be compared with the probe, bool ``[n, m]``; None for all.
     """
     if admitted is not None:
         distances, matches = distances.masked_fill(~admitted, torch.inf), matches & admitted
     order = distances.argsort(dim=1, stable=True)
     hits = matches.gather(1, order)
-    found = hits.cumsum(1)
+    hits_so_far = hits.cumsum(1)
     total = hits.sum(1)
     valid = total > 0
     positions = torch.arange(1, hits.shape[1] + 1, device=hits.device)
-    precision = (found / positions * hits).sum(1) / total.clamp_min(1)
+    precision = (hits_so_far / positions * hits).sum(1) / total.clamp_min(1)
     last_hit = (positions * hits).amax(1)
     return Ranking(
         match_rank=hits.int().argmax(1),
@@ -134,21 +134,21 @@ def rank_gallery(distances: Tensor, matches: Tensor, admitted: Tensor | None = N
 
 
 def single_shot_rank1(distances: Tensor, labels: Tensor, probes: Tensor | None = None) -> float:
-    """Rank-1 in percent, expected over all galleries with one sequence of each identity.
+    """Return the expected rank-1 in percent over all galleries with one sequence of each identity.
 
-    A sequence q is recognised by a gallery sequence p of its identity where the one sequence of every other
-    identity is farther away. If those are drawn at random, the probability is ``Π_j share_j(q, p)``, with
-    share_j the share of identity j's sequences that are farther from q than p is. The mean over all (q, p) is
-    exact, has no steps of one probe, and saturates later than rank-1 against all sequences: a few identities
-    tell networks apart.
+    A gallery sequence p recognises a sequence q of its identity if the sequences of all other identities are
+    farther away. If these are drawn at random, the probability is ``Π_j share_j(q, p)``. Here share_j is the
+    share of identity j's sequences that are farther from q than p. The result is the exact mean over all
+    (q, p). It changes continuously and saturates later than rank-1 against all sequences, so that a few
+    identities suffice to compare networks.
 
     Args:
-        distances: ``[n, n]``.
-        labels: identities, ``[n]``; at least two.
-        probes: which sequences are recognised, bool ``[n]``; None takes all. The others are in galleries.
+        distances: distances ``[n, n]``.
+        labels: identities ``[n]``, at least two different ones.
+        probes: whether a sequence is a probe, bool ``[n]``; None for all. The others are only in galleries.
 
     Returns:
-        NaN where no identity has two sequences.
+        Rank-1 in percent; NaN if no identity has two sequences.
     """
     identities = labels.unique()
     member = (labels[None] == identities[:, None]).double()
@@ -177,9 +177,9 @@ def concatenate_rankings(rankings: list[Ranking]) -> Ranking:
 
 
 def embedding_sqnr(reference: Tensor, other: Tensor) -> float:
-    """Signal to quantization noise ratio in dB: the reference's energy over that of the difference.
+    """Return the SQNR in dB: energy of the reference over energy of the difference.
 
-    Equal embeddings give `LARGEST_SQNR`, so that the figure stays finite.
+    Equal embeddings give `LARGEST_SQNR`, so that the result is finite.
     """
     noise = (reference.double() - other.double()).square().sum()
     signal = reference.double().square().sum()
@@ -188,7 +188,7 @@ def embedding_sqnr(reference: Tensor, other: Tensor) -> float:
 
 
 def embedding_cosine(reference: Tensor, other: Tensor) -> Tensor:
-    """Cosine between whole embeddings, all parts together: ``[n, ...]`` twice to ``[n]``."""
+    """Return the cosines ``[n]`` between embeddings ``[n, ...]``, with all parts as one vector."""
     return torch.nn.functional.cosine_similarity(
         reference.flatten(1).double(), other.flatten(1).double(), dim=1
     )

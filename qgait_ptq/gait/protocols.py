@@ -1,7 +1,7 @@
-"""Evaluation protocols: who is in the gallery, who is a probe, and what is averaged.
+"""Evaluation protocols: the choice of gallery and probes, and the averages.
 
-Rules as in OpenGait's evaluator. A protocol is data: a table of conditions; `evaluate_embeddings` is the
-one function that obeys all of them.
+The rules are those of OpenGait's evaluator. A protocol is a table of conditions. `evaluate_embeddings`
+computes all protocols.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Protocol:
     """Gallery and probes of a data set, by shell patterns over conditions.
 
     Attributes:
-        name: as on the command line.
+        name: name of the protocol for ``--protocol``.
         gallery: patterns of the gallery's conditions.
-        probes: name of a probe set → patterns of its conditions.
-        per_view_pair: rank-1 is the mean over all pairs of a probe view and another gallery view; else one
-            ranking over the whole gallery.
-        listed_probes: the partition lists the probes as ``subject-type-view`` (``PROBE_SET``); all other
-            test sequences are the gallery.
+        probes: patterns of each probe set's conditions, by the name of the set.
+        per_view_pair: whether rank-1 is the mean over all pairs of a probe view and another gallery view.
+            Otherwise each probe is ranked in the complete gallery.
+        listed_probes: whether the partition lists the probes as ``subject-type-view`` (``PROBE_SET``). All
+            other test sequences are the gallery.
     """
 
     name: str
@@ -63,13 +63,13 @@ PROTOCOLS = {
 
 
 def get_protocol(name: str) -> Protocol:
-    """Look a protocol up.
+    """Return the protocol of a name.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: the name is unknown.
     """
     if name not in PROTOCOLS:
-        raise ConfigError(f"no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
+        raise ConfigError(f"unknown protocol {name!r}; choose one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
 
 
@@ -78,8 +78,9 @@ class IdentityAccuracy:
     """Accuracy of one identity's probes, in percent.
 
     Attributes:
-        rank1: mean over its probe sets of the mean over its probes; of a probe, the mean over gallery views.
-        average_precision: mean over its probes.
+        rank1: mean over its probe sets of the mean over probes. For one probe, it is the mean over gallery
+            views.
+        average_precision: mean average precision over its probes.
     """
 
     rank1: float
@@ -91,13 +92,13 @@ class Accuracy:
     """Recognition accuracy in percent.
 
     Attributes:
-        rank1: probe set → rank-1, and their ``mean``.
-        rank5: the same for rank-5, over one whole gallery.
-        rank10: the same for rank-10.
-        mean_average_precision: over all probes.
-        mean_inverse_negative_penalty: over all probes.
+        rank1: rank-1 of each probe set, and their ``mean``.
+        rank5: rank-5 of each probe set against the complete gallery, and their ``mean``.
+        rank10: rank-10 of each probe set against the complete gallery, and their ``mean``.
+        mean_average_precision: mAP over all probes.
+        mean_inverse_negative_penalty: mINP over all probes.
         cmc: rank-1 to rank-20 over all probes.
-        identities: what each identity's probes contribute, for paired comparisons.
+        identities: accuracy of each identity's probes, for paired comparisons.
     """
 
     rank1: dict[str, float]
@@ -109,7 +110,7 @@ class Accuracy:
     identities: dict[str, IdentityAccuracy] = field(default_factory=dict)
 
     def to_report(self) -> dict[str, Any]:
-        """The keys of ``report.json``."""
+        """Return the accuracy with the keys of ``report.json``."""
         return {
             "rank1": self.rank1,
             "rank5": self.rank5,
@@ -151,7 +152,7 @@ class TestSet:
 
     @property
     def all_probes(self) -> list[int]:
-        """Probes of all sets, in order."""
+        """Return the probes of all sets, in order."""
         return [index for indices in self.probes.values() for index in indices]
 
 
@@ -159,18 +160,19 @@ def make_test_set(data: GaitDataset, protocol: Protocol, listed_probes: Sequence
     """Divide a data set into gallery and probes.
 
     Args:
-        data: the test sequences.
-        protocol: the rules.
-        listed_probes: ``subject-type-view`` names, for a protocol that wants them.
+        data: test sequences.
+        protocol: protocol to apply.
+        listed_probes: names ``subject-type-view`` of the probes, for a protocol with `listed_probes`.
 
     Raises:
-        DataError: no gallery, no probe, only one identity, or no probe whose identity is in the gallery.
+        DataError: there is no gallery, no probe, only one identity, or no probe whose identity is in the
+            gallery.
     """
     records = data.records
     if protocol.listed_probes:
         listed = set(listed_probes)
         if not listed:
-            raise DataError(f"protocol {protocol.name} needs PROBE_SET in the partition file")
+            raise DataError(f"protocol {protocol.name} needs the list PROBE_SET in the partition file")
         probes = {"all": [i for i, r in enumerate(records) if r.name.replace("/", "-") in listed]}
         chosen = set(probes["all"])
         gallery = [i for i in range(len(records)) if i not in chosen]
@@ -190,17 +192,17 @@ def evaluate_embeddings(
     metric: Metric = "euclidean",
     known: Tensor | None = None,
 ) -> Accuracy:
-    """Accuracy of embeddings under a protocol.
+    """Compute the accuracy of embeddings under a protocol.
 
-    Where the protocol compares view pairs, rank-1 of a probe set is the mean over all (probe view, gallery
-    view) pairs of different views, and mAP and mINP rank each probe against the gallery of the other views.
+    If the protocol compares pairs of views, rank-1 of a probe set is the mean over all pairs of different
+    probe and gallery views. mAP and mINP then rank each probe against the gallery of the other views.
 
     Args:
-        embeddings: of all records, ``[n, c, p]``.
-        records: their labels.
-        test_set: gallery and probes among them.
-        metric: distance of two parts.
-        known: what the gallery was embedded with, where that was another network, ``[n, c, p]``; None takes
+        embeddings: embeddings of all records, ``[n, c, p]``.
+        records: records of the embeddings.
+        test_set: gallery and probes, as indices of records.
+        metric: distance between embeddings.
+        known: embeddings ``[n, c, p]`` for the gallery if another network embedded it; None for
             `embeddings`.
     """
     gallery = [records[i] for i in test_set.gallery]
@@ -212,7 +214,7 @@ def evaluate_embeddings(
     gallery_embeddings = (embeddings if known is None else known)[test_set.gallery]
     rankings: dict[str, Ranking] = {}
     rank1: dict[str, float] = {}
-    firsts: dict[str, tuple[Tensor, Tensor]] = {}  # probe set → whose each probe is, and whether it is found
+    firsts: dict[str, tuple[Tensor, Tensor]] = {}  # probe set → subject of each probe, and rank-1
     for name, indices in test_set.probes.items():
         subject = torch.tensor([subjects[records[i].subject] for i in indices])
         view = torch.tensor([view_index[records[i].view] for i in indices])
@@ -238,8 +240,8 @@ def evaluate_embeddings(
 def _by_identity(
     rankings: dict[str, Ranking], firsts: dict[str, tuple[Tensor, Tensor]], names: list[str]
 ) -> dict[str, IdentityAccuracy]:
-    """Accuracy of each identity that has a probe with a match."""
-    found = {}
+    """Return the accuracy of each identity that has a probe with a match."""
+    by_name = {}
     for number, name in enumerate(names):
         ranks, precisions = [], []
         for probe_set, (subject, first) in firsts.items():
@@ -249,8 +251,8 @@ def _by_identity(
                 precisions.append(rankings[probe_set].average_precision[own].double())
         if ranks:
             precision = 100 * float(torch.cat(precisions).mean())
-            found[name] = IdentityAccuracy(sum(ranks) / len(ranks), precision)
-    return found
+            by_name[name] = IdentityAccuracy(sum(ranks) / len(ranks), precision)
+    return by_name
 
 
 def _summarise(
@@ -273,9 +275,9 @@ def _summarise(
 
 
 def _nearest_per_view(distances: Tensor, matches: Tensor, gallery_view: Tensor, views: int) -> Tensor:
-    """Whether the nearest gallery sequence of each view is of the probe's identity: ``[n, views]``.
+    """Return whether the nearest gallery sequence of each view shows the probe's identity: ``[n, views]``.
 
-    NaN where the gallery has no sequence of that view.
+    The value is NaN if the gallery has no sequence of the view.
     """
     correct = torch.full((len(distances), views), torch.nan)
     for view in range(views):
@@ -287,7 +289,7 @@ def _nearest_per_view(distances: Tensor, matches: Tensor, gallery_view: Tensor, 
 
 
 def _mean_over_view_pairs(correct: Tensor, probe_view: Tensor, views: int) -> float:
-    """Mean of rank-1, in percent, over the pairs of different views; each pair counts the same."""
+    """Return the mean rank-1 in percent over the pairs of different views, with equal weights."""
     accuracy = torch.full((views, views), torch.nan, dtype=torch.float64)
     for view in probe_view.unique():
         accuracy[view] = correct[probe_view == view].double().mean(0)
@@ -302,13 +304,13 @@ def _select(records: Sequence[SequenceRecord], patterns: tuple[str, ...]) -> lis
 def _check(test_set: TestSet, records: Sequence[SequenceRecord]) -> None:
     name = test_set.protocol.name
     conditions = sorted({r.condition for r in records})
-    seen = f"the data have the conditions {', '.join(conditions[:8])}"
+    present = f"the data have the conditions {', '.join(conditions[:8])}"
     if not test_set.gallery:
-        raise DataError(f"protocol {name}: no gallery sequence ({test_set.protocol.gallery}); {seen}")
+        raise DataError(f"protocol {name}: no gallery sequence ({test_set.protocol.gallery}); {present}")
     if not test_set.all_probes:
-        raise DataError(f"protocol {name}: no probe sequence ({test_set.protocol.probes}); {seen}")
+        raise DataError(f"protocol {name}: no probe sequence ({test_set.protocol.probes}); {present}")
     if len({r.subject for r in records}) < 2:
-        raise DataError(f"protocol {name}: one identity only; ranking needs at least two")
+        raise DataError(f"protocol {name}: the data have one identity only; ranking needs at least two")
     gallery_views: dict[str, set[str]] = {}
     for index in test_set.gallery:
         gallery_views.setdefault(records[index].subject, set()).add(records[index].view)

@@ -1,4 +1,4 @@
-"""Edits of an ONNX graph that leave nothing behind."""
+"""Edits of an ONNX graph that leave no unused nodes or initializers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from onnx import helper
 
 
 def make_node(operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> onnx.NodeProto:
-    """Return a node of one output, named ``output.operator``."""
+    """Return a node with one output, named ``output.operator``."""
     return helper.make_node(operator, inputs, [output], name=f"{output}.{operator}", **attributes)
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
-    """Put nodes in place of a graph's; those that lead to no output are left out.
+    """Replace the nodes of a graph.
 
-    Initializers that nothing reads any more go, too.
+    Nodes that lead to no output are left out, and unused initializers are removed.
 
     Args:
-        graph: changed in place.
-        nodes: all nodes that it has afterwards, in topological order.
+        graph: graph to change in place.
+        nodes: all new nodes, in topological order.
     """
     used = {value.name for value in graph.output}
     kept: list[onnx.NodeProto] = []
@@ -36,7 +36,7 @@ def replace_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> No
 
 
 def replace_reads(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
-    """Let nodes read another tensor wherever they read one."""
+    """Replace the input `old` of nodes by `new`."""
     for node in nodes:
         for index, name in enumerate(node.input):
             if name == old:

@@ -1,4 +1,4 @@
-"""OnnxGraph: the nodes of an ONNX model, who gives and who reads each tensor, and the stored tensors."""
+"""OnnxGraph: nodes of an ONNX model, producers and consumers of tensors, and stored tensors."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ ONNX_DOMAINS = ("", "ai.onnx")
 
 
 class OnnxGraph:
-    """A model's graph, indexed once. It is a snapshot: make a new one after nodes were added or removed.
+    """An index of a model's graph. It is a snapshot: make a new one after nodes were added or removed.
 
-    The view follows nothing by itself and decodes a stored tensor only when it is asked for. So it can be
-    made of a damaged graph; reading one may raise any exception, see `runtime.written_file.refuse_damage`.
+    A stored tensor is decoded on first access, so the index of a damaged graph can be made. Reading a damaged
+    graph can raise any exception, see `runtime.written_file.refuse_damage`.
 
     Attributes:
-        nodes: in the order of the file.
-        inputs: name → declaration of a graph input.
+        nodes: nodes in the order of the file.
+        inputs: declarations of the graph inputs, by name.
         outputs: names of the graph outputs.
-        initializers: name → stored tensor.
-        constants: name → the stored tensor as an array of its own shape and type.
-        opset: version of the ONNX operators; 0 where the model names none.
+        initializers: stored tensors, by name.
+        constants: stored tensors as arrays of their shape and type, by name.
+        opset: version of the ONNX operators; 0 if the model names none.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -44,28 +44,28 @@ class OnnxGraph:
                 self._consumers.setdefault(name, []).append(node)
 
     def nodes_of(self, *operators: str) -> Iterator[onnx.NodeProto]:
-        """Nodes of some operators, in the order of the file."""
+        """Return the nodes of some operators, in the order of the file."""
         return (node for node in self.nodes if node.op_type in operators)
 
     def producer(self, name: str) -> onnx.NodeProto | None:
-        """The node that gives a tensor; None for inputs, stored tensors and ``""``."""
+        """Return the node that computes a tensor; None for inputs, stored tensors and ``""``."""
         return self._producers.get(name)
 
     def consumers(self, name: str) -> list[onnx.NodeProto]:
-        """The nodes that read a tensor; one that reads it twice is listed twice."""
+        """Return the nodes that read a tensor. A node that reads it twice is listed twice."""
         return list(self._consumers.get(name, ()))
 
     def only_consumer(self, name: str) -> onnx.NodeProto | None:
-        """The node that reads a tensor, if there is exactly one and it reads it once."""
+        """Return the only node that reads a tensor; None if it is read more than once or never."""
         consumers = self._consumers.get(name, ())
         return consumers[0] if len(consumers) == 1 else None
 
     def initializer(self, name: str, through: Collection[str] = ()) -> onnx.TensorProto | None:
-        """The stored tensor of a name; None where it is computed.
+        """Return the stored tensor of a name; None if it is computed.
 
         Args:
-            name: of a tensor.
-            through: operators, such as Cast, behind one of which the tensor may also stand.
+            name: name of the tensor.
+            through: operators, such as Cast, of which one can be between the stored tensor and the name.
         """
         producer = self.producer(name)
         if producer is not None and producer.op_type in through:
@@ -73,12 +73,12 @@ class OnnxGraph:
         return self.initializers.get(name)
 
     def rank(self, name: str) -> int | None:
-        """Count of axes of an inner tensor; None where the model holds no shape of it."""
+        """Return the number of axes of an inner tensor; None if the model does not have its shape."""
         return self._ranks.get(name)
 
 
 class _Constants(Mapping[str, NDArray[Any]]):
-    """Stored tensors as arrays, each decoded once."""
+    """Stored tensors as arrays. Each is decoded once."""
 
     def __init__(self, initializers: Mapping[str, onnx.TensorProto]) -> None:
         self._initializers = initializers
@@ -93,7 +93,7 @@ class _Constants(Mapping[str, NDArray[Any]]):
         return name in self._initializers
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The array of a name, or the default; a damaged tensor is no missing one, but raises."""
+        """Return the array of a name, or the default. A damaged tensor raises an error."""
         if name not in self._initializers:
             return default
         return self[name]
@@ -106,14 +106,14 @@ class _Constants(Mapping[str, NDArray[Any]]):
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """The value of a node's attribute as a Python object, or the default where the node has none.
+    """Return a node's attribute as a Python object, or the default if the node does not have it.
 
-    Of two with one name the last one counts, as in onnxruntime.
+    If several attributes have the name, the last one counts, as in onnxruntime.
 
     Raises:
         ValueError: the attribute's type is unknown.
     """
-    for found in reversed(node.attribute):
-        if found.name == name:
-            return helper.get_attribute_value(found)
+    for entry in reversed(node.attribute):
+        if entry.name == name:
+            return helper.get_attribute_value(entry)
     return default

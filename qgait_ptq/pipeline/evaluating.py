@@ -1,4 +1,4 @@
-"""The last stages: embeddings of the test sequences, what they are worth, and the speed of the file."""
+"""The last stages: embeddings of the test sequences, their accuracy, and the speed of the file."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ SPEED_ROUNDS, SPEED_SECONDS = 5, 0.05
 
 
 class Evaluate(Stage):
-    """Embed the test sequences with the float network, the simulation and the file, and judge them."""
+    """Embed the test sequences with the float network, the simulation and the file, and measure accuracy."""
 
     name = "evaluation"
 
     def steps(self, state: State) -> int:
-        """One for each sequence."""
+        """Return the number of test sequences."""
         return len(state.given.test)
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Give ``embeddings``; record ``accuracy``, ``comparison`` and ``agreement``.
+        """Set ``embeddings``; record ``accuracy``, ``comparison`` and ``agreement``.
 
-        Of the whole network, where only a part of it is captured.
+        If only a submodule is captured, the embeddings are those of the whole network.
 
         Raises:
-            CalibrationError: ranking has collapsed, or the float network does not rank.
+            CalibrationError: the ranking has collapsed, or the float network does not rank.
         """
         embedded = embed_taken(
             state.given.test,
@@ -67,12 +67,12 @@ class Evaluate(Stage):
 
 
 class MeasureSpeed(Stage):
-    """Take a short look at the speed; `qgait-ptq bench` looks longer."""
+    """Measure the speed briefly. `qgait-ptq bench` measures longer."""
 
     name = "speed"
 
     def wanted(self, state: State) -> bool:
-        """Where the file's own runtime is at hand."""
+        """Return whether a runtime of the target is installed."""
         return state.runtime in state.target.runtimes
 
     def apply(self, state: State, advance: Advance = nothing) -> State:

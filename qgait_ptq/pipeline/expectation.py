@@ -1,4 +1,4 @@
-"""What a run will take, before it runs: the size of the file and the time of the stages."""
+"""Estimates before a run: the size of the file and the time of the stages."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from qgait_ptq.placement.planning import REPORTED_FRAMES
 from qgait_ptq.targets.target import Target
 
 INT4_BITS, FLOAT_BITS = 4, 32
-GRAPH_BYTES, LAYER_BYTES = 8_000, 1_500  # of a file's nodes, names and metadata
-# Seconds of a stage in runs of the float network over the same frames, as seen with GaitBase-small and
-# GaitBase on 2 cores; they differ by half between machines and networks.
+GRAPH_BYTES, LAYER_BYTES = 8_000, 1_500  # nodes, names and metadata of a file
+# Time of each stage, in units of one float run over the same frames. Measured with GaitBase-small and
+# GaitBase on 2 cores; other machines and networks differ by about half.
 RANGES, ROUNDING, LEARNING_STEP, BLOCK_STEP = 1.6, 6.0, 5.0, 0.8
 EXPORT_SECONDS = 15.0
 NETWORKS_EVALUATED = 3  # float, simulation, file
@@ -26,11 +26,11 @@ NETWORKS_EVALUATED = 3  # float, simulation, file
 
 @dataclass(frozen=True)
 class Expectation:
-    """What is expected of a run.
+    """Estimates for a run.
 
     Attributes:
-        file_bytes: of the written file, within some percent.
-        seconds: stage → seconds, within a factor of two.
+        file_bytes: size of the file in bytes, accurate to a few percent.
+        seconds: time of each stage by its name, accurate to a factor of two.
     """
 
     file_bytes: int
@@ -38,7 +38,7 @@ class Expectation:
 
     @property
     def total_seconds(self) -> float:
-        """Of all stages."""
+        """Return the time of all stages together."""
         return sum(self.seconds.values())
 
 
@@ -51,16 +51,16 @@ def expect(
     sequences: tuple[int, int],
     device: torch.device,
 ) -> Expectation:
-    """Expect from one run of the network how long all stages take.
+    """Estimate the file size and the time of all stages from one timed run of the network.
 
     Args:
-        config: what is done.
-        captured: the network's capture.
-        network: the planned float graph.
-        layers: of it.
-        target: of the file.
-        sequences: how many there are to calibrate with, and to test with.
-        device: where it runs.
+        config: settings of the run.
+        captured: capture of the network.
+        network: float graph with annotations.
+        layers: layers of the graph.
+        target: target of the file.
+        sequences: numbers of calibration sequences and of test sequences.
+        device: device of the run.
     """
     frame = _seconds_of_frames(captured, network, device) / REPORTED_FRAMES
     calibrating = min(config.calibration_sequences, sequences[0])
@@ -83,7 +83,7 @@ def expect(
 
 
 def expected_bytes(layers: Iterable[LayerPlan], target: Target) -> int:
-    """Bytes of the file: weights as they are stored, and what nodes and scales take."""
+    """Return the estimated size of the file in bytes: stored weights, nodes and scales."""
     weights = {layer.weight: layer for layer in layers}.values()
     stored = sum(layer.parameters * _stored_bits(layer.weight_bits, target) / 8 for layer in weights)
     return round(stored) + GRAPH_BYTES + LAYER_BYTES * len(weights)

@@ -1,4 +1,4 @@
-"""The stages behind calibration: errors of layers, the file, and its parity with the simulation."""
+"""The stages after calibration: errors of layers, the file, and its parity with the simulation."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ PARITY_SEQUENCES, SQNR_SEQUENCES = 50, 8
 
 
 class MeasureLayers(Stage):
-    """Say how large the error of each layer is."""
+    """Measure the error of each layer."""
 
     name = "layer errors"
 
     def steps(self, state: State) -> int:
-        """One for each sequence."""
+        """Return the number of sequences."""
         return min(SQNR_SEQUENCES, len(state.data.calibration))
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Record ``sqnr``: layer → dB."""
+        """Record ``sqnr``: the SQNR of each layer's output in dB."""
         few = state.data.calibration.choose(SQNR_SEQUENCES, state.config.seed)
         network = state.network
         quantized = state.quantized
@@ -59,15 +59,15 @@ class MeasureLayers(Stage):
 
 
 class Export(Stage):
-    """Write the model for the runtime, right at every size that it declares; what it is not is pinned."""
+    """Export the file. A dimension at which it would be wrong is fixed in the file."""
 
     name = "export"
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Give ``file``, and ``captured`` with the sizes that are free in it.
+        """Set ``file``, and ``captured`` with the dimensions that stay free in it.
 
         Raises:
-            ExportError: it is wrong even where batch size and frame count are fixed, or too large.
+            ExportError: the file is wrong even with fixed batch size and frame count, or it is too large.
         """
         captured, model, session, notes = _export(state)
         state = replace(state, maybe_captured=captured)
@@ -78,31 +78,31 @@ class Export(Stage):
 
 
 class CheckParity(Stage):
-    """Compare the file with the simulation on test sequences, and look for layers in float."""
+    """Compare the file with the simulation on test sequences, and find layers without an integer kernel."""
 
     name = "parity"
 
     def steps(self, state: State) -> int:
-        """One for each sequence."""
+        """Return the number of sequences."""
         return min(PARITY_SEQUENCES, len(state.data.test))
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
         """Record ``parity`` and ``slow_layers``.
 
         Raises:
-            ExportError: they do not agree.
+            ExportError: file and simulation do not agree.
         """
         file = state.file
         quantized = state.quantized
         chosen = state.data.test.choose(PARITY_SEQUENCES, state.config.seed)
         parity = check_parity(state, taken_batches(state, chosen, advance))
         integer = [layer.name for layer in list_layers(quantized) if layer.integer]
-        look = ONNXRUNTIME in state.target.runtimes
-        slow = layers_without_integer_kernel(file.model.SerializeToString(), integer) if look else []
+        checkable = ONNXRUNTIME in state.target.runtimes
+        slow = layers_without_integer_kernel(file.model.SerializeToString(), integer) if checkable else []
         if parity.single_cosine_min < 1:
             state = state.noting(
-                f"this network amplifies rounding: file and simulation agree by a cosine of "
-                f"{parity.cosine_min:.4f} at worst, the simulation in float32 and in float64 by "
+                "this network amplifies rounding: the lowest cosine between file and simulation is "
+                f"{parity.cosine_min:.4f}, between the simulation in float32 and in float64 "
                 f"{parity.single_cosine_min:.4f}"
             )
         if slow:
@@ -146,22 +146,22 @@ def to_onnx(state: State, *, quantized: bool = True) -> onnx.ModelProto:
 
 
 def check_budget(state: State) -> None:
-    """Check that the file is as small as was asked for.
+    """Check that the file is within the budget.
 
     Raises:
-        ExportError: it is not: sizes were estimated too low.
+        ExportError: the file is larger, because its size was estimated too low.
     """
     limit = state.config.budget.size_mb if state.config.budget else None
     size = state.file.model.ByteSize()
     if limit is not None and size > limit * 1e6:
         raise ExportError(
             f"the file has {size / 1e6:.4f} MB, more than the budget of {limit:g} MB and more than "
-            "estimated; ask for a slightly smaller file"
+            "estimated; set a slightly smaller budget"
         )
 
 
 def _export(state: State) -> tuple[Capture, onnx.ModelProto, Session, list[str]]:
-    """The capture with the sizes that the file is right at, the file, its session, and what to tell."""
+    """Return the capture with the dimensions that stay free, the file, its session, and notes."""
     quantized = state.quantized
     captured = state.captured
     simulation, clips = Simulation.of(quantized, state.device), _clips(state, captured)
@@ -181,15 +181,17 @@ def _export(state: State) -> tuple[Capture, onnx.ModelProto, Session, list[str]]
             break
         captured = captured.pin(wrong)
         clips = _clips(state, captured)
-        notes += pinned_notes(captured, wrong, "the file would be wrong at another")
-    raise ExportError("the file differs from the simulation even where its batch and frames are fixed")
+        notes += pinned_notes(captured, wrong, "at another, the file differs from the simulation")
+    raise ExportError("the file differs from the simulation even at a fixed batch size and frame count")
 
 
 def _refuse_wrong_kernels(state: State, clips: Tensor, model: onnx.ModelProto, session: Session) -> None:
-    """Name the layer whose integers onnxruntime computes wrong: no size of the input is to blame then.
+    """Check that onnxruntime computes the integers of each layer correctly.
+
+    A wrong kernel explains a difference from the simulation; then no dimension needs to be fixed.
 
     Raises:
-        ExportError: there is one.
+        ExportError: a layer is wrong; the text names it.
     """
     if state.runtime != ONNXRUNTIME or ONNXRUNTIME not in state.target.runtimes:
         return
@@ -200,23 +202,23 @@ def _refuse_wrong_kernels(state: State, clips: Tensor, model: onnx.ModelProto, s
         raise ExportError(
             f"onnxruntime {onnxruntime.__version__} computes wrong integers on this processor, "
             f"{describe_processor()}: {wrong.differing} of {wrong.values} bytes of {wrong.node} "
-            f"({wrong.operator}) differ from the exact sums; use another version of onnxruntime"
+            f"({wrong.operator}) differ from the exact sums; install another version of onnxruntime"
         )
 
 
 def _table_notes(state: State, model: onnx.ModelProto) -> list[str]:
-    """Say where a bit was spared for nothing."""
-    wanted = state.config.input_bits == 1 and FIRST_LAYER_TABLE.name in state.target.onnx_passes
-    if not wanted or layers_in_tables(model.graph):
+    """Return a note if the 1-bit input does not make the file faster or smaller."""
+    expected = state.config.input_bits == 1 and FIRST_LAYER_TABLE.name in state.target.onnx_passes
+    if not expected or layers_in_tables(model.graph):
         return []
     return [
-        "input_bits is 1, but no layer is looked up in a table: none that reads the input is a convolution "
-        f"of one channel with at most {LARGEST_KERNEL} values (3×3)"
+        "input_bits is 1, but no layer is computed by table look-up: that needs a convolution that reads "
+        f"the input, has one channel and at most {LARGEST_KERNEL} kernel values (3×3)"
     ]
 
 
 def _streams(state: State, model: onnx.ModelProto, session: Session) -> bool:
-    """Whether the file gives the same for a sequence in pieces."""
+    """Return whether the file gives the same embedding for a sequence that is streamed in chunks."""
     captured = state.captured
     if ONNXRUNTIME not in state.target.runtimes or captured.frame_counts != ANY_FRAME_COUNT:
         return False
@@ -224,7 +226,7 @@ def _streams(state: State, model: onnx.ModelProto, session: Session) -> bool:
 
 
 def _clips(state: State, captured: Capture) -> Tensor:
-    """Test sequences as a batch ``[n, s, h, w]`` of the largest sizes that captures are checked at."""
+    """Return test sequences as a batch ``[n, s, h, w]`` of the largest sizes that captures are checked at."""
     batch, frames = (max(sizes) for sizes in zip(*captured.sizes, strict=True))
     chosen = state.data.test.choose(batch, state.config.seed)
     clips = [network_batch(silhouettes, about, captured.frame_shape, frames) for silhouettes, about in chosen]

@@ -1,4 +1,4 @@
-"""The stages before calibration, and those that decide by held-out identities."""
+"""The stages before calibration, and the stages that decide by held-out identities."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ from qgait_ptq.verification.kernel_check import check_kernels
 
 
 class TakeSubmodule(Stage):
-    """Take one module out of the network; what follows is for it, and the rest stays in float."""
+    """Take a submodule out of the network. Later stages quantize it, and the rest stays in float."""
 
     name = "submodule"
 
     def wanted(self, state: State) -> bool:
-        """Where one is named."""
+        """Return whether a submodule is named."""
         return state.source.submodule is not None
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Give ``submodule``, its ``data`` and its ``config``.
+        """Set ``submodule``, its ``data`` and its ``config``.
 
         Raises:
-            ConfigError: there is no such module, or a setting needs the whole network.
-            CaptureError: the module's inputs and outputs cannot be told.
+            ConfigError: the network has no such module, or a setting needs the whole network.
+            CaptureError: the inputs and outputs of the module cannot be determined.
         """
         source = state.source
         name = present(source.submodule)
         config = submodule_config(state.config)
         part = take_submodule(source.model, name, state.given, state.device, source.frames, source.output)
         return replace(state, config=config, submodule=part, data=part.data).noting(
-            f"only {name} is captured and quantized; the rest of the network stays as it is, in float"
+            f"only {name} is captured and quantized; the rest of the network stays in float"
         )
 
 
 class CaptureNetwork(Stage):
-    """Capture the network as a graph, simplify it, and say where its quantizers stand."""
+    """Capture the network as a graph, simplify it, and annotate it."""
 
     name = "capture"
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Give ``captured`` and ``network``.
+        """Set ``captured`` and ``network``.
 
         Raises:
             CaptureError: the network cannot be captured.
@@ -97,46 +97,46 @@ class CheckOperators(Stage):
 
 
 class CheckKernels(Stage):
-    """Try a layer of the network in the runtime on this processor, before anything is calibrated."""
+    """Run a layer of the network in the runtime on this processor, before calibration."""
 
     name = "kernels"
 
     def wanted(self, state: State) -> bool:
-        """Where the file's own runtime is at hand."""
+        """Return whether a runtime of the target is installed."""
         return state.runtime in state.target.runtimes
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Give the state as it is.
+        """Return the same state.
 
         Raises:
-            ExportError: the runtime computes wrong integers here.
+            ExportError: the runtime computes wrong integers on this processor.
         """
         check_kernels(integer_layers(state.network), state.runtime)
         return state
 
 
 class ToDevice(Stage):
-    """Bring the planned network to the device."""
+    """Move the annotated network to the device."""
 
     name = "device"
 
     def wanted(self, state: State) -> bool:
-        """Where the device is none that the network is on already."""
+        """Return whether the device is another than the CPU, where networks are captured."""
         return state.device.type != "cpu"
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Give another ``network``."""
+        """Set ``network`` to a copy on the device."""
         network = copy.deepcopy(state.network)
         return replace(state, maybe_network=to_device(network, state.device))
 
 
 class ChooseWidths(CompoundStage):
-    """Give each layer its width, where a budget or an accuracy is asked for."""
+    """Choose the width of each layer for a budget or an accuracy."""
 
     name = "choice of widths"
 
     def wanted(self, state: State) -> bool:
-        """Where one is asked for."""
+        """Return whether a budget or an accuracy is set."""
         return state.config.budget is not None or state.config.needs_held_out
 
     def run(self, state: State, progress: Progress) -> State:
@@ -152,12 +152,12 @@ class ChooseWidths(CompoundStage):
 
 
 class KeepAccuracy(CompoundStage):
-    """Run the learning stages, and undo them where the accuracy that was asked for would be lost."""
+    """Run IDC and fine-tuning, and revert them if they reduce held-out rank-1 below the goal."""
 
     name = "held-out accuracy"
 
     def run(self, state: State, progress: Progress) -> State:
-        """Return the learned state, or the one before if too much accuracy is lost."""
+        """Return the trained state, or the state before training if too much accuracy is lost."""
         learned = run_stages(LEARNING, state, progress)
         if not state.config.needs_held_out:
             return learned
@@ -175,7 +175,7 @@ class KeepAccuracy(CompoundStage):
 
 
 def pinned_notes(captured: Capture, axes: set[int], why: str) -> list[str]:
-    """Say which sizes the file takes only."""
+    """Return a note for each dimension that is fixed in the file."""
     sizes = ((BATCH_AXIS, "batch size", captured.batch), (FRAME_AXIS, "frame count", captured.frames))
     return [
         f"the network is taken with a {name} of {size} only: {why}"

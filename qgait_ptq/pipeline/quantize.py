@@ -1,4 +1,4 @@
-"""`quantize`: the list of stages from a network to its result, and its four parts by themselves."""
+"""`quantize`: the list of stages from a network to its result, as a whole and in four steps."""
 
 from __future__ import annotations
 
@@ -65,37 +65,41 @@ def quantize(
     """Quantize a trained gait network.
 
     Args:
-        model: takes silhouettes ``[n, s, h, w]`` in [0, 1] and gives the embedding ``[n, c, p]`` or
-            ``[n, c]``; another convention needs an adapter around it (`qgait_ptq.gait.adapters`).
-        data: a `GaitData` with gallery and probes, or a `GaitDataset` or (sequence, label) pairs, for which
-            the report holds agreement with float instead of accuracy. None takes the synthetic walkers.
-        config: None is W8A8.
-        device: ``auto`` takes a GPU where there is one; ``cpu``, ``cuda``.
-        frames: for networks that take one frame count only.
-        output: names the embedding, for networks that give several tensors, such as ``features.0``.
-        submodule: capture and quantize this module of the network only, where the rest cannot be captured;
-            the file holds it alone, and `qgait_ptq.load_submodule` puts it back in place.
-        source: what the report says of the model, such as its path and hash.
-        recipe: stored with the result.
-        progress: told what runs.
-        work_folder: where fine-tuning keeps its states, so that a killed run can go on; None keeps none. It
-            is removed when the result is saved.
-        resume: go on from the states in `work_folder`.
+        model: float network. It maps silhouettes ``[n, s, h, w]`` in [0, 1] to embeddings ``[n, c, p]`` or
+            ``[n, c]``. Other conventions need an adapter (`qgait_ptq.gait.adapters`).
+        data: a `GaitData` with gallery and probes, a `GaitDataset`, or (sequence, label) pairs. Without
+            gallery and probes, the report has agreement with float instead of accuracy. None: the
+            synthetic walkers.
+        config: settings; None for W8A8.
+        device: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
+        frames: frame count, for networks that accept only one.
+        output: name of the embedding, for networks with several outputs, such as ``features.0``.
+        submodule: module path of a submodule to capture and quantize alone. The file holds only this
+            submodule, and `qgait_ptq.load_submodule` puts it back into the network.
+        source: entries about the model for the report, such as its path and hash.
+        recipe: recipe to store with the result.
+        progress: receives stages and notes.
+        work_folder: folder for states of fine-tuning, so that an interrupted run can continue. It is
+            removed when the result is saved. None: no states are kept.
+        resume: whether to continue from the states in `work_folder`.
+
+    Returns:
+        Simulation, file and report.
 
     Raises:
-        QgaitError: a subclass that says what in the input is wrong.
+        QgaitError: the input is not valid; the subclass and the text say what is wrong.
     """
-    told = progress or Silent()
+    listener = progress or Silent()
     state = begin(
         Source(model, frames, output, submodule),
         data,
         config,
         device=device,
-        progress=told,
+        progress=listener,
         work_folder=work_folder,
         resume=resume,
     )
-    return conclude(run_stages(STAGES, state, told), source, recipe)
+    return conclude(run_stages(STAGES, state, listener), source, recipe)
 
 
 def begin(
@@ -108,14 +112,14 @@ def begin(
     work_folder: Path | None = None,
     resume: bool = False,
 ) -> State:
-    """Give the state that a run begins with; arguments as of `quantize`."""
+    """Return the first state of a run. The arguments are those of `quantize`."""
     watch = Stopwatch(progress or Silent())
     with watch.stage("data"):
         if data is None:
-            watch.note("no data given: quantizing for the built-in synthetic walkers")
-        given = load_walkers() if data is None else as_gait_data(data)
-    place = choose_device(device)
-    state = State(source, config or QuantConfig(), place, given, given, work_folder, resume)
+            watch.note("no data given: using the built-in synthetic walkers")
+        gait_data = load_walkers() if data is None else as_gait_data(data)
+    chosen = choose_device(device)
+    state = State(source, config or QuantConfig(), chosen, gait_data, gait_data, work_folder, resume)
     return state.timed(watch.seconds)
 
 
@@ -130,56 +134,56 @@ def prepare(
     submodule: str | None = None,
     progress: Progress | None = None,
 ) -> State:
-    """Capture a network and say where its quantizers stand: the first part of `quantize`.
+    """Capture and annotate a network: the first step of `quantize`.
 
     Args:
-        model: see `quantize`, as the others.
-        data: see there.
-        config: see there.
-        device: see there.
-        frames: see there.
-        output: see there.
-        submodule: see there.
-        progress: see there.
+        model: float network, as for `quantize`.
+        data: data, as for `quantize`.
+        config: settings; None for W8A8.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        frames: frame count, for networks that accept only one.
+        output: name of the embedding, for networks with several outputs.
+        submodule: module path of a submodule to capture and quantize alone.
+        progress: receives stages and notes.
 
     Returns:
         A state with ``captured`` and ``network``, the simplified float graph with annotations.
 
     Raises:
-        QgaitError: a subclass that says what in the input is wrong.
+        QgaitError: the input is not valid; the subclass and the text say what is wrong.
     """
     source = Source(model, frames, output, submodule)
     return run_stages(PREPARATION, begin(source, data, config, device=device, progress=progress), progress)
 
 
 def calibrate(state: State, *, progress: Progress | None = None) -> State:
-    """Choose widths where that is asked for, and calibrate: the second part of `quantize`.
+    """Choose widths for a budget or an accuracy if one is set, and calibrate: the second step of `quantize`.
 
     Args:
-        state: from `prepare`; it stays as it is.
-        progress: told what runs.
+        state: state from `prepare`; it is not changed.
+        progress: receives stages and notes.
 
     Returns:
         A state with ``quantized``, the simulation: the graph with its quantizers.
 
     Raises:
-        QgaitError: a subclass that says what in the data or in the settings is wrong.
+        QgaitError: the data or the settings are not valid; the subclass and the text say what is wrong.
     """
     return run_stages(CALIBRATION, state, progress)
 
 
 def export(state: State, *, progress: Progress | None = None) -> State:
-    """Write the file for the runtime and compare it with the simulation: the third part of `quantize`.
+    """Export the file and compare it with the simulation: the third step of `quantize`.
 
     Args:
-        state: from `calibrate`; it stays as it is.
-        progress: told what runs.
+        state: state from `calibrate`; it is not changed.
+        progress: receives stages and notes.
 
     Returns:
-        A state with ``file``: the quantized model, the float one, and a session.
+        A state with ``file``: the quantized model, the float model, and a session.
 
     Raises:
-        ExportError: the file cannot be written, or is not what the simulation computes.
+        ExportError: the network cannot be exported, or the file differs from the simulation.
     """
     return run_stages(EXPORT, state, progress)
 
@@ -191,13 +195,13 @@ def evaluate(
     *,
     progress: Progress | None = None,
 ) -> QuantizationResult:
-    """Judge float network, simulation and file on the test sequences: the last part of `quantize`.
+    """Evaluate float network, simulation and file on the test sequences: the last step of `quantize`.
 
     Args:
-        state: from `export`; it stays as it is.
-        source: what the report says of the model, such as its path and hash.
-        recipe: stored with the result.
-        progress: told what runs.
+        state: state from `export`; it is not changed.
+        source: entries about the model for the report, such as its path and hash.
+        recipe: recipe to store with the result.
+        progress: receives stages and notes.
 
     Raises:
         CalibrationError: the quantized network no longer ranks people.
@@ -208,7 +212,7 @@ def evaluate(
 def conclude(
     state: State, source: dict[str, Any] | None = None, recipe: Recipe | None = None
 ) -> QuantizationResult:
-    """Give the result of a run behind all its stages; arguments as of `evaluate`.
+    """Return the result of a run after all its stages. The arguments are those of `evaluate`.
 
     Raises:
         ExportError: the file is larger than the budget.
@@ -219,7 +223,7 @@ def conclude(
     check_budget(state)
     write_metadata(file.float_model, report.float_metadata(RUNTIMES))
     sizes = {"float": file.float_model.ByteSize(), "onnx": file.model.ByteSize()}
-    given, seed = state.given, state.config.seed
+    data, seed = state.given, state.config.seed
     return QuantizationResult(
         to_device(state.quantized, torch.device("cpu")),
         report.model_copy(update={"size_bytes": sizes}),
@@ -227,6 +231,6 @@ def conclude(
         recipe,
         file.float_model,
         state.captured,
-        None if given.raw else encode_png(draw_sequences(given.calibration, seed)),
+        None if data.raw else encode_png(draw_sequences(data.calibration, seed)),
         state.work_folder if state.config.finetune.enabled else None,
     )

@@ -1,4 +1,4 @@
-"""What a run gives: the simulation, the models for runtimes, the report, and their files."""
+"""The result of a run: simulation, models for runtimes, report, and their files."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class QuantizationResult:
     """A quantized network.
 
     Attributes:
-        simulation: a graph with fake-quantize modules, as the stages have it: one tensor to the embedding.
-        report: what was done and how good it is.
-        onnx_model: the file for the runtime.
-        recipe: everything needed to repeat the run; None where the network came from Python.
-        float_model: the float network for the runtime, equalized.
-        captured: where the graph came from; says which sizes are free.
-        sheet: png of calibration silhouettes, for the page; None where there are none.
-        work_folder: states of fine-tuning, which `save` removes; None where there are none.
+        simulation: graph with fake-quantize modules, from one input tensor to the embedding.
+        report: record of the run.
+        onnx_model: content of ``model.onnx``.
+        recipe: settings that repeat the run; None if the network came from Python.
+        float_model: the float network for the runtime, after equalization.
+        captured: capture of the network, with the dimensions that are free.
+        sheet: PNG image of calibration silhouettes, for the page; None for raw data.
+        work_folder: folder with states of fine-tuning, which `save` removes; None if there are none.
     """
 
     simulation: fx.GraphModule
@@ -48,7 +48,7 @@ class QuantizationResult:
 
     @cached_property
     def model(self) -> fx.GraphModule:
-        """The simulation as the network was: ``[n, s, h, w]``, or each of its inputs, to the embedding."""
+        """Return the simulation with the network's inputs: ``[n, s, h, w]``, or one tensor for each input."""
         if not input_parts(self.simulation):
             return self.simulation
         model = copy.deepcopy(self.simulation)
@@ -56,17 +56,20 @@ class QuantizationResult:
         return model
 
     def save(self, folder: str | Path, float_file: bool = False, torch_file: bool = False) -> Path:
-        """Write ``model.onnx``, ``report.html``, ``report.json`` and, where there is one, ``recipe.yaml``.
+        """Write ``model.onnx``, ``report.html``, ``report.json`` and ``recipe.yaml``, if there is one.
 
         Args:
-            folder: made if need be.
-            float_file: also write ``float.onnx``, the network before quantization: to compare with, or to
-                embed a gallery.
-            torch_file: also write ``model.pt2``, an ExportedProgram for PyTorch itself.
+            folder: output directory; it is created if it does not exist.
+            float_file: whether to write ``float.onnx`` too, the network before quantization. It serves for
+                comparison or to embed a gallery.
+            torch_file: whether to write ``model.pt2`` too, an ExportedProgram for PyTorch.
+
+        Returns:
+            The output directory.
 
         Raises:
             ExportError: torch.export refuses the graph.
-            ConfigError: the folder cannot be written; nothing is left behind.
+            ConfigError: the folder cannot be written; no files are left behind.
         """
         report = self.report.to_json()
         recipe = None if self.recipe is None else recipe_yaml(self.recipe)

@@ -1,13 +1,13 @@
-"""How kernels add two quantized tensors, and the scales with which all of them give the same integers.
+"""Kernels that add two quantized tensors, and aligned scales with which all of them give the same integers.
 
 A sum of two quantized tensors is ``rint(a · s_a/s_y + b · s_b/s_y) + zero_point``. Kernels compute it in
-different ways: onnxruntime with fused multiply-adds of float32 on x86 and with integers of 22 bits on ARM64
-(half away from zero there, half to even elsewhere), others as it is written. They disagree where a sum lies
-close to the middle of two integers.
+different ways. onnxruntime uses fused float32 multiply-adds on x86 and 22-bit integers on ARM64. ARM64 rounds
+half away from zero, other kernels half to even. Other runtimes compute the formula directly. Results differ
+if a sum is close to the middle of two integers.
 
-No sum does where ``s_a/s_y = m/k`` and ``s_b/s_y = n/k`` with whole m, n and odd k: the sum is a multiple of
-``1/k``, and no closer to a middle than ``1/2k``. `align_scales` moves scales by a small part so that they are
-of that kind, `differing_pairs` proves it: it tries all pairs of codes. Needs no torch.
+No sum is, if ``s_a/s_y = m/k`` and ``s_b/s_y = n/k`` with integers m, n and odd k: the sum is a multiple of
+``1/k``, so its distance from a middle is at least ``1/2k``. `align_scales` changes scales slightly to that
+form. `differing_pairs` proves the result over all pairs of codes. It needs no torch.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-LARGEST_DENOMINATORS = (1023, 511, 255, 127)  # the first that all kernels agree with is taken
-LARGEST_ODD = 2047  # that alignment is recognised with; learning may have raised it
-SAME_MULTIPLE = 1e-3  # of a unit
+LARGEST_DENOMINATORS = (1023, 511, 255, 127)  # the first one for which all kernels agree is used
+LARGEST_ODD = 2047  # largest recognised denominator; training can raise it
+SAME_MULTIPLE = 1e-3  # tolerance in units
 FLOAT32_STEP = 2.0**-22  # relative: scales and the unit are rounded to float32
-LARGEST_CHANGE = 0.1  # of a scale; a tensor so much smaller than its sum is left as it is
-MULTIPLIER_BITS = 21  # of the fixed-point kernel: the larger multiplier is in [2^21, 2^22)
-SMALLEST_RATIO, LARGEST_RATIO = 2.0**-14, 2.0**8  # of scales that the fixed-point kernel takes
+LARGEST_CHANGE = 0.1  # relative; a tensor much smaller than its sum would need more and is not aligned
+MULTIPLIER_BITS = 21  # the larger multiplier of the fixed-point kernel is in [2^21, 2^22)
+SMALLEST_RATIO, LARGEST_RATIO = 2.0**-14, 2.0**8  # ratios of scales for the fixed-point kernel
 SHIFTS = range(13, 32)
 
 
 @dataclass(frozen=True)
 class Codes:
-    """A quantized tensor's integers: ``scale · (code − zero_point)``, codes from lowest to highest."""
+    """Codes of a quantized tensor, from lowest to highest. Values are ``scale · (code − zero_point)``."""
 
     scale: float
     zero_point: int
@@ -42,49 +42,50 @@ class Codes:
     highest: int
 
     def all(self) -> Array:
-        """Every code."""
+        """Return all codes."""
         return np.arange(self.lowest, self.highest + 1)
 
 
 @dataclass(frozen=True)
 class Addition:
-    """Names of the tensors that an addition reads and gives."""
+    """Names of the inputs and the output of an addition."""
 
     left: str
     right: str
     output: str
 
     def tensors(self) -> tuple[str, str, str]:
-        """All three."""
+        """Return all three names."""
         return self.left, self.right, self.output
 
 
 @dataclass(frozen=True)
 class Multiple:
-    """Unit of an aligned scale, which is a whole multiple of it: an odd one if the tensor is a sum."""
+    """Unit of an aligned scale. The scale is an integer multiple, an odd one if the tensor is a sum."""
 
     unit: float
     odd: bool
 
     def nearest(self, scale: float) -> float:
-        """The closest scale of this kind, exact in float32."""
+        """Return the closest aligned scale, exact in float32."""
         multiple = scale / self.unit
-        whole = 2 * math.floor(multiple / 2) + 1 if self.odd else max(1, round(multiple))
-        return float(np.float32(whole * self.unit))
+        rounded = 2 * math.floor(multiple / 2) + 1 if self.odd else max(1, round(multiple))
+        return float(np.float32(rounded * self.unit))
 
 
 def fused_sum(left: Array, right: Array, of: tuple[Codes, Codes, Codes]) -> Array:
-    """As onnxruntime's x86 kernel, found by trying orders on 12 million pairs: fused multiply-adds.
+    """Add as onnxruntime's x86 kernel, by fused multiply-adds.
 
-    The sum starts from the zero-points' part; the second term comes first.
+    The order of operations was determined with 12 million pairs of codes. The sum starts from the terms of
+    the zero-points, and the second tensor is added first.
 
     Args:
-        left: codes.
-        right: codes, of a shape that broadcasts.
-        of: what the codes of left, right and the output stand for.
+        left: codes of the first tensor.
+        right: codes of the second tensor, with a shape that broadcasts.
+        of: scales and zero-points of left, right and the output.
 
     Returns:
-        float32 integers with the output's zero_point, before they are cut to its codes.
+        float32 integers with the output's zero-point, before they are limited to its codes.
     """
     a, b, y = of
     left_ratio, right_ratio = _ratios(of)
@@ -95,9 +96,9 @@ def fused_sum(left: Array, right: Array, of: tuple[Codes, Codes, Codes]) -> Arra
 
 
 def fixed_point_sum(left: Array, right: Array, of: tuple[Codes, Codes, Codes]) -> Array:
-    """As onnxruntime's ARM64 kernel: multipliers of 22 bits, a shift that rounds half away from zero.
+    """Add as onnxruntime's ARM64 kernel: 22-bit multipliers, and a shift that rounds half away from zero.
 
-    Arguments and result as of `fused_sum`.
+    Arguments and result are those of `fused_sum`.
     """
     a, b, y = of
     ratios = _ratios(of)
@@ -113,9 +114,9 @@ def fixed_point_sum(left: Array, right: Array, of: tuple[Codes, Codes, Codes]) -
 
 
 def plain_sum(left: Array, right: Array, of: tuple[Codes, Codes, Codes]) -> Array:
-    """As it is written, in float32: the simulation, and kernels between DequantizeLinear and QuantizeLinear.
+    """Add in float32, as the simulation and kernels between DequantizeLinear and QuantizeLinear.
 
-    Arguments and result as of `fused_sum`.
+    Arguments and result are those of `fused_sum`.
     """
     terms = (
         np.float32(one.scale) * (codes.astype(np.int64) - one.zero_point).astype(np.float32)
@@ -126,7 +127,7 @@ def plain_sum(left: Array, right: Array, of: tuple[Codes, Codes, Codes]) -> Arra
 
 
 def differing_pairs(left: Codes, right: Codes, output: Codes) -> int:
-    """Count the pairs of codes whose sum is not the same integer in all kernels; 65,536 pairs at 8 bits."""
+    """Return the number of pairs of codes whose sum differs between kernels, of 65,536 pairs at 8 bits."""
     of = (left, right, output)
     pairs = (left.all()[:, None], right.all()[None, :])
     sums = [
@@ -137,38 +138,38 @@ def differing_pairs(left: Codes, right: Codes, output: Codes) -> int:
 
 
 def find_multiples(additions: Sequence[Addition], tensors: Mapping[str, Codes]) -> dict[str, Multiple]:
-    """Say of what unit the scales of aligned tensors are multiples; other tensors are left out.
+    """Return the units of aligned scales, by tensor name. Other tensors are left out.
 
     Args:
-        additions: what is added.
-        tensors: name → its codes.
+        additions: additions of the graph.
+        tensors: codes of tensors, by name.
     """
-    found: dict[str, Multiple] = {}
+    multiples: dict[str, Multiple] = {}
     for group in _connected(additions):
         unit = _unit(group, tensors)
         sums = {addition.output for addition in group}
         if unit is not None and _agree(group, tensors):
-            found |= {name: Multiple(unit, name in sums) for one in group for name in one.tensors()}
-    return found
+            multiples |= {name: Multiple(unit, name in sums) for one in group for name in one.tensors()}
+    return multiples
 
 
 def align_scales(additions: Sequence[Addition], tensors: Mapping[str, Codes]) -> dict[str, float]:
-    """Find scales, close to those given, with which all kernels add to the same integers.
+    """Find scales, close to the given ones, with which all kernels add to the same integers.
 
-    Tensors that additions connect get scales ``unit · k`` with whole k, odd for sums. Those that have such
-    scales already keep them.
+    Tensors that additions connect get scales ``unit · k`` with an integer k, which is odd for sums. Aligned
+    tensors keep their scales.
 
     Args:
-        additions: what is added.
-        tensors: name → its codes.
+        additions: additions of the graph.
+        tensors: codes of tensors, by name.
 
     Returns:
-        Name → scale, exact in float32, of the tensors that are or can be aligned.
+        Scales by name, exact in float32, of tensors that are or can be aligned.
     """
-    done = find_multiples(additions, tensors)
-    aligned = {name: tensors[name].scale for name in done}
+    known = find_multiples(additions, tensors)
+    aligned = {name: tensors[name].scale for name in known}
     for group in _connected(additions):
-        if group[0].output in done:
+        if group[0].output in known:
             continue
         for denominator in LARGEST_DENOMINATORS:
             scales = _aligned_group(group, tensors, denominator)
@@ -181,7 +182,7 @@ def align_scales(additions: Sequence[Addition], tensors: Mapping[str, Codes]) ->
 def _aligned_group(
     group: Sequence[Addition], tensors: Mapping[str, Codes], denominator: int
 ) -> dict[str, float] | None:
-    """Scales of connected tensors; None where kernels would differ, or a scale would change too much."""
+    """Return scales of connected tensors; None if kernels would differ, or a scale would change too much."""
     sums = {addition.output for addition in group}
     names = {name for addition in group for name in addition.tensors()}
     unit = max(tensors[name].scale for name in sums) / denominator
@@ -199,7 +200,7 @@ def _agree(group: Sequence[Addition], tensors: Mapping[str, Codes]) -> bool:
 
 
 def _unit(group: Sequence[Addition], tensors: Mapping[str, Codes]) -> float | None:
-    """The largest scale of a sum over the largest odd number that makes multiples of all."""
+    """Return the largest scale of a sum over the largest odd number that makes all scales multiples."""
     sums = {addition.output for addition in group}
     names = sorted({name for addition in group for name in addition.tensors()})
     scales = np.array([tensors[name].scale for name in names])
@@ -214,11 +215,11 @@ def _unit(group: Sequence[Addition], tensors: Mapping[str, Codes]) -> float | No
 
 
 def _connected(additions: Sequence[Addition]) -> Iterator[list[Addition]]:
-    """Additions that share tensors, in groups."""
+    """Yield groups of additions that share tensors."""
     left_over = list(additions)
     while left_over:
         group, names = [left_over.pop(0)], set[str]()
-        for addition in group:  # grows
+        for addition in group:  # the group grows meanwhile
             names |= set(addition.tensors())
             joined = [one for one in left_over if names & set(one.tensors())]
             group += joined
@@ -232,6 +233,6 @@ def _ratios(of: tuple[Codes, Codes, Codes]) -> tuple[np.float32, np.float32]:
 
 
 def _multiply_add(integers: Array, factor: np.float32, summand: Array) -> NDArray[np.float32]:
-    """Rounded once, at its end: float64 holds products of a byte and a float32 exactly."""
+    """Return a multiply-add that is rounded once. float64 represents byte times float32 exactly."""
     product = integers.astype(np.float64) * np.float64(factor)
     return np.asarray(product + np.asarray(summand, np.float64)).astype(np.float32)

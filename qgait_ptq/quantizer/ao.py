@@ -1,8 +1,7 @@
-"""All names of torch.ao come through this module.
+"""The only imports of torch.ao.
 
-A torch without ``torch.ao.quantization`` costs one file: torchao's pt2e copies of the same classes are the
-fallback. torch warns at the use of ``torch.ao``; users of the toolkit can do nothing about that, so they do
-not see it.
+If a torch version has no ``torch.ao.quantization``, torchao's pt2e copies of the same classes are used. torch
+warns about the use of ``torch.ao``. Users of the toolkit cannot act on these warnings, so they are hidden.
 """
 
 import warnings

@@ -1,4 +1,4 @@
-"""Fake-quantize modules: what the graph holds in place of the quantizers of a runtime."""
+"""Fake-quantize modules, which simulate the quantizers of a runtime in the graph."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from qgait_ptq.quantizer.observers import Observer
 
 
 class FakeQuantize(ao.FakeQuantizeBase):
-    """Quantizes and dequantizes one tensor; while observing, its observer sees the tensor instead.
+    """Quantizes and dequantizes one tensor. In observing mode, its observer sees the tensor instead.
 
     Attributes:
-        grid: the integers.
-        channel_axis: axis with a scale for each channel; None is per tensor.
-        scale: float32, scalar or ``[c]``.
-        zero_point: int32, like scale.
+        grid: grid of the tensor.
+        channel_axis: axis with one scale for each channel; None for one scale per tensor.
+        scale: scale, float32, scalar or ``[c]``.
+        zero_point: zero-point, int32, with the shape of the scale.
     """
 
     scale: Tensor
@@ -33,7 +33,7 @@ class FakeQuantize(ao.FakeQuantizeBase):
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
 
     def forward(self, tensor: Tensor) -> Tensor:
-        """``[...]`` to the same shape."""
+        """Map a tensor ``[...]`` to the same shape."""
         if self.observer_enabled[0] == 1:
             self.observer(tensor)
         if self.fake_quant_enabled[0] == 1:
@@ -41,11 +41,11 @@ class FakeQuantize(ao.FakeQuantizeBase):
         return tensor
 
     def calculate_qparams(self, **_: object) -> tuple[Tensor, Tensor]:
-        """Scale and zero_point of what the observer has seen."""
+        """Return scale and zero-point for the observer's range."""
         return self.grid.parameters_for(*self.observer.value_range())
 
     def take_range(self) -> None:
-        """Set scale and zero_point from the observer."""
+        """Set scale and zero-point from the observer."""
         scale, zero_point = self.calculate_qparams()
         device = self.fake_quant_enabled.device
         self.scale, self.zero_point = scale.to(device), zero_point.to(device)
@@ -58,15 +58,15 @@ class FakeQuantize(ao.FakeQuantizeBase):
         super()._load_from_state_dict(state, prefix, *rest)
 
     def extra_repr(self) -> str:
-        """Width and signedness."""
+        """Return width, signedness and channel axis as text."""
         kind = "int" if self.grid.signed else "uint"
         return f"{kind}{self.grid.bits}, channel_axis={self.channel_axis}"
 
 
 class BiasFakeQuantize(nn.Module):
-    """Rounds a bias to int32 with the scale that its accumulator has: input scale × weight scale.
+    """Rounds a bias to int32 with the scale of its accumulator: input scale × weight scale.
 
-    Runtimes do this silently; a float bias in the simulation would be a real mismatch.
+    Runtimes do this implicitly, so a float bias in the simulation would be a mismatch.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class BiasFakeQuantize(nn.Module):
         self.enabled = True
 
     def forward(self, bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
-        """``[c]``, scalar, ``[c]`` to ``[c]``."""
+        """Map bias ``[c]``, scalar input scale and weight scale ``[c]`` to ``[c]``."""
         if not self.enabled:
             return bias
         scale = input_scale * weight_scale
@@ -82,7 +82,7 @@ class BiasFakeQuantize(nn.Module):
 
 
 def set_quantizing(module: nn.Module, quantizing: bool) -> None:
-    """Switch all quantizers in a module on, or off so that it computes in float."""
+    """Switch all quantizers of a module on or off. With quantizers off, it computes in float."""
     for child in module.modules():
         if isinstance(child, FakeQuantize):
             child.enable_fake_quant(quantizing)
@@ -91,7 +91,7 @@ def set_quantizing(module: nn.Module, quantizing: bool) -> None:
 
 
 def set_observing(module: nn.Module, observing: bool) -> None:
-    """Switch all quantizers in a module between observing in float and quantizing."""
+    """Switch all quantizers of a module between observing in float and quantizing."""
     set_quantizing(module, not observing)
     for child in module.modules():
         if isinstance(child, FakeQuantize):

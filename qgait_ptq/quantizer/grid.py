@@ -1,4 +1,4 @@
-"""The integer grid, and the arithmetic of quantization exactly as the runtimes do it.
+"""The integer grid, and the arithmetic of quantization exactly as in the runtimes.
 
 ``q = clip(rint(x / scale) + zero_point, quant_min, quant_max)``, ``y = scale · (q − zero_point)``: divide,
 round half to even, add. torch's own fake-quantize multiplies by ``1 / scale`` instead and differs in about
@@ -15,21 +15,21 @@ from torch import Tensor
 
 from qgait_ptq.quantizer.pairs import limit_pairs
 
-SMALLEST_SCALE = 1e-12  # of a channel or tensor that is zero everywhere
+SMALLEST_SCALE = 1e-12  # scale of a channel or tensor of zeros
 INT32_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class IntegerGrid:
-    """The integers that a quantized tensor may take.
+    """The integers that a quantized tensor can take.
 
     Attributes:
-        bits: width, 2 to 8; unsigned grids may have 1, which is a threshold.
-        signed: signed grids are ``−2^(bits−1) … 2^(bits−1) − 1``, unsigned ones ``0 … 2^bits − 1``.
-        symmetric: zero_point is 0. Signed grids are then narrow, ``±(2^(bits−1) − 1)``, so that the largest
-            weight of either sign is representable.
-        pair_limit: of a weight ``[o, i, *kernel]``: largest sum of the magnitudes of two neighbours of the
-            same sign, see `pairs`. None sets no limit.
+        bits: width, 2 to 8. Unsigned grids can have 1 bit, which is a threshold.
+        signed: whether the grid is ``−2^(bits−1) … 2^(bits−1) − 1`` instead of ``0 … 2^bits − 1``.
+        symmetric: whether the zero-point is 0. Signed grids are then ``±(2^(bits−1) − 1)``, so that the
+            largest weight of either sign is representable.
+        pair_limit: largest sum of the magnitudes of two neighbouring weights ``[o, i, *kernel]`` of the same
+            sign, see `pairs`; None for no limit.
     """
 
     bits: int
@@ -39,32 +39,32 @@ class IntegerGrid:
 
     def __post_init__(self) -> None:
         if not 1 + self.signed <= self.bits <= 8:
-            raise ValueError(f"a grid has {1 + self.signed} to 8 bits, not {self.bits}")
+            raise ValueError(f"a grid must have {1 + self.signed} to 8 bits, not {self.bits}")
         if self.pair_limit is not None and self.pair_limit < self.quant_max:
             raise ValueError(f"a pair limit of {self.pair_limit} excludes integers up to {self.quant_max}")
 
     @property
     def quant_min(self) -> int:
-        """Smallest integer."""
+        """Return the smallest integer."""
         if not self.signed:
             return 0
         return int(self.symmetric) - (1 << (self.bits - 1))
 
     @property
     def quant_max(self) -> int:
-        """Largest integer."""
+        """Return the largest integer."""
         return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
     def parameters_for(self, minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero_point of a range.
+        """Return scale and zero-point of a range.
 
         Args:
-            minimum: lower ends, any shape.
-            maximum: upper ends, the same shape.
+            minimum: lower ends of any shape.
+            maximum: upper ends of the same shape.
 
         Returns:
-            Scale (float32) and zero_point (int32). The range is widened to contain zero, which is always
-            representable.
+            Scale (float32) and zero-point (int32). The range is widened to contain zero, so that zero is
+            always representable.
         """
         low, high = minimum.float().clamp_max(0), maximum.float().clamp_min(0)
         if self.symmetric:
@@ -76,7 +76,7 @@ class IntegerGrid:
 
 
 def along_channels(parameter: Tensor, axis: int | None, dimensions: int) -> Tensor:
-    """Shape a per-channel parameter ``[c]`` for broadcasting against a tensor; per-tensor stays as it is."""
+    """Reshape a per-channel parameter ``[c]`` to broadcast against a tensor. Others are unchanged."""
     if axis is None:
         return parameter
     shape = [1] * dimensions
@@ -87,14 +87,14 @@ def along_channels(parameter: Tensor, axis: int | None, dimensions: int) -> Tens
 def quantize(
     tensor: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGrid, axis: int | None = None
 ) -> Tensor:
-    """Integers of a tensor, as float32.
+    """Return the integers of a tensor as float32.
 
     Args:
-        tensor: any shape.
-        scale: scalar, or ``[c]`` along `axis`.
-        zero_point: like scale.
-        grid: the integers admitted.
-        axis: channel axis; None is per tensor.
+        tensor: tensor of any shape.
+        scale: scale, scalar, or ``[c]`` along `axis`.
+        zero_point: zero-point with the shape of the scale.
+        grid: grid of the tensor.
+        axis: channel axis; None for one scale per tensor.
     """
     scale = along_channels(scale, axis, tensor.ndim)
     zero_point = along_channels(zero_point, axis, tensor.ndim)
@@ -103,7 +103,7 @@ def quantize(
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Quantize and dequantize; straight-through gradient inside the range, none outside."""
+    """Quantize and dequantize. The gradient is straight-through inside the range and zero outside."""
 
     @staticmethod
     def forward(
@@ -131,16 +131,16 @@ class _FakeQuantize(torch.autograd.Function):
 def fake_quantize(
     tensor: Tensor, scale: Tensor, zero_point: Tensor, grid: IntegerGrid, axis: int | None = None
 ) -> Tensor:
-    """Round a tensor to the values that its integers stand for; arguments as of `quantize`."""
+    """Round a tensor to its grid, and return real values. The arguments are those of `quantize`."""
     result: Tensor = _FakeQuantize.apply(tensor, scale, zero_point, grid, axis)
     return result
 
 
 def quantize_bias(bias: Tensor, scale: Tensor) -> Tensor:
-    """Int32 integers of a bias, as float64: float32 could not hold them all.
+    """Return the int32 integers of a bias as float64, because float32 cannot represent all of them.
 
     Args:
-        bias: ``[c]``.
+        bias: bias ``[c]``.
         scale: scale of the input times scale of the weight, ``[c]``.
     """
     return (bias.double() / scale.double()).round().clamp(-INT32_MAX, INT32_MAX)

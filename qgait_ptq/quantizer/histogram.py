@@ -1,4 +1,4 @@
-"""A histogram of a stream of tensors whose range need not be known beforehand."""
+"""A histogram of a stream of tensors with unknown range."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-HALF_BINS = 8192  # bins on each side of zero; at least half of them lie inside the largest value
+HALF_BINS = 8192  # bins on each side of zero; at least half of them are below the largest value
 
 
 class StreamingHistogram:
-    """Counts over ``[-bound, bound]``, where `bound` is a power of two that doubles when need be.
+    """Counts over ``[-bound, bound]``, where `bound` is a power of two that doubles as needed.
 
     Doubling merges neighbouring bins exactly, so the result does not depend on the order of the batches.
-    Exact zeros, which ReLU makes in masses and every grid represents, are counted apart.
+    Exact zeros are frequent after ReLU and representable in every grid, so they are counted separately.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class StreamingHistogram:
             return
         low, high = (float(end) for end in torch.aminmax(tensor))
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError("values that are not finite")
+            raise ValueError("values are not finite")
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         self._widen(max(-low, high))
         if self.bound == 0:
@@ -41,7 +41,7 @@ class StreamingHistogram:
             return
         zeros = tensor.numel() - int(torch.count_nonzero(tensor))
         counts = torch.histc(tensor.float(), 2 * HALF_BINS, -self.bound, self.bound).double().cpu()
-        counts[HALF_BINS] -= zeros  # the bin that begins at zero
+        counts[HALF_BINS] -= zeros  # the bin that starts at zero
         self.counts += counts
         self.zeros += zeros
 
@@ -58,12 +58,12 @@ class StreamingHistogram:
 
     @property
     def centres(self) -> Tensor:
-        """Centres of the bins, ``[2 · HALF_BINS]`` float64."""
+        """Return the centres of the bins, ``[2 · HALF_BINS]`` float64."""
         width = self.bound / HALF_BINS
         return (torch.arange(2 * HALF_BINS, dtype=torch.float64) - HALF_BINS + 0.5) * width
 
     def quantile(self, share: float) -> float:
-        """Value below which a share of all values, zeros included, lies."""
+        """Return the value below which a share (0 to 1) of all values lies, zeros included."""
         if self.bound == 0:
             return 0.0
         counts = self.counts.clone()

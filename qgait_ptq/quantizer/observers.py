@@ -1,8 +1,8 @@
-"""Observers: each sees the values of one tensor and says which range its grid should cover.
+"""Observers: each sees the values of one tensor and chooses its range.
 
-All share one question, `value_range`; the grid turns the answer into scale and zero_point. Min-max, moving
-average and histogram are torch.ao's; percentile and mean squared error are searched on a
-`StreamingHistogram`, so that any number of sequences is seen in constant memory.
+All observers return it from `value_range`, and the grid computes scale and zero-point from it. Min-max,
+moving average and histogram come from torch.ao. Percentile and mean squared error use a `StreamingHistogram`,
+so that memory does not grow with the number of sequences.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from qgait_ptq.quantizer import ao
 from qgait_ptq.quantizer.grid import IntegerGrid, fake_quantize
 from qgait_ptq.quantizer.histogram import StreamingHistogram
 
-SEARCHED_SHARES = torch.linspace(0.1, 1.0, 91)  # of the observed range, tried by the MSE searches
+SEARCHED_SHARES = torch.linspace(0.1, 1.0, 91)  # candidates of the MSE search, relative to the observed range
 DEFAULT_PERCENTILE, DEFAULT_WEIGHT_PERCENTILE = 99.99, 99.5
 
 
 class Observer(Protocol):
-    """What a fake-quantize module asks of its observer."""
+    """Interface of an observer for its fake-quantize module."""
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """See a tensor; give it back unchanged."""
+        """Observe a tensor, and return it unchanged."""
         ...
 
     def value_range(self) -> tuple[Tensor, Tensor]:
-        """Lower and upper end to be covered: scalars, or ``[c]`` per channel."""
+        """Return the lower and upper end of the range: scalars, or ``[c]`` per channel."""
         ...
 
 
@@ -42,36 +42,36 @@ def _ao_arguments(grid: IntegerGrid) -> dict[str, Any]:
 
 
 class MinMaxObserver(ao.MinMaxObserver):
-    """Smallest and largest value seen."""
+    """Observer of the smallest and largest value."""
 
     def __init__(self, grid: IntegerGrid) -> None:
         super().__init__(**_ao_arguments(grid))
 
     def value_range(self) -> tuple[Tensor, Tensor]:
-        """Smallest and largest value seen."""
+        """Return the smallest and the largest value."""
         return self.min_val, self.max_val
 
 
 class MovingAverageObserver(ao.MovingAverageMinMaxObserver):
-    """Exponential averages of each batch's smallest and largest value (torch.ao, constant 0.01)."""
+    """Observer of moving averages of each batch's smallest and largest value (torch.ao, constant 0.01)."""
 
     def __init__(self, grid: IntegerGrid) -> None:
         super().__init__(**_ao_arguments(grid))
 
     def value_range(self) -> tuple[Tensor, Tensor]:
-        """The two averages."""
+        """Return the two averages."""
         return self.min_val, self.max_val
 
 
 class HistogramObserver(ao.HistogramObserver):
-    """The range with the least squared error on torch.ao's histogram, at the width of the grid."""
+    """Observer of the range with the least squared error on torch.ao's histogram, at the grid's width."""
 
     def __init__(self, grid: IntegerGrid) -> None:
         super().__init__(**_ao_arguments(grid))
         self.dst_nbins = grid.quant_max - grid.quant_min + 1  # torch.ao always searches for 256 levels
 
     def value_range(self) -> tuple[Tensor, Tensor]:
-        """The searched range."""
+        """Return the range with the least error."""
         low, high = self._non_linear_param_search()
         return low, high
 
@@ -85,38 +85,38 @@ class _HistogramSearch(ao.ObserverBase):
         self.histogram = StreamingHistogram()
 
     def forward(self, tensor: Tensor) -> Tensor:
-        """See a tensor."""
+        """Observe a tensor, and return it unchanged."""
         self.histogram.update(tensor.detach())
         return tensor
 
     def calculate_qparams(self, **_: object) -> tuple[Tensor, Tensor]:
-        """Scale and zero_point, as torch.ao asks for them."""
+        """Return scale and zero-point for torch.ao."""
         return self.grid.parameters_for(*self.value_range())
 
     def value_range(self) -> tuple[Tensor, Tensor]:
-        """The range to be covered."""
+        """Return the lower and upper end of the range."""
         raise NotImplementedError
 
 
 class PercentileObserver(_HistogramSearch):
-    """The range that holds a percentage of all values, tails cut on both sides."""
+    """Observer of the range without a percentage of values in each tail."""
 
     def __init__(self, grid: IntegerGrid, percentile: float = DEFAULT_PERCENTILE) -> None:
         super().__init__(grid)
         self.percentile = percentile
 
     def value_range(self) -> tuple[Tensor, Tensor]:
-        """The two quantiles."""
+        """Return the two quantiles."""
         share = self.percentile / 100
         low, high = self.histogram.quantile(1 - share), self.histogram.quantile(share)
         return torch.tensor(low), torch.tensor(high)
 
 
 class MSEObserver(_HistogramSearch):
-    """The share of the observed range with the least squared quantization error."""
+    """Observer of the scaled-down range with the least squared quantization error."""
 
     def value_range(self) -> tuple[Tensor, Tensor]:
-        """The searched range; both ends shrink together, so that zero_point hardly moves."""
+        """Return the range with the least error. Both ends shrink together to keep the zero-point."""
         low, high = torch.tensor(self.histogram.minimum), torch.tensor(self.histogram.maximum)
         if self.histogram.bound == 0:
             return low, high
@@ -133,18 +133,18 @@ class MSEObserver(_HistogramSearch):
 
 
 class WeightMinMaxObserver(ao.PerChannelMinMaxObserver):
-    """Smallest and largest weight of each channel."""
+    """Observer of the smallest and largest weight of each channel."""
 
     def __init__(self, grid: IntegerGrid, channel_axis: int) -> None:
         super().__init__(ch_axis=channel_axis, qscheme=torch.per_channel_symmetric, **_ao_arguments(grid))
 
     def value_range(self) -> tuple[Tensor, Tensor]:
-        """Ends of each channel, ``[c]``."""
+        """Return the ends of each channel's range, ``[c]``."""
         return self.min_val, self.max_val
 
 
 class WeightPercentileObserver(WeightMinMaxObserver):
-    """For each channel the magnitude that a percentage of its weights does not exceed."""
+    """Observer of the magnitude in each channel that a percentage of its weights does not exceed."""
 
     def __init__(
         self, grid: IntegerGrid, channel_axis: int, percentile: float = DEFAULT_WEIGHT_PERCENTILE
@@ -154,18 +154,18 @@ class WeightPercentileObserver(WeightMinMaxObserver):
         self.bound = torch.empty(0)
 
     def forward(self, tensor: Tensor) -> Tensor:
-        """See the weight."""
+        """Observe the weight, and return it unchanged."""
         magnitudes = tensor.detach().abs().transpose(0, self.channel_axis).flatten(1)
         self.bound = magnitudes.float().quantile(self.share, dim=1)
         return tensor
 
     def value_range(self) -> tuple[Tensor, Tensor]:
-        """Ends of each channel, ``[c]``."""
+        """Return the ends of each channel's range, ``[c]``."""
         return -self.bound, self.bound
 
 
 class WeightMSEObserver(WeightMinMaxObserver):
-    """For each channel the share of its range with the least squared quantization error."""
+    """Observer of the scaled-down range of each channel with the least squared quantization error."""
 
     def __init__(self, grid: IntegerGrid, channel_axis: int) -> None:
         super().__init__(grid, channel_axis)
@@ -173,13 +173,13 @@ class WeightMSEObserver(WeightMinMaxObserver):
         self.weight = torch.empty(0)
 
     def forward(self, tensor: Tensor) -> Tensor:
-        """See the weight; a weight is seen once, so it is kept."""
+        """Store the weight, which is observed only once, and return it unchanged."""
         self.weight = tensor.detach()
         super().forward(tensor)
         return tensor
 
     def value_range(self) -> tuple[Tensor, Tensor]:
-        """Ends of each channel, ``[c]``."""
+        """Return the ends of each channel's range, ``[c]``."""
         low, high = super().value_range()
         others = [axis for axis in range(self.weight.ndim) if axis != self.channel_axis]
         least = torch.full_like(high, torch.inf)

@@ -1,13 +1,13 @@
-"""Which weights are neighbours whose products a processor may add in 16 bits. Imports nothing.
+"""Pairs of neighbouring weights whose products a processor can add in 16 bits. Imports nothing.
 
 x86 processors without VNNI multiply uint8 activations by int8 weights with ``vpmaddubsw``. The instruction
 adds the products of two neighbouring weights into a saturating int16. The sum is exact for every input if,
 for neighbours of the same sign, ``(|w1| + |w2|) · largest code <= 32,767``. Neighbours of opposite sign never
 saturate.
 
-Weights are neighbours in *kernel order*, ``(kernel axes..., input channel)``. Two rules are in use: places 2m
-and 2m + 1 (im2col and matrix products), and channels 2j and 2j + 1 of one kernel tap (kernels that block
-channels). Both give the same pairs where the number of input channels is even.
+Weights are neighbours in *kernel order*, ``(kernel axes..., input channel)``. Runtimes use two rules:
+positions 2m and 2m + 1 (im2col and matrix products), and channels 2j and 2j + 1 of one kernel tap (kernels
+that block channels). Both rules give the same pairs if the number of input channels is even.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ INT16_MAX = 2**15 - 1
 
 
 def largest_pair_sum(largest_code: int) -> int:
-    """Return the largest ``|w1| + |w2|`` of one sign that cannot saturate.
+    """Return the largest ``|w1| + |w2|`` of the same sign that cannot saturate.
 
     Args:
         largest_code: largest activation code that the layer can receive, 1 to 255.
@@ -25,14 +25,14 @@ def largest_pair_sum(largest_code: int) -> int:
 
 
 def first_of_pairs(channels: int, taps: int) -> tuple[list[int], list[int]]:
-    """Return the places in kernel order whose next place is a neighbour.
+    """Return the positions in kernel order whose next position is a neighbour.
 
     Args:
         channels: input channels of a group.
         taps: positions of the kernel.
 
     Returns:
-        Places by the first rule, and those that the second rule adds. Pairs of one list do not overlap.
+        Positions of the first rule, and additional positions of the second. Pairs of one list do not overlap.
     """
     by_place = list(range(0, channels * taps - 1, 2))
     by_channel = [

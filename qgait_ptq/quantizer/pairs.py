@@ -1,4 +1,4 @@
-"""Weights whose neighbours cannot saturate a 16-bit sum; see `pair_order` for which are neighbours."""
+"""Limits on neighbouring weights that keep pair sums within 16 bits; see `pair_order` for the pairs."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from qgait_ptq.quantizer.pair_order import first_of_pairs
 
 
 def limit_pairs(integers: Tensor, limit: int) -> Tensor:
-    """Bring neighbouring weights of the same sign within a sum, by taking half of the excess from each.
+    """Limit the sums of neighbouring weights of the same sign. Half of the excess is taken from each.
 
-    Weights within the limit are returned as they are, so the function is idempotent.
+    Weights within the limit are unchanged, so the function is idempotent.
 
     Args:
-        integers: whole numbers ``[o, i, *kernel]``, of at most `limit` in magnitude.
-        limit: see `largest_pair_sum`.
+        integers: integers ``[o, i, *kernel]`` with magnitudes of at most `limit`.
+        limit: largest sum of magnitudes, see `largest_pair_sum`.
 
     Returns:
-        Whole numbers of the same shape and type.
+        Integers of the same shape and type.
     """
     ordered = _kernel_order(integers)
     limited = ordered
     for first in _pairs(integers):
         one, other = limited[:, first], limited[:, first + 1]
-        # Of opposite signs, the sum is smaller than the larger of both.
+        # With opposite signs, the magnitude of the sum is below the larger magnitude.
         excess = ((one + other).abs() - limit).clamp_min(0)
         if not bool(excess.any()):
             continue
@@ -37,15 +37,15 @@ def limit_pairs(integers: Tensor, limit: int) -> Tensor:
 
 
 def widened_scale(weight: Tensor, scale: Tensor, limit: int) -> Tensor:
-    """Return the scale of each output channel at which no two neighbours of the weight exceed a sum.
+    """Return the scale of each output channel at which no two neighbouring weights exceed a sum.
 
-    A channel whose pairs are within the limit keeps its scale. A slightly coarser grid for a whole channel
-    costs less than moving single weights: other weights cannot make up for a large change of one.
+    A channel whose pairs are within the limit keeps its scale. A slightly coarser grid for a complete channel
+    costs less than a large change of single weights, which other weights cannot compensate.
 
     Args:
-        weight: ``[o, i, *kernel]``.
-        scale: ``[o]``.
-        limit: see `largest_pair_sum`.
+        weight: float weight ``[o, i, *kernel]``.
+        scale: scale ``[o]``.
+        limit: largest sum of magnitudes, see `largest_pair_sum`.
     """
     ordered = _kernel_order(weight)
     widest = torch.zeros_like(ordered[:, 0])
@@ -62,21 +62,21 @@ def neighbours(channels: int, taps: int) -> Tensor:
         taps: positions of the kernel.
 
     Returns:
-        ``[channels · taps, 2]`` int64, in the order of a flattened weight ``[i, *kernel]``: the neighbour
-        before and the one behind in kernel order; −1 where there is none.
+        Positions ``[channels · taps, 2]`` int64 in a flattened weight ``[i, *kernel]``: the neighbours before
+        and after each weight in kernel order; −1 for no neighbour.
     """
     size = channels * taps
-    # Flattened position of each place in kernel order.
+    # Flattened position of each weight in kernel order.
     position = torch.arange(size).reshape(channels, taps).T.flatten()
-    found = torch.full((size, 2), -1)
+    pairs = torch.full((size, 2), -1)
     for first in map(torch.tensor, filter(None, first_of_pairs(channels, taps))):
-        found[position[first], 1] = position[first + 1]
-        found[position[first + 1], 0] = position[first]
-    return found
+        pairs[position[first], 1] = position[first + 1]
+        pairs[position[first + 1], 0] = position[first]
+    return pairs
 
 
 def _kernel_order(weight: Tensor) -> Tensor:
-    """``[o, i, *kernel]`` to ``[o, kernel · i]``."""
+    """Return a weight ``[o, i, *kernel]`` as ``[o, kernel · i]``."""
     return weight.movedim(1, -1).flatten(1)
 
 
@@ -85,6 +85,6 @@ def _from_kernel_order(ordered: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _pairs(weight: Tensor) -> list[Tensor]:
-    """The first places of a weight's pairs, rule by rule."""
+    """Return the first positions of a weight's pairs for each rule."""
     rules = first_of_pairs(weight.shape[1], weight[0, 0].numel())
     return [torch.tensor(first, device=weight.device) for first in rules if first]

@@ -1,17 +1,18 @@
-"""The soft quantizer: rounds hard, and its gradient knows where inside a rounding step a value lies.
+"""The soft quantizer: hard rounding with a gradient that depends on the position inside a rounding step.
 
-Forward is `grid.fake_quantize`, in every bit: what is trained is what is deployed. Backward, with
-``m = floor(x/s) + ½`` and ``r = x/s − m`` in [−½, ½), so that r = 0 is the rounding threshold:
+The forward pass is bit-identical with `grid.fake_quantize`, so that training uses the deployed arithmetic. In
+the backward pass, ``m = floor(x/s) + ½`` and ``r = x/s − m`` in [−½, ½), so that r = 0 is the rounding
+threshold:
 
     dy/dx = g_a(r) · 1[in range],   g_a(r) = (a/2) · sech²(a·r) / tanh(a/2)
 
 g_a is the derivative of ``m + tanh(a·r) / (2·tanh(a/2))``, the soft rounding of Agustsson and Theis (2020);
-DSQ (Gong et al. 2019) is the same with a = ln(2/α − 1). It has mean 1 over a step for every a; a → 0 is the
-straight-through estimator. The gradients of scale and zero_point are LSQ's (Esser et al. 2020) with the
-straight-through term: with g_a in them they would explode.
+DSQ (Gong et al. 2019) is the same with a = ln(2/α − 1). g_a has mean 1 over a step for every a, and a → 0 is
+the straight-through estimator. The gradients of scale and zero-point are those of LSQ (Esser et al. 2020)
+with the straight-through term, because they would explode with g_a.
 
-The QGait paper (arXiv 2405.13859) proposes a soft quantizer in a second stage; only its abstract was
-available to us, so the formulas are ours.
+The QGait paper (arXiv 2405.13859) proposes a soft quantizer in a second stage. Only its abstract was
+available, so the formulas are from this project.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ STRAIGHT_THROUGH = 0.0
 
 
 def rounding_gradient(offset: Tensor, temperature: float) -> Tensor:
-    """The factor g_a.
+    """Return the factor g_a.
 
     Args:
-        offset: distance to the rounding threshold in steps, r in [−½, ½); any shape.
-        temperature: a, at least 0; 0 is the straight-through estimator.
+        offset: distance r to the rounding threshold in steps, in [−½, ½), of any shape.
+        temperature: temperature a, at least 0; 0 is the straight-through estimator.
 
     Example:
         >>> rounding_gradient(torch.tensor([-0.5, 0.0]), 4.0)
@@ -46,9 +47,9 @@ def rounding_gradient(offset: Tensor, temperature: float) -> Tensor:
 
 
 def gradient_mean_square(temperature: float) -> float:
-    """Mean of g_a² over a step: ``(a/2)·(1/t − t/3)`` with t = tanh(a/2).
+    """Return the mean of g_a² over a step: ``(a/2)·(1/t − t/3)`` with t = tanh(a/2).
 
-    It multiplies from layer to layer, which is why the temperature stays low and rises late.
+    It multiplies from layer to layer, so the temperature stays low and rises late.
 
     Example:
         >>> round(gradient_mean_square(3.0), 2)
@@ -62,15 +63,15 @@ def gradient_mean_square(temperature: float) -> float:
 
 @dataclass(frozen=True)
 class TemperatureSchedule:
-    """How a rises over a stage: linear from `start` to `end`.
+    """Schedule of the temperature a over a stage, linear from `start` to `end`.
 
     Example:
         >>> TemperatureSchedule(1.0, 3.0).curve(5)
         [1.0, 1.5, 2.0, 2.5, 3.0]
 
     Attributes:
-        start: a at the first step.
-        end: a at the last step.
+        start: temperature at the first step.
+        end: temperature at the last step.
     """
 
     start: float = STRAIGHT_THROUGH
@@ -78,22 +79,22 @@ class TemperatureSchedule:
 
     def __post_init__(self) -> None:
         if self.start < 0 or self.end < 0:
-            raise ValueError(f"a temperature is at least 0, not {min(self.start, self.end)}")
+            raise ValueError(f"a temperature must be at least 0, not {min(self.start, self.end)}")
 
     def at(self, step: int, steps: int) -> float:
-        """A at a step of `steps`."""
+        """Return the temperature at a step of `steps`."""
         return self.start + (self.end - self.start) * step / max(1, steps - 1)
 
     def curve(self, steps: int) -> list[float]:
-        """A at every step, for a plot."""
+        """Return the temperature at every step."""
         return [self.at(step, steps) for step in range(steps)]
 
 
-HARD = TemperatureSchedule()  # straight through from the first step to the last
+HARD = TemperatureSchedule()  # straight-through at every step
 
 
 class _SoftQuantize(torch.autograd.Function):
-    """Hard forward; backward as the module's text says."""
+    """Hard rounding forward; the gradient of the module's docstring backward."""
 
     @staticmethod
     def forward(
@@ -107,7 +108,7 @@ class _SoftQuantize(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(tensor, scale, zero_point)
         ctx.grid, ctx.axis, ctx.temperature = grid, axis, temperature
-        # Detached: the nested function would else prepare a backward pass of its own.
+        # Detached, because the nested function would otherwise prepare its own backward pass.
         return fake_quantize(tensor.detach(), scale.detach(), zero_point.detach(), grid, axis)
 
     @staticmethod
@@ -117,7 +118,7 @@ class _SoftQuantize(torch.autograd.Function):
         step = along_channels(scale, axis, tensor.ndim)
         steps = tensor / step
         rounded = steps.round()
-        if zero_point.ndim == 0:  # several times faster: bounds as numbers, and the mask within one kernel
+        if zero_point.ndim == 0:  # several times faster: bounds are numbers, and one kernel applies the mask
             low, high = grid.quant_min - float(zero_point), grid.quant_max - float(zero_point)
             levels = rounded.clamp(low, high)
             passed = torch.ops.aten.hardtanh_backward(gradient, rounded, low - 0.5, high + 0.5)
@@ -137,7 +138,7 @@ class _SoftQuantize(torch.autograd.Function):
 
 
 def _sum_product(values: Tensor, factors: Tensor, parameter: Tensor, axis: int | None) -> Tensor:
-    """Sum of a product over all axes that a parameter is broadcast along."""
+    """Return the sum of a product over all axes along which a parameter is broadcast."""
     if axis is not None and parameter.ndim > 0:
         others = [dimension for dimension in range(values.ndim) if dimension != axis]
         return (values * factors).sum(others)
@@ -157,19 +158,20 @@ def soft_quantize(
     """Quantize and dequantize with the soft gradient.
 
     Args:
-        tensor: any shape.
-        scale: scalar, or ``[c]`` along `axis`.
-        zero_point: like scale; integers, of any dtype that carries a gradient if one is wanted.
-        grid: the integers admitted.
-        axis: channel axis; None is per tensor.
-        temperature: a of the gradient; 0 is straight through.
+        tensor: tensor of any shape.
+        scale: scale, scalar, or ``[c]`` along `axis`.
+        zero_point: zero-point with the shape of the scale: integers, in a floating-point type if a gradient
+            is needed.
+        grid: grid of the tensor.
+        axis: channel axis; None for one scale per tensor.
+        temperature: temperature a of the gradient; 0 is straight-through.
     """
     result: Tensor = _SoftQuantize.apply(tensor, scale, zero_point, grid, axis, temperature)
     return result
 
 
 class _RoundStraight(torch.autograd.Function):
-    """Round; the gradient passes as if nothing had happened."""
+    """Round with the gradient of the identity."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

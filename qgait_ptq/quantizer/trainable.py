@@ -1,9 +1,9 @@
-"""Quantizers whose parameters learn: they stand in the graph while a stage trains, and settle afterwards.
+"""Trainable quantizers, which replace quantizers of the graph during training.
 
-Each replaces one module of the graph under its own name and holds what a stage moves: `ActivationTrainer` a
-scale and a zero_point, `WeightTrainer` the scales or the integers of a weight, `BiasTrainer` a bias. All
-parameters are in units in which a step of one learning rate means the same for every layer: logarithms of
-scales, shares of a grid, weights in rounding steps, biases in the size of their layer's output.
+Each replaces one module of the graph under the same name. `ActivationTrainer` trains a scale and a
+zero-point, `WeightTrainer` the scales or the integers of a weight, and `BiasTrainer` a bias. Parameters have
+units in which one learning rate suits all layers: logarithms of scales, shares of a grid, weights in rounding
+steps, biases relative to their layer's output.
 """
 
 from __future__ import annotations
@@ -19,35 +19,36 @@ from qgait_ptq.quantizer.grid import along_channels, quantize
 from qgait_ptq.quantizer.pairs import limit_pairs
 from qgait_ptq.quantizer.soft import STRAIGHT_THROUGH, round_straight, soft_quantize
 
-KEPT_ROUNDING = 0.4  # a latent weight starts inside the step of its integer
-STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1  # of the rectified sigmoid (Louizos et al. 2018), as in AdaRound
+KEPT_ROUNDING = 0.4  # rounding steps, so that a latent weight starts inside the step of its integer
+STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1  # limits of the rectified sigmoid (Louizos et al. 2018), as in AdaRound
 
 
 class WeightMode(StrEnum):
-    """What of a weight learns."""
+    """Trained quantity of a weight."""
 
-    SCALES = "scales"  # the integers stay, the grid stretches
-    ROUNDING = "rounding"  # up or down, as in AdaRound
-    LATENT = "latent"  # the weight itself, through the soft quantizer
+    SCALES = "scales"  # scales; the integers are fixed
+    ROUNDING = "rounding"  # rounding up or down, as in AdaRound
+    LATENT = "latent"  # the weight itself, with the soft quantizer
 
 
 class ActivationTrainer(nn.Module):
-    """A fake-quantize module of activations whose scale and zero_point learn.
+    """A fake-quantize module of activations with trainable scale and zero-point.
 
     Attributes:
-        temperature: a of the soft gradient.
-        drop_probability: share of values that pass unquantized, drawn anew at every call (QDrop, Wei et al.
+        temperature: temperature a of the soft gradient.
+        drop_probability: probability that a value is not quantized, drawn at each call (QDrop, Wei et al.
             2022).
     """
 
     levels: Tensor
 
     def __init__(self, settled: FakeQuantize, multiple: Multiple | None = None) -> None:
-        """Start at a settled quantizer.
+        """Start from a calibrated quantizer.
 
         Args:
-            settled: the quantizer.
-            multiple: what the scale stays a multiple of, with a straight-through gradient; None is free.
+            settled: quantizer with scale and zero-point.
+            multiple: unit of which the scale stays a multiple, with a straight-through gradient; None for a
+                free scale.
         """
         super().__init__()
         self.grid, self.multiple = settled.grid, multiple
@@ -61,7 +62,7 @@ class ActivationTrainer(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """Scale, with its gradient."""
+        """Return the scale with its gradient."""
         scale = self.log_scale.exp()
         if self.multiple is None:
             return scale
@@ -70,12 +71,12 @@ class ActivationTrainer(nn.Module):
 
     @property
     def zero_point(self) -> Tensor:
-        """Whole zero_point, with a straight-through gradient."""
+        """Return the integer zero-point with a straight-through gradient."""
         rounded = round_straight(self.zero_share * self.levels)
         return rounded.clamp(self.grid.quant_min, self.grid.quant_max)
 
     def forward(self, tensor: Tensor) -> Tensor:
-        """``[...]`` to the same shape."""
+        """Map a tensor ``[...]`` to the same shape."""
         result = soft_quantize(tensor, self.scale, self.zero_point, self.grid, temperature=self.temperature)
         if self.drop_probability > 0:
             dropped = torch.rand_like(tensor) < self.drop_probability
@@ -83,17 +84,17 @@ class ActivationTrainer(nn.Module):
         return result
 
     def settle(self, into: FakeQuantize) -> None:
-        """Write what was learned into a fake-quantize module."""
+        """Write the trained scale and zero-point to a fake-quantize module."""
         into.scale = self.scale.detach().clone()
         into.zero_point = self.zero_point.detach().to(torch.int32)
 
 
 class WeightTrainer(nn.Module):
-    """A fake-quantize module of a weight, of which one thing learns.
+    """A trainable fake-quantize module of a weight.
 
     Attributes:
-        mode: what learns.
-        temperature: a of the soft gradient of a latent weight.
+        mode: trained quantity.
+        temperature: temperature a of the soft gradient of a latent weight.
     """
 
     integers: Tensor
@@ -101,13 +102,13 @@ class WeightTrainer(nn.Module):
     no_zero_point: Tensor
 
     def __init__(self, settled: FakeQuantize, weight: Tensor, reference: Tensor, mode: WeightMode) -> None:
-        """Start at a settled weight.
+        """Start from a calibrated weight.
 
         Args:
-            settled: the quantizer.
-            weight: that it rounds, ``[o, ...]``.
-            reference: the float weight; where inside its step a latent weight starts.
-            mode: what learns.
+            settled: quantizer of the weight.
+            weight: weight ``[o, ...]`` that it rounds.
+            reference: float weight, which gives the start of a latent weight inside its step.
+            mode: trained quantity.
         """
         super().__init__()
         self.grid, self.axis, self.mode = settled.grid, settled.channel_axis, mode
@@ -131,21 +132,21 @@ class WeightTrainer(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """Scale of each channel, with its gradient."""
+        """Return the scale of each channel with its gradient."""
         return self.log_scale.exp()
 
     @property
     def up(self) -> Tensor:
-        """How far each weight is rounded up, in [0, 1]."""
+        """Return the degree to which each weight is rounded up, in [0, 1]."""
         stretched = torch.sigmoid(self.rounding) * (STRETCH_HIGH - STRETCH_LOW) + STRETCH_LOW
         return stretched.clamp(0, 1)
 
     def undecided(self, sharpness: float) -> Tensor:
-        """AdaRound's regularizer ``Σ 1 − |2h − 1|^β``: 0 where every weight is decided."""
+        """Return AdaRound's regularizer ``Σ 1 − |2h − 1|^β``; 0 if every weight is rounded up or down."""
         return (1 - (2 * self.up - 1).abs().pow(sharpness)).sum()
 
     def steps(self) -> Tensor:
-        """The weight in units of its scale."""
+        """Return the weight in units of its scale."""
         if self.mode is WeightMode.LATENT:
             one = torch.ones((), device=self.latent.device)
             return soft_quantize(
@@ -158,17 +159,17 @@ class WeightTrainer(nn.Module):
         return self.integers
 
     def _within_pairs(self, steps: Tensor) -> Tensor:
-        """Steps within the grid's limit of pairs, with a straight-through gradient."""
+        """Return steps within the grid's pair limit, with a straight-through gradient."""
         if self.grid.pair_limit is None:
             return steps
         return steps + (limit_pairs(steps, self.grid.pair_limit) - steps).detach()
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The quantized weight; the parameter in the graph is only its shape."""
+        """Return the quantized weight. Only the shape of the graph's parameter is used."""
         return self.steps() * along_channels(self.scale, self.axis, weight.ndim)
 
     def settle(self, into: FakeQuantize, weight: Tensor) -> None:
-        """Write scale and weight; the weight lies on its grid afterwards."""
+        """Write scale and weight. The weight is on its grid afterwards."""
         self.hard = True
         with torch.no_grad():
             weight.copy_(self(weight))
@@ -176,11 +177,12 @@ class WeightTrainer(nn.Module):
 
 
 class BiasTrainer(nn.Module):
-    """A bias that learns, rounded to int32 as in the runtimes.
+    """A trainable bias, rounded to int32 as in the runtimes.
 
     Args:
-        settled: the module it replaces.
-        magnitude: size of the layer's output by channel, ``[c]``: the unit.
+        settled: module that it replaces.
+        bias: bias ``[c]`` at the start.
+        magnitude: size of the layer's output by channel, ``[c]``, as the unit of training.
     """
 
     start: Tensor
@@ -195,17 +197,17 @@ class BiasTrainer(nn.Module):
 
     @property
     def bias(self) -> Tensor:
-        """The bias before rounding."""
+        """Return the bias before rounding."""
         return self.start + self.shift * self.magnitude
 
     def forward(self, bias: Tensor, *scales: Tensor) -> Tensor:
-        """``[c]``, and the scales that its accumulator has, to ``[c]``."""
+        """Map bias ``[c]`` and the scales of its accumulator to the rounded bias ``[c]``."""
         moved = self.bias
         with torch.no_grad():
             error = self.settled(moved, *scales) - moved
         return moved + error
 
     def settle(self, bias: Tensor) -> None:
-        """Write what was learned into the graph's parameter."""
+        """Write the trained bias to the graph's parameter."""
         with torch.no_grad():
             bias.copy_(self.bias)

@@ -1,8 +1,8 @@
-"""The proof that a file's additions give the same integers on every processor, read from the file itself.
+"""Proof from a file that its additions give the same integers on every processor.
 
-onnxruntime adds two quantized tensors in other ways on x86 and on ARM64, see `quantizer.addition_orders`. For
-each addition between quantizers all pairs of codes are tried. Also for files that this toolkit did not write.
-Needs no torch.
+onnxruntime adds two quantized tensors differently on x86 and on ARM64, see `quantizer.addition_orders`. For
+each addition between quantizers, all pairs of codes are compared. The proof also works for files of other
+tools. It needs no torch.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class AdditionProof:
     """An addition of two quantized tensors.
 
     Attributes:
-        node: its name.
-        pairs: how many pairs of codes there are.
-        differing: how many of them processors round to different integers.
+        node: name of the node.
+        pairs: number of pairs of codes.
+        differing: number of pairs that processors round to different integers.
     """
 
     node: str
@@ -35,19 +35,19 @@ class AdditionProof:
 
 
 def prove_additions(model: onnx.ModelProto) -> tuple[AdditionProof, ...]:
-    """Try all pairs of codes of each addition between quantizers, in graph order."""
+    """Compare all pairs of codes of each addition between quantizers, in graph order."""
     graph = OnnxGraph(model)
-    found = []
+    proofs = []
     for node in graph.nodes:
         codes = _codes_around(node, graph)
         if codes is not None:
             pairs = len(codes[0].all()) * len(codes[1].all())
-            found.append(AdditionProof(node.name or node.output[0], pairs, differing_pairs(*codes)))
-    return tuple(found)
+            proofs.append(AdditionProof(node.name or node.output[0], pairs, differing_pairs(*codes)))
+    return tuple(proofs)
 
 
 def _codes_around(node: onnx.NodeProto, graph: OnnxGraph) -> tuple[Codes, Codes, Codes] | None:
-    """Codes of both terms and of the sum; None for other nodes, and where one is not quantized."""
+    """Return the codes of both terms and of the sum; None for other nodes, or if one is not quantized."""
     if node.op_type == FUSED and len(node.input) == 8:
         read = list(node.input)
         terms = [
@@ -64,7 +64,7 @@ def _codes_around(node: onnx.NodeProto, graph: OnnxGraph) -> tuple[Codes, Codes,
 
 
 def _dequantized(name: str, graph: OnnxGraph) -> Codes | None:
-    """Codes that a term is made of."""
+    """Return the codes of a term."""
     node = graph.producer(name)
     if node is None or node.op_type != DEQUANTIZE or len(node.input) < 3:
         return None
@@ -72,7 +72,7 @@ def _dequantized(name: str, graph: OnnxGraph) -> Codes | None:
 
 
 def _quantized(name: str, graph: OnnxGraph) -> Codes | None:
-    """Codes that a sum becomes, behind a ReLU if there is one."""
+    """Return the codes of a sum, after a ReLU if there is one."""
     reader = graph.only_consumer(name)
     if reader is not None and reader.op_type == "Relu":
         reader = graph.only_consumer(reader.output[0])
@@ -82,7 +82,7 @@ def _quantized(name: str, graph: OnnxGraph) -> Codes | None:
 
 
 def _codes(scale: str, zero_point: str, graph: OnnxGraph) -> Codes | None:
-    """Codes of one stored scale and a zero-point of 8 bits."""
+    """Return the codes of a stored scale and an 8-bit zero-point."""
     if scale not in graph.constants or zero_point not in graph.constants:
         return None
     size, zero = graph.constants[scale], graph.constants[zero_point]
@@ -103,7 +103,7 @@ def _narrowed_behind(name: str, codes: Codes | None, graph: OnnxGraph) -> Codes 
 
 
 def _narrowed(clip: onnx.NodeProto, codes: Codes | None, graph: OnnxGraph) -> Codes | None:
-    """Codes that a Clip leaves."""
+    """Return the codes within the limits of a Clip."""
     low, high = (
         int(graph.constants[name].item()) if name in graph.constants else None
         for name in [*clip.input[1:3], "", ""][:2]

@@ -1,7 +1,7 @@
-"""Arithmetic of integer kernels: exact sums, and how they are brought to another scale.
+"""Arithmetic of integer kernels: exact sums, and their conversion to another scale.
 
-float32 enters where the kernels have it, in the quotient of scales and in the product with it, and is rounded
-where they round.
+Like the kernels, it uses float32 for the quotient of scales and for the product with it, and rounds at the
+same positions.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Quantized:
     """Integers that stand for ``scale · (integers − zero_point)``.
 
     Attributes:
-        integers: of a tensor.
-        scale: float32, scalar; ``[c]`` for weights, along their first axis.
-        zero_point: like scale.
+        integers: integers of the tensor.
+        scale: float32 scalar, or ``[c]`` for weights, along their first axis.
+        zero_point: zero-point with the shape of the scale.
     """
 
     integers: Array
@@ -32,7 +32,7 @@ class Quantized:
     zero_point: Array
 
     def centred(self) -> NDArray[np.float64]:
-        """Integers less zero_point; float64 holds all sums of products of bytes exactly."""
+        """Return integers minus zero-point. float64 represents all sums of products of bytes exactly."""
         zero_point = self.zero_point.astype(np.float64)
         if zero_point.ndim == 1:
             zero_point = zero_point.reshape(-1, *[1] * (self.integers.ndim - 1))
@@ -41,11 +41,11 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Sums:
-    """Exact sums of a layer, and what one of them stands for in each channel of axis 1.
+    """Exact sums of a layer, and their scale in each channel of axis 1.
 
     Attributes:
-        integers: ``[n, c, ...]``.
-        scale: ``s_x · s_w``, float32 ``[c]``.
+        integers: sums ``[n, c, ...]``.
+        scale: scale ``s_x · s_w``, float32 ``[c]``.
     """
 
     integers: NDArray[np.float64]
@@ -54,7 +54,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Terms:
-    """Quantized tensors that are added; `rectified` where a ReLU follows."""
+    """Quantized tensors that are added. `rectified` says whether a ReLU follows."""
 
     left: Quantized
     right: Quantized
@@ -63,7 +63,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Bent:
-    """A quantized tensor behind a LeakyReLU."""
+    """A quantized tensor after a LeakyReLU."""
 
     source: Quantized
     slope: np.float32
@@ -71,19 +71,19 @@ class Bent:
 
 @dataclass(frozen=True)
 class Joined:
-    """Quantized tensors side by side, each with its own scale."""
+    """Concatenated quantized tensors, each with its own scale."""
 
     pieces: list[Quantized]
     axis: int
 
 
 def quantize_floats(floats: Array, scale: Array, zero_point: Array) -> Array:
-    """As QuantizeLinear: divide, round half to even, add, saturate."""
+    """Quantize as QuantizeLinear: divide, round half to even, add the zero-point, saturate."""
     return saturate(np.rint(floats / scale) + np.float64(zero_point), zero_point.dtype)
 
 
 def requantize(value: Any, scale: Array) -> NDArray[np.float32]:
-    """Integers of an output's scale, before zero_point and saturation."""
+    """Return integers in an output's scale, before zero-point and saturation."""
     if isinstance(value, Sums):
         factor = (value.scale / scale).astype(np.float32)
         shape = [1, -1] + [1] * (value.integers.ndim - 2)
@@ -97,7 +97,7 @@ def requantize(value: Any, scale: Array) -> NDArray[np.float32]:
 
 
 def add_terms(terms: Terms, scale: Array, zero_point: Array) -> NDArray[np.float32]:
-    """As onnxruntime's QLinearAdd on x86, see `fused_sum`. zero_point is in it already."""
+    """Add as onnxruntime's QLinearAdd on x86, see `fused_sum`. The result contains the zero-point."""
     output = Quantized(np.empty(0), scale.astype(np.float32), zero_point)
     of = (codes_of(terms.left), codes_of(terms.right), codes_of(output))
     rounded = fused_sum(terms.left.integers, terms.right.integers, of)
@@ -111,11 +111,11 @@ def codes_of(value: Quantized) -> Codes:
 
 
 def dequantize(value: Quantized) -> NDArray[np.float32]:
-    """What integers stand for."""
+    """Return the real values of integers."""
     return np.asarray(value.centred().astype(np.float32) * value.scale)
 
 
 def saturate(integers: Array, dtype: Any) -> Array:
-    """Integers that a type can hold."""
+    """Return integers, limited to the range of a type."""
     limits = np.iinfo(dtype)
     return np.clip(integers, limits.min, limits.max).astype(dtype)

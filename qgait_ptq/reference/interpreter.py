@@ -1,9 +1,9 @@
-"""The integer reference: what a Q/DQ file means, computed exactly.
+"""The integer reference: exact computation of a Q/DQ file.
 
-Between a quantizer and the next one everything is integers. A layer sums exactly and adds its int32 bias; the
-sum is brought to the output's scale as integer kernels do it: as float32, times the float32 quotient
-``(s_x · s_w) / s_y``, rounded half to even, plus zero_point, saturated. Floats between a DequantizeLinear and
-a QuantizeLinear, such as means, are taken as given: no two runtimes sum them in the same order.
+All values between two quantizers are integers. A layer sums exactly and adds its int32 bias. The sum is
+converted to the output's scale as in integer kernels: to float32, times the float32 quotient
+``(s_x · s_w) / s_y``, rounded half to even, plus zero-point, saturated. Floats between a DequantizeLinear and
+a QuantizeLinear, such as means, are inputs, because runtimes sum them in different orders.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from qgait_ptq.reference.saturating_sums import saturation_loss
 from qgait_ptq.reference.windows import convolution_loss, convolve, pool
 
 Given = Callable[[str], Array]
-LEAKY_SLOPE = 0.01  # of a LeakyRelu that names none
+LEAKY_SLOPE = 0.01  # default slope of LeakyRelu
 MOVING = frozenset({"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Slice", "Gather", "Identity"})
 
 
 @dataclass(frozen=True)
 class Moved:
-    """Floats behind a node that only moves them."""
+    """Floats after a node that only moves them."""
 
     node: onnx.NodeProto
 
@@ -47,24 +47,23 @@ def simulate(model: onnx.ModelProto, given: Given, *, saturating: bool = False) 
     """Compute the quantized tensors of a file.
 
     Args:
-        model: with Q/DQ nodes, as `lower_markers` leaves it.
-        given: gives the input, tensors of sizes, and the floats that quantizers read, by name.
-        saturating: add pairs of products in saturating 16 bits, as onnxruntime does on x86 processors without
-            VNNI: what a file that is not safe gives there.
+        model: model with Q/DQ nodes, as from `lower_markers`.
+        given: function that returns inputs, tensors of sizes, and floats before quantizers, by name.
+        saturating: whether pair sums saturate in 16 bits, as in onnxruntime on x86 processors without VNNI.
 
     Returns:
-        Name → integers, of every tensor behind a QuantizeLinear or behind the Clip that narrows it, of what
-        moves or pools these, and of the sums that leave a layer in float.
+        Integers by tensor name: outputs of QuantizeLinear and of a Clip after it, outputs of nodes that move
+        or pool these, and sums that leave a layer in float.
     """
     return _Simulation(model, given, saturating).run()
 
 
 class _Simulation:
-    """The values known so far; what is not among them is float."""
+    """Computes the integers of a file. Tensors without known integers are floats."""
 
     def __init__(self, model: onnx.ModelProto, given: Given, saturating: bool) -> None:
         self.graph, self.given, self.saturating = OnnxGraph(model), given, saturating
-        self.constants = dict(self.graph.constants)  # later also what is cast from these
+        self.constants = dict(self.graph.constants)  # casts of constants are added later
         self.known: dict[str, Any] = {}
         self.integers: dict[str, Array] = {}
         self.on_integers: dict[str, Callable[[onnx.NodeProto], Array]] = {
@@ -103,7 +102,7 @@ class _Simulation:
             elif node.op_type == "Gather" and _is_bytes(self.constants.get(node.input[0])):
                 self.integers[node.output[0]] = self.constants[node.input[0]][self.given(node.input[1])]
             elif node.op_type == "Cast" and node.input[0] in self.constants:
-                # INT4 codes; what they are cast to holds the same numbers.
+                # A cast of INT4 codes does not change the numbers.
                 self.constants[node.output[0]] = self.constants[node.input[0]].astype(np.int8)
             elif node.input and node.op_type in self.handlers:
                 value = self._computed(node)
@@ -112,10 +111,10 @@ class _Simulation:
         return self.integers
 
     def _computed(self, node: onnx.NodeProto) -> Any:
-        """What a node makes of something known, or of floats that it only moves."""
+        """Return the output of a node for a known input, or for floats that it only moves."""
         if node.input[0] in self.known:
             value = self.known[node.input[0]]
-            if isinstance(value, Bent) and node.op_type in MOVING:  # a LeakyReLU is the same before the move
+            if isinstance(value, Bent) and node.op_type in MOVING:  # a LeakyReLU commutes with the move
                 return replace(value, source=self.handlers[node.op_type](node, value.source))
             if not isinstance(value, Moved):
                 return self.handlers[node.op_type](node, value)
@@ -131,7 +130,7 @@ class _Simulation:
         self.integers[node.output[0]] = integers
 
     def _requantized(self, name: str, value: Any, scale: Array, zero_point: Array) -> Array:
-        """Integers of a quantizer's own scale, of whatever it reads."""
+        """Return the integers of a quantizer for any kind of input."""
         if value is None or isinstance(value, Moved):
             return quantize_floats(self._floats(name), scale, zero_point)
         if isinstance(value, Terms):
@@ -142,13 +141,13 @@ class _Simulation:
         name = node.input[0]
         stored = self.constants.get(name)
         integers = stored if stored is not None else self.integers.get(name)
-        if integers is None:  # bytes of the input
+        if integers is None:  # uint8 input of the network
             integers = self.given(name)
         scale, zero_point = self.constants[node.input[1]], self.constants[node.input[2]]
         self.known[node.output[0]] = Quantized(integers, scale, zero_point)
 
     def _floats(self, name: str) -> Array:
-        """Floats as given before they were moved: the runtime may quantize them there."""
+        """Return floats before they were moved, because the runtime can quantize them there."""
         moved = self.known.get(name)
         if not isinstance(moved, Moved):
             return self.given(name)
@@ -166,7 +165,7 @@ class _Simulation:
         return convolve(node, x, weight, np.zeros(len(weight.integers)))
 
     def _layer(self, node: onnx.NodeProto) -> tuple[Quantized, Array] | None:
-        """Weight and bias of a layer; None where it computes in float."""
+        """Return weight and bias of a layer; None if it computes in float."""
         weight = self.known.get(node.input[1])
         if not isinstance(weight, Quantized):
             return None

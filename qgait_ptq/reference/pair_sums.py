@@ -1,8 +1,8 @@
-"""The proof that a file gives the same integer sums on every processor, read from the file itself.
+"""Proof from a file that it gives the same integer sums on every processor.
 
 Some x86 kernels add two neighbouring products in 16 bits, see `quantizer.pair_order`. For each layer with
-integer weights, the largest sum that any input can cause is bounded from its weights and from the largest
-activation code that it can receive. Also for files that this toolkit did not write. Needs no torch.
+integer weights, the proof bounds the largest pair sum of any input by the weights and by the largest
+activation code. It also works for files of other tools, and needs no torch.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from qgait_ptq.onnx_graph.view import OnnxGraph, attribute
 from qgait_ptq.quantizer.pair_order import INT16_MAX, first_of_pairs
 
 LARGEST_BYTE = 255
-# Where the weight stands among the inputs of operators on integers, and its zero-point.
+# Index of the weight among the inputs of integer operators.
 WEIGHT_INPUTS = {"QLinearConv": 3, "ConvInteger": 1, "QLinearMatMul": 3, "MatMulInteger": 1, "QGemm": 3}
 CONVOLUTIONS = frozenset({"Conv", "QLinearConv", "ConvInteger"})
 BETWEEN_QUANTIZERS = frozenset({"Conv", "Gemm", "MatMul"})
-# They give codes that their first input has.
+# Operators whose output codes are codes of their first input.
 MOVING = frozenset(
     {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Slice", "Flatten", "Identity", "MaxPool", "Gather"}
 )
@@ -36,10 +36,10 @@ class PairBound:
 
     Attributes:
         layer: name of the node.
-        operator: of the node.
+        operator: operator of the node.
         worst_pair: largest sum of the magnitudes of two neighbouring weights of the same sign.
         largest_code: largest activation code that the layer can receive.
-        depthwise: each channel is convolved by itself; such kernels do not add in 16 bits.
+        depthwise: whether each channel is convolved separately; such kernels do not add in 16 bits.
     """
 
     layer: str
@@ -50,12 +50,12 @@ class PairBound:
 
     @property
     def bound(self) -> int:
-        """Largest sum that an input can cause."""
+        """Return the largest pair sum that an input can cause."""
         return self.worst_pair * self.largest_code
 
     @property
     def safe(self) -> bool:
-        """Whether no input can make a 16-bit sum saturate."""
+        """Return whether no input can make a 16-bit sum saturate."""
         return self.depthwise or self.bound <= INT16_MAX
 
 
@@ -64,8 +64,8 @@ class PairSums:
     """The bounds of a file.
 
     Attributes:
-        layers: those with stored integer weights, in graph order.
-        unknown: layers on integers whose weight is not stored in the file; nothing is proven of them.
+        layers: bounds of layers with stored integer weights, in graph order.
+        unknown: integer layers whose weight is not stored in the file, so that nothing is proven.
     """
 
     layers: tuple[PairBound, ...]
@@ -73,16 +73,16 @@ class PairSums:
 
     @property
     def unsafe(self) -> tuple[PairBound, ...]:
-        """Layers whose sums can saturate."""
+        """Return the layers whose sums can saturate."""
         return tuple(layer for layer in self.layers if not layer.safe)
 
     @property
     def safe(self) -> bool:
-        """Whether the file is proven to give the same integer sums on every processor."""
+        """Return whether the file is proven to give the same integer sums on every processor."""
         return not self.unsafe and not self.unknown
 
     def verdict(self) -> str:
-        """One sentence for people."""
+        """Return the result of the proof as one sentence."""
         if self.safe:
             return "the same integer sums on every processor"
         names = [layer.layer for layer in self.unsafe] + list(self.unknown)
@@ -93,7 +93,7 @@ class PairSums:
         return f"{proven}: {shown}"
 
     def describe(self) -> dict[str, Any]:
-        """What a report and a file's metadata say."""
+        """Return the entries for a report and for a file's metadata."""
         return {
             "safe": self.safe,
             "largest_bound": max((layer.bound for layer in self.layers if not layer.depthwise), default=0),
@@ -103,7 +103,7 @@ class PairSums:
 
 
 def bound_pair_sums(model: onnx.ModelProto) -> PairSums:
-    """Bound the sums of two neighbouring products in each layer of a file."""
+    """Bound the pair sums of each layer of a file."""
     graph = OnnxGraph(model)
     layers, unknown = [], []
     for node in graph.nodes:
@@ -124,29 +124,31 @@ def bound_pair_sums(model: onnx.ModelProto) -> PairSums:
 
 
 def _integer_inputs(node: onnx.NodeProto, graph: OnnxGraph) -> tuple[str, str] | None:
-    """Names of the activation codes and of the integer weight; None where a node is not on integers."""
+    """Return the names of activation codes and integer weight; None if a node is not an integer layer."""
     if node.op_type in WEIGHT_INPUTS:
         return node.input[0], node.input[WEIGHT_INPUTS[node.op_type]]
     if node.op_type not in BETWEEN_QUANTIZERS:
         return None
-    given, weight = (graph.producer(name) for name in node.input[:2])
-    if given is None or weight is None or {given.op_type, weight.op_type} != {"DequantizeLinear"}:
+    activation, weight = (graph.producer(name) for name in node.input[:2])
+    if activation is None or weight is None:
         return None
-    return given.input[0], weight.input[0]
+    if {activation.op_type, weight.op_type} != {"DequantizeLinear"}:
+        return None
+    return activation.input[0], weight.input[0]
 
 
 def _stored_weight(name: str, graph: OnnxGraph) -> NDArray[Any] | None:
-    """A stored tensor, or what a Cast makes of one; None where it is computed."""
+    """Return a stored tensor, also after a Cast; None if the tensor is computed."""
     stored = graph.initializer(name, through=("Cast", "Identity"))
     if stored is None:
         return None
     value = graph.constants[stored.name]
-    # INT4 codes; the numbers are the same as int8.
+    # INT4 codes have the same numbers as int8.
     return value if value.dtype in (np.uint8, np.int8) else value.astype(np.int8)
 
 
 def _worst_pair(node: onnx.NodeProto, weight: NDArray[np.int64]) -> tuple[int, bool]:
-    """The worst pair of a layer, and whether it convolves each channel by itself."""
+    """Return the worst pair of a layer, and whether it convolves each channel separately."""
     if node.op_type in CONVOLUTIONS:
         groups = int(attribute(node, "group", 1))
         depthwise = groups > 1 and weight.shape[:2] == (groups, 1)
@@ -157,7 +159,7 @@ def _worst_pair(node: onnx.NodeProto, weight: NDArray[np.int64]) -> tuple[int, b
 
 
 def _largest_code(name: str, graph: OnnxGraph) -> int:
-    """Largest code that a tensor can hold; int8 codes are moved into uint8 by the runtimes."""
+    """Return the largest code of a tensor. Runtimes move int8 codes into uint8."""
     if name in graph.constants:
         value = graph.constants[name]
         return int(value.max(initial=0)) + (128 if value.dtype == np.int8 else 0)
@@ -176,7 +178,7 @@ def worst_pair(weight: NDArray[np.int64]) -> int:
     """Return the largest sum of the magnitudes of two neighbouring weights of the same sign.
 
     Args:
-        weight: ``[o, i, *kernel]`` as a convolution has it, or ``[o, i]``.
+        weight: weight ``[o, i, *kernel]`` of a convolution, or ``[o, i]``.
     """
     channels, taps = weight.shape[1], math.prod(weight.shape[2:])
     ordered = np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
@@ -188,6 +190,6 @@ def worst_pair(weight: NDArray[np.int64]) -> int:
 
 def _pair_sums(ordered: NDArray[np.int64], channels: int, taps: int) -> Iterator[NDArray[np.int64]]:
     for first in first_of_pairs(channels, taps):
-        places = np.array(first, np.int64)
-        one, other = ordered[:, places], ordered[:, places + 1]
+        indices = np.array(first, np.int64)
+        one, other = ordered[:, indices], ordered[:, indices + 1]
         yield np.where(one * other > 0, np.abs(one + other), 0)

@@ -1,4 +1,4 @@
-"""Whether a file gives the same integers on every processor: its sums of products and its additions."""
+"""Proof that a file gives the same integers on every processor: pair sums and additions."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class ExactnessProof:
     """Proofs about a file.
 
     Attributes:
-        pair_sums: bounds of its layers' 16-bit sums.
-        additions: of two quantized tensors, each tried with all codes.
+        pair_sums: bounds of the layers' pair sums.
+        additions: proofs of the additions of two quantized tensors, over all codes.
     """
 
     pair_sums: PairSums
@@ -25,23 +25,23 @@ class ExactnessProof:
 
     @property
     def differing_additions(self) -> tuple[AdditionProof, ...]:
-        """Additions that processors round to different integers."""
+        """Return the additions that processors round to different integers."""
         return tuple(addition for addition in self.additions if addition.differing)
 
     @property
     def exact(self) -> bool:
-        """Whether the file is proven to give the same integers on every processor."""
+        """Return whether the file is proven to give the same integers on every processor."""
         return self.pair_sums.safe and not self.differing_additions
 
     def verdict(self) -> str:
-        """One sentence for people."""
+        """Return the result of the proof as one sentence."""
         if self.exact:
             return "the same integers in layers and additions on every processor"
         if not self.pair_sums.safe:
             return self.pair_sums.verdict()
         names = [addition.node for addition in self.differing_additions]
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        return f"the same sums in every layer; additions that ARM64 rounds otherwise: {shown}"
+        return f"the same sums in every layer; additions that ARM64 rounds differently: {shown}"
 
     def describe(self) -> dict[str, Any]:
         """Return the entry ``pair_sums`` of a report and of a file's metadata."""
@@ -50,5 +50,5 @@ class ExactnessProof:
 
 
 def prove_exactness(model: onnx.ModelProto) -> ExactnessProof:
-    """Prove from a file that it gives the same integers on every processor, or say where it does not."""
+    """Prove that a file gives the same integers on every processor, or list where it does not."""
     return ExactnessProof(bound_pair_sums(model), prove_additions(model))

@@ -1,4 +1,4 @@
-"""What a layer's sums lose on x86 processors without VNNI: the arithmetic of ``vpmaddubsw``."""
+"""Saturation of a layer's sums on x86 processors without VNNI: the arithmetic of ``vpmaddubsw``."""
 
 from __future__ import annotations
 
@@ -20,49 +20,49 @@ def saturation_loss(
     dilations: Sequence[int],
     groups: int,
 ) -> NDArray[np.int64]:
-    """Return what saturating sums of two neighbouring products differ by from exact ones.
+    """Return the difference between saturating and exact pair sums.
 
-    Pairs are those of onnxruntime: places 2m and 2m + 1 in kernel order, see `quantizer.pair_order`.
+    Pairs are those of onnxruntime: positions 2m and 2m + 1 in kernel order, see `quantizer.pair_order`.
 
     Args:
-        codes: activations as uint8 numbers, padded, ``[n, c, *space]``; ``[n, c]`` for a matrix product.
-        weight: ``[o, c / groups, *kernel]``.
-        strides: of each axis of space.
-        dilations: of each axis of space.
-        groups: of channels; depthwise layers lose nothing.
+        codes: padded uint8 activations ``[n, c, *space]``, or ``[n, c]`` for a matrix product.
+        weight: weight ``[o, c / groups, *kernel]``.
+        strides: stride of each spatial axis.
+        dilations: dilation of each spatial axis.
+        groups: number of channel groups. Depthwise layers do not saturate.
 
     Returns:
-        Saturated less exact sums, ``[n, o, *space]``.
+        Saturated minus exact sums, ``[n, o, *space]``.
     """
     outputs, channels, *kernel = weight.shape
     reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
-    places = [
+    output_size = [
         (extent - width) // stride + 1
         for extent, width, stride in zip(codes.shape[2:], reach, strides, strict=True)
     ]
-    lost = np.zeros((len(codes), outputs, *places), np.int64)
+    lost = np.zeros((len(codes), outputs, *output_size), np.int64)
     if groups > 1 and (groups, 1) == weight.shape[:2]:
         return lost
     taps = list(np.ndindex(*kernel))
 
-    def seen(channel: int, tap: tuple[int, ...]) -> NDArray[np.int64]:
-        """Codes that a weight meets, ``[n, *space]``."""
+    def codes_at(channel: int, tap: tuple[int, ...]) -> NDArray[np.int64]:
+        """Return the codes that a weight is multiplied with, ``[n, *space]``."""
         window: tuple[slice, ...] = tuple(
             slice(offset * step, offset * step + (count - 1) * stride + 1, stride)
-            for offset, step, count, stride in zip(tap, dilations, places, strides, strict=True)
+            for offset, step, count, stride in zip(tap, dilations, output_size, strides, strict=True)
         )
         return np.asarray(codes[:, channel][(slice(None), *window)], np.int64)
 
     ordered = np.moveaxis(weight.astype(np.int64), 1, -1).reshape(outputs, -1)
-    by_place, _ = first_of_pairs(channels, len(taps))
-    one, other = ordered[:, by_place], ordered[:, [place + 1 for place in by_place]]
+    by_position, _ = first_of_pairs(channels, len(taps))
+    one, other = ordered[:, by_position], ordered[:, [position + 1 for position in by_position]]
     unsafe = (one * other > 0) & (np.abs(one + other) * LARGEST_BYTE > INT16_MAX)
     for output, pair in np.argwhere(unsafe):
-        first = by_place[pair]
+        first = by_position[pair]
         base = output // (outputs // groups) * channels
         total = np.zeros_like(lost[:, output])
-        for place in (first, first + 1):
-            tap, channel = divmod(place, channels)
-            total += ordered[output, place] * seen(base + channel, taps[tap])
+        for position in (first, first + 1):
+            tap, channel = divmod(position, channels)
+            total += ordered[output, position] * codes_at(base + channel, taps[tap])
         lost[:, output] += np.clip(total, -INT16_MAX - 1, INT16_MAX) - total
     return lost

@@ -22,13 +22,13 @@ MAX_POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 
 @dataclass(frozen=True)
 class _Window:
-    """Where the windows of a node lie, for each axis of space.
+    """Positions of a node's windows, for each spatial axis.
 
     Attributes:
-        before: padding in front of the first value.
-        after: padding behind the last value.
-        strides: between windows.
-        dilations: between values of a window.
+        before: padding before the first value.
+        after: padding after the last value.
+        strides: steps between windows.
+        dilations: steps between values of a window.
     """
 
     before: list[int]
@@ -38,7 +38,7 @@ class _Window:
 
     @classmethod
     def of(cls, node: onnx.NodeProto, spatial: int) -> _Window:
-        """Read the attributes of a node with some axes of space."""
+        """Read the attributes of a node with a number of spatial axes."""
         pads = attribute(node, "pads", [0] * 2 * spatial)
         ones = [1] * spatial
         return cls(
@@ -49,13 +49,13 @@ class _Window:
         )
 
     def torch_padding(self) -> list[int]:
-        """Padding as `torch.nn.functional.pad` takes it: pairs, the last axis first."""
+        """Return padding for `torch.nn.functional.pad`: pairs, the last axis first."""
         pairs = reversed(list(zip(self.before, self.after, strict=True)))
         return [size for pair in pairs for size in pair]
 
 
 def pool(node: onnx.NodeProto, integers: Array) -> Array:
-    """Return the maxima of a MaxPool's windows; padding is none of them."""
+    """Return the maxima of a MaxPool's windows. Padding is never a maximum."""
     spatial = integers.ndim - 2
     window = _Window.of(node, spatial)
     values = torch.from_numpy(integers.astype(np.float64))
@@ -74,15 +74,15 @@ def convolve(node: onnx.NodeProto, x: Quantized, weight: Quantized, bias: Array)
     """Return the exact sums of a convolution, float64 ``[n, o, *space]``.
 
     Args:
-        node: Conv or ConvInteger.
-        x: what it reads, ``[n, c, *space]``.
-        weight: ``[o, c / groups, *kernel]``.
-        bias: in units of the sums, ``[o]``.
+        node: node of type Conv or ConvInteger.
+        x: input ``[n, c, *space]``.
+        weight: weight ``[o, c / groups, *kernel]``.
+        bias: bias ``[o]`` in units of the sums.
     """
     spatial = x.integers.ndim - 2
     window = _Window.of(node, spatial)
     sums = CONVOLUTIONS[spatial - 1](
-        # Padding is with what stands for zero, which is zero once centred.
+        # Padding has the code of zero, which is zero after centring.
         F.pad(torch.from_numpy(x.centred()), window.torch_padding()),
         torch.from_numpy(weight.centred()),
         torch.from_numpy(bias),
@@ -95,7 +95,7 @@ def convolve(node: onnx.NodeProto, x: Quantized, weight: Quantized, bias: Array)
 
 
 def convolution_loss(node: onnx.NodeProto, x: Quantized, weight: Quantized) -> Array:
-    """Return what a convolution's sums lose where pairs of products saturate; arguments as of `convolve`."""
+    """Return saturated minus exact sums of a convolution. The arguments are those of `convolve`."""
     window = _Window.of(node, x.integers.ndim - 2)
     padding = [(0, 0), (0, 0), *zip(window.before, window.after, strict=True)]
     return saturation_loss(

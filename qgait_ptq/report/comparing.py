@@ -1,4 +1,4 @@
-"""Several results beside each other: as rows, as a table, and as a page with the fronts."""
+"""Comparison of several results: rows, a table, and a page with Pareto fronts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MEGABYTE = 1e6
-NEEDED = ("data", "accuracy", "agreement", "size_bytes", "target", "config", "layers")  # of a report
-SAME_TEST = ("test_sequences", "protocol", "metric", "test_names")  # what makes accuracies comparable
+NEEDED = (
+    "data",
+    "accuracy",
+    "agreement",
+    "size_bytes",
+    "target",
+    "config",
+    "layers",
+)  # sections that a comparison needs
+SAME_TEST = (
+    "test_sequences",
+    "protocol",
+    "metric",
+    "test_names",
+)  # must be equal for accuracies to be comparable
 
 
 @dataclass(frozen=True)
@@ -26,18 +39,18 @@ class Row:
     """One result.
 
     Attributes:
-        name: of its folder.
-        widths: such as ``W4A4``.
-        target: runtime profile.
-        megabytes: of the file.
-        rank1: mean rank-1 of the file in percent; None where the data have no gallery.
-        change: points from float, with the ends of the 95 % interval; None where not known.
-        mean_average_precision: of the file in percent; None like rank-1.
-        cosine: mean, with float embeddings.
-        sqnr_db: of the embeddings.
-        milliseconds: of a sequence, one thread; None where it was not measured.
-        faster: than float in the same runtime; None like that.
-        runtime: where that was measured.
+        name: name of the result folder.
+        widths: label such as ``W4A4``.
+        target: name of the target.
+        megabytes: size of the file in MB.
+        rank1: mean rank-1 of the file in percent; None if the data have no gallery.
+        change: change of rank-1 from float in points, with the ends of its 95 % interval; None if unknown.
+        mean_average_precision: mAP of the file in percent; None if the data have no gallery.
+        cosine: mean cosine with float embeddings.
+        sqnr_db: SQNR of the embeddings in dB.
+        milliseconds: CPU time of a sequence on one thread in ms; None if not measured.
+        faster: ratio of the float network's time to the file's in the same runtime; None if not measured.
+        runtime: runtime of this measurement; None if not measured.
     """
 
     name: str
@@ -55,21 +68,20 @@ class Row:
 
 
 def compare_reports(reports: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """Rows of results that were tested on the same sequences.
+    """Return one row for each result. All results must have been tested on the same sequences.
 
     Args:
-        reports: name → what its ``report.json`` holds.
+        reports: content of each ``report.json``, by the name of the result.
 
     Raises:
-        ConfigError: tested on different data, so that their figures say nothing about each other, or written
-            by another version.
+        ConfigError: results were tested on different data, or another version wrote a report.
     """
     for name, report in reports.items():
         missing = [key for key in NEEDED if report.get(key) is None]
         if missing:
             raise ConfigError(
-                f"{name}: its report was written by another version and lacks {', '.join(missing)}; "
-                "quantize again from its recipe.yaml"
+                f"{name}: report.json was written by another version and lacks {', '.join(missing)}; "
+                "quantize again with its recipe.yaml"
             )
     first_name, first = next(iter(reports.items()))
     for name, report in reports.items():
@@ -77,7 +89,7 @@ def compare_reports(reports: Mapping[str, Mapping[str, Any]]) -> list[Row]:
             if report["data"].get(key) != first["data"].get(key):
                 raise ConfigError(
                     f"{first_name} and {name} were tested on different data ({_tested(first)}; "
-                    f"{_tested(report)}); their accuracies cannot be compared"
+                    f"{_tested(report)}); compare results that were tested on the same data"
                 )
     return [_row(name, report) for name, report in reports.items()]
 
@@ -88,7 +100,7 @@ def _tested(report: Mapping[str, Any]) -> str:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """Plain names of folders: their own, or their whole paths where others have the same."""
+    """Return printable names of folders, or their full paths where names are equal."""
     names = [folder.resolve().name for folder in folders]
     return [
         plain(folder if names.count(name) > 1 else name) for folder, name in zip(folders, names, strict=True)
@@ -96,12 +108,12 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def render_comparison(rows: Sequence[Row], description: str, float_rank1: float | None) -> str:
-    """A page of the rows.
+    """Return an HTML page that compares results.
 
     Args:
-        rows: of `compare_reports`.
-        description: of the data.
-        float_rank1: mean rank-1 of the float network in percent.
+        rows: rows from `compare_reports`.
+        description: description of the data.
+        float_rank1: mean rank-1 of the float network in percent; None if the data have no gallery.
     """
     return render_template(
         "comparison.html.j2",
@@ -113,7 +125,7 @@ def render_comparison(rows: Sequence[Row], description: str, float_rank1: float 
 
 
 def comparison_figures(rows: Sequence[Row]) -> list[Figure]:
-    """Accuracy over size, and over time where that was measured in one runtime."""
+    """Return figures of accuracy over size, and over time if all times are from one runtime."""
     ranked = all(row.rank1 is not None for row in rows)
     heights = [float(row.rank1 if row.rank1 is not None else row.cosine) for row in rows]
     label = "mean rank-1 of the file, %" if ranked else "cosine with float embeddings"
@@ -128,13 +140,13 @@ def comparison_figures(rows: Sequence[Row]) -> list[Figure]:
 
 
 def pareto_positions(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:
-    """Positions of points that no other beats in both, from cheap to costly."""
+    """Return the indices of the Pareto-optimal points, by ascending cost."""
     order = sorted(range(len(costs)), key=lambda index: (costs[index], -qualities[index]))
-    found: list[int] = []
+    front: list[int] = []
     for index in order:
-        if not found or qualities[index] > qualities[found[-1]]:
-            found.append(index)
-    return found
+        if not front or qualities[index] > qualities[front[-1]]:
+            front.append(index)
+    return front
 
 
 def _front(
@@ -162,14 +174,14 @@ def _front(
                 textcoords="offset points",
                 fontsize=8,
                 color=INK,
-                parse_math=False,  # a name may hold dollar signs
+                parse_math=False,  # a name can contain dollar signs
             )
         axes.margins(0.15)
         axes.set_xlabel(plain(unit), parse_math=False)
         axes.set_ylabel(label)
 
     return draw(
-        name, title, "Higher and further left is better; the line joins what nothing else beats.", paint
+        name, title, "Higher and further left is better. The line joins the Pareto-optimal results.", paint
     )
 
 

@@ -1,4 +1,4 @@
-"""Matplotlib figures as inline SVG that takes the colours of the page: light, dark or print."""
+"""Matplotlib figures as inline SVG in the colours of the page: light, dark or print."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH, HEIGHT = 5.4, 3.5  # inches; the page scales them
-# Colours are drawn as these stand-ins and written as variables of the page's style sheet, which holds the
-# palette of Okabe and Ito (told apart by all common kinds of colour vision) once for light, once for dark.
+# Placeholder colours. They become variables of the page's style sheet, which defines the palette of Okabe and
+# Ito (distinct for all common kinds of colour vision) for light and for dark pages.
 INK, RULE = "#010101", "#010102"
 FLOAT, QUANTIZED, FILE = "#010103", "#010104", "#010105"
 SAME, DIFFERENT, WORST = "#010106", "#010107", "#010108"
@@ -54,13 +54,13 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with what a reader needs.
+    """A figure with its title and a reading aid.
 
     Attributes:
-        name: of its place in the page.
-        title: what it shows.
-        help: one line on how to read it.
-        svg: the picture, inline SVG.
+        name: id of the figure in the page.
+        title: title of the figure.
+        help: one line on how to read the figure.
+        svg: inline SVG.
     """
 
     name: str
@@ -75,11 +75,11 @@ def draw(
     """Draw one figure.
 
     Args:
-        name: of its place in the page; also makes the ids within the SVG its own.
-        title: what it shows; read out by screen readers, with the help.
-        help_text: one line on how to read it.
-        paint: draws on the axes.
-        height: in inches.
+        name: id of the figure in the page; it makes ids within the SVG unique.
+        title: title of the figure; screen readers read it with the help text.
+        help_text: one line on how to read the figure.
+        paint: function that draws on the axes.
+        height: height in inches.
     """
     with _figure(name, height) as (axes, buffer):
         paint(axes)
@@ -88,7 +88,7 @@ def draw(
 
 @contextmanager
 def _figure(name: str, height: float) -> Iterator[tuple[Axes, io.StringIO]]:
-    # Not pyplot: it keeps figures and a backend for the whole process, which may have its own.
+    # Not pyplot: it holds figures and a backend for the whole process, which may use its own.
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
@@ -103,7 +103,7 @@ def _figure(name: str, height: float) -> Iterator[tuple[Axes, io.StringIO]]:
 
 
 def _for_page(svg: str, label: str) -> str:
-    """Without a document type (it names a web address), with the page's colours, and described."""
+    """Prepare SVG for the page: page colours, a description, no document type (it names a web address)."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
@@ -113,7 +113,7 @@ def _for_page(svg: str, label: str) -> str:
 
 
 def standalone(figure: Figure) -> str:
-    """The SVG of a figure as a file of its own, in light colours."""
+    """Return the content of a standalone SVG file of a figure, in light colours."""
     svg = figure.svg
     for variable, colour in LIGHT.items():
         svg = svg.replace(f"var(--{variable})", colour)

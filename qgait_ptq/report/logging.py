@@ -1,4 +1,4 @@
-"""A log file of a run: what each stage did and how long it took, line by line, while it runs."""
+"""A log file of a run: stages, their times and notes, written while the run goes on."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from qgait_ptq.system.progress import Advance, Progress
 
 
 class LoggedProgress:
-    """Passes everything on, and writes it into a file with the time of day."""
+    """Passes progress on, and writes it to a log file with date and time."""
 
     def __init__(self, listener: Progress, path: Path) -> None:
         """Begin a log.
 
         Args:
-            listener: is told, too.
-            path: of the log; lines are added to what is there.
+            listener: progress to pass everything on to.
+            path: path of the log file; lines are appended to it.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: the log cannot be written.
         """
         self.listener, self.path = listener, path
         self._write(f"{path.name} begins")
@@ -33,7 +33,7 @@ class LoggedProgress:
         return self._stage(name, steps)
 
     def note(self, text: str) -> None:
-        """Say one line."""
+        """Pass on one line for the user, and log it."""
         self.listener.note(text)
         self._write(text)
 
@@ -50,9 +50,12 @@ class LoggedProgress:
         self._write(f"{name}: {time.perf_counter() - started:.1f} s")
 
     def _write(self, line: str) -> None:
-        """Add a line; a text of several lines becomes one, so that no name can pass for a line of the log."""
+        """Append one line. Line breaks are escaped, so that a name cannot imitate a line of the log."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {plain(line)}\n")
         except OSError as error:
-            raise ConfigError(f"{self.path}: the log cannot be written ({error.strerror or error})") from None
+            reason = error.strerror or error
+            raise ConfigError(
+                f"{self.path}: the log cannot be written ({reason}); pass another --log-file"
+            ) from None

@@ -1,4 +1,4 @@
-"""``report.html``: one self-contained page from what ``report.json`` holds."""
+"""``report.html``: one self-contained page with the content of ``report.json``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from qgait_ptq.report.widths import allocation_lines, widths_label
 
 Report = Mapping[str, Any]
 MEGABYTE = 1e6
-LITTLE = 1.0  # points of rank-1 that a verdict calls little
+LITTLE = 1.0  # points of rank-1 that the verdict calls a small loss
 NETWORKS = ("float", "quantized", "onnx")
 
 
 def render_template(name: str, **values: Any) -> str:
-    """Fill a template; what is put in is escaped unless the template says otherwise."""
+    """Fill a template. Values are escaped unless the template says otherwise."""
     environment = Environment(
         loader=PackageLoader("qgait_ptq.report"),
         autoescape=True,
@@ -33,12 +33,12 @@ def render_template(name: str, **values: Any) -> str:
 
 
 def render_report(report: Report, recipe: str | None = None, sheet: bytes | None = None) -> str:
-    """The page of one run.
+    """Return the HTML page of one run.
 
     Args:
-        report: as in ``report.json``.
-        recipe: text of ``recipe.yaml``; None where the network came from Python.
-        sheet: png of calibration silhouettes.
+        report: content of ``report.json``.
+        recipe: text of ``recipe.yaml``; None if the network came from Python.
+        sheet: PNG image of calibration silhouettes; None for raw data.
     """
     good, text = verdict(report)
     return render_template(
@@ -60,7 +60,7 @@ def render_report(report: Report, recipe: str | None = None, sheet: bytes | None
 
 
 def verdict(report: Report) -> tuple[bool, str]:
-    """Whether the file ranks about as the float network does, and that in one sentence."""
+    """Return whether the file ranks about as well as the float network, and a sentence that says so."""
     label, ratio = widths_label(report), report["size_bytes"]["float"] / report["size_bytes"]["onnx"]
     smaller = f"in a file {ratio:.1f} times smaller"
     if not report["accuracy"]:
@@ -71,27 +71,27 @@ def verdict(report: Report) -> tuple[bool, str]:
         )
     before, after = (report["accuracy"][name]["rank1"]["mean"] for name in ("float", "onnx"))
     change = report["comparison"]["onnx"]["rank1"]
-    known = f"95 % interval {change['low']:+.2f} to {change['high']:+.2f} points"
+    interval = f"95 % interval {change['low']:+.2f} to {change['high']:+.2f} points"
     lost = before - after
     if change["high"] < 0 and lost > LITTLE:
         words = f"loses {lost:.2f} points of rank-1"
     elif change["high"] < 0:
-        words = f"loses {lost:.2f} points of rank-1, little but not by chance"
+        words = f"loses {lost:.2f} points of rank-1; the loss is small but significant"
     elif change["low"] <= 0 <= change["high"]:
-        words = "ranks as the float network does, as far as these people can tell"
+        words = "shows no significant change of rank-1"
     else:
         words = "ranks no worse than the float network"
     return lost <= LITTLE, (
-        f"{label}: the file {words} (mean rank-1 {before:.2f} % → {after:.2f} %, {known}), {smaller}."
+        f"{label}: the file {words} (mean rank-1 {before:.2f} % → {after:.2f} %, {interval}), {smaller}."
     )
 
 
 def _title(report: Report) -> str:
     path = report["model"].get("path")
     name = str(path).replace("\\", "/").rpartition("/")[2] if path else "network from Python"
-    part = report["model"].get("submodule")
-    what = f"{name}, its part {part['name']} alone" if part else name
-    return f"{what}, {widths_label(report)} for {report['target']['name']}"
+    submodule = report["model"].get("submodule")
+    subject = f"{name}, submodule {submodule['name']}" if submodule else name
+    return f"{subject}, {widths_label(report)} for {report['target']['name']}"
 
 
 def _tiles(report: Report) -> Iterator[tuple[str, str]]:
@@ -150,10 +150,10 @@ def _identities(report: Report) -> int:
 def _stages(report: Report) -> Iterator[str]:
     config, calibration = report["config"], report["calibration"]
     data, seconds = report["data"], report["seconds"]
-    words = {
-        "data": "data found and listed",
+    descriptions = {
+        "data": "data listed",
         "capture": "network captured, simplified, and compared with the original at several sizes",
-        "kernels": "a layer of the network's size tried in the runtime on this processor",
+        "kernels": "a layer run in the runtime on this processor, as a test of its kernels",
         "layer errors": "errors of the layers' outputs",
         "export": "file written and compared with the simulation at several sizes",
         "parity": f"file compared with the simulation on {report['parity']['sequences']} sequences",
@@ -164,13 +164,13 @@ def _stages(report: Report) -> Iterator[str]:
         "rounding": f"rounding of weights ({config['rounding']})"
         + (" with bias correction" if config["bias_correction"] else ""),
         "IDC": "IDC, calibration of distances between people: " + _outcome(calibration.get("idc") or {}),
-        "fine-tuning": "fine-tuning: " + ("undone" if _undone(calibration) else "kept"),
+        "fine-tuning": "fine-tuning: " + ("reverted" if _undone(calibration) else "kept"),
         "evaluation": f"evaluation on {data['test_sequences']} test sequences"
         + (f", protocol {data['protocol']}, {data['metric']} distances" if data["protocol"] else ""),
     }
     yield f"{data['calibration_sequences']} calibration sequences, seed {config['seed']}"
     for stage, spent in seconds.items():
-        yield f"{words.get(stage, stage)} ({spent:.1f} s)"
+        yield f"{descriptions.get(stage, stage)} ({spent:.1f} s)"
 
 
 def _outcome(idc: Mapping[str, Any]) -> str:
@@ -210,13 +210,13 @@ def _notes(report: Report) -> Iterator[str]:
             yield f"{layer['name']}: {layer['note']}"
     parity = report["parity"]
     yield (
-        f"the file agrees with the simulation by a cosine of {parity['cosine_min']:.6f} on the worst of "
+        f"lowest cosine between file and simulation: {parity['cosine_min']:.6f}, over "
         f"{parity['sequences']} sequences"
     )
-    if "pair_sums" in report:  # reports of version 0.1 do not say
+    if "pair_sums" in report:  # reports of version 0.1 do not have it
         yield processors_line(report["pair_sums"])
     if report["speed"].get("noisy"):
-        yield "others used the machine while speed was measured: 'qgait-ptq bench' measures it longer"
+        yield "other programs used the machine while speed was measured; 'qgait-ptq bench' measures longer"
 
 
 def _layers(report: Report) -> list[dict[str, Any]]:
@@ -241,10 +241,10 @@ def _layers(report: Report) -> list[dict[str, Any]]:
 
 
 def _input_range(scales: Mapping[str, Any]) -> str:
-    found = scales.get("activation_range")
-    return "" if found is None else f"{found[0]:.3g} … {found[1]:.3g}"
+    ends = scales.get("activation_range")
+    return "" if ends is None else f"{ends[0]:.3g} … {ends[1]:.3g}"
 
 
 def _weight_scales(scales: Mapping[str, Any]) -> str:
-    found = scales.get("weight_scales")
-    return "" if not found else f"{min(found):.2g} … {max(found):.2g}"
+    values = scales.get("weight_scales")
+    return "" if not values else f"{min(values):.2g} … {max(values):.2g}"

@@ -1,4 +1,4 @@
-"""Text from files in the terminal: names of layers, files and subjects are shown, never interpreted.
+"""Safe output of text from files: names of layers, files and subjects are shown, never interpreted.
 
 Every name passes `plain`, which shows control characters and escape sequences as Python's ``repr`` does.
 Cells and titles are `rich.text.Text`, so square brackets and ``:name:`` are not markup.
@@ -12,7 +12,7 @@ from rich.text import Text
 
 
 def plain(text: object) -> str:
-    r"""Return text as one line without characters that a terminal interprets.
+    r"""Return text as one line, with characters that a terminal interprets escaped.
 
     Example:
         >>> print(plain("layer\x1b[31m\n[bold]"))

@@ -1,4 +1,4 @@
-"""The figures of a report: each takes what ``report.json`` holds and nothing else."""
+"""The figures of a report, drawn from the content of ``report.json``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Report = Mapping[str, Any]
 WORST_LAYERS, SHOWN_LAYERS = 3, 40
-ROW_HEIGHT = 0.2  # inches, of a layer's bar
+ROW_HEIGHT = 0.2  # inches, height of a layer's bar
 NETWORKS = (
     ("float", "float", FLOAT, "-"),
     ("quantized", "quantized", QUANTIZED, "--"),
@@ -32,7 +32,7 @@ PAIRS = (("same", "same person", SAME), ("different", "different people", DIFFER
 
 
 def report_figures(report: Report) -> list[Figure]:
-    """All figures that a report has the figures for."""
+    """Return all figures for which the report has data."""
     drawn = (
         cmc_figure(report) if report["accuracy"] else None,
         histogram_figure(report),
@@ -46,7 +46,7 @@ def report_figures(report: Report) -> list[Figure]:
 
 
 def cmc_figure(report: Report) -> Figure:
-    """Cumulative match characteristic of the three networks."""
+    """Draw the cumulative match characteristic of float network, simulation and file."""
 
     def paint(axes: Axes) -> None:
         for name, label, colour, style in NETWORKS:
@@ -62,13 +62,13 @@ def cmc_figure(report: Report) -> Figure:
     return draw(
         "cmc",
         "Cumulative match characteristic",
-        "Higher is better; where the lines lie on each other, quantization changed nothing.",
+        "Higher is better. Where the lines coincide, quantization changed nothing.",
         paint,
     )
 
 
 def histogram_figure(report: Report) -> Figure:
-    """Distances of pairs of sequences, before and after."""
+    """Draw the distances between sequences before and after quantization."""
     distances = report["comparison"]["distances"]
     edges = distances["edges"]
 
@@ -85,13 +85,13 @@ def histogram_figure(report: Report) -> Figure:
     return draw(
         "distances",
         "Distances between sequences",
-        "The less the colours overlap, the better people are told apart; dashed is float, solid the file.",
+        "Less overlap of the two colours is better. Dashed: float network. Solid: file.",
         paint,
     )
 
 
 def scatter_figure(report: Report) -> Figure:
-    """Each pair's distance in the file over its distance in float."""
+    """Draw the distance of each pair in the file over its distance in float."""
     pairs = report["comparison"]["distances"]["pairs"]
 
     def paint(axes: Axes) -> None:
@@ -108,14 +108,14 @@ def scatter_figure(report: Report) -> Figure:
 
     return draw(
         "distortion",
-        "What quantization did to distances",
-        "On the line nothing changed; scatter about it swaps neighbours, a common slope does not.",
+        "Change of distances by quantization",
+        "On the line nothing changed. Scatter changes the ranking; a common slope does not.",
         paint,
     )
 
 
 def loss_figure(report: Report) -> Figure | None:
-    """Losses of the learning stages on held-out identities; None where none learned."""
+    """Draw the losses of IDC and fine-tuning on held-out identities; None if neither ran."""
     calibration = report["calibration"]
     idc = calibration.get("idc") or {}
     end_to_end = (calibration.get("finetune") or {}).get("end_to_end") or {}
@@ -142,14 +142,14 @@ def loss_figure(report: Report) -> Figure | None:
 
     return draw(
         "losses",
-        "Learning stages",
-        "The star marks the step that was kept; a star at step 0 says that no step was better.",
+        "IDC and fine-tuning",
+        "The star marks the step that was kept. At step 0, it means that no step was better.",
         paint,
     )
 
 
 def layer_figure(report: Report) -> Figure:
-    """Errors of the layers' outputs, worst first."""
+    """Draw the errors of the layers' outputs, worst first."""
     layers = [layer for layer in report["layers"] if layer["sqnr_db"] is not None]
     shown = sorted(layers, key=lambda layer: float(layer["sqnr_db"]))[:SHOWN_LAYERS]
     left = len(layers) - len(shown)
@@ -165,18 +165,18 @@ def layer_figure(report: Report) -> Figure:
         axes.set(xlabel="signal to quantization noise of the output, dB")
         axes.grid(axis="y", visible=False)
 
-    more = f"; {left} better ones are left out" if left else ""
+    more = f"; {left} better ones are not shown" if left else ""
     return draw(
         "layers",
-        "Errors layer by layer",
-        f"Longer is better; the hatched ones are worst{more}. Errors of the layers before are contained.",
+        "Errors of layers",
+        f"Longer is better; the hatched bars are worst{more}. Errors of earlier layers are included.",
         paint,
         height=1.0 + ROW_HEIGHT * len(shown),
     )
 
 
 def front_figure(report: Report) -> Figure:
-    """The best widths for each cost, and those that were taken."""
+    """Draw the best widths for each cost, and the chosen widths."""
     allocation = report["allocation"]
     by_size = allocation["by"] == "size"
     chosen = allocation["chosen"]
@@ -190,7 +190,7 @@ def front_figure(report: Report) -> Figure:
         axes.plot(
             [cost(p) for p in points], [p["distortion"] for p in points], "o-", color=FLOAT, markersize=4
         )
-        axes.plot([cost(chosen)], [chosen["distortion"]], "*", color=WORST, markersize=14, label="taken")
+        axes.plot([cost(chosen)], [chosen["distortion"]], "*", color=WORST, markersize=14, label="chosen")
         axes.set_yscale("log")
         axes.set(
             xlabel="size of the file, MB" if by_size else "bit operations, % of those with 8 bits everywhere",
@@ -201,16 +201,16 @@ def front_figure(report: Report) -> Figure:
     return draw(
         "front",
         "Widths of layers: cost and damage",
-        "Each point has the least predicted damage at its cost; lower and further left is better.",
+        "Each point has the least predicted damage at its cost. Lower and further left is better.",
         paint,
     )
 
 
 def sensitivity_figure(entries: Sequence[Mapping[str, Any]]) -> Figure:
-    """Damage of each group alone, as a table of colours.
+    """Draw the sensitivity of each weight and input at each width as a heat map.
 
     Args:
-        entries: of `describe_sensitivity`.
+        entries: entries from `describe_sensitivity`.
     """
     rows = list(dict.fromkeys((entry["kind"], tuple(entry["layers"])) for entry in entries))
     widths = sorted({int(entry["bits"]) for entry in entries})
@@ -241,8 +241,8 @@ def sensitivity_figure(entries: Sequence[Mapping[str, Any]]) -> Figure:
 
     return draw(
         "sensitivity",
-        "Damage of each tensor alone",
-        "Percent by which distances between people change when only this is quantized; brighter is worse.",
+        "Sensitivity of each tensor",
+        "Change of distances between people in percent when only this is quantized. Brighter is worse.",
         paint,
         height=1.2 + ROW_HEIGHT * len(rows),
     )

@@ -1,4 +1,4 @@
-"""What a report says of processors."""
+"""Guarantees for processors, as a line of the report."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 
 def processors_line(pair_sums: Mapping[str, Any]) -> str:
-    """Say whether the file is proven to give the same integers on every processor."""
+    """Return a line that says whether the file gives the same integers on every processor."""
     differing = pair_sums.get("differing_additions", [])
     if pair_sums["safe"] and differing:
-        return f"the same sums on every processor; {len(differing)} additions are rounded otherwise on ARM64"
+        return (
+            f"proven: the same sums on every processor; {len(differing)} additions round differently on ARM64"
+        )
     if pair_sums["safe"]:
         return "proven: the same integers in layers and additions on every processor"
     layers = pair_sums["unsafe_layers"] + pair_sums["unknown_layers"]

@@ -1,4 +1,4 @@
-"""Reading ``report.json`` of a result: what other commands take from it, checked."""
+"""Reading ``report.json`` of a result. The entries that other commands use are checked."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def _check_unicode(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_check_unicode)]
-# Numbers that tables and plots can show; nothing that a report measures is larger.
+# Numbers that tables and plots can show. Measured values are never larger.
 Number = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**63)]
 Bits = Annotated[int, Field(ge=1, le=32)]
 
 
 class _Section(BaseModel):
-    """A section of a report; other keys are ignored, and missing ones stay missing."""
+    """A section of a report. Unknown keys are ignored, and missing keys stay missing."""
 
     model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
 
@@ -77,7 +77,7 @@ class _Comparison(_Section):
 
 class _Agreement(_Section):
     cosine_mean: Number
-    sqnr_db: float  # infinite where nothing was changed
+    sqnr_db: float  # infinite if nothing was changed
 
 
 class _Sizes(_Section):
@@ -100,7 +100,7 @@ class _Widths(_Section):
 
 
 class _Report(_Section):
-    """What `read_report` gives; only the layers are in reports of all versions."""
+    """The content that `read_report` returns. Only the layers are in reports of all versions."""
 
     layers: list[_Layer]
     data: _Data | None = None
@@ -115,19 +115,19 @@ class _Report(_Section):
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """``report.json`` of a result folder; keys that older versions did not write may be missing.
+    """Read ``report.json`` of a result folder. Keys that older versions did not write can be missing.
 
     Raises:
-        ConfigError: the folder is no result, or the file is damaged; names the field.
+        ConfigError: the folder is not a result, or the file is damaged; the text names the field.
     """
     path = folder / "report.json"
     if not os.path.exists(path):
-        raise ConfigError(f"{folder}: no result of quantize; it has no {path.name}")
+        raise ConfigError(f"{folder}: not a result folder of quantize; {path.name} is missing")
     text = read_text(path, LARGEST_REPORT, "the report")
     try:
         report = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: damaged: not JSON ({error})") from None
+        raise ConfigError(f"{path}: damaged: the file is not valid JSON ({error})") from None
     if not isinstance(report, dict) or not isinstance(report.get("layers"), list):
-        raise ConfigError(f"{path}: no report of quantize: it lists no layers")
+        raise ConfigError(f"{path}: not a report of quantize: the list of layers is missing")
     return parse(_Report, report, f"{path}: damaged").model_dump(exclude_unset=True)

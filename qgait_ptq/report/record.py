@@ -1,4 +1,4 @@
-"""The report of a run: ``report.json``, the terminal's tables and the file's metadata come from it."""
+"""The report of a run: the source of ``report.json``, terminal tables and metadata of the file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ CALIBRATION_KEYS = ("equalized_groups", "shared_weights", "idc", "finetune", "un
 
 
 def build_report(state: State, about: dict[str, Any]) -> Report:
-    """Gather what the stages gave; sizes are known when the files have their metadata, which is from here.
+    """Build the report from the results of the stages.
+
+    Sizes stay empty: they are known only after the metadata, which this report contains, are in the files.
 
     Args:
-        state: behind all stages.
-        about: what to say of the model, such as its path and hash.
+        state: state after all stages.
+        about: entries about the model, such as its path and hash.
     """
     record, config, data = state.record, state.config, state.given
     layers = state.layers
@@ -106,5 +108,5 @@ def _describe_layers(state: State, layers: list[LayerPlan]) -> list[dict[str, An
 
 
 def _digest(names: Iterable[str]) -> str:
-    """Tells test sets apart, wherever they lie."""
+    """Return a digest of names that identifies a test set independently of its folder."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Tables of what is known and measured about written files: targets, bytes that differ, speed."""
+"""Tables about exported files: targets, proof, bytes that differ, speed."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 
 def target_table(targets: Sequence[Target]) -> Table:
-    """The targets, one in a row."""
+    """Return a table of the targets, one in each row."""
     table = Table()
     table.add_column("target", no_wrap=True)
     table.add_column("activations", overflow="fold")
     table.add_column("4-bit weights", overflow="fold")
     table.add_column("opset", justify="right")
-    table.add_column("tried in", overflow="fold")
+    table.add_column("tested in", overflow="fold")
     for target in targets:
         add_row(
             table,
             target.name,
             _activations(target),
-            "two to a byte" if target.storage.int4_weights else "as int8",
+            "two in a byte" if target.storage.int4_weights else "as int8",
             str(target.opset),
-            ", ".join(target.runtimes) or "none at hand",
+            ", ".join(target.runtimes) or "no runtime here",
         )
     return table
 
@@ -49,7 +49,7 @@ def _activations(target: Target) -> str:
 
 
 def pair_table(proof: ExactnessProof) -> Table:
-    """The largest sum of two neighbouring products in each layer, beside what 16 bits hold."""
+    """Return a table of the largest pair sum of each layer, compared with the largest 16-bit integer."""
     table, sums = Table(), proof.pair_sums
     table.add_column("layer", overflow="fold")
     for heading in ("two weights", "code", "16-bit sum"):
@@ -67,16 +67,16 @@ def pair_table(proof: ExactnessProof) -> Table:
         )
         add_row(table, f"{addition.node}, an addition", "", "", "", verdict)
     table.caption = (
-        f"Largest sum of two neighbouring products; 16 bits hold {INT16_MAX:,}.\n"
+        f"16-bit sum: largest sum of two neighbouring products; 16 bits hold {INT16_MAX:,}.\n"
         "Depthwise layers add in 32 bits. Unknown: the weight is not stored in the file.\n"
-        "Additions: all pairs of codes are tried as x86 and ARM64 kernels round them.\n"
-        "Values computed in float between quantizers, such as means, are not part of the proof"
+        "Additions: all pairs of codes are compared in the rounding of x86 and of ARM64 kernels.\n"
+        "Values computed in float between quantizers, such as means, are not part of the proof."
     )
     return table
 
 
 def verification_table(verification: Verification) -> Table:
-    """The tensors of the runtime's graph, and how many of their bytes differ."""
+    """Return a table of the tensors of the runtime's graph, with the number of bytes that differ."""
     table = Table()
     table.add_column("node", overflow="fold")
     table.add_column("operator", overflow="fold")
@@ -95,7 +95,7 @@ def verification_table(verification: Verification) -> Table:
 
 
 def bench_table(measured: Sequence[FileBenchmark], title: str) -> Table:
-    """Files in the order in which they were given; speed is relative to the first."""
+    """Return a table of files in the given order. Speed is relative to the first file."""
     table = Table(title=title_text(title), box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("file", overflow="fold", min_width=14)
     for heading in ("CPU ms", "times faster", "GMAC/s", "peak", "RAM MB", "MB"):
@@ -115,20 +115,20 @@ def bench_table(measured: Sequence[FileBenchmark], title: str) -> Table:
         )
     table.caption = (
         "CPU ms of one call. Times faster than the first file (quartiles).\n"
-        "Peak: share of large convolutions'. RAM: beside the runtime's.\n"
-        "Wall times: --json"
+        "Peak: share of the GMAC/s of large convolutions. RAM: without the runtime itself.\n"
+        "--json also prints wall times."
     )
     return table
 
 
 def _short_name(path: Path, paths: Sequence[Path]) -> str:
-    """The file's name, with its folder where another file has the same name."""
+    """Return the name of a file, with its folder if another file has the same name."""
     same = [other for other in paths if other.name == path.name]
     return path.name if len(same) == 1 else f"{path.parent.name}/{path.name}"
 
 
 def comparison_of_results(rows: Sequence[Row]) -> Table:
-    """Results in the order in which they were given."""
+    """Return a table of results in the given order."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("result", overflow="fold", min_width=8)
     for heading in ("widths", "MB", "rank-1, %", "from float", "mAP, %", "SQNR, dB", "faster"):
@@ -146,5 +146,5 @@ def comparison_of_results(rows: Sequence[Row]) -> Table:
             f"{row.sqnr_db:.1f}",
             "" if row.faster is None else f"{row.faster:.2f}×",
         )
-    table.caption = "From float: points of rank-1, paired 95 % interval over identities"
+    table.caption = "From float: change of rank-1 in points, with the paired 95 % interval over identities"
     return table

@@ -1,6 +1,6 @@
 """The schema of ``report.json``, section by section.
 
-Version 2; version 1 (toolkit 0.1.0) had no ``schema_version``, no ``pair_sums``, and the same other sections.
+Version 2. Version 1 (toolkit 0.1.0) had no ``schema_version`` and no ``pair_sums``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Width = Annotated[int, Field(ge=1, le=32)]
 
 
 class Section(BaseModel):
-    """A part of the report."""
+    """A section of the report."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=True)
 
@@ -34,7 +34,7 @@ class Section(BaseModel):
 
 
 class Toolkit(Section):
-    """Versions that the file was made with."""
+    """Versions of the packages that wrote the file."""
 
     qgait_ptq: str
     torch: str
@@ -65,7 +65,7 @@ class AcceptedFrameCounts(Section):
 
 
 class Model(Section):
-    """The network. ``path``, ``kind`` and ``sha256`` are of its file; a caller may add other entries."""
+    """The network. ``path``, ``kind`` and ``sha256`` describe its file; a caller can add entries."""
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
@@ -95,7 +95,7 @@ class RuntimeTarget(Section):
 
 
 class Data(Section):
-    """Sequences that calibrated, and those that were tested; ``test_names`` is a digest of their names."""
+    """Calibration and test sequences. ``test_names`` is a digest of the names of test sequences."""
 
     description: str
     calibration_sequences: Count
@@ -108,7 +108,7 @@ class Data(Section):
 
 
 class AccuracyOf(Section):
-    """Accuracy in percent. Ranks have one entry for each set of probes, and ``mean``."""
+    """Accuracy in percent. Ranks have one entry for each set of probes, and a ``mean``."""
 
     rank1: dict[str, Percent]
     rank5: dict[str, Percent]
@@ -159,7 +159,7 @@ class Distances(Section):
 
 
 class Comparison(Section):
-    """Float beside quantized, person by person. Without gallery and probes there are only distances."""
+    """Paired comparison of float and quantized. Data without gallery and probes have only distances."""
 
     distances: Distances
     quantized: Changes | None = None
@@ -184,7 +184,7 @@ class ParityOf(Section):
 
 
 class PairSumsOf(Section):
-    """Whether the file gives the same integers on every processor, as proven from it."""
+    """Proof of whether the file gives the same integers on every processor."""
 
     weight_range: Literal["safe", "full"]
     safe: bool
@@ -195,7 +195,7 @@ class PairSumsOf(Section):
 
 
 class Scales(Section):
-    """Scales of a layer; those of its weight have one entry for each output channel."""
+    """Scales of a layer. ``weight_scales`` has one entry for each output channel."""
 
     activation_scale: float | None = None
     activation_zero_point: int | None = None
@@ -220,7 +220,7 @@ class Layer(Section):
 
 
 class Speed(Section):
-    """CPU time of one sequence in the runtime, measured briefly; ``faster`` has median and quartiles."""
+    """CPU time of one sequence in ms, measured briefly. ``faster`` has median and quartiles."""
 
     runtime: str
     threads: Count
@@ -255,12 +255,12 @@ class Report(Section):
     seconds: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """Return a dictionary that JSON can hold; entries that were not given are left out."""
+        """Return a dictionary for JSON. Entries that were not set are left out."""
         content = self.model_dump(by_alias=True, exclude_unset=True)
         return {"schema_version": self.schema_version, **content, "speed": content["speed"] or {}}
 
     def metadata(self) -> dict[str, Any]:
-        """Return what the ONNX file carries: no times and no paths, so a repeated run gives the same file."""
+        """Return the metadata of the file. It has no times and paths, so that a repeated run is identical."""
         kept = ("toolkit", "model", "config", "target", "data", "accuracy", "agreement", "pair_sums")
         metadata = {key: value for key, value in self.to_json().items() if key in kept}
         metadata["model"].pop("path", None)
@@ -268,7 +268,7 @@ class Report(Section):
         return metadata
 
     def float_metadata(self, runtimes: tuple[str, ...]) -> dict[str, Any]:
-        """Return what the float file beside it carries; it may run anywhere."""
+        """Return the metadata of the float file, which may run in any runtime."""
         metadata = self.metadata()
         kept = {key: metadata[key] for key in ("toolkit", "data")}
         model = {**metadata["model"], "streams": False}

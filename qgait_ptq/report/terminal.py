@@ -1,4 +1,4 @@
-"""The terminal: progress of the stages, and a report as tables."""
+"""Terminal output: progress of the stages, and tables of a report."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ MEGABYTE = 1e6
 
 
 class TerminalProgress:
-    """Shows stages as bars with the time left; prints notes. Quiet bars where nobody is watching."""
+    """Shows stages as bars with the time left, and prints notes. Bars need an interactive terminal."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     @contextmanager
     def stage(self, name: str, steps: int | None = None) -> Iterator[Callable[[], None]]:
-        """Show a bar with the time left while the stage runs, or the time passed where steps are unknown."""
+        """Show a bar while the stage runs, with the time left, or the elapsed time if steps are unknown."""
         columns: tuple[ProgressColumn, ...] = (SpinnerColumn(), TimeElapsedColumn())
         if steps is not None:
             columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -56,10 +56,10 @@ class TerminalProgress:
 
 
 def accuracy_table(report: Mapping[str, Any]) -> Table:
-    """Accuracy and size of the float network, the simulation and the file, side by side.
+    """Return a table of accuracy and size of the float network, the simulation and the file.
 
     Args:
-        report: as in ``report.json``.
+        report: content of ``report.json``.
     """
     table = Table()
     table.add_column("")
@@ -90,11 +90,11 @@ def _accuracy_rows(accuracy: Mapping[str, Any]) -> Iterator[tuple[str, list[str]
 
 
 def evaluation_table(accuracy: Mapping[str, Any], title: str) -> Table:
-    """Accuracy of one network.
+    """Return a table of the accuracy of one network.
 
     Args:
-        accuracy: as in ``report.json``.
-        title: over the table.
+        accuracy: accuracy in percent, as in ``report.json``.
+        title: title of the table.
     """
     table = Table(title=title_text(title))
     conditions = list(accuracy["rank1"])
@@ -109,7 +109,7 @@ def evaluation_table(accuracy: Mapping[str, Any], title: str) -> Table:
 
 
 def summary_lines(report: Mapping[str, Any]) -> list[str]:
-    """What a person must know besides the table."""
+    """Return the lines that follow the accuracy table."""
     agreement, parity = report["agreement"], report["parity"]
     return [
         str(report["data"]["description"]),
@@ -126,16 +126,16 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def _part_line(model: Mapping[str, Any]) -> Iterator[str]:
-    part = model.get("submodule")
-    if part:
+    submodule = model.get("submodule")
+    if submodule:
         yield (
-            f"the file holds {part['name']} alone, and its size is of that; accuracy is of the whole network "
-            "with the file inside"
+            f"the file and its size are those of {submodule['name']} alone; accuracy is that of the whole "
+            "network with the file inside"
         )
 
 
 def _float_gallery_line(accuracy: Mapping[str, Any]) -> Iterator[str]:
-    """What becomes of people who were enrolled with the float network."""
+    """Yield the accuracy with a gallery that the float network embedded."""
     if accuracy:
         mixed = accuracy["onnx_float_gallery"]
         yield (
@@ -145,7 +145,7 @@ def _float_gallery_line(accuracy: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _stage_lines(calibration: Mapping[str, Any]) -> Iterator[str]:
-    """What IDC and fine-tuning gained on the people who chose their steps."""
+    """Yield the losses of IDC and fine-tuning on held-out identities."""
     idc, finetune = calibration.get("idc", {}), calibration.get("finetune")
     if idc.get("kept"):
         yield f"IDC: {_gain(idc['held_out_loss'])} on held-out identities, step {idc['best_step']}"
@@ -161,18 +161,18 @@ def _gain(losses: Mapping[str, float]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``40 s``, ``7 min``, ``1.5 h``."""
+    """Return a duration as ``40 s``, ``7 min`` or ``1.5 h``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def layer_table(layers: list[Mapping[str, Any]], title: str) -> Table:
-    """The weighted layers: shapes, cost and widths.
+    """Return a table of the weighted layers: shapes, cost and widths.
 
     Args:
-        layers: dictionaries of `LayerPlan`.
-        title: over the table.
+        layers: fields of `LayerPlan` as dictionaries.
+        title: title of the table.
     """
     table = Table(title=title_text(title))
     table.add_column("layer", overflow="fold")
@@ -197,11 +197,11 @@ def layer_table(layers: list[Mapping[str, Any]], title: str) -> Table:
 
 
 def comparison_table(layers: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """Errors of the file's layers against the float network's.
+    """Return a table of the errors of the file's layers against the float network.
 
     Args:
-        layers: dictionaries of `LayerComparison`, in the order of the rows.
-        title: over the table.
+        layers: fields of `LayerComparison` as dictionaries, in the order of the rows.
+        title: title of the table.
     """
     table = Table(title=title_text(title))
     table.add_column("layer", overflow="fold")
@@ -225,22 +225,22 @@ def _bits(bits: int | None) -> str:
 
 
 def sensitivity_table(entries: Sequence[Mapping[str, Any]]) -> Table:
-    """Damage of each weight and each input, one column a width, worst first.
+    """Return a table of the sensitivity of each weight and input, one column for each width, worst first.
 
     Args:
-        entries: of `describe_sensitivity`.
+        entries: entries from `describe_sensitivity`.
     """
     widths = sorted({int(entry["bits"]) for entry in entries})
-    found: dict[tuple[str, str], dict[int, float]] = {}
+    rows: dict[tuple[str, str], dict[int, float]] = {}
     for entry in entries:
-        row = found.setdefault((", ".join(entry["layers"]), entry["kind"]), {})
+        row = rows.setdefault((", ".join(entry["layers"]), entry["kind"]), {})
         row[int(entry["bits"])] = float(entry["distance_error"])
     table = Table(title="change of distances between people, %, when this alone is quantized")
     table.add_column("layer", overflow="fold")
     table.add_column("", no_wrap=True)
     for bits in widths:
         table.add_column(f"{bits} bits", justify="right", no_wrap=True)
-    for (layers, kind), row in sorted(found.items(), key=lambda item: -max(item[1].values())):
+    for (layers, kind), row in sorted(rows.items(), key=lambda item: -max(item[1].values())):
         name = "weights" if kind == "weights" else "input"
         add_row(table, layers, name, *(f"{row[bits]:.2f}" if bits in row else "" for bits in widths))
     return table

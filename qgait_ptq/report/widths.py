@@ -1,4 +1,4 @@
-"""How the widths of a run are named."""
+"""Labels for the widths of a run."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def widths_label(report: Mapping[str, Any]) -> str:
-    """``W4A4``; of widths that were chosen layer by layer their means, ``W5.2A8.0``.
+    """Return a label such as ``W4A4``, or ``W5.2A8.0`` with means if widths were chosen for each layer.
 
-    Weights are averaged over parameters, activations over multiply-accumulates; float counts as 32.
+    Weights are averaged over parameters, activations over multiply-accumulates. Float counts as 32 bits.
 
     Args:
-        report: as in ``report.json``.
+        report: content of ``report.json``.
     """
     if not report.get("allocation"):
         return f"W{report['config']['weight_bits']}A{report['config']['activation_bits']}"
@@ -22,16 +22,16 @@ def widths_label(report: Mapping[str, Any]) -> str:
 
 
 def allocation_lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """How widths were chosen, for people; nothing where the configuration gave them.
+    """Yield lines on the choice of widths, or nothing if the configuration sets them.
 
     Args:
-        report: as in ``report.json``.
+        report: content of ``report.json``.
     """
     allocation, config = report.get("allocation"), report["config"]
     if not allocation:
         return
     allowed = config["max_drop"] if config["max_drop"] is not None else -(config["target_accuracy"] or 0.0)
-    goal = f"at most {allowed:g} points of rank-1 lost"
+    goal = f"a loss of at most {allowed:g} points of rank-1"
     if config["budget"] is not None:
         size, operations = config["budget"]["size_mb"], config["budget"]["bops_percent"]
         goal = f"a file of {size:g} MB" if size is not None else f"{operations:g} % of the bit operations"
@@ -42,12 +42,12 @@ def allocation_lines(report: Mapping[str, Any]) -> Iterator[str]:
     ]
     yield f"widths chosen for {goal}: weights {spans[0]} bits, inputs {spans[1]} bits"
     if allocation["in_float"]:
-        yield f"left in float for it: {', '.join(allocation['in_float'])}"
+        yield f"kept in float for this goal: {', '.join(allocation['in_float'])}"
     if "held_out_drop" in allocation:
-        looks = len(allocation["looks"])
+        tries = len(allocation["looks"])
         yield (
             f"rank-1 of held-out identities changes by {-allocation['held_out_drop']:+.2f} points, "
-            f"found with {looks} calibration{'s' * (looks > 1)}"
+            f"found with {tries} calibration{'s' * (tries > 1)}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Writing a result so that it is whole or not there: beside its place first, then renamed."""
+"""Writing a result completely or not at all: to a temporary folder first, then by renaming."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def write_result(folder: Path, contents: Mapping[str, bytes]) -> Path:
     """Write the files of a result into a folder.
 
     Args:
-        folder: made if need be; other files in it are left alone.
-        contents: file name → what it holds.
+        folder: output directory. It is created if needed, and other files in it are not changed.
+        contents: content of each file, by its name.
 
     Returns:
-        The folder.
+        The output directory.
 
     Raises:
-        ConfigError: the folder cannot be written, or the disk is full; nothing is left behind.
+        ConfigError: the folder cannot be written, or the disk is full. No files are left behind.
     """
     made = _make_folder(folder)
     try:
@@ -32,43 +32,49 @@ def write_result(folder: Path, contents: Mapping[str, bytes]) -> Path:
             for name in contents:
                 os.replace(beside / name, folder / name)
     except OSError as error:
-        raise ConfigError(f"{folder}: the result cannot be written ({error.strerror or error})") from None
+        raise _refusal(folder, "the result cannot be written", error) from None
     finally:
         remove_empty(made)
     return folder
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write one file, whole or not at all.
+    """Write one file, completely or not at all.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: the file cannot be written.
     """
     try:
         write_whole(path, text.encode())
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise _refusal(path, "the file cannot be written", error) from None
 
 
 def check_writable(folder: Path) -> None:
-    """Find out before the work whether its result can be written; leaves nothing behind.
+    """Check before a run that its result can be written. No files are left behind.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: the folder cannot be written.
     """
     made = _make_folder(folder)
     try:
         with temporary_folder(folder):
             pass
     except OSError as error:
-        raise ConfigError(f"{folder}: not writable ({error.strerror or error})") from None
+        raise _refusal(folder, "the folder cannot be written", error) from None
     finally:
         remove_empty(made)
 
 
 def _make_folder(folder: Path) -> list[Path]:
-    """Make a folder and its parents, and list those that were made, innermost first."""
+    """Make a folder and its parents, and return the folders that were made, innermost first."""
     try:
         return make_folder(folder)
     except OSError as error:
-        raise ConfigError(f"{folder}: not writable ({error.strerror or error})") from None
+        raise _refusal(folder, "the folder cannot be written", error) from None
+
+
+def _refusal(path: Path, problem: str, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{path}: {problem} ({error.strerror or error}); free disk space or choose another path"
+    )

@@ -1,4 +1,4 @@
-"""The embedder that a pipeline imports: silhouettes in, embedding out."""
+"""The embedder: it maps silhouettes to an embedding with an exported file."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from qgait_ptq.runtime.streaming import StreamingSession
 
 Recording = NDArray[Any] | tuple[NDArray[Any], ...] | Mapping[str, NDArray[Any]]
-LONGEST_PIECE = 30  # frames that are in the runtime at a time, where the network can be streamed
+LONGEST_PIECE = 30  # frames of a chunk, for networks that can be streamed
 
 
 class Embedder:
     """A quantized gait network in a runtime.
 
-    Calling it with one sequence of silhouettes gives its embedding. It may be called from several threads.
+    A call with one sequence of silhouettes returns its embedding. Calls from several threads are safe.
 
     Example:
         >>> embedder = Embedder("out/model.onnx")                       # doctest: +SKIP
@@ -41,17 +41,17 @@ class Embedder:
         >>> embedder.match(gallery, probes, top_k=5).indices            # doctest: +SKIP
 
     Attributes:
-        metadata: what the toolkit wrote into the file.
-        layout: of the inputs, where the network takes several; else None.
-        frame_shape: of the frames that the network takes: ``(h, w)``, or ``(c, h, w)``; ``(F,)``, all numbers
-            of a frame, where it takes several inputs.
-        frames: fixed frame count; None where several are taken.
-        frame_counts: frame counts that the file takes, and how shorter sequences are repeated.
-        modalities: which array files of a folder the network was calibrated with, in the order of their
-            names.
-        raw: whether it takes values as they are, such as poses, instead of silhouettes.
-        streams: whether long sequences go through in pieces, with the same result to the bit: the network's
-            frames meet in a maximum, and the runtime is onnxruntime.
+        metadata: metadata that the toolkit wrote into the file.
+        layout: layout of the inputs of a network with several inputs; else None.
+        frame_shape: shape of a frame: ``(h, w)``, ``(c, h, w)``, or ``(F,)``, all numbers of a frame, for a
+            network with several inputs.
+        frames: fixed frame count; None if several are accepted.
+        frame_counts: accepted frame counts, and how shorter sequences are repeated.
+        modalities: indices of the array files in a sequence folder, sorted by name, that calibrated the
+            network.
+        raw: whether the network takes unscaled values, such as poses, instead of silhouettes.
+        streams: whether long sequences are computed in chunks, with bit-identical results. This needs a
+            maximum over frames in the network, and onnxruntime.
     """
 
     def __init__(
@@ -64,19 +64,19 @@ class Embedder:
         """Load a file.
 
         Args:
-            path: written by the toolkit.
-            threads: of the runtime for one call; None lets it choose.
+            path: path of a file that the toolkit exported.
+            threads: threads of the runtime for one call; None for the runtime's default.
             runtime: ``onnxruntime`` or ``openvino``.
-            longest_piece: longer sequences are streamed in pieces of so many frames, where that is possible.
+            longest_piece: frames of a chunk. Longer sequences are streamed in chunks, if the file allows it.
 
         Raises:
-            ModelError: no such file, not an ONNX file, none of this toolkit, one for another runtime, or a
-                damaged one.
+            ModelError: the file does not exist, is damaged, was not written by this toolkit, or is for
+                another runtime.
             MissingExtraError: the runtime is not installed.
-            ConfigError: there is no such runtime, or pieces without a frame.
+            ConfigError: the runtime is unknown, or `longest_piece` is less than one.
         """
         if longest_piece < 1:
-            raise ConfigError(f"longest_piece is {longest_piece}; at least one frame is needed")
+            raise ConfigError(f"longest_piece is {longest_piece}; it must be at least one frame")
         self.path, self._threads, self._longest_piece = Path(path), threads, longest_piece
         self._runtime, self._loading = runtime, Lock()
         session, metadata = open_file(self.path, runtime, threads)
@@ -86,7 +86,7 @@ class Embedder:
         submodule = metadata.get("model", {}).get("submodule")
         if submodule is not None:
             raise ModelError(
-                f"{self.path}: holds only the part {submodule['name']} of a network and gives no embedding; "
+                f"{self.path}: the file holds only the submodule {submodule['name']} and gives no embedding; "
                 f"put it back into the network: network.{submodule['name']} = qgait_ptq.load_submodule(path)"
             )
         self._inputs = session.inputs
@@ -106,12 +106,12 @@ class Embedder:
         """Embed one sequence.
 
         Args:
-            sequence: silhouettes ``[s, h, w]``: uint8 in {0, 1} or 0..255, or bool. Wider ones are cut as
-                those that calibrated the network. Any numbers ``[s, ...]`` where `raw`. For a network of
-                several inputs a tuple of arrays, or a dictionary of them by the names in `layout`.
+            sequence: silhouettes ``[s, h, w]``: uint8 in {0, 1} or 0..255, or bool. Wider silhouettes are cut
+                as in calibration. If `raw`, any numbers ``[s, ...]``. For a network with several inputs, a
+                tuple of arrays or a dictionary of arrays by the names in `layout`.
 
         Returns:
-            ``[parts, channels]`` float32; one part for networks without parts.
+            Embedding ``[parts, channels]`` float32. Networks without parts give one part.
 
         Raises:
             DataError: another type, shape or size, no frame, or a frame count at which the file would compute
@@ -130,10 +130,10 @@ class Embedder:
         return np.ascontiguousarray(embedding[0].reshape(embedding.shape[1], -1).T)
 
     def embed(self, sequences: Sequence[Recording]) -> NDArray[np.float32]:
-        """Embed sequences of any lengths, one after the other: ``[n, parts, channels]``.
+        """Embed sequences of any lengths one by one, and return ``[n, parts, channels]`` float32.
 
         Raises:
-            DataError: as of a call, with the number of the sequence; or no sequence.
+            DataError: a sequence is not valid; the text has its index. Or there is no sequence.
         """
         embeddings = []
         for number, sequence in enumerate(sequences):
@@ -142,30 +142,30 @@ class Embedder:
             except DataError as error:
                 raise DataError(f"sequence {number}: {error}") from None
         if not embeddings:
-            raise DataError("no sequence to embed")
+            raise DataError("no sequence to embed; pass at least one")
         return np.stack(embeddings)
 
     def match(
         self, gallery: NDArray[Any], probes: NDArray[Any], top_k: int = 1, index: Index = "exact"
     ) -> Matches:
-        """Find the nearest of a gallery for each probe, by the metric that the network was tested with.
+        """Find the nearest gallery embeddings of each probe, with the metric of the network's evaluation.
 
-        See `qgait_ptq.runtime.matching.match`. The gallery may be embedded by the float network.
+        See `qgait_ptq.runtime.matching.match`. The gallery can come from the float network.
         """
         metric = self.metadata.get("data", {}).get("metric", "euclidean")
         return match(gallery, probes, top_k, metric, index)
 
     @property
     def session(self) -> Session:
-        """The whole file in the runtime."""
+        """Return the session of the complete file."""
         with self._loading:
             if self._whole is None:
                 self._whole = open_session(self.path, self._runtime, self._threads)
             return self._whole
 
     def _load_parts(self) -> StreamingSession:
-        """The file in two parts, in place of the whole: not both need be in memory."""
-        # Here, so that onnxruntime and numpy are enough for what is not streamed.
+        """Return the session for streaming. It replaces the session of the complete file to save memory."""
+        # Late import: without streaming, onnxruntime and numpy are enough.
         import onnx
 
         from qgait_ptq.runtime.streaming import StreamingSession
@@ -194,26 +194,28 @@ class Embedder:
         return [frames[indices] for frames in inputs]
 
     def _check_inputs(self) -> None:
-        """Refuse a file whose inputs are not those that its metadata describe."""
-        found = [given.name for given in self._inputs]
-        described = found[:1] if self.layout is None else [part.name for part in self.layout.parts]
-        if found != described:
+        """Refuse a file whose inputs differ from its metadata."""
+        actual = [entry.name for entry in self._inputs]
+        described = actual[:1] if self.layout is None else [part.name for part in self.layout.parts]
+        if actual != described:
             raise ModelError(
-                f"{self.path}: damaged: it takes {', '.join(found)}; its metadata say {', '.join(described)}"
+                f"{self.path}: damaged: its inputs are {', '.join(actual)}, but its metadata say "
+                f"{', '.join(described)}"
             )
 
     def _check_embedding(self, embedding: NDArray[Any]) -> None:
-        """Refuse an output that is not the embedding ``[1, c, ...]`` of one sequence."""
+        """Refuse an output that is not an embedding ``[1, c, ...]`` of one sequence."""
         shape, described = embedding.shape, self.metadata.get("model", {})
         if embedding.dtype != np.float32 or len(shape) < 2 or shape[0] != 1 or 0 in shape:
             raise ModelError(
-                f"{self.path}: damaged: it gives {embedding.dtype} {list(shape)}, not an embedding [1, c, p]"
+                f"{self.path}: damaged: its output is {embedding.dtype} {list(shape)}, not an embedding "
+                "[1, c, p]"
             )
-        found = (shape[1], math.prod(shape[2:]))
-        expected = (described.get("channels", found[0]), described.get("parts", found[1]))
-        if found != expected:
+        actual = (shape[1], math.prod(shape[2:]))
+        expected = (described.get("channels", actual[0]), described.get("parts", actual[1]))
+        if actual != expected:
             raise ModelError(
-                f"{self.path}: damaged: it gives embeddings [c, p] of {list(found)}; its metadata say "
+                f"{self.path}: damaged: its embeddings [c, p] are {list(actual)}, but its metadata say "
                 f"{list(expected)}"
             )
 
@@ -222,29 +224,33 @@ class Embedder:
             yield self._as_inputs([frames[start : start + self._longest_piece] for frames in inputs])
 
     def _as_inputs(self, inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
-        """As a batch of the session's own types."""
+        """Return frames as a batch of one sequence, in the types of the session."""
         return [
             frames[None].astype(np.float32) / BYTE
-            if frames.dtype == np.uint8 and not given.takes_bytes
+            if frames.dtype == np.uint8 and not entry.takes_bytes
             else frames[None]
-            for frames, given in zip(inputs, self._inputs, strict=True)
+            for frames, entry in zip(inputs, self._inputs, strict=True)
         ]
 
     def _check(self, sequence: Recording) -> list[NDArray[Any]]:
-        """Frames of each input, of the shape that the network takes."""
+        """Check a sequence, and return the frames of each input in the shape of the network."""
         several = as_modalities(sequence)
         if self.layout is None:
             if several is not None:
-                raise DataError(f"the sequence: {len(several)} arrays, {self.path} takes one")
+                raise DataError(f"the sequence has {len(several)} arrays, but {self.path} takes one")
             return [self._check_one(np.asarray(sequence))]
         names = [part.name for part in self.layout.parts]
         if several is None or len(several) != len(names):
-            given = "one array" if several is None else f"{len(several)} arrays"
-            raise DataError(f"the sequence: {given}, {self.path} takes {len(names)}: {', '.join(names)}")
+            count = "one array" if several is None else f"{len(several)} arrays"
+            raise DataError(
+                f"the sequence has {count}, but {self.path} takes {len(names)}: {', '.join(names)}"
+            )
         if isinstance(sequence, tuple):
             several = dict(zip(names, sequence, strict=True))
         if set(several) != set(names):
-            raise DataError(f"the sequence: {', '.join(several)}; {self.path} takes {', '.join(names)}")
+            raise DataError(
+                f"the sequence has {', '.join(several)}, but {self.path} takes {', '.join(names)}"
+            )
         ordered = {name: several[name] for name in names}
         arrays = check_modalities(ordered, "the sequence", self.raw)
         for part in self.layout.parts:
@@ -254,7 +260,7 @@ class Embedder:
         return list(arrays.values())
 
     def _cut(self, frames: NDArray[Any], frame_shape: tuple[int, ...]) -> NDArray[Any]:
-        """Without the columns that were cut where the network was calibrated."""
+        """Cut the columns that were cut in calibration."""
         if self.raw and self._cut_columns is None:
             return frames
         if frames.shape[1:] != frame_shape and frames.shape[-1] > 2 * (self._cut_columns or 0):
@@ -262,12 +268,12 @@ class Embedder:
         return frames
 
     def _check_one(self, sequence: NDArray[Any]) -> NDArray[Any]:
-        """Frames of the shape that the network takes."""
+        """Check an array, and return its frames in the shape of the network."""
         check = check_values if self.raw else check_silhouettes
         frames: NDArray[Any] = self._cut(check(sequence, "the sequence"), self.frame_shape)
         if frames.shape[1:] != self.frame_shape:
-            kind, given = "frames" if self.raw else "silhouettes", shape_text(sequence.shape[1:])
+            kind, actual = "frames" if self.raw else "silhouettes", shape_text(sequence.shape[1:])
             raise DataError(
-                f"the sequence: {kind} of {given}, {self.path} takes {shape_text(self.frame_shape)}"
+                f"the sequence has {kind} of {actual}, but {self.path} takes {shape_text(self.frame_shape)}"
             )
         return frames

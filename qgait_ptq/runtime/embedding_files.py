@@ -1,4 +1,4 @@
-"""Embeddings of a whole data set as one npz file, in parallel, and resumable."""
+"""Embeddings of a data set in one npz file, computed in parallel and resumable."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from qgait_ptq.system.writing import remove_empty, whole_file
 if TYPE_CHECKING:
     from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
 
-PIECE = 64  # sequences that are written at a time
+PIECE = 64  # sequences of an intermediate file
 
 
 def embed_to_file(
@@ -37,20 +37,21 @@ def embed_to_file(
 ) -> int:
     """Embed sequences into a file with ``embeddings [n, parts, channels]`` and ``names [n]``.
 
-    Finished pieces are kept beside the file until all are finished, so that a run that was killed goes on.
+    Intermediate files of `PIECE` sequences stay beside the file until it is complete, so that an interrupted
+    run can continue.
 
     Args:
-        embedder: shared by the threads.
-        data: the sequences.
-        out: the npz file.
-        jobs: sequences at a time.
-        advance: called after each sequence.
+        embedder: embedder that all threads share.
+        data: sequences to embed.
+        out: path of the npz file.
+        jobs: number of threads.
+        advance: function to call after each sequence.
 
     Returns:
         The number of sequences that an earlier run had embedded.
 
     Raises:
-        DataError: a sequence cannot be read or embedded; it is named. Or the file cannot be written.
+        DataError: a sequence cannot be read or embedded, or the file cannot be written; the text names it.
         ConfigError: another run writes the same file.
     """
     embed = _SequenceEmbedding(embedder, data, advance)
@@ -76,7 +77,7 @@ def embed_to_file(
 
 
 class _SequenceEmbedding:
-    """Embeds the sequence of an index; names it in errors."""
+    """Embeds the sequence at an index. Errors name the sequence."""
 
     def __init__(self, embedder: Embedder, data: GaitDataset, advance: Callable[[], None]) -> None:
         self.embedder, self.data, self.advance = embedder, data, advance
@@ -94,9 +95,9 @@ class _SequenceEmbedding:
 
 @contextmanager
 def _pieces_folder(out: Path, fingerprint: str) -> Iterator[Path]:
-    """Make the folder of finished pieces; remove those that a killed run left for other sequences.
+    """Make the folder of intermediate files, and remove folders that interrupted runs left for other inputs.
 
-    The folder is removed, too, when the run ends before any piece is finished.
+    An empty folder is removed at the end.
     """
     folder = out.with_name(f".{out.name}.{fingerprint}")
     name = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{{len(fingerprint)}}}")
@@ -106,7 +107,9 @@ def _pieces_folder(out: Path, fingerprint: str) -> Iterator[Path]:
                 shutil.rmtree(entry, ignore_errors=True)
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be made ({error.strerror or error})") from None
+        raise DataError(
+            f"{folder}: the folder cannot be created ({error.strerror or error}); choose another --out"
+        ) from None
     try:
         yield folder
     finally:
@@ -115,7 +118,7 @@ def _pieces_folder(out: Path, fingerprint: str) -> Iterator[Path]:
 
 @contextmanager
 def _threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
-    """Start threads; what waits for them is dropped when the block ends with an error."""
+    """Start threads. Waiting tasks are cancelled when the block ends with an error."""
     pool = ThreadPoolExecutor(jobs)
     try:
         yield pool
@@ -124,10 +127,10 @@ def _threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def read_embeddings(path: Path) -> tuple[NDArray[np.float32], list[str]]:
-    """Embeddings ``[n, parts, channels]`` and names of a file.
+    """Read embeddings ``[n, parts, channels]`` and names of sequences from a file.
 
     Raises:
-        DataError: it is not such a file.
+        DataError: the file is not a file of embeddings.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -137,12 +140,13 @@ def read_embeddings(path: Path) -> tuple[NDArray[np.float32], list[str]]:
 
 
 def _fingerprint(embedder: Embedder, data: GaitDataset) -> str:
-    """Digest of the network, the runtime and the source files, so that pieces of others are not taken.
+    """Return a digest of the network, the runtime and the source files.
 
-    A file counts with its name, size and time of modification. Its content would have to be read whole.
+    Intermediate files of other inputs are not used. A source file counts with name, size and time of
+    modification, because a digest of its content would need a complete read.
     """
     digest = hashlib.sha256(embedder.path.read_bytes())
-    digest.update(f"{embedder._runtime}\n".encode())  # generic files run in several, which round apart
+    digest.update(f"{embedder._runtime}\n".encode())  # runtimes round differently
     for record in data.records:
         digest.update(f"{record.name}\n".encode())
         try:
@@ -150,12 +154,12 @@ def _fingerprint(embedder: Embedder, data: GaitDataset) -> str:
                 status = file.stat()
                 digest.update(f"{file.name}/{status.st_size}/{status.st_mtime_ns}\n".encode())
         except OSError as error:
-            raise DataError(f"{record.name}: cannot be read ({error})") from None
+            raise DataError(f"{record.name}: the file cannot be read ({error})") from None
     return digest.hexdigest()[:16]
 
 
 def _source_files(record: SequenceRecord) -> Iterator[Path]:
-    """The files that a sequence is read from."""
+    """Yield the files of a sequence."""
     for source in record.sources:
         if source.is_dir():
             yield from sorted(source.glob("*.png"))
@@ -172,15 +176,17 @@ def _read_piece(path: Path, count: int) -> NDArray[Any] | None:
 
 
 def _save_array(array: NDArray[np.float32], file: BinaryIO) -> None:
-    content = BytesIO()  # numpy hides why a file cannot be written
+    content = BytesIO()  # numpy hides the reason of a write error
     np.save(content, array)
     file.write(content.getbuffer())
 
 
 def _write(path: Path, save: Callable[[BinaryIO], None]) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file completely or not at all."""
     try:
         with whole_file(path) as file:
             save(file)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise DataError(
+            f"{path}: the file cannot be written ({error.strerror or error}); choose another --out"
+        ) from None

@@ -1,4 +1,4 @@
-"""Loading a file so that it computes exactly on this processor, where that can be had."""
+"""Loading a file so that it computes exactly on this processor, if the runtime has exact kernels."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from qgait_ptq.exporters.metadata import parse_metadata
 from qgait_ptq.runtime.exactness import exact_model
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, SessionInput, model_name, open_unguarded
 
-LARGEST_FRAME, LARGEST_INPUT = 2**22, 2**26  # numbers, of the fixed sizes of an input
+LARGEST_FRAME, LARGEST_INPUT = 2**22, 2**26  # values, product of the fixed dimensions of an input
 
 
 def open_session(
     model: Path | bytes, runtime: str = ONNXRUNTIME, threads: int | None = None, spinning: bool = True
 ) -> Session:
-    """Load an ONNX model on the CPU so that it computes exactly, where that can be had.
+    """Load an ONNX model on the CPU so that it computes exactly, if the runtime has exact kernels.
 
-    A file whose integer sums can saturate on this processor gets onnxruntime's exact kernels, which are
-    slower; `ProcessorWarning` says so. In OpenVINO there are none: the warning says that it is wrong.
+    If integer sums of the file can saturate on this processor, onnxruntime uses its exact kernels, which are
+    slower, and a `ProcessorWarning` says so. OpenVINO has none; then the warning says that results are wrong.
 
     Args:
-        model: file or serialized model.
+        model: path of the file, or serialized model.
         runtime: ``onnxruntime`` or ``openvino``.
-        threads: for one call; None lets the runtime choose.
-        spinning: whether onnxruntime's threads wait actively between calls, which takes the cores from others
-            in this process, such as torch.
+        threads: threads for one call; None for the runtime's default.
+        spinning: whether onnxruntime's threads wait actively between calls. Active waiting slows down other
+            libraries in this process, such as torch.
 
     Raises:
-        ModelError: it is no model that this runtime can run.
+        ModelError: the runtime cannot run the model.
         MissingExtraError: the runtime is not installed.
-        ConfigError: there is no such runtime.
+        ConfigError: the runtime is unknown.
     """
     session = open_unguarded(model, runtime, threads, spinning)
     _check_inputs(session.inputs, model_name(model))
@@ -41,21 +41,23 @@ def open_session(
         exact = exact_model(model, session.properties, runtime)
     except (QgaitError, Warning):
         raise
-    except Exception as error:  # a hostile graph can make its readers raise anything
+    except Exception as error:  # a hostile graph can raise any error
         detail = first_line(error)
         raise ModelError(f"{model_name(model)}: its integer layers cannot be read ({detail})") from error
     return session if exact is None else open_unguarded(exact, runtime, threads, spinning)
 
 
 def _check_inputs(inputs: Sequence[SessionInput], name: str | Path) -> None:
-    """Refuse a file that takes no batches of sequences, or ones that are too large."""
+    """Refuse a file whose inputs are not batches of sequences, or are too large."""
     if not inputs:
-        raise ModelError(f"{name}: it has no input")
-    for given in inputs:
-        fixed = [size for size in given.shape if size is not None]
-        if len(given.shape) < 2 or min(fixed, default=1) < 1:
+        raise ModelError(f"{name}: the model has no input")
+    for entry in inputs:
+        fixed = [size for size in entry.shape if size is not None]
+        if len(entry.shape) < 2 or min(fixed, default=1) < 1:
             raise ModelError(
-                f"{name}: its input {given.name} is {list(given.shape)}, not [batch, frames, ...]"
+                f"{name}: its input {entry.name} has the shape {list(entry.shape)}, not [batch, frames, ...]"
             )
-        if math.prod(given.frame_shape) > LARGEST_FRAME or math.prod(fixed) > LARGEST_INPUT:
-            raise ModelError(f"{name}: its input {given.name} is {list(given.shape)}, which is too large")
+        if math.prod(entry.frame_shape) > LARGEST_FRAME or math.prod(fixed) > LARGEST_INPUT:
+            raise ModelError(
+                f"{name}: its input {entry.name} has the shape {list(entry.shape)}, which is too large"
+            )

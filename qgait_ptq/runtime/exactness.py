@@ -1,7 +1,7 @@
-"""Whether this processor computes a file's integer sums exactly, and what is done where it does not.
+"""Detection of processors on which integer sums saturate, and exact kernels for them.
 
-Whether a runtime adds pairs of products in 16 bits is measured, not read from a list of processor features:
-the answer is then right on every operating system, in a virtual machine and under emulation.
+A small model measures whether a runtime stores pair sums in 16 bits. Processor features are not used, so the
+result is right on every operating system, in a virtual machine and under emulation.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from qgait_ptq.runtime.sessions import ONNXRUNTIME, open_unguarded
 if TYPE_CHECKING:
     import onnx
 
-# What tells kinds of kernels apart, as Linux names it.
+# Processor features that select kernels, as Linux names them.
 FEATURES = ("avx2", "asimd", "asimddp", "i8mm", "sve")
 EXACT_FEATURES = ("avx_vnni", "avx512_vnni", "amx_int8")
 LARGEST_CODE, LARGEST_WEIGHT, CHANNELS = 255, 127, 32
 
 
 def describe_processor() -> str:
-    """Name this processor by what matters here, such as ``x86_64 (avx2)``."""
+    """Return the architecture of this processor and its relevant features, such as ``x86_64 (avx2)``."""
     flags: set[str] = set()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -38,40 +38,40 @@ def describe_processor() -> str:
                 break
     except OSError:
         pass  # not Linux
-    # Emulation shows the features of the machine below, so one that is measured to be missing is left out.
+    # Under emulation, Linux lists features of the host. Exact features are left out if sums saturate.
     known = FEATURES if saturates(ONNXRUNTIME) else FEATURES + EXACT_FEATURES
-    found = [name for name in known if name in flags]
-    return platform.machine() + (f" ({', '.join(found)})" if found else "")
+    present = [name for name in known if name in flags]
+    return platform.machine() + (f" ({', '.join(present)})" if present else "")
 
 
 @lru_cache
 def saturates(runtime: str) -> bool:
-    """Whether a runtime adds pairs of products in saturating 16 bits on this processor; measured once.
+    """Return whether a runtime stores pair sums in saturating 16 bits on this processor. Measured once.
 
     Args:
         runtime: ``onnxruntime`` or ``openvino``.
     """
     session = open_unguarded(_saturating_model(), runtime, threads=1)
-    given = np.full((1, CHANNELS, 1, 1), LARGEST_CODE, np.uint8)
-    return not bool((session.infer(given) == 1).all())
+    batch = np.full((1, CHANNELS, 1, 1), LARGEST_CODE, np.uint8)
+    return not bool((session.infer(batch) == 1).all())
 
 
 def exact_model(model: Path | bytes, properties: Mapping[str, str], runtime: str) -> bytes | None:
-    """Return a model to run in place of one whose sums can saturate on this processor.
+    """Return a replacement for a model whose sums can saturate on this processor.
 
-    Warns, with what is done.
+    A `ProcessorWarning` tells the user which kernels are used.
 
     Args:
-        model: file or serialized model.
-        properties: what it carries beside the network.
-        runtime: that runs it.
+        model: path of the file, or serialized model.
+        properties: metadata of the model.
+        runtime: runtime of the model.
 
     Returns:
-        The model with exact kernels; None where it is exact as it is, or where the runtime has none.
+        The model with exact kernels; None if the model is exact already, or if the runtime has none.
     """
     if is_proven_safe(parse_metadata(properties)) or not saturates(runtime):
         return None
-    # Here: onnxruntime and numpy are enough for files that are safe.
+    # Late import: for safe files, onnxruntime and numpy are enough.
     import onnx
 
     from qgait_ptq.reference.pair_sums import bound_pair_sums
@@ -81,14 +81,14 @@ def exact_model(model: Path | bytes, properties: Mapping[str, str], runtime: str
     if sums.safe:
         return None
     exact = exact_network(network) if runtime == ONNXRUNTIME and not sums.unknown else None
-    done = (
+    remedy = (
         "its exact kernels are used, which are slower"
         if exact is not None
-        else "there are no exact kernels for it: THE EMBEDDINGS ARE WRONG"
+        else "it has no exact kernels: THE EMBEDDINGS ARE WRONG"
     )
     name = model if isinstance(model, Path) else "the model"
     warnings.warn(
-        f"{name}: {sums.verdict()}. {runtime} saturates on this processor, {describe_processor()}; {done}. "
+        f"{name}: {sums.verdict()}. {runtime} saturates on this processor, {describe_processor()}; {remedy}. "
         "Quantize again with --weight-range safe for a file that is exact and fast on every processor",
         ProcessorWarning,
         stacklevel=3,
@@ -97,7 +97,7 @@ def exact_model(model: Path | bytes, properties: Mapping[str, str], runtime: str
 
 
 def exact_network(network: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a network that onnxruntime computes exactly here: itself, where it is exact as it is."""
+    """Return a network that onnxruntime computes exactly here; the same network if that is exact."""
     from qgait_ptq.reference.pair_sums import bound_pair_sums
     from qgait_ptq.runtime.unsigned_weights import with_unsigned_weights
 
@@ -106,7 +106,7 @@ def exact_network(network: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _saturating_model() -> bytes:
-    """A convolution whose exact sums give 1 in every channel, and less where pairs saturate."""
+    """Return a convolution that gives 1 in every channel, or less if pair sums saturate."""
     from onnx import TensorProto, helper, numpy_helper
 
     total = CHANNELS * LARGEST_WEIGHT * LARGEST_CODE

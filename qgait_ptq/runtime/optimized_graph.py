@@ -1,4 +1,4 @@
-"""The graph that onnxruntime makes of a model on this machine: the only place that asks for it."""
+"""The graph that onnxruntime runs in place of a model on this machine."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import onnxruntime
 
 from qgait_ptq.errors import ModelError
 
-REBUILT = "_token_"  # onnxruntime appends it, and a number, to the names of nodes that it rebuilds
+REBUILT = "_token_"  # onnxruntime appends it and a number to the names of rebuilt nodes
 
 
 def optimized_graph(model: onnx.ModelProto | bytes, *, portable: bool = False) -> onnx.ModelProto:
     """Return the graph that onnxruntime runs in place of a model.
 
     Args:
-        model: as written, also serialized.
-        portable: leave out the last level of optimisations, which packs weights for this one processor and
+        model: exported model, as a protobuf or serialized.
+        portable: whether to skip the last level of optimizations. It packs weights for this processor and
             does not change which kernels run.
 
     Raises:
@@ -26,7 +26,7 @@ def optimized_graph(model: onnx.ModelProto | bytes, *, portable: bool = False) -
     """
     content = model if isinstance(model, bytes) else model.SerializeToString()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # fatal: its lines would show names of an unknown file as they are
+    options.log_severity_level = 4  # fatal only: log lines would print names of an unknown file unescaped
     if portable:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     with tempfile.TemporaryDirectory() as folder:
@@ -37,9 +37,11 @@ def optimized_graph(model: onnx.ModelProto | bytes, *, portable: bool = False) -
             return onnx.load(path)
         except Exception as error:  # onnxruntime's exceptions have no common public base
             detail = " ".join(str(error).split())[:200]
-            raise ModelError(f"onnxruntime {onnxruntime.__version__} cannot load it ({detail})") from None
+            raise ModelError(
+                f"onnxruntime {onnxruntime.__version__} cannot load the model ({detail})"
+            ) from None
 
 
 def written_name(node_name: str) -> str:
-    """Return the name that a node of an optimized graph has in the file that it was made of."""
+    """Return the name in the original file of a node of an optimized graph."""
     return node_name.split(REBUILT)[0]

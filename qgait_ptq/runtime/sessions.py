@@ -1,4 +1,4 @@
-"""Sessions: one written file, loaded in a runtime, behind one small face."""
+"""Sessions: an exported file in a runtime, with one interface for all runtimes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 RUNTIMES = (ONNXRUNTIME, OPENVINO)
 # Types of inputs as onnxruntime names them.
 TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
-KNOWN = f"networks take {', '.join(TYPES)}"
+KNOWN = f"supported types are {', '.join(TYPES)}"
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class SessionInput:
     """An input of a loaded network.
 
     Attributes:
-        name: in the file.
-        shape: ``(batch, frames, ...)``; None where any size is taken.
-        dtype: float32; uint8 of silhouettes as bytes, 0..255; int64.
+        name: name in the file.
+        shape: shape ``(batch, frames, ...)``; None for a dimension of any size.
+        dtype: float32, uint8 (silhouettes in 0..255) or int64.
     """
 
     name: str
@@ -39,94 +39,94 @@ class SessionInput:
 
     @property
     def takes_bytes(self) -> bool:
-        """Whether it takes silhouettes as uint8."""
+        """Return whether the input takes silhouettes as uint8."""
         return self.dtype == np.uint8
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
-        """Of one frame."""
+        """Return the shape of one frame."""
         return tuple(size or 1 for size in self.shape[2:])
 
     def example(self, batch: int, frames: int, rng: np.random.Generator, share: float = 0.3) -> NDArray[Any]:
-        """Random binary values of its type; a share of them is not zero. Fixed sizes have their way."""
+        """Return random binary values in the type and the fixed sizes of the input; `share` are not zero."""
         shape = (self.shape[0] or batch, self.shape[1] or frames, *self.frame_shape)
         values = rng.random(shape) < share
         return values.astype(self.dtype) * (255 if self.takes_bytes else 1)
 
 
 class Session(Protocol):
-    """A loaded network of one output.
+    """A loaded network with one output.
 
     Attributes:
-        inputs: one, or those of a network of several, in order.
-        properties: what the file carries beside the network.
+        inputs: inputs of the network, in order.
+        properties: metadata of the file.
     """
 
     inputs: tuple[SessionInput, ...]
     properties: Mapping[str, str]
 
     def infer(self, *batches: NDArray[Any]) -> NDArray[np.float32]:
-        """Run a batch of each input, of its own type; may be called from several threads."""
+        """Run one batch for each input, in the type of the input. Calls from several threads are safe."""
         ...
 
 
 def run_session(session: Session, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run a batch of float32 as the stages have it: silhouettes in [0, 1], values, or all inputs in one."""
+    """Run a float32 batch of silhouettes in [0, 1], of values, or of all inputs joined along one axis."""
     return session.infer(*as_session_inputs(batch, session.inputs))
 
 
 def as_session_inputs(batch: NDArray[np.float32], inputs: Sequence[SessionInput]) -> list[NDArray[Any]]:
-    """What a file takes, of the types that it takes, from values as of `run_session`."""
+    """Return the inputs of a file, in their types, from a batch as in `run_session`."""
     if len(inputs) == 1:
         return [_as_type(batch, inputs[0])]
-    sizes = [math.prod(given.frame_shape) for given in inputs]
+    sizes = [math.prod(entry.frame_shape) for entry in inputs]
     parts = np.split(batch, np.cumsum(sizes)[:-1], axis=2)
     return [
-        _as_type(part.reshape(*part.shape[:2], *given.frame_shape), given)
-        for part, given in zip(parts, inputs, strict=True)
+        _as_type(part.reshape(*part.shape[:2], *entry.frame_shape), entry)
+        for part, entry in zip(parts, inputs, strict=True)
     ]
 
 
-def _as_type(values: NDArray[np.float32], given: SessionInput) -> NDArray[Any]:
-    if given.dtype == values.dtype:
+def _as_type(values: NDArray[np.float32], entry: SessionInput) -> NDArray[Any]:
+    if entry.dtype == values.dtype:
         return np.ascontiguousarray(values)
-    return np.rint(values * BYTE if given.takes_bytes else values).astype(given.dtype)
+    return np.rint(values * BYTE if entry.takes_bytes else values).astype(entry.dtype)
 
 
 def session_inputs(
     session: onnxruntime.InferenceSession, name: str | Path = "the model"
 ) -> tuple[SessionInput, ...]:
-    """The inputs of a session of onnxruntime.
+    """Return the inputs of a session of onnxruntime.
 
     Raises:
-        ModelError: one is of a type that no network of the toolkit takes; `name` is named.
+        ModelError: an input has a type that no network of the toolkit has; the text names the model.
     """
-    for given in session.get_inputs():
-        if given.type not in TYPES:
-            raise ModelError(f"{name}: its input {given.name} is {given.type}; {KNOWN}")
+    for entry in session.get_inputs():
+        if entry.type not in TYPES:
+            raise ModelError(f"{name}: its input {entry.name} has the type {entry.type}; {KNOWN}")
     return tuple(
         SessionInput(
-            given.name,
-            tuple(size if isinstance(size, int) else None for size in given.shape),
-            np.dtype(TYPES[given.type]),
+            entry.name,
+            tuple(size if isinstance(size, int) else None for size in entry.shape),
+            np.dtype(TYPES[entry.type]),
         )
-        for given in session.get_inputs()
+        for entry in session.get_inputs()
     )
 
 
 def open_unguarded(
     model: Path | bytes, runtime: str = ONNXRUNTIME, threads: int | None = None, spinning: bool = True
 ) -> Session:
-    """Load an ONNX model as it is, also where its sums can saturate; the rest as of `open_session`."""
+    """Load an ONNX model unchanged, even if its sums can saturate; see `open_session`."""
     if runtime == ONNXRUNTIME:
         return OnnxRuntimeSession(open_onnxruntime(model, threads, spinning), model_name(model))
     if runtime == OPENVINO:
         return OpenVinoSession(model, threads)
-    raise ConfigError(f"no runtime {runtime!r}; there are {', '.join(RUNTIMES)}")
+    raise ConfigError(f"unknown runtime {runtime!r}; choose {' or '.join(RUNTIMES)}")
 
 
 def is_installed(runtime: str) -> bool:
-    """Whether a runtime can be imported."""
+    """Return whether a runtime can be imported."""
     return find_spec(runtime) is not None
 
 
@@ -140,11 +140,11 @@ class OnnxRuntimeSession:
             self.properties: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
             _check_outputs(len(session.get_outputs()), name)
         except UnicodeDecodeError:
-            raise ModelError(f"{name}: damaged: a name in it is not UTF-8 text") from None
+            raise ModelError(f"{name}: damaged: a name in the file is not UTF-8 text") from None
 
     def infer(self, *batches: NDArray[Any]) -> NDArray[np.float32]:
-        """Run a batch."""
-        feed = {given.name: batch for given, batch in zip(self.inputs, batches, strict=True)}
+        """Run one batch for each input."""
+        feed = {entry.name: batch for entry, batch in zip(self.inputs, batches, strict=True)}
         try:
             (output,) = self._session.run(None, feed)
             if not isinstance(output, np.ndarray) or output.dtype == object:
@@ -156,14 +156,14 @@ class OnnxRuntimeSession:
 
 
 class OpenVinoSession:
-    """A network in OpenVINO; float parts compute in float32, so that a file gives the same everywhere."""
+    """A network in OpenVINO. Float operators compute in float32, so that results are the same everywhere."""
 
     def __init__(self, model: Path | bytes, threads: int | None = None) -> None:
         try:
             import openvino
         except ImportError:
             raise MissingExtraError("running a file in OpenVINO", OPENVINO) from None
-        import onnx  # here, so that onnxruntime and numpy are enough for an `Embedder`
+        import onnx  # late import: in onnxruntime, an `Embedder` does not need it
 
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
@@ -178,39 +178,39 @@ class OpenVinoSession:
             self.properties: Mapping[str, str] = {entry.key: entry.value for entry in properties}
         except Exception as error:  # OpenVINO's and protobuf's exceptions have no common public base
             raise _cannot_load(model, self._runtime, error) from None
-        for given in (given for given in self.inputs if given.dtype not in TYPES.values()):
-            raise ModelError(f"{self._name}: its input {given.name} is {given.dtype}; {KNOWN}")
+        for entry in (entry for entry in self.inputs if entry.dtype not in TYPES.values()):
+            raise ModelError(f"{self._name}: its input {entry.name} has the type {entry.dtype}; {KNOWN}")
         _check_outputs(len(self._compiled.outputs), self._name)
 
     def infer(self, *batches: NDArray[Any]) -> NDArray[np.float32]:
-        """Run a batch; each call has a request of its own, so that threads do not meet."""
+        """Run one batch for each input. Each call has its own request, so that threads are independent."""
         try:
             return np.array(self._compiled.create_infer_request().infer(dict(enumerate(batches)))[0])
         except Exception as error:  # OpenVINO's exceptions have no common public base
             raise _cannot_run(self._name, self._runtime, batches, error) from None
 
 
-def _openvino_input(given: Any) -> SessionInput:
-    shape = (size.get_length() if size.is_static else None for size in given.get_partial_shape())
-    return SessionInput(given.get_any_name(), tuple(shape), np.dtype(given.get_element_type().to_dtype()))
+def _openvino_input(entry: Any) -> SessionInput:
+    shape = (size.get_length() if size.is_static else None for size in entry.get_partial_shape())
+    return SessionInput(entry.get_any_name(), tuple(shape), np.dtype(entry.get_element_type().to_dtype()))
 
 
 def open_onnxruntime(
     model: Path | bytes, threads: int | None = None, spinning: bool = True, optimised: bool = True
 ) -> onnxruntime.InferenceSession:
-    """Open an ONNX model in onnxruntime itself, for what `Session` does not show.
+    """Open an ONNX model in onnxruntime, for features that `Session` does not have.
 
     Args:
-        model: file or serialized model.
-        threads: for one call; None lets onnxruntime choose.
-        spinning: as of `open_session`.
-        optimised: whether nodes are fused, into integer kernels where they are quantized.
+        model: path of the file, or serialized model.
+        threads: threads for one call; None for the default of onnxruntime.
+        spinning: whether threads wait actively between calls; see `open_session`.
+        optimised: whether nodes are fused, quantized ones into integer kernels.
 
     Raises:
-        ModelError: it is no model that this onnxruntime can run.
+        ModelError: this version of onnxruntime cannot run the model.
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # fatal: errors are raised, and its log would print names raw
+    options.log_severity_level = 4  # fatal only: errors are raised, and log lines print names unescaped
     if threads is not None:
         options.intra_op_num_threads = threads
     if not optimised:
@@ -225,26 +225,28 @@ def open_onnxruntime(
 
 
 def model_name(model: Path | bytes) -> str | Path:
-    """Return how errors name a model."""
+    """Return the name of a model in errors."""
     return model if isinstance(model, Path) else "the model"
 
 
 def _check_outputs(count: int, name: str | Path) -> None:
     if count != 1:
-        raise ModelError(f"{name}: it has {count} outputs, a network has one")
+        raise ModelError(f"{name}: the model has {count} outputs; a network must have one")
 
 
 def _cannot_load(model: Path | bytes, runtime: str, error: Exception) -> ModelError:
     detail = " ".join(str(error).split())
-    # What the runtimes say of files whose opset, format or kernels they do not know yet.
+    # Words of the runtimes' errors for an opset, a format or kernels that are too new for them.
     unknown = ("IR version", "IR_VERSION", "opset", "Opset", "NOT_IMPLEMENTED")
     too_old = any(word in detail for word in unknown)
-    remedy = f"; a newer {runtime.split()[0]} is needed" if too_old else ""
-    return ModelError(f"{model_name(model)}: {runtime} cannot load it ({detail[:200]}){remedy}")
+    remedy = f"; install a newer {runtime.split()[0]}" if too_old else ""
+    return ModelError(f"{model_name(model)}: {runtime} cannot load the model ({detail[:200]}){remedy}")
 
 
 def _cannot_run(
     name: str | Path, runtime: str, batches: Sequence[NDArray[Any]], error: Exception
 ) -> ModelError:
     shapes = ", ".join(str(list(batch.shape)) for batch in batches)
-    return ModelError(f"{name}: {runtime} cannot run it on {shapes} ({' '.join(str(error).split())[:200]})")
+    return ModelError(
+        f"{name}: {runtime} cannot run the model on {shapes} ({' '.join(str(error).split())[:200]})"
+    )

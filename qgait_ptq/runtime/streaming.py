@@ -1,9 +1,9 @@
-"""Streaming: sequences of any length in the memory of a short one.
+"""Streaming: sequences of any length in the memory of one chunk.
 
-A maximum over frames is the maximum of the maxima of pieces. Where every path through a network runs over
-such a maximum, and nothing before it mixes frames, the file is cut there in two: the first part sees the
-sequence piece by piece, and the second the running maxima. Both parts are of the very file, so the embedding
-is the same to the bit.
+A maximum over frames equals the maximum of the maxima of chunks. If every path through a network has such a
+maximum, and nothing before it mixes frames, the file is split there into two models. The first model gets the
+sequence chunk by chunk, and the second gets the running maxima. Both models are unchanged pieces of the file,
+so the embedding is bit-identical.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ from qgait_ptq.runtime.exactness import exact_network
 from qgait_ptq.runtime.sessions import open_onnxruntime
 
 MAXIMUM = "ReduceMax"
-ELEMENTWISE_BEHIND = frozenset({"QuantizeLinear", "Clip"})  # monotone: the cut may be behind them
+ELEMENTWISE_BEHIND = frozenset({"QuantizeLinear", "Clip"})  # monotone, so the file can be cut after them
 SHAPE_READERS = frozenset({"Shape"})
 TRIED_FRAMES, TRIED_PIECES = 12, ((5, 7), (1, 11), (4, 3, 5))
 
 
 class StreamingSession:
-    """A file in two parts, in onnxruntime.
+    """A file that is split into two models, in onnxruntime.
 
     Calling `run` from several threads is safe.
     """
 
     def __init__(self, model: onnx.ModelProto, threads: int | None = None, spinning: bool = True) -> None:
-        """Cut a file and load its parts; the rest as of `open_session`.
+        """Split a file and load its two models. The arguments are those of `open_session`.
 
         Raises:
-            ValueError: it has no maximum over frames to be cut at.
+            ValueError: the file has no maximum over frames on every path.
         """
         model = exact_network(model)
         cut = find_cut(model)
         if cut is None:
             raise ValueError("no maximum that separates frames from the embedding")
-        # One after the other, so that no more than one is twice in memory.
+        # One after the other, so that memory holds at most one model twice.
         self._first, self._second = (
             open_onnxruntime(part.SerializeToString(), threads, spinning) for part in split(model, cut)
         )
         self._read_first = [value.name for value in self._first.get_inputs()]
         self._inputs = [value.name for value in self._second.get_inputs()]
-        self._given, self._cut = [value.name for value in model.graph.input], cut
+        self._input_names, self._cut = [value.name for value in model.graph.input], cut
 
     def run(self, pieces: Iterator[Sequence[NDArray[Any]]]) -> NDArray[np.float32]:
-        """Embed a sequence that comes in pieces: of each input ``[n, s_i, ...]``, of its own type."""
+        """Embed a sequence in chunks. A chunk has one array ``[n, s_i, ...]`` for each input, in its type."""
         running: list[NDArray[Any]] | None = None
         last: dict[str, NDArray[Any]] = {}
         for piece in pieces:
-            last = dict(zip(self._given, piece, strict=True))
+            last = dict(zip(self._input_names, piece, strict=True))
             maxima = self._first.run(self._cut, {name: last[name] for name in self._read_first})
             running = maxima if running is None else list(map(np.maximum, running, maxima))
         feed = dict(zip(self._cut, running or [], strict=True)) | last
@@ -64,34 +64,34 @@ class StreamingSession:
 
 
 def can_stream(model: onnx.ModelProto, examples: Sequence[NDArray[Any]]) -> bool:
-    """Whether a file can be cut and gives the same in pieces, to the bit.
+    """Return whether a file can be streamed with bit-identical results.
 
     Args:
-        model: a written file with free frame count.
-        examples: its inputs, ``[n, s, ...]`` with s of at least `TRIED_FRAMES`.
+        model: exported file with free frame count.
+        examples: example inputs ``[n, s, ...]`` with s of at least `TRIED_FRAMES`.
     """
     if find_cut(model) is None:
         return False
     examples = [example[:1, :TRIED_FRAMES] for example in examples]
     model = exact_network(model)
-    whole = open_onnxruntime(model.SerializeToString(), spinning=False)
+    complete = open_onnxruntime(model.SerializeToString(), spinning=False)
     names = [value.name for value in model.graph.input]
-    (expected,) = whole.run(None, dict(zip(names, examples, strict=True)))
+    (expected,) = complete.run(None, dict(zip(names, examples, strict=True)))
     session = StreamingSession(model, spinning=False)
     for lengths in TRIED_PIECES:
         ends = np.cumsum(lengths)[:-1]
         try:
             pieces = zip(*(np.split(example, ends, axis=1) for example in examples), strict=True)
-            given = session.run(pieces)
+            actual = session.run(pieces)
         except Exception:  # onnxruntime's exceptions have no common public base
-            return False  # what is behind the cut depends on the frame count
-        if given.shape != np.shape(expected) or not np.array_equal(given, expected):
+            return False  # the second model depends on the frame count
+        if actual.shape != np.shape(expected) or not np.array_equal(actual, expected):
             return False
     return True
 
 
 def find_cut(model: onnx.ModelProto) -> list[str] | None:
-    """The tensors behind the first maximum on every path; None where a path has none."""
+    """Return the tensors after the first maximum on each path; None if a path has no maximum."""
     graph = OnnxGraph(model)
     cut: list[str] = []
     pending, seen = list(graph.inputs), set[str]()
@@ -111,7 +111,7 @@ def find_cut(model: onnx.ModelProto) -> list[str] | None:
 
 
 def _behind(maximum: onnx.NodeProto, graph: OnnxGraph) -> str:
-    """The tensor to cut at: behind the quantizer of the maximum, where there is one."""
+    """Return the tensor to cut at: after the quantizer of the maximum, if there is one."""
     name = str(maximum.output[0])
     while (reader := graph.only_consumer(name)) is not None and reader.op_type in ELEMENTWISE_BEHIND:
         name = str(reader.output[0])
@@ -119,20 +119,20 @@ def _behind(maximum: onnx.NodeProto, graph: OnnxGraph) -> str:
 
 
 def split(model: onnx.ModelProto, cut: list[str]) -> Iterator[onnx.ModelProto]:
-    """The parts of a file before and behind some tensors, each made when it is asked for.
+    """Yield the models before and after some tensors of a file.
 
-    The second reads the silhouettes as well, where it needs their batch size.
+    The second model also reads the inputs of the network if it needs their batch size.
     """
     graph = OnnxGraph(model)
     boundary = [helper.make_tensor_value_info(name, _element_type(name, graph), None) for name in cut]
-    given = list(model.graph.input)
-    yield _part(model, cut, set(), given, boundary)
+    inputs = list(model.graph.input)
+    yield _submodel(model, cut, set(), inputs, boundary)
     outputs = [value.name for value in model.graph.output]
-    yield _part(model, outputs, set(cut), [*boundary, *given], model.graph.output)
+    yield _submodel(model, outputs, set(cut), [*boundary, *inputs], model.graph.output)
 
 
 def _element_type(name: str, graph: OnnxGraph) -> int:
-    """Of a tensor to cut at: integers as of its quantizer, or floats."""
+    """Return the ONNX element type of a tensor to cut at: the type of its quantizer, or float."""
     node = graph.producer(name)
     while node is not None and node.op_type == "Clip":
         node = graph.producer(node.input[0])
@@ -141,22 +141,22 @@ def _element_type(name: str, graph: OnnxGraph) -> int:
     return int(graph.initializers[node.input[2]].data_type)
 
 
-def _part(
-    model: onnx.ModelProto, wanted: list[str], given: set[str], inputs: list[Any], outputs: Any
+def _submodel(
+    model: onnx.ModelProto, results: list[str], sources: set[str], inputs: list[Any], outputs: Any
 ) -> onnx.ModelProto:
-    """What of a model computes some tensors from others."""
-    whole = OnnxGraph(model)
-    needed, pending = set[str](), list(wanted)
+    """Return the nodes of a model that compute some tensors from others, as a model."""
+    complete = OnnxGraph(model)
+    needed, pending = set[str](), list(results)
     while pending:
         name = pending.pop()
         if name in needed:
             continue
         needed.add(name)
-        producer = whole.producer(name)
-        if producer is not None and name not in given:
+        producer = complete.producer(name)
+        if producer is not None and name not in sources:
             pending.extend(read for read in producer.input if read)
     nodes = [
-        node for node in whole.nodes if any(name in needed and name not in given for name in node.output)
+        node for node in complete.nodes if any(name in needed and name not in sources for name in node.output)
     ]
     initializers = [value for value in model.graph.initializer if value.name in needed]
     used = [value for value in inputs if value.name in needed]

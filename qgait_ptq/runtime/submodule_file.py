@@ -1,4 +1,4 @@
-"""A quantized part of a network, run by a runtime inside the network that it was taken from."""
+"""A quantized submodule, run by a runtime inside its original network."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from qgait_ptq.runtime.written_file import open_file
 def load_submodule(
     path: str | Path, threads: int | None = None, runtime: str = ONNXRUNTIME
 ) -> torch.nn.Module:
-    """Load a file that holds a part of a network, to be put back in its place.
+    """Load a file that holds a submodule, as a module to put back into the network.
 
-    The module takes and gives what the part did, on the device and in the type of what it is given. There are
-    no gradients.
+    The module has the inputs and outputs of the submodule. It keeps the device and the type of its input. It
+    has no gradients.
 
     Example:
         >>> network.Backbone = qgait_ptq.load_submodule("out/model.onnx")  # doctest: +SKIP
 
     Args:
-        path: written by ``quantize(..., submodule=NAME)`` or ``--capture-submodule NAME``.
-        threads: of the runtime for one call; None lets it choose.
+        path: path of a file from ``quantize(..., submodule=NAME)`` or ``--capture-submodule NAME``.
+        threads: threads of the runtime for one call; None for the runtime's default.
         runtime: ``onnxruntime`` or ``openvino``.
 
     Raises:
-        ModelError: see `open_file`; or the file holds a whole network.
+        ModelError: the file holds a complete network, or cannot be opened; see `open_file`.
     """
     path = Path(path)
     session, metadata = open_file(path, runtime, threads)
     described = metadata.get("model", {}).get("submodule")
     if described is None:
-        raise ModelError(f"{path}: holds a whole network; qgait_ptq.Embedder runs it")
+        raise ModelError(f"{path}: the file holds a complete network; load it with qgait_ptq.Embedder")
 
     def run(frames: Tensor) -> Tensor:
         values = frames.detach().to("cpu", torch.float32).contiguous().numpy()

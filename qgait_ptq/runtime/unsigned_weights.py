@@ -1,4 +1,4 @@
-"""Layers with unsigned weights: exact where signed ones could saturate, and slower.
+"""Layers with unsigned weights: exact on processors where signed weights can saturate, but slower.
 
 x86 processors without VNNI multiply two unsigned operands in 16 bits and add in 32. The integers are the
 same: ``w`` with zero-point 0 becomes ``w + 128`` with zero-point 128. onnxruntime's
@@ -19,16 +19,16 @@ from qgait_ptq.onnx_graph.view import OnnxGraph
 from qgait_ptq.reference.pair_sums import BETWEEN_QUANTIZERS
 
 SHIFT = 128
-# Where weight and its zero-point stand among the inputs.
+# Indices of the inputs with the weight and its zero-point.
 OPERANDS = {"QLinearConv": (3, 5), "QLinearMatMul": (3, 5), "QGemm": (3, 5), "MatMulInteger": (1, 3)}
 
 
 def with_unsigned_weights(model: onnx.ModelProto, layers: Collection[str]) -> onnx.ModelProto:
-    """Return a copy of a file in which some layers have unsigned weights; it gives the same integers.
+    """Return a copy of a file in which some layers have unsigned weights. The integers are the same.
 
     Args:
-        model: with stored integer weights.
-        layers: names of nodes, as `pair_sums.bound_pair_sums` gives them.
+        model: file with stored integer weights.
+        layers: names of nodes, as in the result of `pair_sums.bound_pair_sums`.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -47,7 +47,7 @@ def with_unsigned_weights(model: onnx.ModelProto, layers: Collection[str]) -> on
 def _read_unsigned(
     node: onnx.NodeProto, graph: OnnxGraph
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """Let a node read an unsigned weight; gives the nodes that must stand before it, and what they read."""
+    """Give a node an unsigned weight. Return the nodes to insert before it, and their constants."""
     own = f"{node.name or node.output[0]}.unsigned"
     if node.op_type in OPERANDS:
         constants = []
@@ -60,7 +60,7 @@ def _read_unsigned(
         return [], []  # ConvInteger has the weight as its first operand, which is exact
     signed = graph.producer(node.input[1])
     if signed is None:
-        raise ValueError(f"{node.input[1]}: a layer's integer weight has no DequantizeLinear")
+        raise ValueError(f"{node.input[1]}: the integer weight of a layer has no DequantizeLinear")
     scale = graph.constants[signed.input[1]]
     zero_point = _signed(signed.input[2], graph) if len(signed.input) > 2 else np.zeros(scale.shape, np.int8)
     weight = _unsigned(f"{own}_weight", _signed(signed.input[0], graph))
@@ -77,7 +77,7 @@ def _read_unsigned(
 
 
 def _signed(name: str, graph: OnnxGraph) -> NDArray[np.int8]:
-    """A stored tensor of int8 numbers, also behind a Cast; zero where an input is left out."""
+    """Return a stored int8 tensor, also if a Cast reads it; zero for an omitted input."""
     source = graph.producer(name)
     stored = source.input[0] if source is not None else name
     value = graph.constants[stored] if stored else np.zeros((), np.int8)

@@ -1,4 +1,4 @@
-"""Opening a file that the toolkit wrote, in the runtime that it was written for."""
+"""Opening an exported file in the runtime of its target."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from qgait_ptq.system.reading import check_file
 
 
 def open_file(path: Path, runtime: str, threads: int | None = None) -> tuple[Session, dict[str, Any]]:
-    """Load a file; gives what the toolkit wrote into it, too.
+    """Load a file, and return its session and its metadata.
 
     Args:
-        path: of the file.
+        path: path of the file.
         runtime: ``onnxruntime`` or ``openvino``.
-        threads: of the runtime for one call; None lets it choose.
+        threads: threads of the runtime for one call; None for the runtime's default.
 
     Raises:
-        ModelError: no such file, not an ONNX file, none of this toolkit, one for another runtime, or a
-            damaged one.
+        ModelError: the file does not exist, is damaged, was not written by this toolkit, or is for another
+            runtime.
         MissingExtraError: the runtime is not installed.
-        ConfigError: there is no such runtime.
+        ConfigError: the runtime is unknown.
     """
     check_file(path, LARGEST_MODEL, "the model", ModelError)
     session = open_session(path, runtime, threads)
     metadata = parse_metadata(session.properties, path)
     if metadata is None:
-        raise ModelError(f"{path}: an ONNX file, but not one that qgait-ptq wrote")
+        raise ModelError(f"{path}: the ONNX file was not written by qgait-ptq; quantize the network first")
     _check_target(path, metadata, runtime)
     return session, metadata
 
@@ -41,11 +41,11 @@ def open_file(path: Path, runtime: str, threads: int | None = None) -> tuple[Ses
 def refuse_damage(path: Path) -> Iterator[None]:
     """Turn any failure to read or compute the graph of a file into a `ModelError` that names the file.
 
-    Code that follows the nodes of a graph relies on what the toolkit writes. A hostile file can make it raise
-    anything; ``--debug`` shows the cause.
+    Code that follows the nodes of a graph expects a graph from the toolkit. A hostile file can raise any
+    error there; ``--debug`` shows the cause.
 
     Raises:
-        ModelError: something in it failed.
+        ModelError: the block raised an error.
     """
     try:
         yield
@@ -57,10 +57,10 @@ def refuse_damage(path: Path) -> Iterator[None]:
 
 
 def _check_target(path: Path, metadata: dict[str, Any], runtime: str) -> None:
-    """Refuse a file that was written for something else: it would run slowly, or not as it was tested."""
+    """Refuse a file for another runtime: it would be slow, or it would differ from the tested results."""
     target = metadata.get("target", {"name": ONNXRUNTIME, "runtimes": [ONNXRUNTIME]})
     if runtime not in target["runtimes"]:
         raise ModelError(
-            f"{path}: written for the target {target['name']}, not for {runtime}; quantize with a target of "
-            f"{runtime} ('qgait-ptq targets' lists them)"
+            f"{path}: the file is for the target {target['name']}, not for {runtime}; quantize for a target "
+            f"of {runtime} ('qgait-ptq targets' lists them)"
         )

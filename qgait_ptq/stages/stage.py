@@ -1,4 +1,4 @@
-"""A stage of a run, and how stages run: one after the other, timed, told, and undone where they do harm."""
+"""Stages of a run. They run in order, and each is timed and reported."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from qgait_ptq.system.progress import Advance, Progress, Silent
 
 
 def nothing() -> None:
-    """Tell nobody that a step is done."""
+    """Do nothing when a step is done."""
 
 
 class Stopwatch:
-    """Passes on what is told, and keeps the wall time of each stage.
+    """Passes progress on, and records the wall time of each stage.
 
     Attributes:
-        seconds: stage → its time so far.
+        seconds: wall time of each stage so far, by its name.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -36,42 +36,42 @@ class Stopwatch:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def note(self, text: str) -> None:
-        """Say one line that the user should know."""
+        """Pass on one line for the user."""
         self.progress.note(text)
 
 
 class Stage(ABC):
-    """One step of a run from a state to the next.
+    """One step of a run, from a state to the next.
 
     Attributes:
-        name: for people, in bars, in the log and in the report.
+        name: name in progress bars, in the log and in the report.
     """
 
     name: ClassVar[str]
 
     def wanted(self, state: State) -> bool:
-        """Whether the stage has something to do here."""
+        """Return whether the stage has anything to do for a state."""
         return True
 
     def steps(self, state: State) -> int | None:
-        """How often `apply` will call `advance`; None where that is not known."""
+        """Return how often `apply` will call `advance`; None if unknown."""
         return None
 
     @abstractmethod
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Give the next state; the one given stays as it is.
+        """Return the next state. The old state is not changed.
 
         Args:
-            state: what the stages before have given.
-            advance: called after each step.
+            state: state after the earlier stages.
+            advance: function to call after each step.
         """
 
     def run(self, state: State, progress: Progress) -> State:
-        """Apply the stage if it is wanted, tell that it runs and what it notes, and keep its time.
+        """Apply the stage if it has anything to do, and report its progress, notes and time.
 
         Args:
-            state: what the stages before have given.
-            progress: told.
+            state: state after the earlier stages.
+            progress: receives the stage and its notes.
         """
         if not self.wanted(state):
             return state
@@ -84,32 +84,32 @@ class Stage(ABC):
 
 
 class CompoundStage(Stage):
-    """A stage that consists of others, each told and timed by itself."""
+    """A stage that consists of inner stages. Each inner stage is reported and timed by itself."""
 
     @abstractmethod
     def run(self, state: State, progress: Progress) -> State:
         """Run the inner stages.
 
         Args:
-            state: result of the stages before.
+            state: state after the earlier stages.
             progress: receives the inner stages.
         """
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Return what `run` returns, without progress."""
+        """Return the result of `run`, without progress."""
         return self.run(state, Silent())
 
 
 def run_stages(stages: Sequence[Stage], state: State, progress: Progress | None = None) -> State:
-    """Apply stages in their order.
+    """Apply stages in order.
 
     Args:
-        stages: those that are not wanted are left out.
-        state: to begin with.
-        progress: told what runs.
+        stages: stages to apply. Stages with nothing to do are skipped.
+        state: first state.
+        progress: receives stages and notes.
 
     Returns:
-        The state behind the last one, with the time of each.
+        The state after the last stage, with the time of each stage.
     """
     for stage in stages:
         state = stage.run(state, progress or Silent())

@@ -1,4 +1,4 @@
-"""The state of a run: everything that its stages have given so far."""
+"""The state of a run: everything that its stages have produced so far."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Source:
     """The network that a run begins with.
 
     Attributes:
-        model: as the user has it; it is left as it is.
-        frames: for networks that take one frame count only.
-        output: names the embedding, for networks that give several tensors.
-        submodule: module path of the part that is captured alone.
+        model: float network of the user; it is not changed.
+        frames: frame count, for networks that accept only one.
+        output: name of the embedding, for networks with several outputs.
+        submodule: module path of the submodule that is captured alone.
     """
 
     model: torch.nn.Module
@@ -48,9 +48,9 @@ class File:
     """A file for a runtime.
 
     Attributes:
-        model: quantized.
-        float_model: of the network before, equalized.
-        session: of the quantized one.
+        model: quantized model.
+        float_model: float network after equalization.
+        session: session of the quantized model.
     """
 
     model: onnx.ModelProto
@@ -67,27 +67,27 @@ class State:
     """State of a run. A stage returns a new state and leaves the old one unchanged.
 
     Attributes:
-        source: the network, as given.
-        config: the settings; where widths were chosen, with them.
-        device: where networks run.
-        given: the data as they were given.
-        data: as the captured network sees them; others than `given` where a submodule is captured alone.
-        work_folder: for the states of fine-tuning; None keeps none.
-        resume: go on from the states found there.
-        submodule: the part that is captured alone, in its network.
-        maybe_captured: the network's capture.
-        maybe_network: the simplified and annotated float graph, on the device.
-        maybe_chosen: sequences that calibrate.
-        training: clips to learn from and to choose by; None where labels do not allow it.
-        maybe_unlabelled: clips for what needs no labels, ``[n, s, h, w]``.
-        maybe_quantized: the graph with its quantizers, calibrated so far.
-        maybe_reference: the same graph as its ranges were set, with its quantizers switched off: float.
-        chosen_drop: points of held-out rank-1 that chosen widths cost, where widths were chosen.
-        maybe_file: what was exported.
-        embeddings: of the test sequences: by the float network, by the simulation and by the file.
-        record: what the stages did and found, for the report, by part of it.
-        notes: lines that the user should know.
-        seconds: stage → wall time.
+        source: the network before the run.
+        config: settings of the run, with the chosen widths once they are chosen.
+        device: device of the networks.
+        given: data of the run, as the user passed them.
+        data: inputs of the captured network. They differ from `given` if a submodule is captured alone.
+        work_folder: folder for the states of fine-tuning; None: no states are kept.
+        resume: whether to continue from the states in `work_folder`.
+        submodule: submodule that is captured alone, with the network around it.
+        maybe_captured: capture of the network.
+        maybe_network: simplified float graph with annotations, on the device.
+        maybe_chosen: calibration sequences.
+        training: clips to train on and held-out clips; None if the labels do not allow training.
+        maybe_unlabelled: clips for stages that need no labels, ``[n, s, h, w]``.
+        maybe_quantized: simulation, calibrated so far.
+        maybe_reference: copy of the graph when its ranges were set, with quantizers off, so in float.
+        chosen_drop: drop of held-out rank-1 by the chosen widths, in points.
+        maybe_file: exported file.
+        embeddings: embeddings of the test sequences from float network, simulation and file.
+        record: results of the stages, by section of the report.
+        notes: lines for the user.
+        seconds: wall time of each stage, by its name.
     """
 
     source: Source
@@ -114,37 +114,37 @@ class State:
 
     @property
     def captured(self) -> Capture:
-        """The network's capture."""
+        """Return the capture of the network."""
         return needed(self.maybe_captured, "a captured network")
 
     @property
     def network(self) -> fx.GraphModule:
-        """The simplified and annotated float graph."""
+        """Return the simplified float graph with annotations."""
         return needed(self.maybe_network, "a planned network")
 
     @property
     def chosen(self) -> GaitDataset:
-        """Sequences that calibrate."""
+        """Return the calibration sequences."""
         return needed(self.maybe_chosen, "a choice of sequences")
 
     @property
     def unlabelled(self) -> Tensor:
-        """Clips for what needs no labels, ``[n, s, h, w]``."""
+        """Return the clips for stages that need no labels, ``[n, s, h, w]``."""
         return needed(self.maybe_unlabelled, "a set of unlabelled clips")
 
     @property
     def quantized(self) -> fx.GraphModule:
-        """The simulation: the graph with its quantizers, calibrated so far."""
+        """Return the simulation, calibrated so far."""
         return needed(self.maybe_quantized, "a graph with ranges")
 
     @property
     def reference(self) -> fx.GraphModule:
-        """The same graph in float."""
+        """Return the graph of the simulation in float."""
         return needed(self.maybe_reference, "a float reference")
 
     @property
     def file(self) -> File:
-        """The exported file."""
+        """Return the exported file."""
         return needed(self.maybe_file, "a file")
 
     @property
@@ -158,44 +158,44 @@ class State:
 
     @property
     def target(self) -> Target:
-        """Target of the file."""
+        """Return the target of the file."""
         return get_target(self.config.target)
 
     @property
     def runtime(self) -> str:
-        """Where the file is tried: its own runtime where that is at hand, else onnxruntime, in float."""
+        """Return the runtime that tests the file: an installed runtime of the target, else onnxruntime."""
         own = [name for name in self.target.runtimes if is_installed(name)]
         return own[0] if own else ONNXRUNTIME
 
     @property
     def takes_bytes(self) -> bool:
-        """Whether the file takes silhouettes as uint8."""
+        """Return whether the file takes silhouettes as uint8."""
         return self.config.input_type == "uint8" and self.target.byte_input and not self.data.raw
 
     def recording(self, **entries: Any) -> State:
-        """The state with more in its record."""
+        """Return the state with more entries in its record."""
         return replace(self, record={**self.record, **entries})
 
     def noting(self, *texts: str) -> State:
-        """The state with more notes."""
+        """Return the state with more notes."""
         return replace(self, notes=(*self.notes, *texts))
 
     def timed(self, seconds: Mapping[str, float]) -> State:
-        """The state with the times of stages, added to what they took before."""
+        """Return the state with times of stages in seconds, added to their earlier times."""
         total = {name: round(self.seconds.get(name, 0.0) + taken, 3) for name, taken in seconds.items()}
         return replace(self, seconds={**self.seconds, **total})
 
 
 def needed(thing: Thing | None, what: str) -> Thing:
-    """Return what an earlier stage gives.
+    """Return a value that an earlier stage must have set.
 
     Args:
-        thing: a field of a state.
-        what: its name.
+        thing: field of a state; None if it is not set.
+        what: name of the field in the error.
 
     Raises:
-        StageOrderError: no stage before gave it.
+        StageOrderError: no earlier stage has set the value.
     """
     if thing is None:
-        raise StageOrderError(f"{what} is needed here, and no stage before gave it; keep the stages' order")
+        raise StageOrderError(f"{what} is missing: no earlier stage produced it; run the stages in order")
     return thing

@@ -1,4 +1,4 @@
-"""The labelled sequences that gradients are taken on, cut to one length."""
+"""Labelled clips of one length for training, and held-out clips."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Clips:
 
     Attributes:
         silhouettes: ``[n, s, h, w]`` uint8 in 0..255, or other values as float32.
-        labels: identity of each, ``[n]`` int64.
+        labels: identity of each clip, ``[n]`` int64.
     """
 
     silhouettes: Tensor
@@ -37,29 +37,29 @@ class Clips:
         return len(self.labels)
 
     def take(self, indices: Tensor | list[int]) -> Clips:
-        """Some of the clips."""
+        """Return the clips at some indices."""
         return Clips(self.silhouettes[indices], self.labels[indices])
 
     def batch(self, indices: Tensor | list[int], device: torch.device) -> Tensor:
-        """Network input ``[k, s, h, w]``."""
+        """Return the clips at some indices as network input ``[k, s, h, w]`` on a device."""
         return as_network_input(self.silhouettes[indices].to(device))
 
     def batches(self, size: int, device: torch.device) -> Iterator[Tensor]:
-        """All clips in order, `size` at a time."""
+        """Yield all clips in order, in batches of `size`."""
         for indices in torch.arange(len(self)).split(size):
             yield self.batch(indices, device)
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Clips to learn from and clips to choose by, of different people.
+    """Clips to train on, and clips of other people that decide which step is kept.
 
     Attributes:
-        clips: for gradients.
-        embeddings: of the float network, ``[n, c, p]`` or ``[n, c]``.
-        sampler: draws batches of indices.
-        held_out: for choosing the step.
-        held_out_embeddings: of the float network.
+        clips: clips to train on.
+        embeddings: float embeddings of `clips`, ``[n, c, p]`` or ``[n, c]``.
+        sampler: sampler of training batches.
+        held_out: clips of held-out identities.
+        held_out_embeddings: float embeddings of `held_out`.
     """
 
     clips: Clips

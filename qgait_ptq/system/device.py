@@ -1,4 +1,4 @@
-"""Where tensors live."""
+"""Choice of the device for tensors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from qgait_ptq.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; ``auto`` takes a GPU where there is one.
+    """Return the device of a name; ``auto`` is a GPU if there is one, else the CPU.
 
     Raises:
-        ConfigError: no such device, or not on this machine.
+        ConfigError: the device does not exist on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -20,5 +20,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         detail = " ".join(str(error).split())[:120]
-        raise ConfigError(f"device {name!r} is not available ({detail})") from None
+        raise ConfigError(
+            f"device {name!r} is not available on this machine ({detail}); use cpu or auto"
+        ) from None
     return device

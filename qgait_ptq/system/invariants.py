@@ -1,4 +1,4 @@
-"""Checks of invariants that other code of the package guarantees. A breach is an internal error."""
+"""Checks of invariants that other code of the package guarantees. A violation is an internal error."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ Thing = TypeVar("Thing")
 
 
 class BrokenInvariantError(RuntimeError):
-    """Something that other code of this package guarantees does not hold."""
+    """A guarantee of other code in this package is violated."""
 
 
 def present(thing: Thing | None) -> Thing:
-    """Return a thing that cannot be None.
+    """Return a value that cannot be None.
 
     Raises:
-        BrokenInvariantError: it is.
+        BrokenInvariantError: the value is None.
     """
     if thing is None:
-        raise BrokenInvariantError("a value that must be there is None")
+        raise BrokenInvariantError("a value is None, but must be set")
     return thing
 
 
 def of_type(thing: object, kind: type[Thing]) -> Thing:
-    """Return a thing that can only be of one type.
+    """Return a value that can only have one type.
 
     Raises:
-        BrokenInvariantError: it is of another.
+        BrokenInvariantError: the value has another type.
     """
     if not isinstance(thing, kind):
         raise BrokenInvariantError(f"a {kind.__name__} was expected, not a {type(thing).__name__}")

@@ -1,8 +1,8 @@
-"""Locks that keep runs apart, and temporary folders that the next run removes after a kill.
+"""Locks of outputs, and temporary folders that the next run removes after a kill.
 
-Both rest on `fcntl.flock`: the kernel drops a lock when its process ends, even by SIGKILL. A lock file that a
-killed run left therefore blocks nobody. Where there is no `fcntl` (Windows), or the file system has no
-locks, runs are not kept apart and folders of killed runs stay.
+Both use `fcntl.flock`: the kernel releases a lock when its process ends, even by SIGKILL. A lock file of a
+killed run therefore blocks no other run. Without `fcntl` (Windows) or locks in the file system, outputs are
+not locked, and folders of killed runs stay.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from threading import get_ident
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.system.writing import make_folder, remove_empty, remove_file
 
-OWNER = ".owner"  # the lock file inside a temporary folder
+OWNER = ".owner"  # lock file inside a temporary folder
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 _held: set[tuple[Path, int]] = set()
 
 
 @contextmanager
 def locked(*paths: Path | None) -> Iterator[None]:
-    """Hold the locks of outputs, so that one run at a time writes each of them.
+    """Hold the locks of outputs, so that only one run at a time writes each of them.
 
-    A lock is the file ``.NAME.lock`` beside the output, or in it where only the output is writable. A thread
-    that holds a lock may take it again.
+    A lock is the file ``.NAME.lock`` beside the output, or in it if only the output is writable. A thread
+    that holds a lock can take it again.
 
     Args:
-        paths: files and folders that will be written; None is left out.
+        paths: files and folders that will be written; None is ignored.
 
     Raises:
-        ConfigError: another run writes there, or the lock file cannot be written.
+        ConfigError: another run writes the output, or the lock file cannot be written.
     """
     with ExitStack() as locks:
         for path in paths:
@@ -47,14 +47,14 @@ def locked(*paths: Path | None) -> Iterator[None]:
 
 @contextmanager
 def temporary_folder(parent: Path, prefix: str = ".qgait-ptq-") -> Iterator[Path]:
-    """Make a temporary folder; first remove those that killed runs left in the same place.
+    """Make a temporary folder, and remove those that killed runs left in the same folder.
 
     Args:
-        parent: is in the file system of the result, so that files can be renamed into place.
-        prefix: of its name, and of the names of those to remove.
+        parent: parent folder, in the file system of the result, so that files can be renamed.
+        prefix: prefix of the folder's name, and of the names of folders to remove.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be made.
     """
     _remove_abandoned(parent, prefix)
     folder, owner = _make_owned(parent, prefix)
@@ -68,13 +68,13 @@ def temporary_folder(parent: Path, prefix: str = ".qgait-ptq-") -> Iterator[Path
 
 @contextmanager
 def temporary_files() -> Iterator[None]:
-    """Keep temporary files of this process and its children in one folder that the next run can remove."""
+    """Put temporary files of this process and its children into one folder that the next run can remove."""
     before = tempfile.tempdir, os.environ.get("TMPDIR")
     with ExitStack() as stack:
         try:
-            place = temporary_folder(Path(tempfile.gettempdir()), "qgait-ptq-")
-            folder = str(stack.enter_context(place))
-        except OSError:  # full or not writable: an error where a temporary file is needed
+            made = temporary_folder(Path(tempfile.gettempdir()), "qgait-ptq-")
+            folder = str(stack.enter_context(made))
+        except OSError:  # full or not writable; the first use of a temporary file reports it
             yield
             return
         tempfile.tempdir = os.environ["TMPDIR"] = folder
@@ -105,8 +105,8 @@ def _locked(path: Path, shown: Path) -> Iterator[None]:
             _write_owner(descriptor)
         except BlockingIOError:
             raise ConfigError(
-                f"{shown}: another run ({_read_owner(file)}) writes there; wait until it ends, or choose "
-                "another place"
+                f"{shown}: another run ({_read_owner(file)}) writes this output; wait until it ends, or "
+                "choose another path"
             ) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
@@ -120,7 +120,7 @@ def _locked(path: Path, shown: Path) -> Iterator[None]:
     finally:
         _held.discard(key)
         if descriptor is not None:
-            remove_file(file)  # while the lock is held: nobody else can have taken it
+            remove_file(file)  # the lock is still held, so no other run has it
             os.close(descriptor)
         remove_empty(made)
 
@@ -130,7 +130,7 @@ def _take(path: Path) -> int:
 
     Raises:
         BlockingIOError: another process holds the lock.
-        OSError: the file cannot be opened, or there are no locks.
+        OSError: the file cannot be opened, or the system has no locks.
     """
     while True:
         descriptor = _open(path)
@@ -141,7 +141,7 @@ def _take(path: Path) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # the run before removed the file between opening and locking
+        os.close(descriptor)  # another run removed the file between opening and locking
 
 
 def _open(path: Path) -> int:
@@ -163,7 +163,7 @@ def _lock(descriptor: int) -> None:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether the open file is still the one at its path."""
+    """Return whether the open file is still the file at its path."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
@@ -171,12 +171,12 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _write_owner(descriptor: int) -> None:
-    """Write which process holds the lock."""
+    """Write the process that holds the lock."""
     try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
     except OSError as error:
-        if error.errno not in (errno.EBADF, errno.EINVAL):  # open for reading: the file of another user
+        if error.errno not in (errno.EBADF, errno.EINVAL):  # open for reading only: a file of another user
             raise
 
 
@@ -188,13 +188,13 @@ def _read_owner(file: Path) -> str:
 
 
 def _make_owned(parent: Path, prefix: str) -> tuple[Path, int | None]:
-    """Make a temporary folder and take the lock that shows that its run lives."""
+    """Make a temporary folder, and take the lock that marks it as in use."""
     while True:
         folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
         try:
             return folder, _take(folder / OWNER)
         except (BlockingIOError, FileNotFoundError):
-            continue  # another run took it for abandoned before it was locked
+            continue  # another run removed it before it was locked
         except OSError as error:
             if error.errno in NO_LOCKS:
                 return folder, None
@@ -210,7 +210,7 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
             if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != user:
                 continue
             owner = _take(folder / OWNER)
-        except OSError:  # its run lives, it is gone, or there are no locks
+        except OSError:  # it is in use or gone, or there are no locks
             continue
         shutil.rmtree(folder, ignore_errors=True)
         os.close(owner)

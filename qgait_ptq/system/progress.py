@@ -1,4 +1,4 @@
-"""Progress of the stages: one small protocol, so that a terminal, a notebook and a log can all listen."""
+"""Progress of the stages: one protocol for terminal, notebook and log."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ Advance = Callable[[], None]
 
 
 class Progress(Protocol):
-    """Is told which stage runs, and when a step of it is done."""
+    """Receives the running stage, its steps, and notes."""
 
     def stage(self, name: str, steps: int | None = None) -> AbstractContextManager[Advance]:
-        """Enter a stage; the function given is called after each of its steps.
+        """Enter a stage. The caller calls the returned function after each step.
 
         Args:
-            name: what is being done, for a person.
-            steps: how many steps there will be; None where that is not known.
+            name: name of the stage for people.
+            steps: number of steps; None if unknown.
         """
         ...
 
     def note(self, text: str) -> None:
-        """Say one line that the user should know."""
+        """Receive one line for the user."""
         ...
 
 
 class Silent:
-    """Listens to nothing."""
+    """Ignores progress."""
 
     @contextmanager
     def stage(self, name: str, steps: int | None = None) -> Iterator[Advance]:

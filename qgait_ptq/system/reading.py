@@ -1,4 +1,4 @@
-"""Reading files that others may have written: regular files only, and no larger than a stated size."""
+"""Reading of untrusted files: regular files only, up to a maximum size."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ FILE_KINDS = (
 
 
 def check_file(path: Path, largest: int, what: str, error: Callable[[str], QgaitError] = ConfigError) -> None:
-    """Check that a path names a regular file of a bounded size, before anything opens it.
+    """Check that a path names a regular file up to a maximum size, before it is opened.
 
     Pipes and devices are refused, because opening or reading them can block.
 
     Args:
-        path: of the file.
-        largest: size in bytes.
-        what: it is, for errors, such as ``the recipe``.
-        error: type to raise.
+        path: path of the file.
+        largest: maximum size in bytes.
+        what: kind of file in errors, such as ``the recipe``.
+        error: type of error to raise.
 
     Raises:
-        QgaitError: there is no such file, it is a folder, a pipe or a device, or it is too large.
+        QgaitError: the file does not exist, is a folder, a pipe or a device, or is too large.
     """
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         raise error(f"{path}: {what} cannot be read (no such file)") from None
     except (OSError, ValueError) as problem:  # ValueError: a zero byte in the path
         raise error(f"{path}: {what} cannot be read ({_reason(problem)})") from None
-    if not stat.S_ISREG(found.st_mode):
-        kind = next((kind for is_kind, kind in FILE_KINDS if is_kind(found.st_mode)), "a special file")
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((kind for is_kind, kind in FILE_KINDS if is_kind(status.st_mode)), "a special file")
         raise error(f"{path}: {what} cannot be read ({kind}, not a regular file)")
-    if found.st_size > largest:
-        size, limit = found.st_size / MEBIBYTE, largest / MEBIBYTE
+    if status.st_size > largest:
+        size, limit = status.st_size / MEBIBYTE, largest / MEBIBYTE
         raise error(f"{path}: {what} has {size:.1f} MiB; the limit is {limit:.1f} MiB")
 
 
 def read_bytes(
     path: Path, largest: int, what: str, error: Callable[[str], QgaitError] = ConfigError
 ) -> bytes:
-    """Read a file; arguments as of `check_file`.
+    """Read a file. The arguments are those of `check_file`.
 
     Raises:
-        QgaitError: see `check_file`; or it cannot be read, or it grew meanwhile.
+        QgaitError: the file fails `check_file`, cannot be read, or grew during reading.
     """
     check_file(path, largest, what, error)
     try:
@@ -68,10 +68,10 @@ def read_bytes(
 
 
 def read_text(path: Path, largest: int, what: str, error: Callable[[str], QgaitError] = ConfigError) -> str:
-    """Read a file of UTF-8 text; arguments as of `check_file`.
+    """Read a file of UTF-8 text. The arguments are those of `check_file`.
 
     Raises:
-        QgaitError: see `read_bytes`; or it is not UTF-8.
+        QgaitError: the file cannot be read, see `read_bytes`, or is not UTF-8.
     """
     content = read_bytes(path, largest, what, error)
     try:
@@ -81,7 +81,7 @@ def read_text(path: Path, largest: int, what: str, error: Callable[[str], QgaitE
 
 
 def shown(value: Any) -> str:
-    """Return a value from such a file as an error shows it: shortened."""
+    """Return a value from a file as shortened text for errors."""
     try:
         return reprlib.repr(value)
     except ValueError:  # more digits than Python prints

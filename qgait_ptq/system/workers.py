@@ -1,10 +1,9 @@
-"""Processes that end with the process that started them, even where that is killed by SIGKILL.
+"""Processes that end with their parent process, even if SIGKILL ends the parent.
 
-Each of them has a thread that waits at a pipe. The kernel closes the other end when the starting process
-ends.
+Each process has a thread that waits at a pipe. The kernel closes the other end when the parent ends.
 
 `concurrent.futures` is not used: its workers share one pipe for results. If a worker is killed while it
-writes there, the pool waits for the rest of the message for ever. Here each worker has a pipe of its own.
+writes, the pool waits forever for the rest of the message. Here each worker has its own pipe.
 """
 
 from __future__ import annotations
@@ -36,15 +35,15 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 def map_in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int
 ) -> Iterator[Result]:
-    """Give the results of a function, in the order of the items.
+    """Yield the results of a function in the order of the items.
 
     The processes end when all results are taken, when the iterator is closed, or when this process ends.
 
     Args:
-        function: can be pickled.
-        items: its arguments.
-        workers: processes. They need a main module that can be imported, as a command or a script with a
-            ``__main__`` guard is.
+        function: function that can be pickled.
+        items: arguments of the function.
+        workers: number of processes. They need a main module that can be imported, such as a command or a
+            script with a ``__main__`` guard.
 
     Raises:
         ConfigError: a process was killed, or the main module would run again in each process.
@@ -53,14 +52,14 @@ def map_in_processes(
     with _started(function, min(workers, len(items))) as idle:
         busy: dict[_Worker, int] = {}
         results: dict[int, Result] = {}
-        given = 0
+        sent = 0
         for index in range(len(items)):
             while index not in results:
-                while idle and given < len(items):
+                while idle and sent < len(items):
                     worker = idle.pop()
-                    worker.send(items[given])
-                    busy[worker] = given
-                    given += 1
+                    worker.send(items[sent])
+                    busy[worker] = sent
+                    sent += 1
                 ready = wait([worker.connection for worker in busy])
                 for worker in [worker for worker in busy if worker.connection in ready]:
                     results[busy.pop(worker)] = worker.receive()
@@ -100,8 +99,8 @@ def run_child(command: Sequence[str], **options: Any) -> subprocess.CompletedPro
     """Run a program that calls `end_with_parent`, and wait for it.
 
     Args:
-        command: the program and its arguments.
-        options: see `subprocess.run`.
+        command: program and its arguments.
+        options: options of `subprocess.run`.
     """
     reader, writer = os.pipe()
     try:
@@ -112,34 +111,34 @@ def run_child(command: Sequence[str], **options: Any) -> subprocess.CompletedPro
 
 
 def end_with_parent() -> None:
-    """End this process when the one that started it by `run_child` has ended."""
-    # Read below Python's buffers: their lock, held at exit, is a fatal error.
+    """End this process when the parent that called `run_child` has ended."""
+    # Python's buffers are bypassed, because holding their lock at exit is a fatal error.
     Thread(target=_end_after, args=(lambda: os.read(sys.stdin.fileno(), 1),), daemon=True).start()
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error of the function, in the place of its result."""
+    """An error of the function, instead of its result."""
 
     error: Exception
 
 
 @dataclass(frozen=True)
 class _Worker:
-    """A process and our end of its pipe."""
+    """A process and this process's end of its pipe."""
 
     process: SpawnProcess
     connection: Connection
 
     def send(self, item: Any) -> None:
-        """Give it an item; it must be idle."""
+        """Send an item to an idle worker."""
         try:
             self.connection.send(item)
         except OSError:
             raise self._ended() from None
 
     def receive(self) -> Any:
-        """Take the result."""
+        """Receive the result."""
         try:
             answer = self.connection.recv()
         except (EOFError, OSError):
@@ -151,23 +150,23 @@ class _Worker:
     def _ended(self) -> ConfigError:
         self.process.join()
         return ConfigError(
-            f"a worker process ended with exit code {self.process.exitcode}, perhaps because memory ran out; "
+            f"a worker process ended with exit code {self.process.exitcode}, possibly out of memory; "
             "use fewer workers"
         )
 
 
 @contextmanager
 def _started(function: Callable[[Any], Any], count: int) -> Iterator[list[_Worker]]:
-    """Start workers, and kill them at the end: they write no files."""
-    context = get_context("spawn")  # not forked: a fork of a process that has used OpenMP threads can hang
+    """Start workers, and kill them at the end. Workers write no files, so this is safe."""
+    context = get_context("spawn")  # a fork of a process that has used OpenMP threads can hang
     workers: list[_Worker] = []
     try:
-        with _without_signals():  # a process that is half started would print a traceback
+        with _without_signals():  # an interrupt during the start would print a traceback
             for _ in range(count):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_work, args=(function, theirs), daemon=True)
                 process.start()
-                theirs.close()  # else the end of the process would not close the pipe
+                theirs.close()  # otherwise the end of the process would not close the pipe
                 workers.append(_Worker(process, ours))
         yield list(workers)
     finally:
@@ -180,7 +179,9 @@ def _started(function: Callable[[Any], Any], count: int) -> Iterator[list[_Worke
 
 def _work(function: Callable[[Any], Any], connection: Connection) -> None:
     """Answer items with results until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent answers it
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal sends Ctrl-C to all processes; the parent handles it
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     parent = parent_process()
@@ -203,15 +204,15 @@ def _answer(function: Callable[[Any], Any], item: Any) -> Any:
 
 def _end_after(waiting: Callable[[], Any]) -> None:
     waiting()
-    os._exit(1)  # other threads may wait for ever
+    os._exit(1)  # other threads may wait forever
 
 
 @contextmanager
 def _without_signals() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the block ends; started processes hold them back until told."""
+    """Delay Ctrl-C and SIGTERM until the block ends, and in started processes until they unblock them."""
     arrived: list[int] = []
     handlers: dict[int, Any] = {}
-    if current_thread() is main_thread():  # a mask alone leaves other threads that take signals for it
+    if current_thread() is main_thread():  # a mask alone does not block signals in other threads
         handlers = {
             number: signal.signal(number, lambda number, frame: arrived.append(number)) for number in STOPPING
         }

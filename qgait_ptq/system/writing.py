@@ -1,4 +1,4 @@
-"""Writing a file so that it is whole or not there: beside its place first, then renamed."""
+"""Writing a file completely or not at all: to a temporary file first, then by renaming."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write one file.
 
     Args:
-        path: of it.
-        content: what it holds.
+        path: path of the file.
+        content: content of the file.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind, and an older file stays as it was.
+        OSError: the file cannot be written. No new file is left behind, and an older file is not changed.
     """
     with whole_file(path) as file:
         file.write(content)
@@ -25,12 +25,12 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing; it takes its place when the block ends without an error.
+    """Open a temporary file for writing. It is renamed when the block ends without an error.
 
-    The file beside has a fixed name, so that the next run replaces one that a kill left.
+    The temporary file has a fixed name, so that the next run replaces it after a kill.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind, and an older file stays as it was.
+        OSError: the file cannot be written. No new file is left behind, and an older file is not changed.
     """
     beside = path.with_name(f".{path.name}.part")
     try:
@@ -43,22 +43,22 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file if that is possible."""
+    """Remove a file if possible."""
     with suppress(OSError):
         path.unlink()
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Make a folder and its parents, and list those that were made, innermost first.
+    """Make a folder and its parents, and return the folders that were made, innermost first.
 
     Raises:
-        OSError: it cannot be made; nothing is left behind.
+        OSError: the folder cannot be made. No new folders are left behind.
     """
     made: list[Path] = []
     try:
         for parent in reversed([folder, *folder.parents]):
             if not parent.exists():
-                parent.mkdir(exist_ok=True)  # another run may make it at the same moment
+                parent.mkdir(exist_ok=True)  # another run can make it at the same time
                 made.insert(0, parent)
         if not folder.is_dir():
             raise NotADirectoryError(20, "Not a directory")
@@ -69,7 +69,7 @@ def make_folder(folder: Path) -> list[Path]:
 
 
 def remove_empty(folders: Sequence[Path]) -> None:
-    """Remove folders, innermost first, as far as they are empty."""
+    """Remove folders, innermost first, until one is not empty."""
     for folder in folders:
         try:
             folder.rmdir()

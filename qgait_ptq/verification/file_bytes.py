@@ -1,4 +1,4 @@
-"""Verification: quantized tensors of the runtime's own graph against the integer reference, byte by byte."""
+"""Verification: integer tensors of the runtime's graph, compared byte by byte with the integer reference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qgait_ptq.runtime.sessions import Session
 from qgait_ptq.verification.emulation import record_elsewhere
 from qgait_ptq.verification.recording import Recording, record
 
-BEFORE = "_pre_q"  # onnxruntime appends it to a tensor in front of a quantizer that it moved there
+BEFORE = "_pre_q"  # onnxruntime appends it to the input of a quantizer that it moved
 LAYOUT_KEEPING = frozenset({"QLinearLeakyRelu", "QLinearAdd", "Clip", "QLinearSigmoid", "QLinearConcat"})
 REARRANGED = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Clip"})
 SUMMING = frozenset({"ConvInteger"})  # 32 bits wide
@@ -30,12 +30,12 @@ class TensorCheck:
     """One tensor of the optimised graph.
 
     Attributes:
-        name: in the optimised graph.
-        node: that gives it, and its operator.
-        operator: of that node.
-        values: how many bytes were compared.
-        differing: how many of them belong to integers that differ.
-        largest: difference of two integers.
+        name: name in the optimised graph.
+        node: name of the node that computes the tensor.
+        operator: operator of this node.
+        values: number of bytes that were compared.
+        differing: number of bytes of integers that differ.
+        largest: largest difference of two integers.
     """
 
     name: str
@@ -48,12 +48,12 @@ class TensorCheck:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared.
+    """Result of a comparison with the integer reference.
 
     Attributes:
-        tensors: in graph order.
-        unknown: tensors of integers that have no counterpart in the file, such as ones that the runtime
-            rearranged; they are inputs of tensors that are compared.
+        tensors: compared tensors in graph order.
+        unknown: integer tensors without a counterpart in the file, such as tensors that the runtime
+            rearranged. They are inputs of compared tensors.
     """
 
     tensors: tuple[TensorCheck, ...]
@@ -61,21 +61,21 @@ class Verification:
 
     @property
     def differing(self) -> int:
-        """Bytes that differ, in all tensors."""
+        """Return the number of bytes that differ in all tensors."""
         return sum(tensor.differing for tensor in self.tensors)
 
 
 def verify(path: Path, batches: Sequence[Sequence[Array]], processor: str | None = None) -> Verification:
-    """Compare a file in onnxruntime, as it is deployed, with the integer reference.
+    """Compare a file in onnxruntime, as in deployment, with the integer reference.
 
     Args:
-        path: of a file with Q/DQ nodes.
-        batches: of each input of the file, ``[n, s, ...]`` of its own type.
-        processor: kind of processor to emulate, see `emulation`; None is this one.
+        path: path of a file with Q/DQ nodes.
+        batches: batches with one array ``[n, s, ...]`` for each input of the file, in its type.
+        processor: processor to emulate, see `emulation`; None for this one.
 
     Raises:
-        ModelError: no such file, or onnxruntime cannot run it.
-        ConfigError: that processor cannot be emulated here.
+        ModelError: the file does not exist, or onnxruntime cannot run it.
+        ConfigError: the processor cannot be emulated on this machine.
     """
     model = read_model(path)
     feeds = [name_inputs(model, batch) for batch in batches]
@@ -87,8 +87,8 @@ def verify(path: Path, batches: Sequence[Sequence[Array]], processor: str | None
 
 
 def name_inputs(model: onnx.ModelProto, batch: Sequence[Array]) -> dict[str, Array]:
-    """A batch of each input of a file, by name."""
-    return {given.name: values for given, values in zip(model.graph.input, batch, strict=True)}
+    """Return the arrays of a batch by the names of the file's inputs."""
+    return {entry.name: values for entry, values in zip(model.graph.input, batch, strict=True)}
 
 
 def compare_with_reference(
@@ -101,19 +101,19 @@ def compare_with_reference(
     """Compare what onnxruntime computed with the integer reference.
 
     Args:
-        model: the file, as written.
-        feeds: what it was given.
-        recording: what it computed.
-        saturating: let the reference add pairs of products in 16 bits.
+        model: exported file.
+        feeds: batches of its inputs, by name.
+        recording: tensors that onnxruntime computed for the batches.
+        saturating: whether the reference stores pair sums in saturating 16 bits.
     """
     written, optimised = OnnxGraph(model), OnnxGraph(recording.optimised)
     totals: dict[str, TensorCheck] = {}
     unknown: dict[str, None] = {}
     for feed, as_written, as_run in zip(feeds, recording.as_written, recording.as_run, strict=True):
-        # Floats as the runtime has them, where it still has them; one that it quantizes earlier, it renames.
+        # Floats come from the runtime if possible. It renames a float tensor that it quantizes earlier.
         renamed = {name.removesuffix(BEFORE): value for name, value in as_run.items()}
-        given = as_written | renamed | feed
-        expected = simulate(model, given.__getitem__, saturating=saturating)
+        values = as_written | renamed | feed
+        expected = simulate(model, values.__getitem__, saturating=saturating)
         comparison = _Comparison(optimised, written, expected, as_run, dict(feed))
         for check in _compare(comparison, unknown):
             totals[check.name] = _sum_up(totals.get(check.name), check)
@@ -121,23 +121,23 @@ def compare_with_reference(
 
 
 def saturation_damage(path: Path, batches: Sequence[Sequence[Array]]) -> float:
-    """Share of a file's integers that saturating pairs change, by the integer reference: on any machine.
+    """Return the share of integers that saturating pair sums change, 0 to 1, by the integer reference.
 
     Args:
-        path: of a file with Q/DQ nodes.
-        batches: as of `verify`.
+        path: path of a file with Q/DQ nodes.
+        batches: batches as for `verify`.
 
     Raises:
-        ModelError: no such file, or onnxruntime cannot run it.
+        ModelError: the file does not exist, or onnxruntime cannot run it.
     """
     model = read_model(path)
     feeds = [name_inputs(model, batch) for batch in batches]
     recording = record(model, feeds)
     values = differing = 0
     for feed, as_written in zip(feeds, recording.as_written, strict=True):
-        given = as_written | feed
+        floats = as_written | feed
         exact, saturated = (
-            simulate(model, given.__getitem__, saturating=saturating) for saturating in (False, True)
+            simulate(model, floats.__getitem__, saturating=saturating) for saturating in (False, True)
         )
         values += sum(integers.size for integers in exact.values())
         differing += sum(int(np.count_nonzero(exact[name] != saturated[name])) for name in exact)
@@ -145,10 +145,10 @@ def saturation_damage(path: Path, batches: Sequence[Sequence[Array]]) -> float:
 
 
 def random_batches(session: Session, sequences: int, frames: int) -> list[list[Array]]:
-    """Random binary silhouettes, or other values, of a session's own types and sizes, each a batch."""
+    """Return batches of random binary silhouettes, or other values, in the types and sizes of a session."""
     rng = np.random.default_rng(0)
     return [
-        [given.example(1, frames, rng, rng.uniform(0.2, 0.6)) for given in session.inputs]
+        [entry.example(1, frames, rng, rng.uniform(0.2, 0.6)) for entry in session.inputs]
         for _ in range(sequences)
     ]
 
@@ -168,22 +168,22 @@ def _sum_up(before: TensorCheck | None, check: TensorCheck) -> TensorCheck:
 
 @dataclass
 class _Comparison:
-    """What is known while the tensors of an optimised graph are compared, in its order.
+    """State of a comparison of the optimised graph's tensors, in graph order.
 
     Attributes:
-        graph: the optimised graph.
-        written: the file.
-        expected: tensor of the file → its integers.
-        found: tensor of the optimised graph → its values.
-        wanted: tensor of the optimised graph → what it should hold, in its own layout.
-        channels_last: tensors of the optimised graph whose channels are last.
+        graph: optimised graph.
+        written: graph of the file.
+        expected: expected integers, by tensor of the file.
+        actual: actual values, by tensor of the optimised graph.
+        expected_here: expected integers in the layout of the optimised graph, by its tensors.
+        channels_last: tensors of the optimised graph with the channels last.
     """
 
     graph: OnnxGraph
     written: OnnxGraph
     expected: dict[str, Array]
-    found: dict[str, Array]
-    wanted: dict[str, Array]
+    actual: dict[str, Array]
+    expected_here: dict[str, Array]
     channels_last: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -193,54 +193,54 @@ class _Comparison:
         self.read = {node.name: node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
 
     def is_compared(self, node: onnx.NodeProto) -> bool:
-        """Whether a node gives integers."""
-        values = self.found.get(node.output[0])
+        """Return whether a node computes integers."""
+        values = self.actual.get(node.output[0])
         is_byte = values is not None and values.dtype in (np.uint8, np.int8)
         return is_byte or node.op_type in SUMMING
 
     def value_of(self, node: onnx.NodeProto) -> Array | None:
-        """What a node should give, in its own layout; None where it has no counterpart in the file."""
+        """Return the expected output of a node in its layout; None if it has no counterpart in the file."""
         name = node.output[0]
         value = self.expected.get(name)
         if value is None:
             value = self.expected.get(self.counterparts.get(written_name(node.name), ""))
         keeps_last = node.op_type in LAYOUT_KEEPING and any(read in self.channels_last for read in node.input)
-        if node.op_type in REARRANGED and node.input[0] in self.wanted:
+        if node.op_type in REARRANGED and node.input[0] in self.expected_here:
             if keeps_last:
                 self.channels_last.add(name)
-            # Not its counterpart, which may be arranged otherwise, and of the same shape.
-            return _rearranged(node, self.wanted[node.input[0]], self.found[name].shape, self.graph)
+            # Its counterpart can have the same shape in another order, so the input is rearranged instead.
+            return _rearranged(node, self.expected_here[node.input[0]], self.actual[name].shape, self.graph)
         if attribute(node, "channels_last") or node.op_type in CHANNELS_LAST_OPERATORS or keeps_last:
             self.channels_last.add(name)
             return None if value is None else np.moveaxis(value, 1, -1)
         if node.op_type == "QuantizeLinear" and self._reads_other_floats(node):
             scale, zero_point = (self.graph.constants[read] for read in node.input[1:3])
-            return quantize_floats(self.found[node.input[0]], scale, zero_point)
+            return quantize_floats(self.actual[node.input[0]], scale, zero_point)
         return value
 
     def _reads_other_floats(self, node: onnx.NodeProto) -> bool:
-        """Whether the runtime quantizes another tensor of floats than the file: one that it arranged anew."""
+        """Return whether the runtime quantizes another float tensor than the file, such as a moved one."""
         read = node.input[0]
-        return read in self.found and self.read.get(written_name(node.name)) != read.removesuffix(BEFORE)
+        return read in self.actual and self.read.get(written_name(node.name)) != read.removesuffix(BEFORE)
 
 
 def _compare(comparison: _Comparison, unknown: dict[str, None]) -> list[TensorCheck]:
-    """Each integer tensor of the optimised graph against its counterpart; without one it is `unknown`."""
+    """Compare each integer tensor of the optimised graph with its counterpart; the others are `unknown`."""
     checks = []
     for node in filter(comparison.is_compared, comparison.graph.nodes):
         name = node.output[0]
-        value, found = comparison.value_of(node), comparison.found[name]
-        if value is None or value.shape != found.shape:
+        value, actual = comparison.value_of(node), comparison.actual[name]
+        if value is None or value.shape != actual.shape:
             unknown[name] = None
             continue
-        comparison.wanted[name] = value
-        checks.append(_check(node, found, value))
+        comparison.expected_here[name] = value
+        checks.append(_check(node, actual, value))
     return checks
 
 
-def _check(node: onnx.NodeProto, found: Array, value: Array) -> TensorCheck:
-    difference = np.abs(found.astype(np.int64) - value)
-    size = found.itemsize  # of sums, which count as the bytes that they are
+def _check(node: onnx.NodeProto, actual: Array, expected: Array) -> TensorCheck:
+    difference = np.abs(actual.astype(np.int64) - expected)
+    size = actual.itemsize  # sums have several bytes
     return TensorCheck(
         node.output[0],
         written_name(node.name),
@@ -261,7 +261,7 @@ def _rearranged(node: onnx.NodeProto, value: Array, shape: tuple[int, ...], grap
 
 
 def _quantizers_behind(graph: OnnxGraph) -> dict[str, str]:
-    """Name of a node → tensor behind the quantizer that takes its result, past a ReLU between them."""
+    """Return the output of the quantizer after each node, by the node's name. A ReLU can be between them."""
     behind = {}
     for node in graph.nodes:
         following = graph.consumers(node.output[0]) if node.output else []

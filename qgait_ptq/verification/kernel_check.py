@@ -1,7 +1,7 @@
-"""Check a runtime's integer convolutions on this processor, before minutes of work depend on them.
+"""Check of a runtime's integer convolutions on this processor, before calibration.
 
-One layer of a real size is run on random codes and compared with the integer reference. Known faults that
-this finds: saturating pairs (x86 without VNNI), onnxruntime 1.23 on processors with AMX.
+One layer of a real size runs on random codes and is compared with the integer reference. The check finds
+saturating pair sums (x86 without VNNI) and wrong kernels of onnxruntime 1.23 on processors with AMX.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from qgait_ptq.runtime.exactness import describe_processor, exact_network
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, open_unguarded
 
 LARGEST_CODE, LARGEST_WEIGHT = 255, 127
-SPACE = 9  # places along each axis of the input
-TOLERANCE = 1  # integer: runtimes other than onnxruntime may round a tie to its other side
+SPACE = 9  # size of each spatial axis of the input
+TOLERANCE = 1  # runtimes other than onnxruntime can round ties differently
 
 
 def check_kernels(layers: Sequence[LayerShape], runtime: str) -> None:
     """Compare a runtime's convolutions with the integer reference.
 
     Args:
-        layers: of the network; the first one and the one that sums most products are tried, of those that can
-            saturate, if any can.
+        layers: layers of the network. The first layer and the layer with the largest sums are checked, among
+            layers that can saturate if there are any.
         runtime: ``onnxruntime`` or ``openvino``.
 
     Raises:
-        ExportError: the runtime's integers are wrong on this processor; names it and what to do.
+        ExportError: the runtime's integers are wrong on this processor; the text says what to do.
     """
-    tried = [layer for layer in layers if layer.can_saturate] or list(layers)
-    if not tried:
+    candidates = [layer for layer in layers if layer.can_saturate] or list(layers)
+    if not candidates:
         return
-    largest = max(tried, key=lambda layer: math.prod(layer.weight[1:]))
-    for layer in dict.fromkeys((tried[0], largest)):
+    largest = max(candidates, key=lambda layer: math.prod(layer.weight[1:]))
+    for layer in dict.fromkeys((candidates[0], largest)):
         model = _one_layer(layer)
         codes = _codes(layer)
         expected = simulate(model, {"x": codes}.__getitem__)["integers"].astype(np.int64)
         deployed = exact_network(model) if runtime == ONNXRUNTIME else model
-        found = open_unguarded(deployed.SerializeToString(), runtime, threads=1).infer(codes)
-        wrong = np.abs(np.rint(found).astype(np.int64) - expected) > TOLERANCE
+        actual = open_unguarded(deployed.SerializeToString(), runtime, threads=1).infer(codes)
+        wrong = np.abs(np.rint(actual).astype(np.int64) - expected) > TOLERANCE
         if wrong.any():
             raise ExportError(_fault(layer, runtime, float(wrong.mean())))
 
@@ -62,17 +62,15 @@ def _fault(layer: LayerShape, runtime: str, share: float) -> str:
         f"{100 * share:.1f} % of the outputs of a layer like {layer.name} ({kernel}) differ from exact sums"
     )
     if not layer.can_saturate:
-        return (
-            f"{text}. The weights are in the safe range, so this is a fault of {runtime}: use another version"
-        )
+        return f"{text}. The weights are in the safe range, so {runtime} has a bug: install another version"
     return (
-        f"{text}. It adds pairs of products in 16 bits, and full-range weights saturate: use "
+        f"{text}. It stores pair sums in 16 bits, where full-range weights saturate: use "
         "--weight-range safe, or quantize on a processor with VNNI"
     )
 
 
 def _codes(layer: LayerShape) -> NDArray[np.uint8]:
-    """Codes as of silhouettes and of activations: many at the largest, zeros, and some between."""
+    """Return codes like those of silhouettes and activations: many largest ones, zeros, and others."""
     rng = np.random.default_rng(0)
     space = [max(SPACE, size) for size in layer.weight[2:]]
     shape = (1, layer.weight[1] * layer.groups, *space)
@@ -82,7 +80,7 @@ def _codes(layer: LayerShape) -> NDArray[np.uint8]:
 
 
 def _weights(layer: LayerShape) -> NDArray[np.int8]:
-    """Random weights that are as large as the file's may be, with neighbours of the same sign."""
+    """Return random weights up to the limits of the file, with neighbours of the same sign."""
     rng = np.random.default_rng(1)
     half = LARGEST_WEIGHT if layer.can_saturate else INT16_MAX // LARGEST_CODE // 2
     signs = np.where(rng.random((layer.weight[0], *[1] * (len(layer.weight) - 1))) < 0.5, -1, 1)
@@ -91,7 +89,7 @@ def _weights(layer: LayerShape) -> NDArray[np.int8]:
 
 
 def _one_layer(layer: LayerShape) -> onnx.ModelProto:
-    """A convolution between quantizers, whose output has step 1, so that its values are its integers."""
+    """Return a convolution between quantizers. Its output has scale 1, so that values equal integers."""
     weight = _weights(layer)
     largest_sum = float(np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1).max()) * LARGEST_CODE
     constants: dict[str, Any] = {

@@ -1,6 +1,6 @@
-"""What onnxruntime computes for a file, tensor by tensor; here, or in a process for another processor.
+"""Recording of all tensors that onnxruntime computes for a file, also on an emulated processor.
 
-``python -m qgait_ptq.verification.recording FOLDER`` is that process. It needs no torch.
+``python -m qgait_ptq.verification.recording FOLDER`` runs in the emulation. It needs no torch.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Recording:
     """A file in onnxruntime on one processor.
 
     Attributes:
-        optimised: the graph that onnxruntime makes of the file there.
-        as_written: for each batch all tensors of the file, computed without optimisation.
-        as_run: for each batch all tensors of the optimised graph.
-        saturates: whether that processor adds pairs of products in 16 bits.
+        optimised: graph that onnxruntime runs in place of the file on this processor.
+        as_written: all tensors of the file for each batch, computed without optimisation.
+        as_run: all tensors of the optimised graph for each batch.
+        saturates: whether the processor stores pair sums in 16 bits.
     """
 
     optimised: onnx.ModelProto
@@ -52,12 +52,12 @@ def record(model: onnx.ModelProto, feeds: Sequence[Values], *, guarded: bool = T
     """Run a file and keep every tensor.
 
     Args:
-        model: with Q/DQ nodes.
+        model: model with Q/DQ nodes.
         feeds: batches of its inputs, by name.
-        guarded: use exact kernels where the file's sums could saturate, as deployment does.
+        guarded: whether to use exact kernels if sums can saturate, as in deployment.
 
     Raises:
-        ModelError: onnxruntime cannot run it.
+        ModelError: onnxruntime cannot run the file.
     """
     optimised = optimized_graph(exact_network(model) if guarded else model)
     written, run = (
@@ -73,7 +73,7 @@ def record(model: onnx.ModelProto, feeds: Sequence[Values], *, guarded: bool = T
 
 
 def write_task(folder: Path, model: onnx.ModelProto, feeds: Sequence[Values]) -> None:
-    """Write what another process needs to record a file."""
+    """Write the inputs for another process that records a file."""
     folder.mkdir(parents=True)
     onnx.save(model, folder / MODEL)
     for index, feed in enumerate(feeds):
@@ -81,7 +81,7 @@ def write_task(folder: Path, model: onnx.ModelProto, feeds: Sequence[Values]) ->
 
 
 def read_recording(folder: Path) -> Recording:
-    """Read what another process recorded."""
+    """Read the recording of another process."""
     count = len(list(folder.glob(FEED.format("*"))))
     written, run = (
         [_read_values(folder / name.format(index)) for index in range(count)] for name in (WRITTEN, RUN)
@@ -102,7 +102,7 @@ def _record_task(folder: Path) -> None:
 
 
 def _write_values(path: Path, values: Values) -> None:
-    """Names of tensors are no names of files, so they stand beside the arrays."""
+    """Write arrays to an npz file. Names are stored in an array, because not all are valid file names."""
     np.savez(path, *values.values(), names=np.array(list(values), dtype=np.str_))
 
 
@@ -112,7 +112,7 @@ def _read_values(path: Path) -> Values:
 
 
 def _expose(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that gives every tensor."""
+    """Return a copy of a model with every tensor as an output."""
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
     present = {output.name for output in exposed.graph.output}

@@ -26,7 +26,7 @@ class Network(nn.Module):
 LINES = {
     "f = f + 1 if f.mean() > 0 else f": ("makes a decision", "torch.where"),
     "f = f[:, : int(f.abs().max().item()) + 1]": ("makes a decision, a size", "torch.where"),
-    "f = f + torch.from_numpy(f.detach().numpy())": ("leaves torch for numpy", "torch operators"),
+    "f = f + torch.from_numpy(f.detach().numpy())": ("converts tensors to numpy", "torch operators"),
 }
 
 

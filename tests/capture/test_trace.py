@@ -106,7 +106,7 @@ def test_the_network_itself_is_left_as_it_was(gaitbase):
 
 
 def test_a_network_for_one_length_is_captured_with_that_length():
-    with pytest.raises(CaptureError, match="name that with --frames"):
+    with pytest.raises(CaptureError, match="pass it with --frames"):
         capture(FixedFrames().eval(), (64, 44))
     captured = capture(FixedFrames().eval(), (64, 44), frames=8)
     assert captured.frames == 8
@@ -133,11 +133,11 @@ def test_a_length_that_is_baked_in_is_found_and_pinned_to_thirty_frames():
     ("network", "message"),
     [
         (BranchOnData(), "cannot capture"),
-        (GivesNothing(), r"gives a dict without an embedding.*loss \[\]"),
+        (GivesNothing(), r"returns a dict without an embedding.*loss \[\]"),
         (GivesPair(), r"0 \[2, 3\], 1.scores \[2, 10\]; name it with --output"),
-        (GivesScores(), "an embedding is"),
-        (GivesWholeNumbers(), "an embedding is"),
-        (DrawsNumbers(), "draw random numbers"),
+        (GivesScores(), "an embedding must be"),
+        (GivesWholeNumbers(), "an embedding must be"),
+        (DrawsNumbers(), "draws no random numbers"),
         (nn.Conv2d(9, 1, 3), "does not run on sequences"),
     ],
 )
@@ -170,7 +170,7 @@ def test_one_of_several_outputs_is_named_and_nothing_else_is_kept(output, channe
 
 
 def test_an_output_that_is_not_there_is_an_error_that_lists_what_is():
-    with pytest.raises(CaptureError, match=r"no output 'feature'; it gives 0 \[2, 3\]"):
+    with pytest.raises(CaptureError, match=r"no output 'feature'; its outputs are 0 \[2, 3\]"):
         capture(GivesPair().eval(), (64, 44), output="feature")
 
 

@@ -79,8 +79,10 @@ def test_inspect_lists_the_layers_of_a_result_worst_first(quantized):
 
 def test_options_of_data_without_data_are_refused(checkpoint, tmp_path):
     quantize = ("quantize", checkpoint, *SMALL, "--out", tmp_path / "out")
-    assert_refused(run(*quantize, "--raw"), "name its root with --data")
-    assert_refused(run(*quantize, "--modality", 1), "modality 1 is of a data set; name its root with --data")
+    assert_refused(run(*quantize, "--raw"), "name its root folder with --data")
+    assert_refused(
+        run(*quantize, "--modality", 1), "--modality 1 needs a data set; name its root folder with --data"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -88,7 +90,7 @@ def test_inspect_refuses_a_folder_that_is_no_result(quantized, tmp_path):
     out, _ = quantized
     assert_refused(run("inspect", "--against", tmp_path), "recipe")
     shutil.copy(out / "recipe.yaml", tmp_path)
-    assert_refused(run("inspect", "--against", tmp_path), "no result of quantize")
+    assert_refused(run("inspect", "--against", tmp_path), "not a result folder of quantize")
     (tmp_path / "report.json").write_text("[")
     assert_refused(run("inspect", "--against", tmp_path), "damaged")
 
@@ -131,7 +133,8 @@ def test_a_recipe_of_another_file_is_refused(quantized, checkpoint, tmp_path):
     recipe["model"]["sha256"] = "0" * 64
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     assert_refused(
-        run("quantize", "--recipe", tmp_path / "r.yaml", "--out", tmp_path / "o"), "another file than"
+        run("quantize", "--recipe", tmp_path / "r.yaml", "--out", tmp_path / "o"),
+        "but the recipe was written for",
     )
 
 
@@ -195,10 +198,10 @@ def test_version():
         ("quantize weights.pt --bits 9", "9 is not in the range 2<=x<=8"),
         ("quantize weights.pt --bits four", "not a valid integer"),
         ("quantize", "path"),
-        ("quantize weights.pt --out text.pt/out", "not writable"),
+        ("quantize weights.pt --out text.pt/out", "cannot be written"),
         ("quantize weights.pt --protocol lfw SMALL", "'lfw' is not one of 'casia-b'"),
         ("quantize weights.pt --target abacus SMALL", "'abacus' is not one of 'onnxruntime'"),
-        ("quantize weights.pt --data nowhere SMALL", "nowhere: no such folder"),
+        ("quantize weights.pt --data nowhere SMALL", "nowhere: the folder does not exist"),
         ("quantize weights.pt --partition p.json SMALL", "--data"),
         ("quantize nan.pt SMALL", "NaN"),
         ("quantize weights.pt --model-argument channels SMALL", "NAME=VALUE"),
@@ -236,7 +239,7 @@ WALK = np.full((5, 64, 64), 255, np.uint8)
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (Bomb(), "no part of an array"),
+        (Bomb(), "arrays do not need"),
         (WALK[:0], "an empty sequence"),
         (WALK[:, :32], "32×64"),
         (WALK.astype(np.float32), "float32; store them as uint8"),

@@ -101,9 +101,9 @@ def test_embed_leaves_nothing_behind_where_the_first_sequence_is_wrong(folders, 
     ("arguments", "message"),
     [
         (("verify", "nowhere"), "no such file"),
-        (("verify", "README.md"), "cannot load it"),
+        (("verify", "README.md"), "cannot load the model"),
         (("bench", "nowhere.onnx"), "no such file"),
-        (("bench", "README.md"), "cannot load it"),
+        (("bench", "README.md"), "cannot load the model"),
         (("targets", "README.md"), "not an ONNX file"),
         (("embed", "nowhere.onnx", "."), "no such file"),
     ],
@@ -118,7 +118,7 @@ def test_wrong_files_are_one_line_and_exit_code_two(arguments, message, monkeypa
 def test_a_file_of_another_target_is_refused_by_each_command(folders, walkers_root, tmp_path):
     model = folders["openvino"] / "model.onnx"
     for arguments in (("verify", model), ("embed", model, walkers_root, "--out", tmp_path / "e.npz")):
-        assert "written for the target openvino" in run(*arguments, status=2).stderr
+        assert "the file is for the target openvino" in run(*arguments, status=2).stderr
 
 
 def test_evaluate_takes_the_runtime_that_a_file_is_for(folders, walkers_root):

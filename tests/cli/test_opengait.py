@@ -152,8 +152,8 @@ def test_each_wrong_input_is_one_line(code_base, tmp_path):
     assert_refused(run("inspect", code_base / "checkpoint.pt", *elsewhere, cwd=tmp_path), "PYTHONPATH")
     values = yaml.safe_load((code_base / "baseline.yaml").read_text())
     for change, message in (
-        ({"model_cfg": {"model": "Baseline"}}, "does the file belong to this network"),
-        ({"model_cfg": {"parts": 16}}, "names a model"),
+        ({"model_cfg": {"model": "Baseline"}}, "check that the file belongs to this network"),
+        ({"model_cfg": {"parts": 16}}, "model_cfg.model is missing"),
         ({"evaluator_cfg": {"metric": "hamming"}}, "'hamming'"),
         ({"model_cfg": {**values["model_cfg"], "parts": 8}}, "do not fit the network"),
     ):

@@ -97,5 +97,5 @@ def test_fewer_bits_make_larger_errors_and_float_layers_are_not_listed(walkers_r
 def test_a_file_of_another_network_is_refused(walkers_root, tmp_path):
     config = QuantConfig(idc=IdcConfig(enabled=False), correction_frames=8)
     layers = write(make_gaitbase(), config, walkers_root, tmp_path)
-    with pytest.raises(ModelError, match="written from another network"):
+    with pytest.raises(ModelError, match="exported from another network"):
         compare(make_gaitset(), config, walkers_root, tmp_path, layers)

@@ -168,18 +168,18 @@ FRAMES = {
         lambda: png(png_start(8, 8), png_start(9_000, 9_000), (b"IDAT", b"x"), (b"IEND", b"")),
         "two sizes",
     ),
-    "a frame with a short header": (lambda: png((b"IHDR", b"\0" * 8)), "cannot be read as a png frame"),
+    "a frame with a short header": (lambda: png((b"IHDR", b"\0" * 8)), "cannot be read as a PNG frame"),
     "a frame with a text bomb": (
         lambda: png(png_start(8, 8), (b"zTXt", b"a\0\0" + zlib.compress(bytes(2**28))), (b"IDAT", b"x")),
-        "cannot be read as a png frame",
+        "cannot be read as a PNG frame",
     ),
     "a frame with damaged rows": (
         lambda: png(png_start(8, 8), (b"IDAT", b"xyz"), (b"I\0ND", b"")),
-        "cannot be read as a png frame",
+        "cannot be read as a PNG frame",
     ),
     "a picture of another kind": (
         lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n",
-        "not a png image",
+        "not a PNG image",
     ),
 }
 
@@ -210,5 +210,5 @@ def test_folders_of_many_frames_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sequences, "PNG_FRAMES", 5)
     for index in range(6):
         (tmp_path / f"{index}.png").write_bytes(png_of(8, 8))
-    with pytest.raises(DataError, match="more than 5 png frames"):
+    with pytest.raises(DataError, match="more than 5 PNG frames"):
         read_sequence(tmp_path)

@@ -120,5 +120,5 @@ def test_a_very_long_name_is_refused_at_once(end, tmp_path):
     """torch takes time with the square of its length to describe the error."""
     path = tmp_path / "weights.pt"
     path.write_bytes(b"\x80\x02ccollections\n" + b"e" * 60_000 + end)
-    with pytest.raises(ModelError, match="names a class with 60,"):
+    with pytest.raises(ModelError, match="a class name of 60,"):
         load(path)

@@ -149,10 +149,10 @@ def test_partition_is_read_with_its_probes(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nothing", "not a JSON"),
+        ("nothing", "not a valid JSON"),
         ("[]", "not a partition"),
         ('{"TRAIN_SET": ["1"]}', "TEST_SET"),
-        ('{"TRAIN_SET": ["1", "2"], "TEST_SET": ["2"]}', "both train and test"),
+        ('{"TRAIN_SET": ["1", "2"], "TEST_SET": ["2"]}', "in TRAIN_SET and in TEST_SET"),
     ],
 )
 def test_broken_partitions_are_refused(text, message, tmp_path):

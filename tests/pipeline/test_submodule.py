@@ -159,8 +159,8 @@ def test_a_part_that_takes_whole_sequences_may_give_fewer_frames(walkers, tmp_pa
 def test_what_is_not_a_part_is_refused(network, walkers):
     pairs = [(walkers[i][0], "anna") for i in (0, 10, 20, 30)]
     for model, name, error, message in (
-        (network, "backbon", ConfigError, "no module 'backbon'; the nearest are backbone"),
-        (network, "head", CaptureError, r"takes \[2, 16\] and gives \[2, 24\] for 2 sequences of 7 frames"),
+        (network, "backbon", ConfigError, "no module 'backbon'; similar names are backbone"),
+        (network, "head", CaptureError, r"takes \[2, 16\] and returns \[2, 24\] for 2 sequences of 7 frames"),
         (Twice().eval(), "convolution", CaptureError, "called 2 times in one pass"),
     ):
         with pytest.raises(error, match=message):
@@ -183,13 +183,13 @@ def test_stages_that_need_the_embedding_in_the_graph_are_refused(network, walker
 
 
 def test_embedder_and_submodule_tell_each_others_files(folder, walkers, tmp_path):
-    with pytest.raises(ModelError, match="holds only the part backbone of a network"):
+    with pytest.raises(ModelError, match="holds only the submodule backbone"):
         qg.Embedder(folder / "model.onnx")
     from tests.conftest import make_gaitbase
 
     pairs = [(walkers[i][0], "anna") for i in (0, 10, 20, 30)]
     qg.quantize(make_gaitbase(), pairs, qg.QuantConfig(**NO_CORRECTIONS)).save(tmp_path / "whole")
-    with pytest.raises(ModelError, match=r"a whole network; qgait_ptq\.Embedder runs it"):
+    with pytest.raises(ModelError, match=r"a complete network; load it with qgait_ptq\.Embedder"):
         qg.load_submodule(tmp_path / "whole" / "model.onnx")
 
 
@@ -217,19 +217,21 @@ def test_the_command_line_captures_a_part(typed, code, tmp_path):
     assert done.returncode == 0, done.stderr
     printed = " ".join(done.stdout.split())
     assert "only backbone is captured and quantized" in printed
-    assert "the file holds backbone alone, and its size is of that" in printed
+    assert "the file and its size are those of backbone alone" in printed
     assert "its part backbone alone" in (out / "report.html").read_text()
     assert "submodule: backbone" in (out / "recipe.yaml").read_text()
     shape = onnx.load(out / "model.onnx").graph.input[0].type.tensor_type.shape.dim
     assert [d.dim_param or d.dim_value for d in shape] == ["batch", "frames", 1, 64, 44]
     assert run("verify", out).returncode == 0
-    assert_refused(run("evaluate", out / "model.onnx", *data), "holds only the part backbone")
+    assert_refused(run("evaluate", out / "model.onnx", *data), "holds only the submodule backbone")
 
 
 def test_sensitivity_of_a_part_is_refused_instead_of_measuring_something_else(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: {path: weights.pt, submodule: backbone}\n")
-    assert_refused(run("sensitivity", "--recipe", recipe), "captures backbone alone, which gives none")
+    assert_refused(
+        run("sensitivity", "--recipe", recipe), "sensitivity needs embeddings, but a submodule gives none"
+    )
 
 
 @pytest.mark.slow

@@ -132,8 +132,8 @@ def test_without_gallery_and_probes_the_page_speaks_of_agreement(report):
 @pytest.mark.parametrize(
     ("after", "low", "high", "words", "good"),
     [
-        (80.0, -0.5, 0.5, "ranks as the float network does", True),
-        (79.5, -0.9, -0.1, "little but not by chance", True),
+        (80.0, -0.5, 0.5, "shows no significant change of rank-1", True),
+        (79.5, -0.9, -0.1, "the loss is small but significant", True),
         (70.0, -12.0, -8.0, "loses 10.00 points", False),
         (81.0, 0.2, 1.5, "no worse", True),
     ],

@@ -29,7 +29,7 @@ def test_an_older_result_is_replaced_and_other_files_stay(tmp_path):
 def test_a_folder_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for act in (check_writable, lambda folder: write_result(folder, {"model.onnx": b"model"})):
-        with pytest.raises(ConfigError, match="not writable"):
+        with pytest.raises(ConfigError, match="the folder cannot be written"):
             act(tmp_path / "file" / "deep" / "out")
     assert names(tmp_path) == ["file"]
 

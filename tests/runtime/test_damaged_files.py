@@ -130,12 +130,14 @@ def test_layouts_that_are_not_the_file_s_are_refused(tmp_path):
     inputs = [{"name": name, "shape": [4, 3], "kind": "silhouettes"} for name in ("silhouettes", "more")]
     metadata = METADATA | {"model": METADATA["model"] | {"inputs": inputs}}
     path = save(small_model(metadata), tmp_path)
-    with pytest.raises(ModelError, match=r"it takes silhouettes; its metadata say silhouettes, more"):
+    with pytest.raises(
+        ModelError, match=r"its inputs are silhouettes, but its metadata say silhouettes, more"
+    ):
         qg.Embedder(path, threads=1)
 
 
 def test_embeddings_of_another_size_than_the_metadata_say_are_refused(tmp_path):
     metadata = METADATA | {"model": METADATA["model"] | {"parts": 16}}
     embedder = qg.Embedder(save(small_model(metadata), tmp_path), threads=1)
-    with pytest.raises(ModelError, match=r"gives embeddings \[c, p\] of \[5, 12\]; .* say \[5, 16\]"):
+    with pytest.raises(ModelError, match=r"its embeddings \[c, p\] are \[5, 12\], but .* say \[5, 16\]"):
         embedder(SEQUENCE)

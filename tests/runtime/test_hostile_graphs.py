@@ -102,7 +102,7 @@ def test_inputs_that_are_no_sequences_or_too_large_are_refused(sizes, tmp_path):
     path = save(model, tmp_path)
     for read in (qg.Embedder, open_session, lambda path: examine(path, 1, FRAMES)):
         with pytest.raises(
-            ModelError, match=r"model\.onnx: its input silhouettes is \[.*, (not|which is too)"
+            ModelError, match=r"model\.onnx: its input silhouettes has the shape \[.*, (not|which is too)"
         ):
             read(path)
 
@@ -111,7 +111,9 @@ def test_a_failure_at_run_time_names_the_file_and_the_shapes(tmp_path):
     model = small_model()
     reshape(model)
     path = save(model, tmp_path)
-    with pytest.raises(ModelError, match=r"model\.onnx: onnxruntime .* cannot run it on \[1, 3, 4, 3\] \("):
+    with pytest.raises(
+        ModelError, match=r"model\.onnx: onnxruntime .* cannot run the model on \[1, 3, 4, 3\] \("
+    ):
         qg.Embedder(path, threads=1)(SEQUENCE)
     with pytest.raises(ModelError, match=r"model\.onnx"):
         qg.Embedder(path, threads=1, longest_piece=1)(SEQUENCE)

@@ -55,8 +55,8 @@ def test_equal_distances_give_the_first_of_the_gallery():
         (embeddings(3, 0), np.full((1, 4, 6), np.nan, np.float32), {}, DataError, "NaN"),
         (np.zeros((3, 4, 6), int), embeddings(1, 0), {}, DataError, "int64"),
         (embeddings(3, 0), embeddings(1, 0), {"top_k": 0}, ConfigError, "top_k is 0"),
-        (embeddings(3, 0), embeddings(1, 0), {"metric": "manhattan"}, ConfigError, "no metric"),
-        (embeddings(3, 0), embeddings(1, 0), {"index": "tree"}, ConfigError, "no index"),
+        (embeddings(3, 0), embeddings(1, 0), {"metric": "manhattan"}, ConfigError, "unknown metric"),
+        (embeddings(3, 0), embeddings(1, 0), {"index": "tree"}, ConfigError, "unknown index"),
     ],
 )
 def test_bad_input_is_refused(gallery, probes, options, error, message):

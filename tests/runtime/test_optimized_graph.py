@@ -24,7 +24,7 @@ def test_a_layer_is_looked_for_by_its_path():
 def test_a_model_that_onnxruntime_does_not_load_is_refused():
     model = small_model()
     model.graph.node[0].op_type = "Unheard"
-    with pytest.raises(ModelError, match=r"onnxruntime .* cannot load it"):
+    with pytest.raises(ModelError, match=r"onnxruntime .* cannot load the model"):
         optimized_graph(model)
-    with pytest.raises(ExportError, match="kernels cannot be looked at: onnxruntime"):
+    with pytest.raises(ExportError, match="kernels of the file cannot be read: onnxruntime"):
         layers_without_integer_kernel(model.SerializeToString(), ["conv"])

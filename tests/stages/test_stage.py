@@ -91,7 +91,7 @@ def test_a_stage_of_a_user_stands_among_the_others(state):
 
 @pytest.mark.parametrize("stages", [CALIBRATION, EXPORT, EVALUATION])
 def test_stages_out_of_their_order_say_what_is_missing(state, stages):
-    with pytest.raises(StageOrderError, match="needed here, and no stage before gave it"):
+    with pytest.raises(StageOrderError, match="no earlier stage produced it"):
         qg.run_stages(stages, state)
 
 

@@ -106,7 +106,7 @@ def test_a_network_that_amplifies_rounding_is_told_from_a_file_that_is_wrong(siz
     failing = find_failing_axes(run, simulation, random_silhouettes(3, 17, (8, 4)), CAPTURE.sizes, 0.999)
     assert bool(failing) is refused
     if refused:
-        with pytest.raises(ExportError, match=r"float32 differs from that in float64 by 0\.99"):
+        with pytest.raises(ExportError, match=r"between the simulation in float32 and in float64: 0\.99"):
             compare_with_simulation(run, simulation, batches, 0.999)
     else:
         parity = compare_with_simulation(run, simulation, batches, 0.999)

@@ -1,4 +1,4 @@
-"""Calibration sequences as clips of one length: what gradients are taken on."""
+"""Calibration sequences as clips of one length, for training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qgait_ptq.gait.data.dataset import GaitDataset, Silhouettes
 from qgait_ptq.gait.data.sequences import shape_text
 from qgait_ptq.graph.frame_counts import ANY_FRAME_COUNT, FrameCounts
 
-SMALLEST_IDENTITIES, SMALLEST_SEQUENCES = 8, 2  # that IDC needs: people, and sequences of each
+SMALLEST_IDENTITIES, SMALLEST_SEQUENCES = 8, 2  # minimum for IDC: identities, and sequences of each
 FAR_SHORTER = 0.5  # of the median length: sequences below it make no clips
 
 
@@ -23,10 +23,10 @@ class LabelledClips:
     """Clips of sequences, with their identities.
 
     Attributes:
-        silhouettes: ``[n, s, h, w]`` uint8.
-        subjects: identity of each.
-        copies: how many sequences were left out because they repeat another one.
-        short: how many sequences were left out because they are far shorter than the others.
+        silhouettes: clips ``[n, s, h, w]`` uint8.
+        subjects: subject of each clip.
+        copies: number of sequences that were left out because they repeat another one.
+        short: number of sequences that were left out because they are far shorter than the others.
     """
 
     silhouettes: torch.Tensor
@@ -36,7 +36,7 @@ class LabelledClips:
 
     @property
     def labels(self) -> torch.Tensor:
-        """Identities as numbers, ``[n]`` int64."""
+        """Return identities as numbers, ``[n]`` int64."""
         numbers = {subject: number for number, subject in enumerate(sorted(set(self.subjects)))}
         return torch.tensor([numbers[subject] for subject in self.subjects])
 
@@ -64,7 +64,7 @@ def cut_clips(
         counts: frame counts that the network takes.
 
     Raises:
-        DataError: a sequence of another size, or the same sequence under two identities.
+        DataError: a sequence has another frame size, or two identities have the same sequence.
     """
     rng = np.random.default_rng(seed)
     stretches: list[tuple[Silhouettes, str]] = []
@@ -73,15 +73,17 @@ def cut_clips(
     for silhouettes, record in data:
         if silhouettes.shape[1:] != frame_shape:
             raise DataError(
-                f"{record.name}: silhouettes of {shape_text(silhouettes.shape[1:])}, the network takes "
-                f"{shape_text(frame_shape)}"
+                f"{record.name}: silhouettes of {shape_text(silhouettes.shape[1:])}, but the network takes "
+                f"{shape_text(frame_shape)}; resize them"
             )
         start = int(rng.integers(max(1, len(silhouettes) - limit + 1)))
         digest = hashlib.sha256(silhouettes.tobytes()).digest()
         if digest in seen:
             other = seen[digest]
             if other.split("/")[0] != record.subject:
-                raise DataError(f"{record.name} and {other} are the same sequence under two identities")
+                raise DataError(
+                    f"{record.name} and {other} are the same sequence under two identities; remove one"
+                )
             copies += 1
             continue
         seen[digest] = record.name
@@ -101,17 +103,17 @@ def _common_length(lengths: list[int]) -> int:
 
 
 def split_identities_off(subjects: list[str], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Divide clips into those of identities to learn from, and those of identities held out.
+    """Divide clips into training clips and clips of held-out identities.
 
-    Only identities with at least two sequences are held out or learned from.
+    Identities with fewer than two sequences are in neither set.
 
     Args:
-        subjects: identity of each clip.
-        share: of the identities to hold out; at least two are, and at least two are not.
-        seed: of the choice.
+        subjects: subject of each clip.
+        share: share of identities to hold out, 0 to 1. At least two identities remain in each set.
+        seed: random seed of the choice.
 
     Returns:
-        Indices of clips to learn from, and of clips held out.
+        Indices of the training clips, and of the held-out clips.
 
     Raises:
         DataError: fewer than eight identities have two sequences.
@@ -120,7 +122,7 @@ def split_identities_off(subjects: list[str], share: float, seed: int) -> tuple[
     if len(usable) < SMALLEST_IDENTITIES:
         raise DataError(
             f"{len(usable)} identities of the calibration set have {SMALLEST_SEQUENCES} sequences or more; "
-            f"learning distances needs {SMALLEST_IDENTITIES}"
+            f"IDC and fine-tuning needs {SMALLEST_IDENTITIES}"
         )
     count = min(max(2, round(share * len(usable))), len(usable) - 2)
     order = np.random.default_rng(seed).permutation(len(usable))
@@ -133,5 +135,5 @@ def split_identities_off(subjects: list[str], share: float, seed: int) -> tuple[
 
 
 def usable_identities(subjects: list[str]) -> list[str]:
-    """Identities with at least two sequences, sorted."""
+    """Return the identities with at least two sequences, sorted."""
     return sorted(subject for subject, count in Counter(subjects).items() if count >= SMALLEST_SEQUENCES)

@@ -1,4 +1,4 @@
-"""A picture of sequences: one row a sequence, some of its frames side by side."""
+"""Contact sheet of sequences: one row for each sequence, with some of its frames."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LINE, PAPER = 1, np.uint8(90)  # width and grey of the lines between frames
 
 
 def join_frames(rows: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
-    """Frames ``[h, w]`` of one size, row by row, as one grey image with lines between them."""
+    """Join frames ``[h, w]`` of one size, row by row, into a grey image with lines between them."""
     framed = [
         [np.pad(frame, ((0, LINE), (0, LINE)), constant_values=PAPER) for frame in frames] for frames in rows
     ]
@@ -24,12 +24,12 @@ def join_frames(rows: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
 
 
 def draw_sequences(data: GaitDataset, seed: int) -> NDArray[np.uint8]:
-    """Some sequences of a set, each with frames from its whole length.
+    """Draw some sequences of a set, each with frames from its complete length.
 
     Args:
-        data: silhouettes ``[s, h, w]``, or maps ``[s, c, h, w]``, of which the first channel is drawn; the
-            first such of several inputs.
-        seed: of the choice.
+        data: silhouettes ``[s, h, w]``, or maps ``[s, c, h, w]``, whose first channel is drawn. Of several
+            inputs, the first of these is drawn.
+        seed: random seed of the choice.
 
     Returns:
         A grey image ``[rows, columns]``.
@@ -39,7 +39,7 @@ def draw_sequences(data: GaitDataset, seed: int) -> NDArray[np.uint8]:
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """A grey image as a png file."""
+    """Return a grey image as the content of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
@@ -53,6 +53,6 @@ def _silhouettes(sequence: Silhouettes, layout: FrameLayout | None) -> Silhouett
 
 
 def _frames(sequence: Silhouettes) -> list[NDArray[np.uint8]]:
-    places = np.linspace(0, len(sequence) - 1, SHOWN_FRAMES).round().astype(int)
-    images = sequence[places] if sequence.ndim == 3 else sequence[places][:, 0]
+    indices = np.linspace(0, len(sequence) - 1, SHOWN_FRAMES).round().astype(int)
+    images = sequence[indices] if sequence.ndim == 3 else sequence[indices][:, 0]
     return [np.asarray(image, dtype=np.uint8) for image in images]

@@ -1,7 +1,7 @@
-"""A labelled set of silhouette sequences that is read when it is needed.
+"""A labelled set of silhouette sequences that are read on demand.
 
-`GaitDataset` is a list of records; a record knows its labels and how to load its silhouettes. Nothing is
-kept after a read, so memory does not grow with the set.
+`GaitDataset` is a list of records. A record has the labels of a sequence and a function that loads it.
+Loaded sequences are not kept, so memory does not grow with the set.
 """
 
 from __future__ import annotations
@@ -35,20 +35,19 @@ from qgait_ptq.gait.data.sequences import (
 )
 from qgait_ptq.graph.frame_layout import FrameLayout, layout_of
 
-Silhouettes = NDArray[Any]  # uint8; float32 where raw values were asked for
+Silhouettes = NDArray[Any]  # uint8; float32 for raw values
 
 
 @dataclass(frozen=True)
 class SequenceRecord:
-    """One sequence: who, how, from where, and the way to its silhouettes.
+    """Labels of one sequence, and a function that loads it.
 
     Attributes:
-        subject: the identity.
-        condition: OpenGait's *type*, such as ``nm-01``; the walking condition and the number of the walk.
+        subject: name of the identity.
+        condition: OpenGait's *type*, such as ``nm-01``: walking condition and number of the walk.
         view: camera angle or name, such as ``090``.
-        load: gives the silhouettes, ``[s, h, w]`` uint8 in 0..255.
-        sources: the array files of the modalities, or the folder of png frames; empty for a sequence in
-            memory.
+        load: function that returns the silhouettes, ``[s, h, w]`` uint8 in 0..255.
+        sources: array files of the modalities, or the folder of PNG frames; empty for a sequence in memory.
     """
 
     subject: str
@@ -59,12 +58,12 @@ class SequenceRecord:
 
     @property
     def name(self) -> str:
-        """``subject/condition/view``, as in the directory layout."""
+        """Return ``subject/condition/view``, as in the directory layout."""
         return f"{self.subject}/{self.condition}/{self.view}"
 
 
 class PackedSilhouettes:
-    """Binary silhouettes in memory, one bit a pixel; calling it gives them back."""
+    """Binary silhouettes in memory with one bit per pixel. A call returns the silhouettes."""
 
     def __init__(self, silhouettes: Silhouettes) -> None:
         self.width = silhouettes.shape[-1]
@@ -78,14 +77,14 @@ class PackedSilhouettes:
         return packed
 
     def __call__(self) -> Silhouettes:
-        """Unpack to ``[s, h, w]`` in {0, 255}."""
+        """Return the silhouettes, ``[s, h, w]`` in {0, 255}."""
         return np.unpackbits(self.bits, axis=-1)[..., : self.width] * np.uint8(255)
 
 
 class GaitDataset:
     """Labelled silhouette sequences, read one at a time.
 
-    Iterating or indexing gives ``(silhouettes [s, h, w] uint8, record)``.
+    Iteration and indexing return ``(silhouettes [s, h, w] uint8, record)``.
 
     Example:
         >>> import numpy as np
@@ -101,12 +100,12 @@ class GaitDataset:
         description: str = "",
         layout: FrameLayout | None = None,
     ) -> None:
-        """Hold records.
+        """Make a set of records.
 
         Args:
-            records: the sequences, in the order in which they are iterated.
-            description: one line for reports: where the data come from.
-            layout: of sequences of several inputs, which records give side by side, ``[s, F]`` float32.
+            records: records in the order of iteration.
+            description: origin of the data in one line, for reports.
+            layout: layout of several inputs, which records return joined as ``[s, F]`` float32; else None.
         """
         self.records = list(records)
         self.description = description or f"{len(self.records)} sequences"
@@ -121,50 +120,50 @@ class GaitDataset:
     ) -> GaitDataset:
         """Find the sequences of an OpenGait layout, ``root/subject/type/view/*.pkl``.
 
-        Array files may be pkl, npy or npz; a view folder may hold png frames instead. Where a view folder
-        holds several array files (modalities, sorted by name), the first is taken, unless told otherwise;
-        several are the inputs of a network that takes several.
+        Array files can be pkl, npy or npz; a view folder can have PNG frames instead. Several array files in
+        a view folder are modalities, sorted by name. The first is read unless `reading` says otherwise.
+        Several modalities are the inputs of a network with several inputs.
 
         Args:
-            root: the top folder.
-            subjects: take these only; None takes all.
-            reading: which file of a folder, and how it is cut.
+            root: root folder of the data set.
+            subjects: names of the subjects to find; None for all.
+            reading: settings of reading, such as modalities and columns to cut.
 
         Raises:
-            DataError: no such folder, a subject without a folder, or no sequence at all.
+            DataError: the folder does not exist, a subject has no folder, or there is no sequence.
         """
         root = Path(root)
         if not root.is_dir():
-            raise DataError(f"{root}: no such folder of sequences")
+            raise DataError(f"{root}: the folder does not exist; pass the root folder of the data set")
         present = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-        wanted = present if subjects is None else list(subjects)
-        missing = sorted(set(wanted) - set(present))
+        names = present if subjects is None else list(subjects)
+        missing = sorted(set(names) - set(present))
         if missing:
             raise DataError(
                 f"{root}: {len(missing)} subjects have no folder ({', '.join(missing[:5])}); "
-                "does the partition belong to this data set?"
+                "check that the partition belongs to this data set"
             )
-        found = [place for subject in wanted for place in _find_sequences(root / subject, reading)]
-        if not found:
-            raise DataError(f"{root}: no sequence found; the layout is root/subject/type/view/*.pkl")
+        located = [one for subject in names for one in _find_sequences(root / subject, reading)]
+        if not located:
+            raise DataError(f"{root}: no sequence found; the layout must be root/subject/type/view/*.pkl")
         layout = (
-            layout_of(read_modalities(found[0].sources, reading)) if len(reading.modalities) > 1 else None
+            layout_of(read_modalities(located[0].sources, reading)) if len(reading.modalities) > 1 else None
         )
-        records = [place.to_record(reading, layout) for place in found]
-        return cls(records, f"{root} ({len(wanted)} subjects, {len(records)} sequences)", layout)
+        records = [one.to_record(reading, layout) for one in located]
+        return cls(records, f"{root} ({len(names)} subjects, {len(records)} sequences)", layout)
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[tuple[Any, Any]], raw: bool = False) -> GaitDataset:
         """Make a set in memory from ``(sequence [s, h, w], label)`` pairs.
 
         Args:
-            pairs: of sequences and labels. A sequence is an array; or for a network of several inputs a tuple
-                of arrays, or a dictionary of them by the names that the file's inputs shall have, see
+            pairs: pairs of a sequence and a label. A sequence is an array. For a network with several inputs,
+                it is a tuple of arrays, or a dictionary of arrays by the names of the file's inputs; see
                 `check_modalities`.
-            raw: take arrays ``[s, ...]`` as they are, such as poses, instead of as silhouettes.
+            raw: whether arrays ``[s, ...]`` are unscaled values, such as poses, instead of silhouettes.
 
         Raises:
-            DataError: something is not a pair, or not a silhouette sequence.
+            DataError: an item is not a pair, or a sequence is not valid.
         """
         records: list[SequenceRecord] = []
         layout: FrameLayout | None = None
@@ -172,10 +171,10 @@ class GaitDataset:
             try:
                 sequence, label = pair
             except (TypeError, ValueError):
-                raise DataError(f"item {index} of the data is not a (sequence, label) pair") from None
+                raise DataError(f"item {index} of the data is not a pair (sequence, label)") from None
             where, several = f"sequence {index}", as_modalities(sequence)
             if records and (several is None) != (layout is None):
-                raise DataError(f"{where}: one array, or several, as the sequences before it")
+                raise DataError(f"{where}: the number of arrays differs from the sequences before")
             load: Callable[[], Silhouettes]
             if several is not None:
                 arrays = {
@@ -205,17 +204,17 @@ class GaitDataset:
 
     @property
     def subjects(self) -> list[str]:
-        """The identities, sorted."""
+        """Return the names of the identities, sorted."""
         return sorted({record.subject for record in self.records})
 
     def where(self, keep: Callable[[SequenceRecord], bool]) -> GaitDataset:
-        """The records for which `keep` says yes."""
+        """Return the set of records for which `keep` is true."""
         return GaitDataset([record for record in self.records if keep(record)], self.description, self.layout)
 
     def choose(self, count: int, seed: int = 0) -> GaitDataset:
-        """Draw `count` sequences, spread evenly over the identities and at random within each.
+        """Draw `count` random sequences, spread evenly over the identities.
 
-        All are taken, in the same order, where the set has no more than `count`.
+        A set with at most `count` sequences is returned completely, in its order.
         """
         rng = np.random.default_rng(seed)
         queues = [
@@ -235,8 +234,8 @@ def _identity(array: Silhouettes) -> Silhouettes:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a sequence lies: the files of its modalities, by the names of a network's inputs."""
+class _Located:
+    """Labels and files of a sequence. Files are listed by the names of the network's inputs."""
 
     subject: str
     condition: str
@@ -253,8 +252,8 @@ class _Place:
         return SequenceRecord(self.subject, self.condition, self.view, load, tuple(self.sources.values()))
 
 
-def _find_sequences(folder: Path, reading: Reading) -> Iterator[_Place]:
-    """The sequences of one subject."""
+def _find_sequences(folder: Path, reading: Reading) -> Iterator[_Located]:
+    """Yield the sequences of one subject."""
     for condition in _folders(folder):
         for view in _folders(condition):
             arrays = sorted(file for file in view.iterdir() if file.suffix in ARRAY_SUFFIXES)
@@ -264,15 +263,15 @@ def _find_sequences(folder: Path, reading: Reading) -> Iterator[_Place]:
                 }
                 if len(sources) < len(reading.modalities):
                     raise DataError(
-                        f"{view}: holds {len(arrays)} array files, no modality {max(reading.modalities)}"
+                        f"{view}: {len(arrays)} array files; modality {max(reading.modalities)} is missing"
                     )
             elif any(view.glob("*.png")):
                 if reading.modalities != (0,):
-                    raise DataError(f"{view}: holds png frames, which are one modality")
+                    raise DataError(f"{view}: PNG frames are modality 0; other modalities need array files")
                 sources = {modality_name(0): view}
             else:
                 continue
-            yield _Place(folder.name, condition.name, view.name, sources)
+            yield _Located(folder.name, condition.name, view.name, sources)
 
 
 def _folders(parent: Path) -> list[Path]:

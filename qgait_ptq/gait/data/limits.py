@@ -1,4 +1,4 @@
-"""Limits of data files, and the steps that all readers of them share.
+"""Limits of data files, and the steps that their readers share.
 
 Data files are untrusted. A reader takes a bounded number of bytes from a regular file and parses them. It
 builds an array only if the declared size is within the limits and agrees with the bytes of the file.
@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from qgait_ptq.errors import first_line
 
 MEBIBYTE = 2**20
-SEQUENCE_BYTES = 128 * MEBIBYTE  # of one sequence as stored; float32 of raw bytes takes four times as much
-ARRAY_FILE_BYTES = SEQUENCE_BYTES + MEBIBYTE  # of one pkl, npy or npz file: a sequence and its headers
-PNG_FILE_BYTES = 64 * MEBIBYTE  # of one png file
-PNG_PIXELS = 4 * MEBIBYTE  # of one png frame
-PNG_FRAMES = 65_536  # of one folder
-PARTITION_BYTES = 8 * MEBIBYTE  # of one partition file
+SEQUENCE_BYTES = 128 * MEBIBYTE  # one sequence as stored; raw bytes as float32 take four times as much
+ARRAY_FILE_BYTES = SEQUENCE_BYTES + MEBIBYTE  # one pkl, npy or npz file: a sequence and its headers
+PNG_FILE_BYTES = 64 * MEBIBYTE  # one PNG file
+PNG_PIXELS = 4 * MEBIBYTE  # one PNG frame
+PNG_FRAMES = 65_536  # one folder
+PARTITION_BYTES = 8 * MEBIBYTE  # one partition file
 PICKLE_STEPS = 1_000_000  # opcodes of one pickle, and values of its lists with repetitions
-PICKLE_DEPTH = 32  # lists in lists
+PICKLE_DEPTH = 32  # depth of nested lists
 ZIP_ENTRIES = 1_000  # entries of an npz file that are parsed; one array is read
-DIMENSIONS = 32  # of an array
+DIMENSIONS = 32  # axes of an array
 
 WIDEST = 8  # bytes of a float64, which arrays of several types in a list become
 
@@ -53,10 +53,10 @@ def build_array(
     """Copy bytes into a new array in the byte order of this machine.
 
     Args:
-        data: the values, as many bytes as the shape needs.
-        dtype: from `number_type`.
-        shape: as a file declares it, unchecked.
-        order: C or Fortran.
+        data: bytes of the values.
+        dtype: dtype from `number_type`.
+        shape: unchecked shape from a file.
+        order: memory order, ``C`` or ``F`` (Fortran).
 
     Raises:
         ValueError: the shape is not valid, is too large, or needs another number of bytes.
@@ -74,21 +74,21 @@ def build_array(
         raise ValueError(
             f"an array {list(shape)} of {size} bytes, but the file holds {len(data)} bytes for it"
         )
-    if dtype.kind == "b":  # another byte than 0 and 1 is not a bool
+    if dtype.kind == "b":  # a byte other than 0 and 1 is not a valid bool
         return (np.frombuffer(data, np.uint8) != 0).reshape(shape, order=order)
     return np.frombuffer(data, dtype).astype(dtype.newbyteorder("=")).reshape(shape, order=order)
 
 
 def check_extent(content: Any) -> None:
-    """Check how many values and bytes nested lists amount to, where each repetition counts.
+    """Check the number of values and bytes in nested lists. Each repetition counts.
 
     Lists in a pickle can repeat a list by reference: 30 lists of two items each can stand for 2^30 arrays.
 
     Args:
-        content: what a pickle holds.
+        content: content of a pickle.
 
     Raises:
-        ValueError: lists are too deep or too long, or something is neither a number nor an array.
+        ValueError: lists are too deep or too long, or an item is neither a number nor an array.
     """
     pending: list[tuple[Any, int]] = [(content, 0)]
     values = size = 0
@@ -111,7 +111,7 @@ def check_extent(content: Any) -> None:
 
 
 def error_text(error: Exception) -> str:
-    """Return one line about an error of a parser."""
+    """Return a description of a parser's error in one line."""
     if isinstance(error, ValueError):
         return first_line(error)
     return f"{type(error).__name__}: {first_line(error)}"

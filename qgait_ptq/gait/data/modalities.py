@@ -1,4 +1,4 @@
-"""Sequences of several modalities, such as silhouettes and a body model, for networks of several inputs."""
+"""Sequences of several modalities, such as silhouettes and a body model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INTEGERS = (np.int32, np.int64)
 
 
 def modality_name(index: int) -> str:
-    """Of the input of a network, where nobody names it."""
+    """Return the default name of an input of a network."""
     return f"modality_{index}"
 
 
@@ -32,19 +32,19 @@ def check_modalities(given: Mapping[str, Any], where: str, raw: bool = False) ->
     """Check the arrays of one sequence.
 
     Args:
-        given: by the names of inputs; ``[s, ...]`` with one s for all. uint8 and bool are silhouettes or
-            maps, int32 and int64 are integers, all others values.
-        where: named in errors.
-        raw: uint8 and bool are values, too.
+        given: arrays ``[s, ...]`` with the same s, by the names of inputs. uint8 and bool are silhouettes or
+            maps, int32 and int64 are integers, all other types are values.
+        where: name of the sequence in errors.
+        raw: whether uint8 and bool are values too.
 
     Returns:
         The same arrays as uint8, int64 and float32.
 
     Raises:
-        DataError: see `check_silhouettes` and `check_values`; or no array, lengths that differ, a
-            name that is no identifier, integers that float32 does not hold.
+        DataError: an array is not valid (see `check_silhouettes` and `check_values`), there is no array,
+            lengths differ, a name is not an identifier, or float32 cannot represent an integer.
     """
-    found: dict[str, NDArray[Any]] = {}
+    checked: dict[str, NDArray[Any]] = {}
     for name, array in given.items():
         at = f"{where}, {name}"
         if not (isinstance(name, str) and name.isidentifier()):
@@ -52,25 +52,25 @@ def check_modalities(given: Mapping[str, Any], where: str, raw: bool = False) ->
         if not isinstance(array, np.ndarray):
             array = np.asarray(array)
         if array.dtype in (np.uint8, np.bool_) and not raw:
-            found[name] = check_silhouettes(array, at)
+            checked[name] = check_silhouettes(array, at)
         else:
-            found[name] = _check_integers(array, at) if array.dtype in INTEGERS else check_values(array, at)
-    lengths = {name: len(array) for name, array in found.items()}
+            checked[name] = _check_integers(array, at) if array.dtype in INTEGERS else check_values(array, at)
+    lengths = {name: len(array) for name, array in checked.items()}
     if len(set(lengths.values())) != 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise DataError(f"{where}: all inputs need one number of frames; found {listed or 'no input'}")
-    return found
+        raise DataError(f"{where}: all inputs need the same number of frames; found {listed or 'no input'}")
+    return checked
 
 
 def read_modalities(sources: Mapping[str, Path], reading: Reading) -> dict[str, NDArray[Any]]:
-    """Read the array files of one sequence, silhouettes cut.
+    """Read the array files of one sequence, and cut silhouettes.
 
     Raises:
-        DataError: see `check_modalities` and `read_sequence`.
+        DataError: a file is not valid; see `check_modalities` and `read_sequence`.
     """
-    given = {name: _read_values(path) for name, path in sources.items()}
+    contents = {name: _read_values(path) for name, path in sources.items()}
     where = ", ".join(map(str, sources.values()))
-    arrays = check_modalities(given, where, reading.raw)
+    arrays = check_modalities(contents, where, reading.raw)
     return {
         name: cut_sequence(array, reading, str(sources[name])) if array.dtype == np.uint8 else array
         for name, array in arrays.items()
@@ -78,29 +78,29 @@ def read_modalities(sources: Mapping[str, Path], reading: Reading) -> dict[str, 
 
 
 def check_layout(arrays: Mapping[str, NDArray[Any]], layout: FrameLayout, where: str) -> None:
-    """Check that the checked arrays of one sequence are those of a layout.
+    """Check that the arrays of one sequence match a layout.
 
     Raises:
-        DataError: they are not.
+        DataError: the arrays do not match.
     """
     own = layout_of(arrays)
     if own != layout:
         raise DataError(
-            f"{where}: holds {_kinds(own)}; the network and the other sequences have {_kinds(layout)}"
+            f"{where}: found {_kinds(own)}; the network and the other sequences have {_kinds(layout)}"
         )
 
 
 def read_packed(sources: Mapping[str, Path], reading: Reading, layout: FrameLayout) -> NDArray[np.float32]:
-    """Read the array files of one sequence, side by side, ``[s, F]``; errors as of the steps."""
+    """Read the array files of one sequence, and join them as ``[s, F]`` float32."""
     arrays = read_modalities(sources, reading)
     check_layout(arrays, layout, ", ".join(map(str, sources.values())))
     return layout.pack(list(arrays.values()))[: reading.longest]
 
 
 def as_modalities(sequence: Any) -> Mapping[str, Any] | None:
-    """A sequence of several arrays by their names; None where it is one array.
+    """Return the arrays of a sequence by their names; None if the sequence is one array.
 
-    A tuple or a dictionary holds arrays; a list holds frames.
+    A tuple or a dictionary has one array for each input. A list has frames.
     """
     if isinstance(sequence, Mapping):
         return sequence
@@ -110,21 +110,21 @@ def as_modalities(sequence: Any) -> Mapping[str, Any] | None:
 
 
 def _read_values(path: Path) -> NDArray[Any]:
-    """Read an array, or nested lists of arrays or numbers; `read_array` bounds what the lists amount to."""
+    """Read an array, or nested lists of arrays or numbers. `read_array` limits the size of the lists."""
     content = read_array(path)
     if not isinstance(content, np.ndarray | list | tuple):
-        raise DataError(f"{path}: holds {type(content).__name__}, not an array of numbers [s, ...]")
+        raise DataError(f"{path}: found {type(content).__name__}, expected an array of numbers [s, ...]")
     try:
         return np.asarray(content)
-    except Exception as error:  # lists of different lengths, or whatever a hostile file holds
+    except Exception as error:  # lists of different lengths, or a hostile file
         raise DataError(f"{path}: its lists do not form an array ({error_text(error)})") from None
 
 
 def _check_integers(array: NDArray[Any], where: str) -> NDArray[np.int64]:
     if array.ndim < 1 or 0 in array.shape:
-        raise DataError(f"{where}: shape {list(array.shape)}, expected frames [s, ...]")
+        raise DataError(f"{where}: found the shape {list(array.shape)}, expected frames [s, ...]")
     if max(int(array.max()), -int(array.min())) > LARGEST_INTEGER:
-        raise DataError(f"{where}: integers beyond ±{LARGEST_INTEGER}, which float32 does not hold")
+        raise DataError(f"{where}: integers beyond ±{LARGEST_INTEGER}, which float32 cannot represent")
     return array.astype(np.int64)
 
 

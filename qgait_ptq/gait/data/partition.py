@@ -1,4 +1,4 @@
-"""The partition file of a data set: which identities train (and calibrate), which are tested."""
+"""The partition file of a data set: identities for training (and calibration), and for tests."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from qgait_ptq.system.reading import read_bytes
 
 
 class Partition(BaseModel):
-    """OpenGait's partition json.
+    """OpenGait's partition as JSON.
 
     Attributes:
-        train: identities whose sequences may calibrate.
-        test: identities that are evaluated.
-        probes: ``subject-type-view`` names of the probes, for protocols that list them (Gait3D).
+        train: subjects for calibration.
+        test: subjects for evaluation.
+        probes: names ``subject-type-view`` of the probes, for protocols that list them (Gait3D).
     """
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
@@ -44,13 +44,13 @@ def read_partition(path: Path) -> Partition:
     """Read a partition file.
 
     Raises:
-        DataError: no such file, not JSON, not a partition, or an identity in both parts.
+        DataError: the file does not exist, is not JSON or not a partition, or an identity is in both sets.
     """
     data = read_bytes(path, PARTITION_BYTES, "the partition", DataError)
     try:
         content = json.loads(data)
     except Exception as error:  # deep nesting and long numbers raise errors of their own
-        raise DataError(f"{path}: not a JSON file ({error_text(error)})") from None
+        raise DataError(f"{path}: not a valid JSON file ({error_text(error)})") from None
     try:
         partition = Partition.model_validate(content)
     except ValidationError as error:
@@ -61,5 +61,7 @@ def read_partition(path: Path) -> Partition:
         ) from None
     both = sorted(set(partition.train) & set(partition.test))
     if both:
-        raise DataError(f"{path}: {len(both)} identities both train and test ({', '.join(both[:5])[:200]})")
+        raise DataError(
+            f"{path}: {len(both)} identities are in TRAIN_SET and in TEST_SET ({', '.join(both[:5])[:200]})"
+        )
     return partition

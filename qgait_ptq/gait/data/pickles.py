@@ -1,9 +1,9 @@
-"""Reading pickled silhouettes without running what a file says.
+"""Reading pickled silhouettes without running code from the file.
 
-OpenGait stores sequences as pickles. A pickle is a program, and numpy's own constructors corrupt memory when
-a hostile one calls them. The reader below therefore uses neither `pickle.load` nor these constructors.
-`pickletools.genops` splits the file into opcodes, which it does not run. The few opcodes that arrays and
-containers need act on plain values, and `build_array` builds every array from checked bytes.
+OpenGait stores sequences as pickles. A pickle is a program, and numpy's constructors corrupt memory if a
+hostile pickle calls them. This reader therefore uses neither `pickle.load` nor these constructors.
+`pickletools.genops` splits the file into opcodes without running them. The few opcodes that arrays and
+containers need work on plain values, and `build_array` builds each array from checked bytes.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Stand(Enum):
     FROM_BUFFER = "_frombuffer"
     ARRAY = "ndarray"
     DTYPE = "dtype"
-    ENCODE = "encode"  # how protocols 0 to 2 write bytes
-    BYTES = "bytes"  # how they write no bytes
+    ENCODE = "encode"  # bytes in protocols 0 to 2
+    BYTES = "bytes"  # empty bytes in protocols 0 to 2
 
 
 STANDS: Mapping[str, Stand] = {
@@ -55,7 +55,7 @@ VALUES = frozenset(
     (
         *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"),
         *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-        *("STRING", "BINSTRING", "SHORT_BINSTRING"),  # of Python 2
+        *("STRING", "BINSTRING", "SHORT_BINSTRING"),  # Python 2
         *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
     )
 )
@@ -69,20 +69,20 @@ CONSTANTS: Mapping[str, Callable[[], Any]] = {
 }
 TUPLES: Mapping[str, int] = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 SKIPPED = frozenset(("PROTO", "FRAME"))
-LARGEST_KEY = 2**16  # larger integers may share a hash, which makes a dictionary slow
+LARGEST_KEY = 2**16  # larger integers can have equal hashes, which make a dictionary slow
 BYTES = (bytes, bytearray)
 
 
 @dataclass
 class DtypeDraft:
-    """A dtype whose byte order may follow."""
+    """A dtype whose byte order can still be set."""
 
     dtype: np.dtype[Any]
 
 
 @dataclass
 class ArrayDraft:
-    """An array whose values follow; nothing but the memo may hold it."""
+    """An array before its values are set. Only the memo can refer to it."""
 
     memo_keys: list[int] = field(default_factory=list)
 
@@ -97,10 +97,10 @@ class ArrayPickle:
         self.bytes_left = {Stand.ARRAY: SEQUENCE_BYTES, Stand.ENCODE: SEQUENCE_BYTES}
 
     def load(self, data: bytes) -> Any:
-        """Return what a pickle holds.
+        """Return the content of a pickle.
 
         Raises:
-            ValueError: the pickle holds something else, or is too large.
+            ValueError: the pickle has other content than arrays and containers, or is too large.
             Exception: a damaged pickle can raise any error.
         """
         for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
@@ -125,12 +125,12 @@ class ArrayPickle:
         self.stack.append(value)
 
     def pop(self) -> Any:
-        """Take the topmost value, which is complete."""
+        """Remove and return the topmost value, which must be complete."""
         (value,) = _complete([self.stack.pop()])
         return value
 
     def pop_marked(self) -> list[Any]:
-        """Take all values since the last mark."""
+        """Remove and return all values since the last mark."""
         values = _complete(self.stack)
         self.stack = self.marked.pop()
         return values
@@ -167,7 +167,7 @@ class ArrayPickle:
             self.stack[-1].memo_keys.append(key)
 
     def recall(self, key: int) -> None:
-        """Take a value from the memo."""
+        """Put a value from the memo on the stack."""
         if key not in self.memo:
             raise ValueError("it refers to a value that it does not hold")
         self.stack.extend(_complete([self.memo[key]]))
@@ -175,8 +175,8 @@ class ArrayPickle:
     def name_global(self, name: str) -> None:
         """Put the stand-in of a global on the stack."""
         if name not in STANDS:
-            found = ".".join(name[:100].split(" ", 1))
-            raise ValueError(f"it asks for {found!r}, which is no part of an array")
+            requested = ".".join(name[:100].split(" ", 1))
+            raise ValueError(f"it asks for {requested!r}, which arrays do not need")
         self.stack.append(STANDS[name])
 
     def name_global_from_stack(self, _: Any) -> None:
@@ -187,7 +187,7 @@ class ArrayPickle:
         self.name_global(f"{module} {name}")
 
     def call(self, _: Any) -> None:
-        """Do what the global of a stand-in does in the pickle of an array."""
+        """Call the global of a stand-in as the pickle of an array does."""
         arguments, stand = self.pop(), self.pop()
         if not isinstance(stand, Stand) or type(arguments) is not tuple:
             raise ValueError(f"it calls {_kind(stand)}")
@@ -228,7 +228,7 @@ class ArrayPickle:
         return self._build(data, dtype, shape, order)
 
     def _build(self, data: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
-        if isinstance(data, str):  # the bytes of Python 2
+        if isinstance(data, str):  # bytes from Python 2
             data = self._encode(data)
         if not (isinstance(data, BYTES) and isinstance(dtype, DtypeDraft) and type(shape) is tuple):
             raise ValueError("it holds an array of something other than numbers")
@@ -244,7 +244,7 @@ class ArrayPickle:
         return text.encode("latin1")
 
     def _spend(self, purpose: Stand, size: int) -> None:
-        # A pickle can name the same bytes any number of times.
+        # A pickle can refer to the same bytes any number of times.
         self.bytes_left[purpose] -= size
         if self.bytes_left[purpose] < 0:
             raise ValueError(f"it holds arrays of more than {SEQUENCE_BYTES} bytes")
@@ -279,8 +279,10 @@ def load_array_pickle(path: Path) -> Any:
     try:
         content = ArrayPickle().load(data)
         check_extent(content)
-    except Exception as error:  # a hostile stream can make the parser of opcodes raise anything
-        raise DataError(f"{path}: not a pickled array ({error_text(error)}); nothing of it was run") from None
+    except Exception as error:  # a hostile stream can make the parser raise any error
+        raise DataError(
+            f"{path}: not a pickled array ({error_text(error)}); no code from it was run"
+        ) from None
     return content
 
 

@@ -1,4 +1,4 @@
-"""Which sequences form a batch, and which frames of a sequence are seen."""
+"""Sampling of sequences for a batch, and of frames of a sequence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONGEST_TEST_SEQUENCE = 720  # frames, OpenGait's limit at test time
 
 
 class PKSampler:
-    """Batches of P identities with K sequences each, as metric learning needs them.
+    """Sampler of batches with P identities and K sequences of each, as in metric learning.
 
     An identity with fewer than K sequences repeats some of them.
 
@@ -27,16 +27,18 @@ class PKSampler:
     """
 
     def __init__(self, labels: Sequence[str], identities: int, sequences: int) -> None:
-        """Sample from `labels`, the identity of each sequence.
+        """Make a sampler for `labels`, the identity of each sequence.
 
         Raises:
-            DataError: there are fewer identities than a batch needs.
+            DataError: the data have fewer identities than a batch needs.
         """
         self.by_identity: dict[str, list[int]] = {}
         for index, label in enumerate(labels):
             self.by_identity.setdefault(label, []).append(index)
         if len(self.by_identity) < identities:
-            raise DataError(f"a batch of {identities} identities from data with {len(self.by_identity)}")
+            raise DataError(
+                f"a batch of {identities} identities needs more data; found {len(self.by_identity)}"
+            )
         self.identities, self.sequences = identities, sequences
 
     def draw(self, rng: np.random.Generator) -> list[int]:
@@ -50,12 +52,12 @@ class PKSampler:
 
 
 def draw_frames(silhouettes: NDArray[np.uint8], count: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw `count` frames in their order, repeating some where the sequence is shorter."""
+    """Draw `count` frames in their order. A shorter sequence repeats some."""
     available = len(silhouettes)
     indices = np.sort(rng.choice(available, count, replace=available < count))
     return silhouettes[indices]
 
 
 def to_network_input(silhouettes: NDArray[Any]) -> torch.Tensor:
-    """Silhouettes ``[..., h, w]`` in 0..255 to the float32 in [0, 1] that gait networks take."""
+    """Map silhouettes ``[..., h, w]`` in 0..255 to network input, float32 in [0, 1]."""
     return as_network_input(torch.from_numpy(np.ascontiguousarray(silhouettes)))

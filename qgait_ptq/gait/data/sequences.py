@@ -1,4 +1,4 @@
-"""One silhouette sequence on disk: pkl, npy, npz or a folder of png, always ``[s, h, w]`` uint8."""
+"""Reading of one sequence: pkl, npy, npz or a folder of PNG frames, ``[s, h, w]`` uint8."""
 
 from __future__ import annotations
 
@@ -38,14 +38,15 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class Reading:
-    """How sequences are read.
+    """Settings of reading sequences.
 
     Attributes:
-        cut_columns: cut from each side of a frame; None cuts what is empty in square frames of silhouettes,
-            see `cut_width`.
-        longest: frames to keep at most, from the beginning.
-        modalities: which of several array files in a folder, in the order of their names.
-        raw: take arrays as they are, such as poses; nothing is scaled, and columns are cut only if asked for.
+        cut_columns: columns to cut from each side of a frame; None for the empty columns of square
+            silhouettes, see `cut_width`.
+        longest: largest number of frames, from the beginning; None for all.
+        modalities: indices of the array files in a sequence folder, sorted by name.
+        raw: whether arrays are unscaled values, such as poses. Columns are then cut only if `cut_columns` is
+            set.
     """
 
     cut_columns: int | None = None
@@ -61,14 +62,14 @@ def read_sequence(path: Path, reading: Reading = DEFAULT_READING) -> NDArray[Any
     """Read one sequence.
 
     Args:
-        path: an array file, or a folder of png frames that are read in the order of their names.
-        reading: how to cut it.
+        path: path of an array file, or of a folder of PNG frames, which are sorted by name.
+        reading: settings of reading.
 
     Returns:
         Silhouettes ``[s, h, w]`` uint8 in 0..255; raw values as float32.
 
     Raises:
-        DataError: the file cannot be read, is empty, or does not hold silhouettes.
+        DataError: the file cannot be read, is empty, or has no silhouettes.
     """
     array = read_array(path)
     check = check_values if reading.raw else check_silhouettes
@@ -76,7 +77,7 @@ def read_sequence(path: Path, reading: Reading = DEFAULT_READING) -> NDArray[Any
 
 
 def read_array(path: Path) -> Any:
-    """Return what a file or a folder of png frames holds, within the limits, but with values unchecked.
+    """Return the content of a file or a folder of PNG frames, within limits, with values unchecked.
 
     Raises:
         DataError: the file or the folder cannot be read.
@@ -90,20 +91,20 @@ def read_array(path: Path) -> Any:
         return load_array_pickle(path)
     if path.suffix not in PARSERS:
         raise DataError(
-            f"{path}: unknown kind of file; sequences are {', '.join(ARRAY_SUFFIXES)} or png folders"
+            f"{path}: unknown kind of file; use {', '.join(ARRAY_SUFFIXES)} or a folder of PNG frames"
         )
     data = read_bytes(path, ARRAY_FILE_BYTES, "the sequence", DataError)
     try:
         return PARSERS[path.suffix](data)
-    except Exception as error:  # a hostile file can make the parsers of headers and archives raise anything
+    except Exception as error:  # a hostile file can make the parsers raise any error
         raise DataError(f"{path}: cannot be read as a sequence ({error_text(error)})") from None
 
 
 def cut_sequence(frames: NDArray[Any], reading: Reading, where: str) -> NDArray[Any]:
-    """Cut the columns that a reading leaves out of checked frames.
+    """Cut columns from checked frames.
 
     Raises:
-        DataError: frames that are not wide enough.
+        DataError: the frames are not wide enough.
     """
     if reading.cut_columns is not None and frames.shape[-1] <= 2 * reading.cut_columns:
         raise DataError(
@@ -117,32 +118,34 @@ def check_silhouettes(array: Any, where: str) -> NDArray[np.uint8]:
     """Check that an array holds silhouettes, and bring them to 0..255.
 
     Args:
-        array: bool, or uint8 in {0, 1} or 0..255 (grey edges are kept), ``[s, h, w]``; or maps of several
-            channels, such as skeleton maps or projected depth, ``[s, c, h, w]``.
-        where: named in errors.
+        array: silhouettes ``[s, h, w]``, bool, or uint8 in {0, 1} or 0..255 (grey edges are kept). Or maps of
+            several channels ``[s, c, h, w]``, such as skeleton maps or projected depth.
+        where: name of the sequence in errors.
 
     Raises:
-        DataError: another type, another number of axes, no frame, or silhouettes without a value above half.
+        DataError: the type or the axes are wrong, there is no frame, or the largest value is 2 to 127.
     """
     if not isinstance(array, np.ndarray):
-        raise DataError(f"{where}: holds a {type(array).__name__}, not an array [s, h, w]")
+        raise DataError(f"{where}: found a {type(array).__name__}, expected an array [s, h, w]")
     if array.ndim not in (3, 4):
-        raise DataError(f"{where}: shape {list(array.shape)}, silhouettes are [s, h, w], maps [s, c, h, w]")
+        raise DataError(
+            f"{where}: found the shape {list(array.shape)}, expected [s, h, w], or [s, c, h, w] for maps"
+        )
     if 0 in array.shape:
         raise DataError(f"{where}: an empty sequence, shape {list(array.shape)}; remove it from the data set")
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(FOREGROUND)
     if array.dtype != np.uint8:
         raise DataError(
-            f"{where}: silhouettes of type {array.dtype}; store them as uint8, 0 and 255 (what is no "
-            "silhouette, such as a pose, is taken as it is with --raw, or raw=True in Python)"
+            f"{where}: silhouettes of type {array.dtype}; store them as uint8, 0 and 255. For other data, "
+            "such as poses, use --raw, or raw=True in Python"
         )
-    # {0, 1} masks are told apart from 0..255 by their largest value: a person is never all dark grey.
+    # The largest value distinguishes {0, 1} masks from 0..255: a person is never completely dark grey.
     largest = int(array.max())
     if array.ndim == 3 and 1 < largest <= FOREGROUND // 2:
         raise DataError(
-            f"{where}: values of 0 to {largest} are no silhouettes, which have 0 and 1, or 0 to 255 (what is "
-            "no silhouette, such as a label map, is taken as it is with --raw, or raw=True in Python)"
+            f"{where}: values of 0 to {largest} are not silhouettes, which have 0 and 1, or 0 to 255. For "
+            "other data, such as label maps, use --raw, or raw=True in Python"
         )
     return array * np.uint8(FOREGROUND) if largest <= 1 else array
 
@@ -151,26 +154,26 @@ def check_values(array: Any, where: str) -> NDArray[np.float32]:
     """Check that an array holds numbers for each frame, such as poses ``[s, joints, 3]``.
 
     Args:
-        array: of any real type, ``[s, ...]``.
-        where: named in errors.
+        array: array ``[s, ...]`` of any real type.
+        where: name of the sequence in errors.
 
     Raises:
-        DataError: no numbers, no frame, or values that are not finite.
+        DataError: the values are not numbers or not finite, or there is no frame.
     """
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
         kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise DataError(f"{where}: holds {kind}, not an array of numbers [s, ...]")
+        raise DataError(f"{where}: found {kind}, expected an array of numbers [s, ...]")
     if array.ndim < 2 or 0 in array.shape:
-        raise DataError(f"{where}: shape {list(array.shape)}, expected frames [s, ...]")
+        raise DataError(f"{where}: found the shape {list(array.shape)}, expected frames [s, ...]")
     with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused
         values = array.astype(np.float32)
     if not np.isfinite(values).all():
-        raise DataError(f"{where}: holds NaN or infinite values")
+        raise DataError(f"{where}: NaN or infinite values")
     return values
 
 
 def shape_text(frame_shape: tuple[int, ...]) -> str:
-    """For people: ``64×44``."""
+    """Return a shape as text, such as ``64×44``."""
     return "×".join(map(str, frame_shape))
 
 
@@ -178,9 +181,9 @@ def cut_width(silhouettes: NDArray[Any], columns: int | None = None) -> NDArray[
     """Cut columns from both sides of each frame.
 
     Args:
-        silhouettes: ``[s, h, w]`` or ``[s, c, h, w]``.
-        columns: of each side. None cuts those that no body reaches from square frames, as OpenGait does,
-            ``10 * (w // 64)``: 64×64 becomes 64×44, 128×128 becomes 128×88.
+        silhouettes: frames ``[s, h, w]`` or ``[s, c, h, w]``.
+        columns: columns to cut from each side. None: ``10 * (w // 64)`` empty columns of square frames, as in
+            OpenGait. 64×64 becomes 64×44, 128×128 becomes 128×88.
     """
     height, width = silhouettes.shape[-2:]
     if columns is None:
@@ -195,26 +198,26 @@ def _parse_npy(data: bytes) -> NDArray[Any]:
         raise ValueError(f"npy version {version[0]}.{version[1]}, which plain arrays do not need")
     shape, is_fortran, dtype = NPY_HEADERS[version](file)
     values = memoryview(data)[file.tell() :]
-    size = math.prod(shape) * dtype.itemsize  # more bytes may follow, as in numpy
+    size = math.prod(shape) * dtype.itemsize  # numpy also ignores bytes that follow
     return build_array(values[:size], number_type(dtype.str), shape, "F" if is_fortran else "C")
 
 
 def _parse_npz(data: bytes) -> NDArray[Any]:
-    # zipfile makes an object of each entry of the directory. The signature bounds their number beforehand.
+    # zipfile makes an object for each entry. The number of signatures is a bound on their number.
     if data.count(b"PK\x01\x02") > ZIP_ENTRIES:
         raise ValueError(f"an archive of more than {ZIP_ENTRIES} entries, expected one array")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         if len(members) != 1:
             names = [member.filename.removesuffix(".npy")[:20] for member in members[:4]]
-            raise ValueError(f"holds {len(members)} arrays {names}, expected one")
+            raise ValueError(f"found {len(members)} arrays {names}, expected one")
         (member,) = members
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError("a compression other than that of numpy; save it with np.savez_compressed")
         if member.file_size > ARRAY_FILE_BYTES:
             raise ValueError(f"an array of {member.file_size} bytes; the limit is {SEQUENCE_BYTES}")
         with archive.open(member) as file:
-            return _parse_npy(file.read(member.file_size))  # the limit of what is decompressed
+            return _parse_npy(file.read(member.file_size))  # the argument limits decompression
 
 
 NPY_HEADERS: Mapping[tuple[int, int], Callable[[io.BytesIO], tuple[Any, bool, np.dtype[Any]]]] = {
@@ -228,7 +231,7 @@ def _read_png_folder(folder: Path) -> NDArray[Any]:
     files = sorted(islice(folder.glob("*.png"), PNG_FRAMES + 1))
     if len(files) > PNG_FRAMES:
         raise DataError(
-            f"{folder}: more than {PNG_FRAMES} png frames, which is the limit; split the sequence"
+            f"{folder}: more than {PNG_FRAMES} PNG frames, which is the limit; split the sequence"
         )
     frames: list[NDArray[np.uint8]] = []
     read = pixels = 0
@@ -240,8 +243,8 @@ def _read_png_folder(folder: Path) -> NDArray[Any]:
             if max(read, pixels) > SEQUENCE_BYTES:
                 raise ValueError(f"the frames exceed {SEQUENCE_BYTES} bytes; split the sequence")
             frames.append(_decode_png(data, (width, height)))
-        except Exception as error:  # a hostile image can make Pillow raise anything
-            raise DataError(f"{file}: cannot be read as a png frame ({error_text(error)})") from None
+        except Exception as error:  # a hostile image can make Pillow raise any error
+            raise DataError(f"{file}: cannot be read as a PNG frame ({error_text(error)})") from None
     shapes = {frame.shape for frame in frames}
     if len(shapes) > 1:
         raise DataError(f"{folder}: frames of different sizes {sorted(shapes)[:3]}; resize them to one")
@@ -249,9 +252,9 @@ def _read_png_folder(folder: Path) -> NDArray[Any]:
 
 
 def _png_size(data: bytes) -> tuple[int, int]:
-    """Return the width and height that the first chunk of a png declares."""
+    """Return the width and height that the first chunk of a PNG image declares."""
     if len(data) < 24 or data[:8] != PNG_SIGNATURE or data[12:16] != b"IHDR":
-        raise ValueError("not a png image")
+        raise ValueError("not a PNG image")
     width, height = struct.unpack(">II", data[16:24])
     if width * height > PNG_PIXELS:
         raise ValueError(f"an image of {width}×{height} pixels; the limit is {PNG_PIXELS} pixels")

@@ -1,4 +1,4 @@
-"""The data of a run: a calibration set, and where there is one, a test set with its protocol."""
+"""The data of a run: a calibration set, and a test set with an optional protocol."""
 
 from __future__ import annotations
 
@@ -23,24 +23,25 @@ from qgait_ptq.gait.walkers.rendering import condition_name, render_identities, 
 from qgait_ptq.graph.frame_layout import FrameLayout
 
 CALIBRATION_WALKERS, TEST_WALKERS = 16, 20
-CALIBRATION_VIEWS, TEST_VIEWS = 1, 11  # of each walk
+CALIBRATION_VIEWS, TEST_VIEWS = 1, 11  # views of each walk
 WALKER_FRAME_SHAPE = (64, 44)
-SHARE_HELD_BACK = 4  # one in so many unlabelled sequences is kept for measuring agreement
+SHARE_HELD_BACK = 4  # without a protocol, one in this number of sequences is a test sequence
 
 
 @dataclass(frozen=True)
 class GaitData:
-    """What a run calibrates on and is judged by.
+    """Calibration data and test data of a run.
 
     Attributes:
-        calibration: sequences that are observed.
-        test: sequences that are evaluated, never observed.
-        test_set: gallery and probes among them; None where there is no protocol, and only the agreement of
-            embeddings is measured.
-        metric: distance of embeddings.
-        description: one line.
-        cut_columns: cut from each side of a frame when it was read; None cuts what is empty in square ones.
-        modalities: which of several array files of a folder were read.
+        calibration: calibration sequences.
+        test: test sequences.
+        test_set: gallery and probes among the test sequences. None without a protocol: only agreement is
+            measured.
+        metric: distance between embeddings.
+        description: description of the data in one line.
+        cut_columns: columns that were cut from each side of a frame; None for the empty columns of square
+            frames.
+        modalities: indices of the array files in a sequence folder that were read.
     """
 
     calibration: GaitDataset
@@ -67,18 +68,18 @@ class GaitData:
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
-        """Shape of one frame: ``(h, w)`` of silhouettes, ``(c, h, w)`` of maps, ``(F,)`` of several."""
+        """Return the shape of a frame: ``(h, w)``, ``(c, h, w)`` for maps, ``(F,)`` for several inputs."""
         sequence, _ = self.calibration[0]
         return sequence.shape[1:]
 
     @property
     def layout(self) -> FrameLayout | None:
-        """How several inputs lie side by side; None where there is one."""
+        """Return the layout of several inputs; None for one input."""
         return self.calibration.layout
 
     @property
     def raw(self) -> bool:
-        """Whether nothing among the values is a silhouette, and all are taken as they are."""
+        """Return whether all inputs are unscaled values instead of silhouettes."""
         if self.layout is not None:
             return not self.layout.has_silhouettes
         sequence, _ = self.calibration[0]
@@ -92,50 +93,51 @@ def load_directory(
     metric: Metric = "euclidean",
     reading: Reading = DEFAULT_READING,
 ) -> GaitData:
-    """Data of an OpenGait layout: TRAIN_SET calibrates, TEST_SET is evaluated.
+    """Load data in the OpenGait layout: TRAIN_SET for calibration, TEST_SET for tests.
 
     Args:
-        root: the top folder.
-        partition: partition json; None looks for ``partition.json`` in the root.
+        root: root folder of the data set.
+        partition: path of the partition file; None for ``partition.json`` in the root.
         protocol: name of the protocol.
-        metric: distance of two parts.
-        reading: which file of a folder, and how it is cut.
+        metric: distance between embeddings.
+        reading: settings of reading.
 
     Raises:
-        ConfigError: no such protocol.
-        DataError: see `GaitDataset.from_directory`, `read_partition` and `make_test_set`.
+        ConfigError: the protocol is unknown.
+        DataError: the data are not valid; see `GaitDataset.from_directory` and `make_test_set`.
     """
     rules, root = get_protocol(protocol), Path(root)
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder of sequences")
+        raise DataError(f"{root}: the folder does not exist; pass the root folder of the data set")
     split_file = Path(partition) if partition is not None else root / "partition.json"
     split = read_partition(split_file)
     if not split.train:
-        raise DataError(f"{split_file}: TRAIN_SET is empty; nothing can calibrate")
+        raise DataError(f"{split_file}: TRAIN_SET is empty; calibration needs at least one subject")
     if not split.test:
-        raise DataError(f"{split_file}: TEST_SET is empty; nobody is tested (move some of TRAIN_SET there)")
+        raise DataError(f"{split_file}: TEST_SET is empty; move some subjects of TRAIN_SET there")
     calibration = GaitDataset.from_directory(root, split.train, reading)
     test = GaitDataset.from_directory(root, split.test, reading)
     description = (
-        f"{root}: {len(split.train)} subjects calibrate, {len(split.test)} are tested ({len(test)} sequences)"
+        f"{root}: {len(split.train)} subjects for calibration, {len(split.test)} for tests "
+        f"({len(test)} sequences)"
     )
     test_set = make_test_set(test, rules, split.probes)
     return GaitData(calibration, test, test_set, metric, description, reading.cut_columns, reading.modalities)
 
 
 def load_walkers(workers: int = 1, advance: Callable[[], None] = lambda: None) -> GaitData:
-    """The built-in data: synthetic walkers under the CASIA-B protocol, rendered into memory.
+    """Render the built-in data: synthetic walkers under the CASIA-B protocol, in memory.
 
     Args:
-        workers: processes that render.
-        advance: called after each identity.
+        workers: number of processes.
+        advance: function to call after each identity.
     """
     render = partial(render_walkers, workers=workers, advance=advance)
     calibration = render(Split.CALIBRATION, CALIBRATION_WALKERS, views_per_trial=CALIBRATION_VIEWS)
     test = render(Split.TEST, TEST_WALKERS, views_per_trial=TEST_VIEWS)
     description = (
-        f"synthetic walkers: {CALIBRATION_WALKERS} identities calibrate, {TEST_WALKERS} others are tested "
-        f"({len(test)} sequences, CASIA-B protocol)"
+        f"synthetic walkers: {CALIBRATION_WALKERS} identities for calibration, {TEST_WALKERS} others for "
+        f"tests ({len(test)} sequences, CASIA-B protocol)"
     )
     return GaitData(calibration, test, make_test_set(test, PROTOCOLS["casia-b"]), description=description)
 
@@ -180,18 +182,18 @@ def render_walkers(
 
 
 def walker_counts() -> tuple[int, int]:
-    """How many sequences of the built-in walkers calibrate, and how many are tested."""
+    """Return the numbers of calibration sequences and of test sequences of the built-in walkers."""
     trials = len(TRIALS)
     return CALIBRATION_WALKERS * CALIBRATION_VIEWS * trials, TEST_WALKERS * TEST_VIEWS * trials
 
 
 def as_gait_data(data: Any) -> GaitData:
-    """Data in the forms that `quantize` takes: a `GaitData`, a `GaitDataset`, or (sequence, label) pairs.
+    """Convert data for `quantize`: a `GaitData`, a `GaitDataset`, or (sequence, label) pairs.
 
-    Without gallery and probes, one in four sequences is held back for measuring agreement.
+    Without gallery and probes, one in four sequences becomes a test sequence, which measures agreement.
 
     Raises:
-        DataError: none of these, or no sequence.
+        DataError: the data have another type, or no sequence.
     """
     if isinstance(data, GaitData):
         return data
@@ -201,7 +203,7 @@ def as_gait_data(data: Any) -> GaitData:
         data = GaitDataset.from_pairs(data)
     records: Sequence[SequenceRecord] = data.records
     if not records:
-        raise DataError("the data hold no sequence")
+        raise DataError("the data have no sequence")
     held = [r for i, r in enumerate(records) if i % SHARE_HELD_BACK == SHARE_HELD_BACK - 1] or list(records)
     kept = [r for i, r in enumerate(records) if i % SHARE_HELD_BACK != SHARE_HELD_BACK - 1]
     calibration, test = (GaitDataset(some, layout=data.layout) for some in (kept, held))

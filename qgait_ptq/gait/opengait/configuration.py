@@ -1,8 +1,8 @@
-"""OpenGait's networks and configurations, as its users have them.
+"""Networks and configurations of OpenGait.
 
-Its networks are classes around a trainer: the constructor wants process groups, GPUs and data. What inference
-needs is only ``build_network(model_cfg)``, which is called here on an object that skipped the constructor.
-OpenGait itself is not a dependency: its code is found where the user has it.
+A network of OpenGait contains its trainer: its constructor needs process groups, GPUs and data. Inference
+needs only ``build_network(model_cfg)``. It is called here on an object without running the constructor.
+OpenGait is not a dependency: its code is searched on the user's path.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qgait_ptq.config.recipes import read_yaml
 from qgait_ptq.errors import ConfigError, ModelError, first_line
 from qgait_ptq.gait.opengait.missing_imports import without_missing
 
-PREFIX = "opengait:"  # of a model factory: ``opengait:Baseline``
+PREFIX = "opengait:"  # prefix of a model factory: ``opengait:Baseline``
 PROTOCOLS_BY_DATA = {
     "casia-b": "casia-b",
     "casia-b*": "casia-b",
@@ -32,25 +32,25 @@ PROTOCOLS_BY_DATA = {
     "grew": "grew",
 }
 METRICS = {"euc": "euclidean", "cos": "cosine"}
-# Values divided by 255, which is done to all data; the second cuts columns, too.
+# They divide values by 255, which the toolkit always does. The second also cuts columns.
 APPLIED_TRANSFORMS = ("BaseSilTransform", "BaseSilCuttingTransform")
-NO_TRANSFORM = "NoOperation"  # of what is no silhouettes, such as a body model
-FIXED_FRAMES = "fixed"  # how the names of samplers begin that give each sequence the same length
-MODELS = "modeling.models"  # the package of its networks
+NO_TRANSFORM = "NoOperation"  # for data other than silhouettes, such as a body model
+FIXED_FRAMES = "fixed"  # prefix of the samplers that give each sequence the same length
+MODELS = "modeling.models"  # package of OpenGait's networks
 
 
 @dataclass(frozen=True)
 class OpenGaitConfig:
-    """What the toolkit takes from an OpenGait yaml.
+    """Settings from a YAML file of OpenGait.
 
     Attributes:
-        path: of the file.
-        network: class name.
-        model_cfg: what its ``build_network`` takes.
-        data: of the evaluation, by the names that recipes have: ``metric``, ``protocol`` (where the toolkit
+        path: path of the file.
+        network: class name of the network.
+        model_cfg: argument of the network's ``build_network``.
+        data: settings of the evaluation by their names in recipes: ``metric``, ``protocol`` (if the toolkit
             has one for the data set), ``cut_columns``, ``longest``, ``modality``, ``raw``.
-        frames: how many the sampler gives of every sequence; None where it gives all.
-        not_applied: transforms of the evaluation that the toolkit does not know.
+        frames: frame count that the sampler gives for each sequence; None for all frames.
+        not_applied: transforms of the evaluation that the toolkit does not support.
     """
 
     path: Path
@@ -62,62 +62,64 @@ class OpenGaitConfig:
 
 
 def read_opengait_config(path: Path) -> OpenGaitConfig:
-    """Read an OpenGait yaml.
+    """Read a YAML file of OpenGait.
 
     Raises:
-        ConfigError: it cannot be read, names no model, a metric that is not known, or no modality, or a
-            section is not of the kind that OpenGait reads.
+        ConfigError: the file cannot be read, a section has the wrong type, the metric is unknown, or the
+            model or the modality is missing.
     """
     values = read_yaml(path, "the OpenGait configuration")
     model_cfg = values.get("model_cfg") if isinstance(values, dict) else None
     if not isinstance(model_cfg, dict) or not isinstance(model_cfg.get("model"), str):
-        raise ConfigError(f"{path}: no OpenGait configuration: it has no model_cfg that names a model")
+        raise ConfigError(f"{path}: not an OpenGait configuration: model_cfg.model is missing")
     evaluator, data = (_mapping(path, values, section) for section in ("evaluator_cfg", "data_cfg"))
     sampler = _mapping(path, evaluator, "sampler")
     transforms = _transforms(path, evaluator.get("transform"))
-    found: dict[str, Any] = {"metric": _metric(path, evaluator), **_cut(transforms)}
+    settings: dict[str, Any] = {"metric": _metric(path, evaluator), **_cut(transforms)}
     name = str(data.get("test_dataset_name") or data.get("dataset_name") or "").lower()
     if name in PROTOCOLS_BY_DATA:
-        found["protocol"] = PROTOCOLS_BY_DATA[name]
+        settings["protocol"] = PROTOCOLS_BY_DATA[name]
     if sampler.get("frames_all_limit"):
-        found["longest"] = sampler["frames_all_limit"]
+        settings["longest"] = sampler["frames_all_limit"]
     in_use = data.get("data_in_use") or [True]
     if not isinstance(in_use, list):
         raise ConfigError(f"{path}: data_cfg.data_in_use is {in_use!r}, not a list of true and false")
     used = [index for index, is_used in enumerate(in_use) if is_used]
     if not used:
-        raise ConfigError(f"{path}: data_cfg.data_in_use takes no modality")
-    found["modality"] = used[0] if len(used) == 1 else used
+        raise ConfigError(f"{path}: data_cfg.data_in_use selects no modality; set at least one to true")
+    settings["modality"] = used[0] if len(used) == 1 else used
     if transforms and all(name == NO_TRANSFORM for name, _ in transforms):
-        found["raw"] = True
+        settings["raw"] = True
     fixed = str(sampler.get("sample_type", "")).startswith(FIXED_FRAMES)
     return OpenGaitConfig(
         path,
         model_cfg["model"],
         model_cfg,
-        found,
+        settings,
         sampler.get("frames_num_fixed") if fixed else None,
         tuple(name for name, _ in transforms if name not in (*APPLIED_TRANSFORMS, NO_TRANSFORM)),
     )
 
 
 def _mapping(path: Path, values: Mapping[str, Any], section: str) -> Mapping[str, Any]:
-    """A section; nothing where it is left out."""
-    found = values.get(section) or {}
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: {section} is {found!r}, not a mapping")
-    return found
+    """Return a section, or an empty mapping if it is missing."""
+    content = values.get(section) or {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: {section} is {content!r}, not a mapping")
+    return content
 
 
 def _metric(path: Path, evaluator: Mapping[str, Any]) -> str:
     metric = str(evaluator.get("metric", "euc"))
     if metric not in METRICS:
-        raise ConfigError(f"{path}: evaluator_cfg.metric is {metric!r}; known are {', '.join(METRICS)}")
+        raise ConfigError(
+            f"{path}: evaluator_cfg.metric is {metric!r}; supported values are {', '.join(METRICS)}"
+        )
     return METRICS[metric]
 
 
 def _transforms(path: Path, configured: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    """Names and settings of transforms, which may be one or a list."""
+    """Return names and settings of transforms, which are one mapping or a list."""
     listed = configured if isinstance(configured, list) else [configured] if configured else []
     if not all(isinstance(transform, dict) for transform in listed):
         raise ConfigError(f"{path}: evaluator_cfg.transform is {configured!r}, not a list of mappings")
@@ -125,7 +127,7 @@ def _transforms(path: Path, configured: Any) -> list[tuple[str, Mapping[str, Any
 
 
 def _cut(transforms: list[tuple[str, Mapping[str, Any]]]) -> dict[str, int]:
-    """How many columns the first transform of silhouettes cuts, where that is not the toolkit's own rule."""
+    """Return the columns that the first transform of silhouettes cuts; empty for the toolkit's default."""
     of_silhouettes = [transform for transform in transforms if transform[0] in APPLIED_TRANSFORMS]
     name, settings = of_silhouettes[0] if of_silhouettes else ("", {})
     if name == "BaseSilTransform":
@@ -137,11 +139,11 @@ def make_opengait_network(config: OpenGaitConfig, name: str | None = None) -> nn
     """Make a network of OpenGait without its trainer.
 
     Args:
-        config: of the network.
-        name: class name; None takes the one of the configuration.
+        config: configuration of the network.
+        name: class name; None for the class in the configuration.
 
     Raises:
-        ModelError: OpenGait's code is not found, has no such class, or the class cannot be made.
+        ModelError: OpenGait's code is not found, has no such class, or cannot build the network.
     """
     name = name or config.network
     folder = find_opengait()
@@ -154,33 +156,33 @@ def make_opengait_network(config: OpenGaitConfig, name: str | None = None) -> nn
         except Exception as error:
             raise ModelError(
                 f"OpenGait's {name} cannot be built with the model_cfg of {config.path} "
-                f"({type(error).__name__}: {first_line(error)}); does the file belong to this network?"
+                f"({type(error).__name__}: {first_line(error)}); check that the file belongs to this network"
             ) from error
     return network
 
 
 def find_opengait() -> Path:
-    """The folder that holds OpenGait's packages: ``opengait/`` of its repository, or what is on the path.
+    """Return the folder of OpenGait's packages: ``opengait/`` of its repository, or a folder on the path.
 
     Raises:
-        ModelError: it is nowhere on the path.
+        ModelError: OpenGait is not on the path.
     """
     for entry in (Path.cwd(), *map(Path, filter(None, sys.path))):
         for folder in (entry, entry / "opengait"):
             if (folder / "modeling" / "base_model.py").is_file():
                 return folder.resolve()
     raise ModelError(
-        "OpenGait's code is not found; run from its repository, or put that folder on the path: "
+        "OpenGait's code was not found; run from its repository, or put that folder on the path: "
         "PYTHONPATH=/where/OpenGait qgait-ptq …"
     )
 
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Let OpenGait's packages be imported, and its package of networks without importing all of them.
+    """Make OpenGait's packages importable, and its package of networks without importing all networks.
 
-    That package imports every network, with everything that any of them depends on; and what any of them
-    imports leads to the trainer, whose requirements need not be installed.
+    That package imports every network with all dependencies. They include the trainer, whose requirements
+    are often not installed.
     """
     package = ModuleType(MODELS)
     package.__path__ = [str(folder / "modeling" / "models")]
@@ -195,20 +197,22 @@ def _importable(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise ModelError(
-            f"OpenGait at {folder} cannot be imported ({type(error).__name__}: {first_line(error)}); are its "
-            "requirements installed?"
+            f"OpenGait at {folder} cannot be imported ({type(error).__name__}: {first_line(error)}); install "
+            "its requirements"
         ) from error
     finally:
         sys.path.remove(str(folder))
 
 
 def _find_class(folder: Path, name: str) -> type[nn.Module]:
-    """Import the one file that defines a network."""
+    """Import the file that defines a network, and return its class."""
     known: dict[str, str] = {}
     for file in sorted((folder / "modeling" / "models").glob("*.py")):
-        for found in re.findall(r"^class (\w+)\(", file.read_text(), re.MULTILINE):
-            known[found] = file.stem
+        for class_name in re.findall(r"^class (\w+)\(", file.read_text(), re.MULTILINE):
+            known[class_name] = file.stem
     if name not in known:
-        raise ModelError(f"OpenGait at {folder} has no network {name!r}; it has {', '.join(sorted(known))}")
+        raise ModelError(
+            f"OpenGait at {folder} has no network {name!r}; choose one of {', '.join(sorted(known))}"
+        )
     network_class: type[nn.Module] = getattr(importlib.import_module(f"{MODELS}.{known[name]}"), name)
     return network_class

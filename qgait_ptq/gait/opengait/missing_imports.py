@@ -1,7 +1,7 @@
-"""Code bases imported although some of what they import is not installed.
+"""Import of code bases whose dependencies are partly not installed.
 
-A network is a few files of a code base whose others plot, log, augment and evaluate. What those import, and
-the network does not use, need not be installed where it is quantized.
+A network is a few files of a code base. Other files plot, log, augment and evaluate. Their dependencies are
+not needed to quantize the network.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# Modules that are there and cannot be imported without another one.
+# Modules that are installed but cannot be imported without another one.
 NEEDS = {"torch.utils.tensorboard": "tensorboard"}
 
 
 class _Absent(type):
-    """The class of names in modules that are not installed: as good as any until they are used."""
+    """The class of names in modules that are not installed. A call raises an error."""
 
     def __call__(cls, *arguments: Any, **named: Any) -> Any:
-        raise ModuleNotFoundError(f"{cls.__qualname__} is used, and {cls.__module__} is not installed")
+        raise ModuleNotFoundError(f"{cls.__qualname__} is needed, but {cls.__module__} is not installed")
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
@@ -32,7 +32,7 @@ class _Absent(type):
 
 
 class AbsentModule(ModuleType):
-    """Stands for a module that is not installed; any name can be imported from it, and none can be called."""
+    """Replaces a module that is not installed. Any name can be imported from it, but not called."""
 
     __path__: list[str] = []  # noqa: RUF012 - so that it counts as a package
 
@@ -48,13 +48,13 @@ def _absent(package: str, name: str) -> Any:
 
 @contextmanager
 def without_missing(folder: Path) -> Iterator[tuple[str, ...]]:
-    """Let code in a folder be imported without the modules that are not installed.
+    """Make code in a folder importable although some modules are not installed.
 
     Args:
-        folder: on the path; the code base in it.
+        folder: folder of the code base, which is on the path.
 
     Yields:
-        Names of what is not installed.
+        Names of the modules that are not installed.
     """
     missing = find_missing(folder)
     added = {name: AbsentModule(name) for name in missing if name not in sys.modules}
@@ -68,11 +68,11 @@ def without_missing(folder: Path) -> Iterator[tuple[str, ...]]:
 
 
 def find_missing(folder: Path) -> tuple[str, ...]:
-    """Modules that code in a folder imports and that are not installed, with the packages around them."""
+    """Return the modules that code in a folder imports and that are not installed, with their packages."""
     own = {entry.stem for entry in folder.iterdir() if entry.suffix == ".py" or entry.is_dir()}
-    wanted = {name for file in folder.rglob("*.py") for name in _imported(file)}
+    imported = {name for file in folder.rglob("*.py") for name in _imported(file)}
     missing: set[str] = set()
-    for name in wanted:
+    for name in imported:
         steps = name.split(".")
         if steps[0] not in own and not _is_installed(name):
             paths = (".".join(steps[: count + 1]) for count in range(len(steps)))
@@ -81,11 +81,11 @@ def find_missing(folder: Path) -> tuple[str, ...]:
 
 
 def _imported(file: Path) -> Iterator[str]:
-    """Modules that a file imports by their whole name."""
+    """Yield the modules that a file imports by absolute names."""
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError):
-        return  # Python will say what is wrong with it, if it is needed
+        return  # Python reports the error if the file is needed
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -98,5 +98,5 @@ def _is_installed(name: str) -> bool:
         return _is_installed(NEEDS[name])
     try:
         return find_spec(name) is not None
-    except (ImportError, ValueError, AttributeError):  # the package around it is not there, or is a module
+    except (ImportError, ValueError, AttributeError):  # its package is missing, or is a module
         return False

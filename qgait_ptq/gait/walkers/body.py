@@ -1,7 +1,7 @@
-"""Flesh and clothes around the skeleton: a list of tapered capsules per frame.
+"""Body and clothes around the skeleton: tapered capsules for each frame.
 
-A capsule is a line segment between two points with a radius at each end. `build_body` gives all of them
-stacked, so that the camera projects a whole clip at once.
+A capsule is a line segment between two points with a radius at each end. `build_body` stacks all capsules, so
+that the camera projects a complete clip at once.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class _Body:
 
 
 def build_body(clip: Array, build: Build, stature: float, clothing: Clothing) -> Capsules:
-    """Put a body, and what it wears or carries, around a clip.
+    """Return the body of a clip, with clothes and bag.
 
     Args:
         clip: joints in metres, ``[frames, 18, 3]``.
@@ -94,7 +94,7 @@ def build_body(clip: Array, build: Build, stature: float, clothing: Clothing) ->
 
 
 def _add_trunk(body: _Body) -> None:
-    """Two side columns and a middle one give an elliptical cross-section; belly and seat on top."""
+    """Add the trunk: three columns for an elliptical cross-section, belly and seat."""
     build, height = body.build, body.stature
     pelvis, chest, neck = body.at(Joint.PELVIS), body.at(Joint.CHEST), body.at(Joint.NECK)
     hips = (body.at(Joint.LEFT_HIP), body.at(Joint.RIGHT_HIP))

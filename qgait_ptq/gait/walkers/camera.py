@@ -1,4 +1,4 @@
-"""The camera: where it stands, and the signed distance of every pixel to the body's outline."""
+"""The camera: its position, and the signed distance of every pixel to the body's outline."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from qgait_ptq.gait.walkers.body import Capsules
 
-ROWS, COLUMNS = 84, 68  # of the window that follows the walker
+ROWS, COLUMNS = 84, 68  # size of the window that follows the walker
 MARGIN = 8  # rows left free above and below
 FAR_OUTSIDE = 99.0  # distance, in pixels, given to pixels that no capsule comes near
 
@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 class Camera:
     """A camera at breast height that looks at the middle of the walk.
 
-    `view` in degrees as in CASIA-B: 0 the walker comes towards the camera, 90 from the side, 180 away.
+    `view` is in degrees as in CASIA-B: 0 towards the camera, 90 from the side, 180 away from the camera.
     """
 
     view: float
@@ -36,10 +36,10 @@ def sample_camera(view: float, rng: np.random.Generator) -> Camera:
 def outline_distance(
     capsules: Capsules, walk_centre: Array, stature: float, camera: Camera
 ) -> NDArray[np.float32]:
-    """Signed distance in pixels to the body's outline, negative inside: ``[frames, ROWS, COLUMNS]``.
+    """Return the signed distance to the outline in pixels, negative inside: ``[frames, ROWS, COLUMNS]``.
 
-    Perspective projection; a capsule is drawn as the union of discs along the projected segment. One image
-    scale serves the whole clip, as with a real camera, and the window follows the walker.
+    The projection is perspective. A capsule is the union of discs along the projected segment. A clip has one
+    image scale, as with a real camera, and the window follows the walker.
     """
     start, start_radius = _project(capsules.start, capsules.start_radius, walk_centre, stature, camera)
     end, end_radius = _project(capsules.end, capsules.end_radius, walk_centre, stature, camera)
@@ -60,7 +60,7 @@ def outline_distance(
 def _project(
     points: Array, radii: Array, walk_centre: Array, stature: float, camera: Camera
 ) -> tuple[Array, Array]:
-    """Perspective projection to the image plane at distance 1: points ``[..., 2]`` and radii ``[...]``."""
+    """Project to the image plane at distance 1: points ``[..., 2]`` and radii ``[...]``."""
     angle = np.deg2rad(camera.view)
     position = np.array(
         [
@@ -83,7 +83,7 @@ def _rasterise(
     start_radius: NDArray[np.float32],
     end_radius: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """Minimum over capsules of the signed distance; each is evaluated only where it can touch."""
+    """Return the minimum over capsules of the signed distance, each in its bounding box only."""
     frames, capsules = start_radius.shape
     distance = np.full((frames, ROWS, COLUMNS), FAR_OUTSIDE, np.float32)
     rows, columns = np.arange(ROWS, dtype=np.float32), np.arange(COLUMNS, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What a walker wears or carries in the conditions ``bg`` (a bag) and ``cl`` (a coat)."""
+"""Bags and coats of walkers in the conditions ``bg`` and ``cl``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Clothing = Coat | Bag | None
 
 
 def sample_clothing(condition: Condition, rng: np.random.Generator) -> Clothing:
-    """Draw what is worn in one trial: nothing extra, a bag or a coat."""
+    """Draw the clothing of one trial: none, a bag or a coat."""
     if condition is Condition.CLOTHES:
         return Coat(
             trunk_thickness=float(rng.uniform(0.014, 0.042)),

@@ -1,4 +1,4 @@
-"""A picture of walkers, so that a person can look at them."""
+"""Contact sheet of walkers for visual inspection."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ MOST_WALKERS = 12
 def draw_contact_sheet(
     identities: Sequence[int], settings: WalkerSettings | None = None
 ) -> NDArray[np.uint8]:
-    """One row a walker: nm, bg and cl, each from three views with four frames.
+    """Draw one row for each walker: nm, bg and cl, each from three views with four frames.
 
     Args:
-        identities: at most the first twelve are drawn.
-        settings: of the population.
+        identities: identities, of which at most the first twelve are drawn.
+        settings: settings of the population.
 
     Returns:
         A grey image ``[rows, columns]``.
@@ -46,7 +46,7 @@ def draw_contact_sheet(
 def write_contact_sheet(
     path: Path, identities: Sequence[int], settings: WalkerSettings | None = None
 ) -> None:
-    """Draw walkers into a png file.
+    """Draw walkers to a PNG file.
 
     Raises:
         DataError: the file cannot be written.
@@ -55,4 +55,4 @@ def write_contact_sheet(
     try:
         write_whole(path, png)
     except OSError as error:
-        raise DataError(f"{path}: the picture cannot be written ({error.strerror or error})") from None
+        raise DataError(f"{path}: the image cannot be written ({error.strerror or error})") from None

@@ -1,6 +1,6 @@
-"""From a person to the motion of 18 joints: one clip of a straight walk.
+"""Kinematics of a walk: the motion of 18 joints of a person who walks straight.
 
-The legs follow the person's joint-angle curves; the pelvis height follows from the foot on the ground and
+The legs follow the person's joint-angle curves. The pelvis height follows from the foot on the ground, and
 its speed from the length of the steps. Trunk, head and arms follow the legs.
 """
 
@@ -23,8 +23,8 @@ Array = NDArray[np.float64]
 
 SIMULATION_RATE = 60.0  # hertz; twice the frame rate, so that the foot contact is smooth
 FOOT_LENGTH = 0.075  # ankle to ball, in statures
-GROUND_SHARPNESS = 30.0  # 1/metres, of the smooth minimum over the four ground points
-SPEED_VARIATION = 0.08  # of the forward speed within a step
+GROUND_SHARPNESS = 30.0  # 1/metres, sharpness of the smooth minimum over the four ground points
+SPEED_VARIATION = 0.08  # relative variation of the forward speed within a step
 
 
 def simulate_walk(style: GaitStyle, build: Build, rng: np.random.Generator, seconds: float = 2.6) -> Array:
@@ -32,9 +32,9 @@ def simulate_walk(style: GaitStyle, build: Build, rng: np.random.Generator, seco
 
     Args:
         style: motion of the legs.
-        build: body; already varied for this trial.
-        rng: draws starting phase, speed and the small irregularities of this trial.
-        seconds: length of the walk.
+        build: body, varied for this trial.
+        rng: generator for starting phase, speed and small irregularities of this trial.
+        seconds: length of the walk in seconds.
 
     Returns:
         Joint positions in metres, ``[frames, 18, 3]`` at 30 frames a second.
@@ -51,7 +51,7 @@ def simulate_walk(style: GaitStyle, build: Build, rng: np.random.Generator, seco
 
 
 def smooth(signal: Array, width: int) -> Array:
-    """Hann-filter along the first axis with edge padding; `width` is made odd."""
+    """Apply a Hann filter along the first axis with edge padding. An even `width` becomes odd."""
     width |= 1
     window = np.hanning(width + 2)[1:-1]
     window /= window.sum()
@@ -61,7 +61,7 @@ def smooth(signal: Array, width: int) -> Array:
 
 
 def _stride_phase(style: GaitStyle, time: Array, rng: np.random.Generator) -> Array:
-    """Phase of the left leg in strides, with a steady speed deviation and a slow wander."""
+    """Return the phase of the left leg in strides, with a constant and a slow deviation of speed."""
     period = (1 + 0.035 * rng.standard_normal()) / style.stride_frequency
     wander = np.interp(time, np.linspace(0, time[-1], 6), rng.standard_normal(6))
     return np.asarray(rng.random() + time / period + 0.006 * wander)
@@ -70,7 +70,7 @@ def _stride_phase(style: GaitStyle, time: Array, rng: np.random.Generator) -> Ar
 def _legs(
     style: GaitStyle, build: Build, phase: Array, time: Array, rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Legs around a pelvis at the origin, and the height of each foot's lowest point ``[frames, 2]``."""
+    """Return legs around a pelvis at the origin, and heights of the feet's lowest points ``[frames, 2]``."""
     amplitude = 1 + 0.035 * rng.standard_normal()
     offset = {name: 1.2 * rng.standard_normal() for name in ("hip", "knee", "ankle")}
     wobble = {
@@ -95,7 +95,7 @@ def _legs(
 def _one_leg(
     style: GaitStyle, build: Build, side: int, phase: Array, hip: Array, knee: Array, ankle: Array
 ) -> tuple[tuple[Array, Array, Array, Array], Array]:
-    """Forward kinematics of one leg: (hip, knee, ankle, ball) and the height of its lowest point."""
+    """Return the joints of one leg (hip, knee, ankle, ball) and the height of its lowest point."""
     foot = FOOT_LENGTH * style.stature * build.foot
     rotation = np.deg2rad(style.pelvic_rotation) * np.cos(2 * np.pi * (phase + 0.04))
     obliquity = np.deg2rad(style.pelvic_obliquity) * np.cos(2 * np.pi * (phase - 0.35))
@@ -160,7 +160,7 @@ def _add_upper_body(clip: Array, build: Build, stature: float) -> None:
 
 
 def _one_arm(build: Build, side: int, angle: Array, shoulder: Array, stature: float) -> tuple[Array, Array]:
-    """Elbow and wrist of an arm that hangs at `angle` (radians, forward positive)."""
+    """Return elbow and wrist of an arm that hangs at `angle` (radians, forward positive)."""
     abduction = side * np.deg2rad(build.arm_abduction)
     upper = _vectors(np.sin(angle) * np.cos(abduction), np.sin(abduction), -np.cos(angle) * np.cos(abduction))
     elbow = shoulder + 0.172 * stature * upper
@@ -171,18 +171,18 @@ def _one_arm(build: Build, side: int, angle: Array, shoulder: Array, stature: fl
 
 
 def _swing_angle(clip: Array, hip: Joint, knee: Joint) -> Array:
-    """Angle of a thigh from the vertical in the sagittal plane, radians."""
+    """Return the angle of a thigh from the vertical in the sagittal plane in radians."""
     thigh = clip[:, knee] - clip[:, hip]
     return np.arctan2(thigh[:, 0], -thigh[:, 2])
 
 
 def _angle(curve: Array, phase: Array) -> Array:
-    """Value of a periodic curve of `CURVE_POINTS` samples at a phase in strides."""
+    """Return the value of a periodic curve of `CURVE_POINTS` samples at a phase in strides."""
     return np.interp((phase % 1) * CURVE_POINTS, np.arange(CURVE_POINTS + 1), np.append(curve, curve[0]))
 
 
 def _resample(clip: Array, time: Array, rate: float) -> Array:
-    """Linear interpolation of a clip to another rate."""
+    """Interpolate a clip linearly to another frame rate."""
     instants = np.arange(0, time[-1], 1 / rate)
     flat = clip.reshape(len(clip), -1)
     columns = [np.interp(instants, time, flat[:, i]) for i in range(flat.shape[1])]

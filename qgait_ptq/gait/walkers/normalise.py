@@ -1,11 +1,11 @@
-"""Silhouette normalisation as the gait code bases do it: full height, centred on the body's mass."""
+"""Normalisation of silhouettes as in gait code bases: full height, centred on the body's mass."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-SMALLEST_PERSON = 8  # rows; less is taken for a failed segmentation
+SMALLEST_PERSON = 8  # rows; fewer mean a failed segmentation
 FOREGROUND = np.uint8(255)
 
 
@@ -15,7 +15,7 @@ def normalise_silhouettes(mask: NDArray[np.bool_], size: int = 64) -> NDArray[np
     A frame in which no person is found repeats the frame before it.
 
     Args:
-        mask: ``[frames, rows, columns]``.
+        mask: masks ``[frames, rows, columns]``.
         size: rows and columns of the result.
 
     Returns:
@@ -35,7 +35,7 @@ def normalise_silhouettes(mask: NDArray[np.bool_], size: int = 64) -> NDArray[np
 
 
 def _resize(image: NDArray[np.float32], scale: float, rows: int) -> NDArray[np.float32]:
-    """Bilinear resize to `rows` rows and as many columns as the scale gives."""
+    """Resize bilinearly to `rows` rows and a number of columns from the scale."""
     columns = max(2, round(image.shape[1] * scale))
     vertical = _interpolation(rows, image.shape[0], scale)
     horizontal = _interpolation(columns, image.shape[1], scale)
@@ -43,7 +43,7 @@ def _resize(image: NDArray[np.float32], scale: float, rows: int) -> NDArray[np.f
 
 
 def _interpolation(size: int, source: int, scale: float) -> NDArray[np.float32]:
-    """Matrix ``[size, source]`` that interpolates linearly between pixel centres."""
+    """Return the matrix ``[size, source]`` that interpolates linearly between pixel centres."""
     position = np.clip((np.arange(size) + 0.5) / scale - 0.5, 0, source - 1)
     lower = np.minimum(np.floor(position).astype(int), max(source - 2, 0))
     fraction = (position - lower).astype(np.float32)

@@ -1,12 +1,12 @@
-"""Who walks: the build and the gait of one identity, drawn from its number.
+"""Build and gait of one identity, drawn from its number.
 
-A `Build` is what stays the same on a photograph, a `GaitStyle` what stays the same in the motion; both
-depend on the identity number alone. `vary_for_trial` adds what changes from one walk to the next.
+A `Build` has the constant properties of the body, and a `GaitStyle` those of the motion. Both depend only on
+the identity number. `vary_for_trial` adds changes from one walk to the next.
 
 Means and proportions are textbook values: segment lengths as fractions of the stature from Drillis and
 Contini (1966), sagittal joint-angle curves and pelvic rotation as in Winter, *Biomechanics and Motor
 Control of Human Movement* (4th ed., 2009), and Perry and Burnfield, *Gait Analysis* (2nd ed., 2010).
-The spreads between people are ours.
+The spreads between people are chosen for this project.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BUILD_STREAM, GAIT_STREAM = 7919, 104729  # keep the two draws of one identity independent
-LARGEST_DEVIATION = 2.2  # standard deviations; nobody is a caricature
+LARGEST_DEVIATION = 2.2  # standard deviations, so that nobody looks unnatural
 CURVE_POINTS = 200  # samples of a joint-angle curve over one stride
 CURVE_HARMONICS = 7  # a walk has no more than about six harmonics of the stride frequency (Winter)
 
@@ -81,7 +81,7 @@ class GaitStyle:
 
 
 class _Draw:
-    """Normal draws clipped at `LARGEST_DEVIATION`, all standard deviations scaled by one spread."""
+    """Normal draws that are clipped at `LARGEST_DEVIATION`. One spread scales all standard deviations."""
 
     def __init__(self, stream: int, identity: int, spread: float) -> None:
         self.rng = np.random.default_rng([stream, identity])
@@ -93,7 +93,7 @@ class _Draw:
 
 
 def sample_build(identity: int, spread: float = 1.0) -> Build:
-    """Draw the build of one identity; the same number and spread give the same build."""
+    """Draw the build of one identity. The same number and spread give the same build."""
     draw = _Draw(BUILD_STREAM, identity, spread)
     return Build(
         shoulder_half_width=draw(0.118, 0.008),
@@ -125,7 +125,7 @@ def sample_build(identity: int, spread: float = 1.0) -> Build:
 
 
 def sample_gait_style(identity: int, spread: float = 1.0) -> GaitStyle:
-    """Draw the gait of one identity; leg proportions keep their natural spread, motion is scaled by it."""
+    """Draw the gait of one identity. `spread` scales the motion but not the leg proportions."""
     body, motion = _Draw(GAIT_STREAM, identity, 1.0), _Draw(GAIT_STREAM + 1, identity, spread)
     stature = body(1.70, 0.09)
     # The keys move, so that phases differ between people and not only amplitudes.

@@ -1,7 +1,7 @@
-"""A population of walkers: who belongs to which split, and all sequences of one identity.
+"""A population of walkers: splits of identities, and all sequences of one identity.
 
-Everything follows from numbers: the same identity, trial, view and `WalkerSettings` give the same
-silhouettes on every machine, in any order and in any process.
+The same identity, trial, view and `WalkerSettings` give the same silhouettes on every machine, in any order
+and in any process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Split(StrEnum):
     TRAIN = "train"
     CALIBRATION = "calibration"
     TEST = "test"
-    DISTRACTOR = "distractor"  # more people for the gallery; nobody of them is ever a probe
+    DISTRACTOR = "distractor"  # more people for the gallery; they are never probes
 
     @property
     def first_identity(self) -> int:
@@ -50,12 +50,12 @@ LARGEST_SPLIT = 10_000
 
 @dataclass(frozen=True)
 class WalkerSettings:
-    """How alike the walkers are and how bad the segmenter is.
+    """Settings of the variation between walkers and of segmentation errors.
 
     Attributes:
-        body_spread: variation of bodies between people; 1 is natural, less makes shape less telling.
-        gait_spread: variation of motion between people.
-        noise: segmentation errors, see `segmentation.segment`.
+        body_spread: variation of bodies between people; 1 is natural.
+        gait_spread: variation of motion between people; 1 is natural.
+        noise: strength of segmentation errors, see `segmentation.segment`.
         shortest: frames of the shortest sequence.
         longest: frames of the longest sequence.
     """
@@ -69,7 +69,7 @@ class WalkerSettings:
 
 @dataclass(frozen=True)
 class WalkerLabel:
-    """What a sequence shows."""
+    """Label of a sequence."""
 
     identity: int
     condition: Condition
@@ -78,7 +78,7 @@ class WalkerLabel:
 
 
 def split_identities(split: Split, count: int) -> list[int]:
-    """The first `count` identities of a split."""
+    """Return the first `count` identities of a split."""
     if not 1 <= count <= LARGEST_SPLIT:
         raise ValueError(f"a split has 1 to {LARGEST_SPLIT} identities, not {count}")
     first = split.first_identity
@@ -94,13 +94,13 @@ def render_identity(
     """Render the sequences of one identity.
 
     Args:
-        identity: its number.
-        settings: the population's settings.
-        trials: (condition, number) of the walks.
-        views_per_trial: how many of the eleven views each walk is seen from, drawn at random.
+        identity: number of the identity.
+        settings: settings of the population.
+        trials: condition and number of each walk.
+        views_per_trial: number of views of each walk, drawn at random from eleven.
 
     Yields:
-        Label and silhouettes in {0, 255}, ``[frames, 64, 64]``.
+        Label, and silhouettes ``[frames, 64, 64]`` in {0, 255}.
     """
     build = sample_build(identity, settings.body_spread)
     style = sample_gait_style(identity, settings.gait_spread)
@@ -119,7 +119,7 @@ def render_identity(
 def _cut(
     clip: NDArray[np.float64], settings: WalkerSettings, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """A stretch of random length and place from the middle of a walk."""
+    """Cut a part of random length and position from the middle of a walk."""
     length = min(int(rng.integers(settings.shortest, settings.longest + 1)), len(clip))
     slack = len(clip) - length
     start = slack // 2 + int(rng.integers(-min(slack // 2, 8), min(slack // 2, 8) + 1))

@@ -1,4 +1,4 @@
-"""Rendering many walkers: in parallel, to memory or to the OpenGait layout on disk."""
+"""Rendering of many walkers in parallel, to memory or to the OpenGait layout on disk."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def render_identities(
     """Render identities in order, each as a list of (label, silhouettes ``[s, 64, 64]``).
 
     Args:
-        identities: their numbers.
-        settings: of the population; None takes the defaults.
-        trials: walks of each identity.
-        views_per_trial: views of each walk.
-        workers: processes; 1 renders in this one. More need a main module that can be imported, as a
-            command or a script with a ``__main__`` guard is.
+        identities: numbers of the identities.
+        settings: settings of the population; None for the defaults.
+        trials: condition and number of each walk.
+        views_per_trial: number of views of each walk.
+        workers: number of processes; 1 for this process only. More processes need a main module that can be
+            imported, such as a command or a script with a ``__main__`` guard.
     """
     render = partial(
         _render_to_list, settings=settings or WalkerSettings(), trials=trials, views_per_trial=views_per_trial
@@ -75,23 +75,23 @@ def write_walkers(
 ) -> int:
     """Write walkers in the OpenGait layout, ``root/subject/type/view/view.pkl``, with ``partition.json``.
 
-    Splits written into one root share its partition. Each subject appears complete or not at all.
+    Splits in one root share its partition. Each subject is written completely or not at all.
 
     Args:
-        root: made if need be.
-        split: decides the part of the partition.
-        identities: of that split.
-        settings: of the population.
-        views_per_trial: views of each walk.
-        array_format: ``pkl`` as OpenGait reads it, or the far smaller ``npz``.
-        workers: processes.
-        advance: called after each identity.
+        root: root folder of the data set; it is created if needed.
+        split: split of the identities, which determines their set in the partition.
+        identities: numbers of the identities.
+        settings: settings of the population; None for the defaults.
+        views_per_trial: number of views of each walk.
+        array_format: ``pkl`` for OpenGait, or the much smaller ``npz``.
+        workers: number of processes.
+        advance: function to call after each identity.
 
     Returns:
         The number of sequences written.
 
     Raises:
-        DataError: the folder cannot be written, or holds a partition that cannot be read.
+        DataError: the folder cannot be written, or its partition cannot be read.
         ConfigError: another run writes into the folder.
     """
     sequences = 0
@@ -109,24 +109,26 @@ def write_walkers(
             extended = _extended(partition, split, [subject_name(i) for i in identities])
             write_whole(root / "partition.json", (json.dumps(extended, indent=1) + "\n").encode())
         except OSError as error:
-            raise DataError(f"{root}: walkers cannot be written here ({error.strerror or error})") from None
+            raise DataError(
+                f"{root}: walkers cannot be written ({error.strerror or error}); choose another folder"
+            ) from None
         finally:
             remove_empty(made)
     return sequences
 
 
 def subject_name(identity: int) -> str:
-    """Folder name of an identity."""
+    """Return the folder name of an identity."""
     return f"{identity:05d}"
 
 
 def condition_name(label: WalkerLabel) -> str:
-    """Folder name of a walk, such as ``nm-01``."""
+    """Return the folder name of a walk, such as ``nm-01``."""
     return f"{label.condition}-{label.number:02d}"
 
 
 def view_name(label: WalkerLabel) -> str:
-    """Folder name of a view, such as ``090``."""
+    """Return the folder name of a view, such as ``090``."""
     return f"{label.view:03d}"
 
 
@@ -137,7 +139,7 @@ def _render_to_list(
 
 
 def _write_subject(folder: Path, walks: Rendered, array_format: ArrayFormat, beside: Path) -> None:
-    """Write one subject in the folder beside, then rename it into place."""
+    """Write one subject to a temporary folder, then rename the folder."""
     written, replaced = beside / folder.name, beside / "replaced"
     for label, silhouettes in walks:
         view = written / condition_name(label) / view_name(label)
@@ -157,7 +159,7 @@ def _read_partition(path: Path) -> Partition:
 
 
 def _extended(partition: Partition, split: Split, subjects: list[str]) -> dict[str, list[str]]:
-    """A partition with more identities, as OpenGait writes it."""
+    """Return a partition with more identities, in OpenGait's format."""
     content = {key: list(names) for key, names in partition.model_dump(by_alias=True).items() if names}
     content = {"TRAIN_SET": [], "TEST_SET": [], **content}
     key = PARTITION_KEYS.get(split, "TEST_SET")

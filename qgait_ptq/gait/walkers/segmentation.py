@@ -1,4 +1,4 @@
-"""Errors of a person segmenter: ragged outlines, holes, lasting weak spots and missing feet."""
+"""Errors of a person segmenter: ragged outlines, holes, persistent weak spots and missing feet."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ Mask = NDArray[np.bool_]
 
 
 def segment(distance: NDArray[np.float32], rng: np.random.Generator, noise: float) -> Mask:
-    """Turn signed outline distances into masks as a segmenter would.
+    """Convert signed outline distances to masks with the errors of a segmenter.
 
     Args:
-        distance: pixels, negative inside, ``[frames, rows, columns]``.
-        rng: source of the errors.
+        distance: signed distance in pixels, negative inside, ``[frames, rows, columns]``.
+        rng: generator of the errors.
         noise: 0 gives the perfect outline, 1 the errors of a mediocre segmenter.
 
     Returns:
@@ -35,7 +35,7 @@ def segment(distance: NDArray[np.float32], rng: np.random.Generator, noise: floa
 def _random_field(
     frames: int, cell: int, shape: tuple[int, ...], rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Standard normal noise that is constant over cells of `cell` pixels."""
+    """Return standard normal noise that is constant over cells of `cell` pixels."""
     coarse = rng.standard_normal((frames, shape[0] // cell + 2, shape[1] // cell + 2)).astype(np.float32)
     return np.repeat(np.repeat(coarse, cell, 1), cell, 2)[:, : shape[0], : shape[1]]
 
@@ -46,7 +46,7 @@ def _ellipse(shape: tuple[int, ...], row: float, column: float, radii: NDArray[n
 
 
 def _lose_blobs(mask: Mask, rng: np.random.Generator, noise: float) -> None:
-    """Some frames lose, rarely gain, one or two blobs."""
+    """Remove, or rarely add, one or two blobs in some frames."""
     _, height, width = mask.shape
     for frame in np.flatnonzero(rng.random(len(mask)) < 0.22 * noise):
         for _ in range(rng.integers(1, 3)):
@@ -56,7 +56,7 @@ def _lose_blobs(mask: Mask, rng: np.random.Generator, noise: float) -> None:
 
 
 def _lose_weak_spot(mask: Mask, rng: np.random.Generator, noise: float) -> None:
-    """In some clips a piece of clothing looks like the background in most frames."""
+    """Remove a piece of clothing in most frames of some clips, as if it looked like the background."""
     if rng.random() >= 0.25 * noise:
         return
     _, height, width = mask.shape
@@ -68,7 +68,7 @@ def _lose_weak_spot(mask: Mask, rng: np.random.Generator, noise: float) -> None:
 
 
 def _lose_feet(mask: Mask, rng: np.random.Generator, noise: float) -> None:
-    """In some clips the lowest rows are missing now and then, as over a reflecting floor."""
+    """Remove the lowest rows in some frames of some clips, as over a reflecting floor."""
     if rng.random() >= 0.15 * noise:
         return
     count = int(rng.integers(1, 4))

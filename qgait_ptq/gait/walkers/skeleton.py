@@ -1,7 +1,7 @@
 """The walkers' skeleton: 18 joints, their order in an array, and the frame rate of a clip.
 
-Axes everywhere in `walkers`: metres, +x the walking direction, +y the walker's left, +z up.
-A clip is a float array ``[frames, 18, 3]``.
+Axes in `walkers` are in metres: +x the walking direction, +y the walker's left, +z up. A clip is a float
+array ``[frames, 18, 3]``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""DeepGaitV2: a residual network whose later stages also look along time, by separate kernels (P3D).
+"""DeepGaitV2: a residual network whose later stages have separate temporal kernels (P3D).
 
 After Fan et al., *Exploring Deep Models for Practical Gait Recognition*, arXiv 2303.03301; written for this
 project. Frames are ordered.
@@ -12,7 +12,7 @@ from qgait_ptq.gait.zoo.layers import HorizontalPooling, PartBatchNorm, PartLine
 
 
 class Pseudo3dBlock(nn.Module):
-    """A residual block with a temporal 3×1×1 convolution, itself residual, between its spatial ones."""
+    """A residual block with a residual temporal 3×1×1 convolution between its spatial convolutions."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Pseudo3dBlock(nn.Module):
             )
 
     def forward(self, features: Tensor) -> Tensor:
-        """``[n, c, s, h, w]`` to ``[n, c', s, h', w']``."""
+        """Map ``[n, c, s, h, w]`` to ``[n, c', s, h', w']``."""
         inner = self.relu(self.bn1(self.conv1(features)))
         inner = self.relu(inner + self.bn_temporal(self.temporal(inner)))
         return self.relu(self.bn2(self.conv2(inner)) + self.shortcut(features))
@@ -82,7 +82,7 @@ class DeepGaitV2P3D(nn.Module):
         self.neck = PartBatchNorm(parts, embedding)
 
     def forward(self, silhouettes: Tensor) -> Tensor:
-        """``[n, s, h, w]`` in [0, 1] to the embedding ``[n, c, p]``."""
+        """Map ``[n, s, h, w]`` in [0, 1] to the embedding ``[n, c, p]``."""
         maps = self.frames(self.stem(silhouettes.flatten(0, 1).unsqueeze(1)))
         clips = maps.unflatten(0, (silhouettes.shape[0], -1)).transpose(1, 2)
         pooled = self.pooling(self.clips(clips).amax(2))

@@ -1,4 +1,4 @@
-"""GaitBase: a residual network over frames, maximum over time, one embedding per horizontal strip.
+"""GaitBase: a residual network for each frame, a maximum over time, and one embedding for each part.
 
 After Fan et al., *OpenGait: Revisiting Gait Recognition Toward Better Practicality*, CVPR 2023; written for
 this project.
@@ -20,8 +20,8 @@ from qgait_ptq.gait.zoo.layers import (
 class GaitBase(nn.Module):
     """GaitBase for silhouettes.
 
-    The defaults are the paper's network: 7 M parameters, 1.2 GMAC a frame at 64×44. `neck` says whether the
-    embedding is taken after the batch norm (BNNeck) or before it, as OpenGait does.
+    The defaults are the paper's network: 7 M parameters, 1.2 GMAC per frame at 64×44. With `neck`, the
+    embedding is taken after the batch norm (BNNeck), otherwise before it, as OpenGait does.
 
     Example:
         >>> import torch
@@ -55,20 +55,20 @@ class GaitBase(nn.Module):
         self.neck = PartBatchNorm(parts, embedding) if neck else nn.Identity()
 
     def features(self, silhouettes: Tensor) -> Tensor:
-        """``[n, s, h, w]`` in [0, 1] to the embedding before the neck, ``[n, c, p]``."""
+        """Map ``[n, s, h, w]`` in [0, 1] to the embedding before the neck, ``[n, c, p]``."""
         frames = silhouettes.flatten(0, 1).unsqueeze(1)
         maps = max_over_frames(self.blocks(self.stem(frames)), silhouettes.shape[0])
         embedding: Tensor = self.part_linear(self.pooling(maps))
         return embedding
 
     def forward(self, silhouettes: Tensor) -> Tensor:
-        """``[n, s, h, w]`` in [0, 1] to the embedding ``[n, c, p]``."""
+        """Map ``[n, s, h, w]`` in [0, 1] to the embedding ``[n, c, p]``."""
         embedding: Tensor = self.neck(self.features(silhouettes))
         return embedding
 
 
 def gaitbase_small(parts: int = 16, embedding: int = 128) -> GaitBase:
-    """The shipped example network: a quarter of the channels, and a stem of stride 2 for speed on a CPU."""
+    """Return the shipped example network: a quarter of the channels, and a stem of stride 2 for CPU speed."""
     return GaitBase(
         channels=(16, 32, 64, 128),
         strides=(1, 2, 1, 1),

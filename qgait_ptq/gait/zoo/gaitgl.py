@@ -1,7 +1,7 @@
-"""GaitGL: 3-D convolutions over whole frames and over strips of them, side by side.
+"""GaitGL: parallel 3-D convolutions over complete frames and over strips of them.
 
 After Lin et al., *Gait Recognition via Effective Global-Local Feature Representation and Local Temporal
-Aggregation*, ICCV 2021; written for this project. Frames are ordered, three at least.
+Aggregation*, ICCV 2021; written for this project. Frames are ordered; at least three are needed.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from qgait_ptq.gait.zoo.layers import PartBatchNorm, PartLinear
 
-SMALLEST = 1e-6  # under the power of the generalized mean
+SMALLEST = 1e-6  # lower bound of values before the power of the generalized mean
 
 
 class GlobalLocalConvolution(nn.Module):
-    """A convolution of the whole map and one of its strips (GLConv).
+    """A convolution of the complete map and one of its strips (GLConv).
 
     Args:
-        in_channels: of the map.
-        out_channels: of the result.
-        halvings: the map is cut into 2^k strips.
-        stacked: put both results below each other instead of adding them.
+        in_channels: channels of the map.
+        out_channels: channels of the result.
+        halvings: exponent k; the map is cut into 2^k strips.
+        stacked: whether both results are stacked along the height instead of added.
     """
 
     def __init__(self, in_channels: int, out_channels: int, halvings: int = 3, stacked: bool = False) -> None:
@@ -32,7 +32,7 @@ class GlobalLocalConvolution(nn.Module):
         self.local = nn.Conv3d(in_channels, out_channels, 3, padding=1, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``[n, c, s, h, w]`` to ``[n, c', s, h, w]``, or twice the height."""
+        """Map ``[n, c, s, h, w]`` to ``[n, c', s, h, w]``, or twice the height."""
         strips = features.chunk(self.strips, dim=3)
         local = torch.cat([self.local(strip) for strip in strips], dim=3)
         if self.stacked:
@@ -49,7 +49,7 @@ class GeneralizedMeanPooling(nn.Module):
         self.power = nn.Parameter(torch.tensor([power]))
 
     def forward(self, features: Tensor) -> Tensor:
-        """``[n, c, h, w]`` to ``[n, c, p]``."""
+        """Map ``[n, c, h, w]`` to ``[n, c, p]``."""
         strips = features.flatten(2).unflatten(2, (self.parts, -1))
         powers = strips.clamp(min=SMALLEST).pow(self.power)
         return F.avg_pool2d(powers, (1, strips.shape[-1])).pow(1.0 / self.power).squeeze(-1)
@@ -79,7 +79,7 @@ class GaitGL(nn.Module):
         self.neck = PartBatchNorm(parts, third)
 
     def forward(self, silhouettes: Tensor) -> Tensor:
-        """``[n, s, h, w]`` in [0, 1], s at least 3, to the embedding ``[n, c, p]``."""
+        """Map ``[n, s, h, w]`` in [0, 1], s at least 3, to the embedding ``[n, c, p]``."""
         maps = F.leaky_relu(self.stem(silhouettes.unsqueeze(1)))
         maps = F.leaky_relu(self.aggregation(maps))
         maps = self.block3(self.block2(self.pool(self.block1(maps))))

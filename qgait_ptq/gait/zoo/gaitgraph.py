@@ -19,7 +19,7 @@ JOINTS = 17
 
 
 def neighbourhoods() -> Tensor:
-    """For each joint the shares of itself and of its neighbours, ``[2, 17, 17]``, columns summing to one."""
+    """Return weights ``[2, 17, 17]`` of each joint itself and of its neighbours. Columns sum to one."""
     bones = torch.zeros(JOINTS, JOINTS)
     for a, b in BONES:
         bones[a, b] = bones[b, a] = 1
@@ -44,7 +44,7 @@ class GraphBlock(nn.Module):
             )
 
     def forward(self, poses: Tensor) -> Tensor:
-        """``[n, c, s, j]`` to ``[n, c', s, j]``."""
+        """Map ``[n, c, s, j]`` to ``[n, c', s, j]``."""
         by_kind = self.joints(poses).unflatten(1, (2, -1))
         gathered = torch.einsum("nkcsj,kjv->ncsv", by_kind, self.neighbours)
         inner = functional.relu(self.bn1(gathered))
@@ -70,7 +70,7 @@ class GaitGraph(nn.Module):
         self.linear = nn.Linear(channels[-1], embedding)
 
     def forward(self, poses: Tensor) -> Tensor:
-        """``[n, s, 17, 3]`` to the embedding ``[n, c]`` of length one."""
+        """Map ``[n, s, 17, 3]`` to the embedding ``[n, c]`` of unit length."""
         flat = self.norm(poses.flatten(2).transpose(1, 2))
         features = flat.unflatten(1, (JOINTS, 3)).permute(0, 2, 3, 1)
         pooled = self.blocks(features).mean((2, 3))

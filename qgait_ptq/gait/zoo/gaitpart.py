@@ -1,4 +1,4 @@
-"""GaitPart: convolutions that do not look across parts, and a temporal module of its own for each part.
+"""GaitPart: convolutions within parts, and one temporal module for each part.
 
 After Fan et al., *GaitPart: Temporal Part-based Model for Gait Recognition*, CVPR 2020; written for this
 project. Frames are ordered.
@@ -15,7 +15,7 @@ from qgait_ptq.system.invariants import present
 
 
 class FocalConvolution(nn.Module):
-    """One convolution applied to each of 2^k horizontal strips by itself (FConv)."""
+    """One convolution that is applied to each of 2^k horizontal strips separately (FConv)."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, halvings: int) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class FocalConvolution(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``[n, c, h, w]`` to ``[n, c', h, w]``."""
+        """Map ``[n, c, h, w]`` to ``[n, c', h, w]``."""
         if self.strips == 1:
             result: Tensor = self.conv(features)
             return result
@@ -46,7 +46,7 @@ class MicroMotion(nn.Module):
         )
 
     def forward(self, part: Tensor) -> Tensor:
-        """``[n, c, s]`` to ``[n, c]``."""
+        """Map ``[n, c, s]`` to ``[n, c]``."""
         total: Tensor | None = None
         for window, reduce, expand in zip(self.windows, self.reduce, self.expand, strict=True):
             pooled = F.avg_pool1d(part, window, 1, window // 2) + F.max_pool1d(part, window, 1, window // 2)
@@ -87,7 +87,7 @@ class GaitPart(nn.Module):
         self.part_linear = PartLinear(parts, channels[-1], embedding)
 
     def forward(self, silhouettes: Tensor) -> Tensor:
-        """``[n, s, h, w]`` in [0, 1] to the embedding ``[n, c, p]``."""
+        """Map ``[n, s, h, w]`` in [0, 1] to the embedding ``[n, c, p]``."""
         maps = self.frames(silhouettes.flatten(0, 1).unsqueeze(1))
         pooled = self.pooling(maps).unflatten(0, (silhouettes.shape[0], -1))  # [n, s, c, p]
         by_part = pooled.permute(3, 0, 2, 1)

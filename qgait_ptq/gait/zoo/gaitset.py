@@ -51,7 +51,7 @@ class GaitSet(nn.Module):
         self.neck = PartBatchNorm(2 * sum(strips), embedding) if neck else nn.Identity()
 
     def features(self, silhouettes: Tensor) -> Tensor:
-        """``[n, s, h, w]`` in [0, 1] to the embedding before the neck, ``[n, c, p]``."""
+        """Map ``[n, s, h, w]`` in [0, 1] to the embedding before the neck, ``[n, c, p]``."""
         sequences = silhouettes.shape[0]
         frames = silhouettes.flatten(0, 1).unsqueeze(1)
         frames = self.frame_pool1(self.frame1(frames))
@@ -64,11 +64,11 @@ class GaitSet(nn.Module):
         return embedding
 
     def forward(self, silhouettes: Tensor) -> Tensor:
-        """``[n, s, h, w]`` in [0, 1] to the embedding ``[n, c, p]``."""
+        """Map ``[n, s, h, w]`` in [0, 1] to the embedding ``[n, c, p]``."""
         embedding: Tensor = self.neck(self.features(silhouettes))
         return embedding
 
 
 def gaitset_small() -> GaitSet:
-    """A quarter of the paper's channels, for experiments on a CPU."""
+    """Return GaitSet with a quarter of the paper's channels, for experiments on a CPU."""
     return GaitSet(channels=(8, 16, 32), embedding=64, neck=True)

@@ -23,7 +23,7 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, features: Tensor) -> Tensor:
-        """``[n, c, h, w]`` to ``[n, c', h', w']``."""
+        """Map ``[n, c, h, w]`` to ``[n, c', h', w']``."""
         inner = self.relu(self.bn1(self.conv1(features)))
         return self.relu(self.bn2(self.conv2(inner)) + self.shortcut(features))
 
@@ -36,7 +36,7 @@ class HorizontalPooling(nn.Module):
         self.strips = strips
 
     def forward(self, features: Tensor) -> Tensor:
-        """``[n, c, h, w]`` to ``[n, c, p]``, p the sum of the strips; h·w must be a multiple of each."""
+        """Map ``[n, c, h, w]`` to ``[n, c, p]``, p the sum of the strips; h·w must be a multiple of each."""
         flat = features.flatten(2)
         pooled = []
         for count in self.strips:
@@ -46,30 +46,30 @@ class HorizontalPooling(nn.Module):
 
 
 class PartLinear(nn.Module):
-    """A fully connected layer of its own for each part (OpenGait's SeparateFCs)."""
+    """One fully connected layer for each part (OpenGait's SeparateFCs)."""
 
     def __init__(self, parts: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(parts, in_channels, out_channels)))
 
     def forward(self, features: Tensor) -> Tensor:
-        """``[n, c, p]`` to ``[n, c', p]``."""
+        """Map ``[n, c, p]`` to ``[n, c', p]``."""
         return torch.matmul(features.permute(2, 0, 1), self.weight).permute(1, 2, 0)
 
 
 class PartBatchNorm(nn.Module):
-    """Batch norm of every channel of every part (BNNeck, Luo et al. 2019, per part)."""
+    """Batch norm of each channel of each part (BNNeck, Luo et al. 2019, per part)."""
 
     def __init__(self, parts: int, channels: int) -> None:
         super().__init__()
         self.bn1d = nn.BatchNorm1d(channels * parts)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """``[n, c, p]`` to ``[n, c, p]``."""
+        """Map ``[n, c, p]`` to ``[n, c, p]``."""
         count, channels, parts = embeddings.shape
         return self.bn1d(embeddings.reshape(count, channels * parts)).reshape(count, channels, parts)
 
 
 def max_over_frames(features: Tensor, sequences: int) -> Tensor:
-    """Set pooling: ``[n·s, c, h, w]`` to ``[n, c, h, w]``, the maximum over the frames."""
+    """Map ``[n·s, c, h, w]`` to ``[n, c, h, w]`` by the maximum over frames (set pooling)."""
     return features.unflatten(0, (sequences, -1)).amax(1)

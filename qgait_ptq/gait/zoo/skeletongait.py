@@ -19,7 +19,7 @@ from qgait_ptq.gait.zoo.layers import (
 
 
 class AttentionFusion(nn.Module):
-    """A weighted sum of two maps, the weights of each place and channel from both of them."""
+    """A weighted sum of two maps. The weights of each position and channel depend on both maps."""
 
     def __init__(self, channels: int, squeeze: int = 4) -> None:
         super().__init__()
@@ -35,13 +35,13 @@ class AttentionFusion(nn.Module):
         )
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """``[n, c, h, w]`` twice to ``[n, c, h, w]``."""
+        """Map two maps ``[n, c, h, w]`` to one."""
         scores = self.attention(torch.cat([first, second], 1)).unflatten(1, (2, -1)).softmax(1)
         return first * scores[:, 0] + second * scores[:, 1]
 
 
 class SkeletonGaitPlus(nn.Module):
-    """SkeletonGait++ for one silhouette and two skeleton maps (joints, limbs) a frame.
+    """SkeletonGait++ for one silhouette and two skeleton maps (joints, limbs) per frame.
 
     Example:
         >>> import torch
@@ -78,7 +78,7 @@ class SkeletonGaitPlus(nn.Module):
         )
 
     def forward(self, frames: Tensor) -> Tensor:
-        """``[n, s, 1 + maps, h, w]`` in [0, 1], the silhouette first, to the embedding ``[n, c, p]``."""
+        """Map ``[n, s, 1 + maps, h, w]`` in [0, 1], the silhouette first, to the embedding ``[n, c, p]``."""
         flat = frames.flatten(0, 1)
         fused = self.fusion(self.silhouettes(flat[:, :1]), self.maps(flat[:, 1:]))
         pooled = self.pooling(max_over_frames(self.stages(fused), frames.shape[0]))

@@ -1,4 +1,4 @@
-"""SMPLGait: silhouettes, and a body model of each frame that turns their features.
+"""SMPLGait: silhouettes, and a body model of each frame that transforms their features.
 
 After Zheng et al., *Gait Recognition in the Wild with Dense 3D Representations and A Benchmark*, CVPR 2022;
 written for this project.
@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from qgait_ptq.gait.zoo.layers import HorizontalPooling, PartLinear, max_over_frames
 
-BODY_NUMBERS = 85  # of SMPL: 10 of the shape, 72 of the pose, 3 of the camera
+BODY_NUMBERS = 85  # values of SMPL: 10 of the shape, 72 of the pose, 3 of the camera
 
 
 class BodyTransform(nn.Module):
-    """From the numbers of a body model to a matrix near the identity."""
+    """Maps the values of a body model to a matrix near the identity."""
 
     def __init__(self, side: int, hidden: tuple[int, int] = (128, 256)) -> None:
         super().__init__()
@@ -28,10 +28,10 @@ class BodyTransform(nn.Module):
         self.dropout, self.side = nn.Dropout(0.2), side
 
     def forward(self, bodies: Tensor) -> Tensor:
-        """``[m, 85]`` to ``[m, side, side]``."""
+        """Map ``[m, 85]`` to ``[m, side, side]``."""
         for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
-            outcome = layer(bodies)
-            bodies = functional.relu(norm(self.dropout(outcome) if number else outcome))
+            values = layer(bodies)
+            bodies = functional.relu(norm(self.dropout(values) if number else values))
         return bodies.unflatten(1, (self.side, self.side)) + torch.eye(self.side, device=bodies.device)
 
 
@@ -67,7 +67,7 @@ class SmplGait(nn.Module):
         self.part_linear = PartLinear(sum(strips), channels[-1], embedding)
 
     def forward(self, silhouettes: Tensor, bodies: Tensor) -> Tensor:
-        """Silhouettes ``[n, s, h, w]`` in [0, 1] and bodies ``[n, s, 85]`` to the embedding ``[n, c, p]``."""
+        """Map silhouettes ``[n, s, h, w]`` in [0, 1] and bodies ``[n, s, 85]`` to ``[n, c, p]``."""
         sequences = silhouettes.shape[0]
         features = self.frames(silhouettes.flatten(0, 1).unsqueeze(1))
         square = functional.pad(features, (0, self.side - features.shape[-1]))

@@ -1,4 +1,4 @@
-"""SwinGait: a convolutional stem, then windows of attention over each frame.
+"""SwinGait: a convolutional stem, then window attention in each frame.
 
 After Fan et al., *Exploring Deep Models for Practical Gait Recognition*, 2023 (SwinGait), and Liu et al.,
 *Swin Transformer*, ICCV 2021; written for this project, with windows in space only.
@@ -22,7 +22,7 @@ WINDOW = 4  # rows and columns
 
 
 class WindowAttention(nn.Module):
-    """Attention within windows of a map, with a learned bias for each pair of places."""
+    """Attention within windows of a map, with a learned bias for each pair of positions."""
 
     def __init__(self, channels: int, heads: int, shift: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class WindowAttention(nn.Module):
         self.position_bias = nn.Parameter(0.02 * torch.randn(heads, WINDOW**2, WINDOW**2))
 
     def forward(self, features: Tensor) -> Tensor:
-        """``[n, h, w, c]`` to the same shape; h and w are multiples of the window."""
+        """Map ``[n, h, w, c]`` to the same shape; h and w are multiples of the window."""
         count, height, width, channels = features.shape
         rows, columns = height // WINDOW, width // WINDOW
         if self.shift:
@@ -50,7 +50,7 @@ class WindowAttention(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Window attention and a perceptron, each behind a layer norm and beside a shortcut."""
+    """Window attention and a perceptron, each after a layer norm and with a shortcut."""
 
     def __init__(self, channels: int, heads: int, shift: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class SwinBlock(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """``[n, h, w, c]`` to the same shape."""
+        """Map ``[n, h, w, c]`` to the same shape."""
         features = features + self.attention(self.norm1(features))
         attended: Tensor = features + self.perceptron(self.norm2(features))
         return attended
@@ -103,7 +103,7 @@ class SwinGait(nn.Module):
         self.neck = PartBatchNorm(parts, embedding)
 
     def forward(self, silhouettes: Tensor) -> Tensor:
-        """``[n, s, h, w]`` in [0, 1] to the embedding ``[n, c, p]``."""
+        """Map ``[n, s, h, w]`` in [0, 1] to the embedding ``[n, c, p]``."""
         features = self.stem(silhouettes.flatten(0, 1).unsqueeze(1))
         features = functional.pad(features, (0, -features.shape[3] % WINDOW, 0, -features.shape[2] % WINDOW))
         attended = self.norm(self.blocks(features.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)

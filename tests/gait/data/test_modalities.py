@@ -66,11 +66,11 @@ def test_the_type_of_an_array_says_what_it_holds(array, raw, kind):
 @pytest.mark.parametrize(
     ("arrays_given", "message"),
     [
-        ({"a": SILHOUETTES, "b": BODIES[:5]}, "one number of frames; found a 6, b 5"),
+        ({"a": SILHOUETTES, "b": BODIES[:5]}, "the same number of frames; found a 6, b 5"),
         ({"a b": SILHOUETTES}, "an input is named 'a b'"),
-        ({"a": np.array([[LARGEST_INTEGER + 1]])}, "which float32 does not hold"),
-        ({"a": np.full((2, 3), np.iinfo(np.int64).min)}, "which float32 does not hold"),
-        ({"a": np.full((2, 3), np.nan)}, "here, a: holds NaN"),
+        ({"a": np.array([[LARGEST_INTEGER + 1]])}, "which float32 cannot represent"),
+        ({"a": np.full((2, 3), np.iinfo(np.int64).min)}, "which float32 cannot represent"),
+        ({"a": np.full((2, 3), np.nan)}, "here, a: NaN"),
         ({"a": np.zeros((0, 3), np.int64)}, "expected frames"),
         ({}, "found no input"),
     ],
@@ -127,7 +127,7 @@ def test_a_folder_that_lacks_a_modality_or_holds_another_shape_is_named(folder):
     data = GaitDataset.from_directory(folder, reading=Reading(modalities=(0, 1)))
     with pytest.raises(DataError, match=r"ben.*modality_1 10 .*the other sequences have .*modality_1 85"):
         data[1]
-    with pytest.raises(DataError, match="holds 2 array files, no modality 2"):
+    with pytest.raises(DataError, match="2 array files; modality 2 is missing"):
         GaitDataset.from_directory(folder, reading=Reading(modalities=(0, 2)))
 
 
@@ -148,10 +148,10 @@ def lists_in_themselves():
     [
         ([SILHOUETTES[0], SILHOUETTES[0, 1:]], "its lists do not form an array"),
         ([[1.5, 2], [3]], "its lists do not form an array"),
-        ({"a": SILHOUETTES}, "holds dict, not an array"),
-        (7, "holds int, not an array"),
-        ([None, None], "not an array of numbers"),
-        ([10**400, 1], "not an array of numbers"),
+        ({"a": SILHOUETTES}, "found dict, expected an array"),
+        (7, "found int, expected an array"),
+        ([None, None], "expected an array of numbers"),
+        ([10**400, 1], "expected an array of numbers"),
         (doubled(1, 30), "not a pickled array"),
         (doubled(np.zeros(2**20, np.uint8), 10), "its lists of arrays amount to 8589934592 bytes"),
         (lists_in_themselves(), "not a pickled array"),

@@ -10,17 +10,17 @@ from qgait_ptq.gait.data.partition import read_partition
 from tests.fuzz.mutate import read_in_child
 
 CRAFTED = {
-    "deep nesting": ("[" * 100_000, "not a JSON file"),
-    "a long integer": ('{"TRAIN_SET": [' + "9" * 5000 + "]}", "not a JSON file"),
+    "deep nesting": ("[" * 100_000, "not a valid JSON file"),
+    "a long integer": ('{"TRAIN_SET": [' + "9" * 5000 + "]}", "not a valid JSON file"),
     "half a pair of surrogates": ('{"TRAIN_SET": ["\\ud800"], "TEST_SET": []}', "item 0 is not valid text"),
     "many wrong items": (json.dumps({"TRAIN_SET": [1] * 2_000_000, "TEST_SET": []}), "item 0 is of type int"),
     "a large file": (" " * (8 * 2**20 + 1), "the limit is 8.0 MiB"),
     "long names in both": (
         json.dumps({"TRAIN_SET": ["a" * 10**6], "TEST_SET": ["a" * 10**6]}),
-        "1 identities both train and test",
+        "1 identities are in TRAIN_SET and in TEST_SET",
     ),
     "a text instead of a list": ('{"TRAIN_SET": "abc", "TEST_SET": []}', "TRAIN_SET"),
-    "zero bytes": ("\0" * 100, "not a JSON file"),
+    "zero bytes": ("\0" * 100, "not a valid JSON file"),
 }
 
 

@@ -57,7 +57,7 @@ class Bomb:
 def test_a_malicious_pickle_is_refused_and_not_run(tmp_path):
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps(Bomb(tmp_path / "victim")))
-    with pytest.raises(DataError, match=r"io\.open|open, which is no part of an array"):
+    with pytest.raises(DataError, match=r"io\.open|open, which arrays do not need"):
         read_sequence(path)
     assert not (tmp_path / "victim").exists()
 
@@ -66,10 +66,10 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path):
     ("array", "message"),
     [
         (WALK.astype(np.float32) / 255, "float32; store them as uint8"),
-        (WALK // 2, "values of 0 to 127 are no silhouettes"),
+        (WALK // 2, "values of 0 to 127 are not silhouettes"),
         (WALK[0], r"shape \[64, 44\]"),
         (WALK[:0], "empty sequence"),
-        ({"a": 1}, "holds a dict"),
+        ({"a": 1}, "found a dict"),
         (WALK.astype(np.int64), "int64"),
     ],
 )
@@ -186,7 +186,7 @@ def test_a_reading_says_which_file_of_a_folder_and_how_much_of_it(tmp_path):
     reading = Reading(cut_columns=1, longest=3, modalities=(1,))
     read, _ = GaitDataset.from_directory(tmp_path, reading=reading)[0]
     np.testing.assert_array_equal(read, maps[:3, ..., 1:-1])
-    with pytest.raises(DataError, match="holds 2 array files, no modality 2"):
+    with pytest.raises(DataError, match="2 array files; modality 2 is missing"):
         GaitDataset.from_directory(tmp_path, reading=Reading(modalities=(2,)))
     with pytest.raises(DataError, match="32 columns on each side"):
         GaitDataset.from_directory(tmp_path, reading=Reading(cut_columns=32, modalities=(1,)))[0]
@@ -200,7 +200,7 @@ def test_raw_values_are_taken_as_they_are(tmp_path):
         pickle.dump(poses, file)
     read, _ = GaitDataset.from_directory(tmp_path, reading=Reading(raw=True, longest=5))[0]
     np.testing.assert_array_equal(read, poses[:5].astype(np.float32))
-    with pytest.raises(DataError, match=r"as it is with --raw"):
+    with pytest.raises(DataError, match=r"use --raw"):
         GaitDataset.from_directory(tmp_path)[0]
 
 
@@ -220,8 +220,8 @@ def test_label_maps_are_taken_as_they_are_and_cut_if_asked_for(tmp_path):
         (np.full((3, 17, 3), np.nan), "NaN or infinite"),
         (np.zeros((0, 17, 3)), r"shape \[0, 17, 3\]"),
         (np.zeros(5), r"shape \[5\]"),
-        (np.array([["a", "b"]]), "not an array of numbers"),
-        ([[1, 2], [3, 4]], "holds list"),
+        (np.array([["a", "b"]]), "expected an array of numbers"),
+        ([[1, 2], [3, 4]], "found list"),
     ],
 )
 def test_raw_values_that_are_no_numbers_for_each_frame_are_refused(array, message):

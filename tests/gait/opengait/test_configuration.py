@@ -79,10 +79,13 @@ def test_transforms_that_are_not_known_are_named(path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model_cfg: {}", "no OpenGait configuration"),
-        ("just text", "no OpenGait configuration"),
-        ("model_cfg: {model: A}\nevaluator_cfg: {metric: manhattan}", "'manhattan'; known are euc, cos"),
-        ("model_cfg: {model: A}\ndata_cfg: {data_in_use: [false, false]}", "takes no modality"),
+        ("model_cfg: {}", "not an OpenGait configuration"),
+        ("just text", "not an OpenGait configuration"),
+        (
+            "model_cfg: {model: A}\nevaluator_cfg: {metric: manhattan}",
+            "'manhattan'; supported values are euc, cos",
+        ),
+        ("model_cfg: {model: A}\ndata_cfg: {data_in_use: [false, false]}", "selects no modality"),
         ("model_cfg: {model: A}\ndata_cfg: {data_in_use: true}", "not a list of true and false"),
         ("model_cfg: {model: A}\nevaluator_cfg: 5", "evaluator_cfg is 5, not a mapping"),
         ("model_cfg: {model: A}\nevaluator_cfg: {transform: [Cut]}", "not a list of mappings"),
