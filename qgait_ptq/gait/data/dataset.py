@@ -211,15 +211,18 @@ class GaitDataset:
         All are taken, in the same order, where the set has no more than `count`.
         """
         rng = np.random.default_rng(seed)
+        by_subject: dict[str, list[int]] = {}
+        for index, record in enumerate(self.records):
+            by_subject.setdefault(record.subject, []).append(index)
+        subjects = sorted(by_subject)
         queues = [
-            list(rng.permutation([i for i, r in enumerate(self.records) if r.subject == subject]))
-            for subject in rng.permutation(self.subjects)
+            rng.permutation(by_subject[subjects[position]]).tolist()
+            for position in rng.permutation(len(subjects))
         ]
         chosen: list[int] = []
-        while len(chosen) < count and any(queues):
-            for queue in queues:
-                if queue and len(chosen) < count:
-                    chosen.append(int(queue.pop()))
+        while len(chosen) < count and queues:
+            chosen += [queue.pop() for queue in queues[: count - len(chosen)]]
+            queues = [queue for queue in queues if queue]
         return GaitDataset([self.records[i] for i in sorted(chosen)], self.description, self.layout)
 
 
