@@ -130,8 +130,12 @@ def load_directory(
         f"{root}: {len(calibration.subjects)} subjects calibrate, {len(test.subjects)} are tested "
         f"({len(test)} sequences)"
     )
-    test_set = arrange(test, rules, split.probes)
-    notes += calibration.notes + test.notes + _protocol_notes(test, test_set, split)
+    notes += calibration.notes + test.notes
+    try:
+        test_set = arrange(test, rules, split.probes)
+    except DataError as error:  # what was left out can be the reason
+        raise DataError(f"{error}.{notes.text}" if notes.text else str(error)) from None
+    notes += _protocol_notes(test, test_set, split)
     return GaitData(
         calibration, test, test_set, metric, description, reading.cut_columns, reading.modalities, notes
     )

@@ -62,6 +62,16 @@ def test_a_partition_of_other_data_is_refused(key, names, root):
     )
 
 
+def test_a_test_set_that_cannot_be_ranked_is_refused_with_what_was_left_out(root):
+    with pytest.raises(DataError) as caught:
+        load(root, TEST_SET=["003", "007"])
+    assert str(caught.value) == (
+        "protocol casia-b: one identity only; ranking needs at least two. "
+        "Left out: 1 identity of the partition without a folder (007); "
+        "1 identity that the partition does not list (004)."
+    )
+
+
 def test_identities_that_the_partition_does_not_list_are_named(root):
     for subject in ("000", "logs"):
         add(root, subject, "nm-01", "000")
