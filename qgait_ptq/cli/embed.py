@@ -53,6 +53,7 @@ def command(model: Path, directory: Path, out: Path, runtime: str, jobs: int | N
     # Frames are read uncut: the embedder cuts them in the same way as in calibration.
     reading = Reading(cut_columns=0, raw=embedder.raw, modalities=embedder.modalities)
     data = GaitDataset.from_directory(directory, reading=reading)
+    progress.note(data.summary)
     with progress.stage("sequences", len(data)) as advance:
         resumed = embed_to_file(embedder, data, out, jobs or usable_cores(), advance)
     if resumed:

@@ -98,7 +98,9 @@ def load_data(source: DataSource, progress: Progress) -> GaitData:
     get_protocol(source.protocol)
     if source.root is not None:
         reading = Reading(source.cut_columns, source.longest, source.modalities, source.raw)
-        return load_directory(source.root, source.partition, source.protocol, source.metric, reading)
+        data = load_directory(source.root, source.partition, source.protocol, source.metric, reading)
+        progress.note(data.summary)
+        return data
     if source.partition is not None:
         raise ConfigError("--partition needs a data set; name its root folder with --data")
     if source.raw or source.cut_columns:

@@ -185,6 +185,7 @@ def _undone(calibration: Mapping[str, Any]) -> bool:
 
 
 def _notes(report: Report) -> Iterator[str]:
+    yield from (f"data: {note}" for note in report["data"].get("notes", ()))
     yield from allocation_lines(report)
     left_out = (report["calibration"].get("idc") or {}).get("left_out")
     if left_out:

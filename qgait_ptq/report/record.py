@@ -44,6 +44,7 @@ def build_report(state: State, about: dict[str, Any]) -> Report:
             "metric": data.metric,
             "cut_columns": data.cut_columns,
             "modalities": list(data.modalities),
+            "notes": data.notes.lines,
         },
         "accuracy": record["accuracy"],
         "comparison": record["comparison"],

@@ -105,6 +105,7 @@ class Data(Section):
     metric: str
     cut_columns: int | None
     modalities: list[int]
+    notes: list[str] = Field(default_factory=list)  # what was left out, and what to check; one line a reason
 
 
 class AccuracyOf(Section):
@@ -265,6 +266,7 @@ class Report(Section):
         metadata = {key: value for key, value in self.to_json().items() if key in kept}
         metadata["model"].pop("path", None)
         metadata["data"].pop("description")
+        metadata["data"].pop("notes", None)
         return metadata
 
     def float_metadata(self, runtimes: tuple[str, ...]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
+from qgait_ptq.gait.data.sequences import frame_files
 from qgait_ptq.runtime.embedder import Embedder
 from qgait_ptq.system.locking import locked
 from qgait_ptq.system.writing import remove_empty, whole_file
@@ -162,7 +163,7 @@ def _source_files(record: SequenceRecord) -> Iterator[Path]:
     """Yield the files of a sequence."""
     for source in record.sources:
         if source.is_dir():
-            yield from sorted(source.glob("*.png"))
+            yield from frame_files(source)
         else:
             yield source
 

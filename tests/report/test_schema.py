@@ -93,6 +93,13 @@ def test_the_metadata_have_no_path_no_times_and_no_layers():
     assert metadata.keys().isdisjoint({"seconds", "layers", "parity", "schema_version"})
 
 
+def test_notes_about_data_are_in_the_report_and_not_in_the_file():
+    notes = ["1 folder without a sequence (003/nm-01/180)"]
+    report = Report.model_validate({**REPORT, "data": {**REPORT["data"], "notes": notes}})
+    assert report.to_json()["data"]["notes"] == notes
+    assert report.metadata() == Report.model_validate(REPORT).metadata()
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [

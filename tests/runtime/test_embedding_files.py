@@ -102,10 +102,13 @@ def test_a_png_folder_counts_with_each_frame(embedder, people):
         lambda: (folder / "1.png").write_bytes(b"short"),
         lambda: (folder / "2.png").rename(folder / "3.png"),
         lambda: (folder / "3.png").unlink(),
+        lambda: (folder / "1.png").rename(folder / "1.PNG"),
+        lambda: os.utime(folder / "1.PNG", ns=(2, 2)),
+        lambda: (folder / "._1.png").write_bytes(b"hidden"),
     ):
         change()
         found.add(_fingerprint(embedder, GaitDataset.from_directory(people, ["000"])))
-    assert len(found) == 5
+    assert len(found) == 7  # the hidden file does not count
 
 
 def test_sequences_in_memory_have_no_sources_and_are_embedded(embedder, walkers, tmp_path):

@@ -6,7 +6,8 @@ Loaded sequences are not kept, so memory does not grow with the set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
+from qgait_ptq.gait.data.layout import Place, find_sequences, list_subjects
 from qgait_ptq.gait.data.modalities import (
     as_modalities,
     check_layout,
     check_modalities,
-    modality_name,
     read_modalities,
     read_packed,
 )
+from qgait_ptq.gait.data.notes import FEWER_FILES, DataNotes, some_names
 from qgait_ptq.gait.data.sequences import (
-    ARRAY_SUFFIXES,
     DEFAULT_READING,
     Reading,
     check_silhouettes,
@@ -99,6 +100,7 @@ class GaitDataset:
         records: Sequence[SequenceRecord],
         description: str = "",
         layout: FrameLayout | None = None,
+        notes: DataNotes | None = None,
     ) -> None:
         """Make a set of records.
 
@@ -106,10 +108,12 @@ class GaitDataset:
             records: records in the order of iteration.
             description: origin of the data in one line, for reports.
             layout: layout of several inputs, which records return joined as ``[s, F]`` float32; else None.
+            notes: what was left out when the set was read.
         """
         self.records = list(records)
         self.description = description or f"{len(self.records)} sequences"
         self.layout = layout
+        self.notes = notes or DataNotes()
 
     @classmethod
     def from_directory(
@@ -120,9 +124,11 @@ class GaitDataset:
     ) -> GaitDataset:
         """Find the sequences of an OpenGait layout, ``root/subject/type/view/*.pkl``.
 
-        Array files can be pkl, npy or npz; a view folder can have PNG frames instead. Several array files in
-        a view folder are modalities, sorted by name. The first is read unless `reading` says otherwise.
-        Several modalities are the inputs of a network with several inputs.
+        Array files may be pkl, npy or npz; a view folder may hold png frames instead. Where a view folder
+        holds several array files (modalities, sorted by name), the first is taken, unless told otherwise;
+        several are the inputs of a network that takes several. Suffixes may be in upper case. Files are in
+        natural order: ``2.png`` comes before ``10.png``. Hidden names and files of operating systems are
+        ignored. All else that is left out is in ``notes`` and in ``summary``.
 
         Args:
             root: root folder of the data set.
@@ -130,27 +136,46 @@ class GaitDataset:
             reading: settings of reading, such as modalities and columns to cut.
 
         Raises:
-            DataError: the folder does not exist, a subject has no folder, or there is no sequence.
+            DataError: no such folder, a subject without a folder or named twice, or no sequence at all.
         """
         root = Path(root)
         if not root.is_dir():
-            raise DataError(f"{root}: the folder does not exist; pass the root folder of the data set")
-        present = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-        names = present if subjects is None else list(subjects)
-        missing = sorted(set(names) - set(present))
+            raise DataError(f"{root}: no such folder of sequences")
+        notes = DataNotes()
+        present = list_subjects(root, notes)
+        wanted = present
+        if subjects is not None:
+            wanted, notes = list(subjects), DataNotes()
+        missing = sorted(set(wanted) - set(present))
         if missing:
             raise DataError(
-                f"{root}: {len(missing)} subjects have no folder ({', '.join(missing[:5])}); "
-                "check that the partition belongs to this data set"
+                f"{root}: {len(missing)} subjects have no folder ({some_names(missing)}); "
+                "does the partition belong to this data set?"
             )
-        located = [one for subject in names for one in _find_sequences(root / subject, reading)]
-        if not located:
-            raise DataError(f"{root}: no sequence found; the layout must be root/subject/type/view/*.pkl")
+        repeated = [subject for subject, count in Counter(wanted).items() if count > 1]
+        if repeated:
+            raise DataError(
+                f"{root}: {len(repeated)} subjects are named twice ({some_names(repeated)}); name each once"
+            )
+        found = [
+            place for subject in wanted for place in find_sequences(root, subject, reading.modalities, notes)
+        ]
+        if not found:
+            seen = "".join(f"; found {line}" for line in notes.lines)
+            raise DataError(
+                f"{root}: no sequence found in {len(wanted)} subject folders ({some_names(wanted)}); "
+                f"the layout is root/subject/type/view/*.pkl{seen}"
+            )
+        most = max(place.array_files for place in found)
+        for place in found:
+            if 0 < place.array_files < most:
+                notes.add(FEWER_FILES, place.name)
         layout = (
-            layout_of(read_modalities(located[0].sources, reading)) if len(reading.modalities) > 1 else None
+            layout_of(read_modalities(found[0].sources, reading)) if len(reading.modalities) > 1 else None
         )
-        records = [one.to_record(reading, layout) for one in located]
-        return cls(records, f"{root} ({len(names)} subjects, {len(records)} sequences)", layout)
+        records = [_to_record(place, reading, layout) for place in found]
+        described = f"{root} ({len({place.subject for place in found})} subjects, {len(records)} sequences)"
+        return cls(records, described, layout, notes)
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[tuple[Any, Any]], raw: bool = False) -> GaitDataset:
@@ -207,9 +232,23 @@ class GaitDataset:
         """Return the names of the identities, sorted."""
         return sorted({record.subject for record in self.records})
 
+    @property
+    def summary(self) -> str:
+        """One line: the number of sequences, and what was left out when they were read."""
+        return f"data: {self.counts}.{self.notes.text}"
+
+    @property
+    def counts(self) -> str:
+        """The number of sequences and identities, such as ``8 sequences of 2 identities``."""
+        sequences, identities = len(self), len(self.subjects)
+        return (
+            f"{sequences} sequence{'s' if sequences != 1 else ''} of "
+            f"{identities} {'identities' if identities != 1 else 'identity'}"
+        )
+
     def where(self, keep: Callable[[SequenceRecord], bool]) -> GaitDataset:
         """Return the set of records for which `keep` is true."""
-        return GaitDataset([record for record in self.records if keep(record)], self.description, self.layout)
+        return self._with([record for record in self.records if keep(record)])
 
     def choose(self, count: int, seed: int = 0) -> GaitDataset:
         """Draw `count` random sequences, spread evenly over the identities.
@@ -217,62 +256,34 @@ class GaitDataset:
         A set with at most `count` sequences is returned completely, in its order.
         """
         rng = np.random.default_rng(seed)
+        by_subject: dict[str, list[int]] = {}
+        for index, record in enumerate(self.records):
+            by_subject.setdefault(record.subject, []).append(index)
+        subjects = sorted(by_subject)
         queues = [
-            list(rng.permutation([i for i, r in enumerate(self.records) if r.subject == subject]))
-            for subject in rng.permutation(self.subjects)
+            rng.permutation(by_subject[subjects[position]]).tolist()
+            for position in rng.permutation(len(subjects))
         ]
         chosen: list[int] = []
-        while len(chosen) < count and any(queues):
-            for queue in queues:
-                if queue and len(chosen) < count:
-                    chosen.append(int(queue.pop()))
-        return GaitDataset([self.records[i] for i in sorted(chosen)], self.description, self.layout)
+        while len(chosen) < count and queues:
+            chosen += [queue.pop() for queue in queues[: count - len(chosen)]]
+            queues = [queue for queue in queues if queue]
+        return self._with([self.records[i] for i in sorted(chosen)])
+
+    def _with(self, records: list[SequenceRecord]) -> GaitDataset:
+        """Return a set of some of the records."""
+        return GaitDataset(records, self.description, self.layout, self.notes)
 
 
 def _identity(array: Silhouettes) -> Silhouettes:
     return array
 
 
-@dataclass(frozen=True)
-class _Located:
-    """Labels and files of a sequence. Files are listed by the names of the network's inputs."""
-
-    subject: str
-    condition: str
-    view: str
-    sources: Mapping[str, Path]
-
-    def to_record(self, reading: Reading, layout: FrameLayout | None) -> SequenceRecord:
-        load: Callable[[], Silhouettes]
-        if layout is None:
-            (source,) = self.sources.values()
-            load = partial(read_sequence, source, reading)
-        else:
-            load = partial(read_packed, self.sources, reading, layout)
-        return SequenceRecord(self.subject, self.condition, self.view, load, tuple(self.sources.values()))
-
-
-def _find_sequences(folder: Path, reading: Reading) -> Iterator[_Located]:
-    """Yield the sequences of one subject."""
-    for condition in _folders(folder):
-        for view in _folders(condition):
-            arrays = sorted(file for file in view.iterdir() if file.suffix in ARRAY_SUFFIXES)
-            if arrays:
-                sources = {
-                    modality_name(index): arrays[index] for index in reading.modalities if index < len(arrays)
-                }
-                if len(sources) < len(reading.modalities):
-                    raise DataError(
-                        f"{view}: {len(arrays)} array files; modality {max(reading.modalities)} is missing"
-                    )
-            elif any(view.glob("*.png")):
-                if reading.modalities != (0,):
-                    raise DataError(f"{view}: PNG frames are modality 0; other modalities need array files")
-                sources = {modality_name(0): view}
-            else:
-                continue
-            yield _Located(folder.name, condition.name, view.name, sources)
-
-
-def _folders(parent: Path) -> list[Path]:
-    return sorted(entry for entry in parent.iterdir() if entry.is_dir())
+def _to_record(place: Place, reading: Reading, layout: FrameLayout | None) -> SequenceRecord:
+    load: Callable[[], Silhouettes]
+    if layout is None:
+        (source,) = place.sources.values()
+        load = partial(read_sequence, source, reading)
+    else:
+        load = partial(read_packed, place.sources, reading, layout)
+    return SequenceRecord(place.subject, place.condition, place.view, load, tuple(place.sources.values()))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.limits import PARTITION_BYTES, error_text
+from qgait_ptq.gait.data.notes import some_names
 from qgait_ptq.system.reading import read_bytes
+
+KEYS = ("TRAIN_SET", "TEST_SET", "PROBE_SET")
 
 
 class Partition(BaseModel):
@@ -20,6 +25,7 @@ class Partition(BaseModel):
         train: subjects for calibration.
         test: subjects for evaluation.
         probes: names ``subject-type-view`` of the probes, for protocols that list them (Gait3D).
+        other_keys: further keys of the file, which have no meaning here.
     """
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
@@ -27,6 +33,7 @@ class Partition(BaseModel):
     train: tuple[str, ...] = Field(alias="TRAIN_SET")
     test: tuple[str, ...] = Field(alias="TEST_SET")
     probes: tuple[str, ...] = Field(default=(), alias="PROBE_SET")
+    other_keys: tuple[str, ...] = Field(default=(), exclude=True)
 
     @field_validator("train", "test", "probes", mode="before")
     @classmethod
@@ -34,7 +41,10 @@ class Partition(BaseModel):
         # pydantic describes every wrong item, which takes gigabytes for a long list of numbers.
         for index, item in enumerate(items if isinstance(items, list) else ()):
             if not isinstance(item, str):
-                raise ValueError(f"item {index} is of type {type(item).__name__}, expected text")
+                raise ValueError(
+                    f"item {index} is of type {type(item).__name__}, expected text; "
+                    "write names of folders in quotes"
+                )
             if any("\ud800" <= letter <= "\udfff" for letter in item):  # no terminal can show it
                 raise ValueError(f"item {index} is not valid text (half of a surrogate pair)")
         return items
@@ -44,13 +54,26 @@ def read_partition(path: Path) -> Partition:
     """Read a partition file.
 
     Raises:
-        DataError: the file does not exist, is not JSON or not a partition, or an identity is in both sets.
+        DataError: the file does not exist, is not JSON or not a partition, or an identity or a key is given
+            twice.
     """
     data = read_bytes(path, PARTITION_BYTES, "the partition", DataError)
+    repeated_keys: list[str] = []
+
+    def to_dictionary(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        repeated_keys.extend(_repeated([key for key, _ in pairs]))  # Python would take the last of them
+        return dict(pairs)
+
     try:
-        content = json.loads(data)
+        content = json.loads(data, object_pairs_hook=to_dictionary)
     except Exception as error:  # deep nesting and long numbers raise errors of their own
         raise DataError(f"{path}: not a valid JSON file ({error_text(error)})") from None
+    if repeated_keys:
+        raise DataError(f"{path}: a key is given twice ({some_names(repeated_keys)}); keep one of the two")
+    other_keys: tuple[str, ...] = ()
+    if isinstance(content, dict):
+        other_keys = tuple(key for key in content if key not in KEYS)
+        content = {key: content[key] for key in KEYS if key in content}
     try:
         partition = Partition.model_validate(content)
     except ValidationError as error:
@@ -59,9 +82,23 @@ def read_partition(path: Path) -> Partition:
             f"{path}: not a partition ({'.'.join(map(str, detail['loc']))}: {detail['msg']}); "
             'expected {"TRAIN_SET": [...], "TEST_SET": [...]}'
         ) from None
+    repeated = [
+        f"{key} {some_names(names)}"
+        for key, names in (("TRAIN_SET", _repeated(partition.train)), ("TEST_SET", _repeated(partition.test)))
+        if names
+    ]
+    if repeated:
+        raise DataError(
+            f"{path}: identities are listed more than once ({'; '.join(repeated)}); list each of them once"
+        )
     both = sorted(set(partition.train) & set(partition.test))
     if both:
         raise DataError(
-            f"{path}: {len(both)} identities are in TRAIN_SET and in TEST_SET ({', '.join(both[:5])[:200]})"
+            f"{path}: {len(both)} identities are in TRAIN_SET and in TEST_SET ({some_names(both)}); "
+            "remove them from TRAIN_SET or from TEST_SET"
         )
-    return partition
+    return partition.model_copy(update={"other_keys": other_keys})
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]

@@ -13,7 +13,18 @@ import numpy as np
 
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
-from qgait_ptq.gait.data.partition import read_partition
+from qgait_ptq.gait.data.layout import list_subjects
+from qgait_ptq.gait.data.notes import (
+    NO_FOLDER,
+    NO_PROBE,
+    NOT_IN_GALLERY,
+    NOT_LISTED,
+    OTHER_CONDITION,
+    UNUSED_KEY,
+    DataNotes,
+    some_names,
+)
+from qgait_ptq.gait.data.partition import Partition, read_partition
 from qgait_ptq.gait.data.sequences import DEFAULT_READING, Reading, cut_width
 from qgait_ptq.gait.metrics import Metric
 from qgait_ptq.gait.protocols import PROTOCOLS, TestSet, get_protocol, make_test_set
@@ -42,6 +53,7 @@ class GaitData:
         cut_columns: columns that were cut from each side of a frame; None for the empty columns of square
             frames.
         modalities: indices of the array files in a sequence folder that were read.
+        notes: what was left out when the data were read, and what to check.
     """
 
     calibration: GaitDataset
@@ -51,6 +63,18 @@ class GaitData:
     description: str = field(default="")
     cut_columns: int | None = None
     modalities: tuple[int, ...] = (0,)
+    notes: DataNotes = field(default_factory=DataNotes)
+
+    @property
+    def summary(self) -> str:
+        """One line: the number of sequences by their use, and what was left out when they were read."""
+        compared = ""
+        if self.test_set is not None:
+            compared = f" ({len(self.test_set.gallery)} gallery, {len(self.test_set.all_probes)} probes)"
+        return (
+            f"data: {self.calibration.counts} for calibration, {self.test.counts} for testing{compared}."
+            f"{self.notes.text}"
+        )
 
     def with_test(self, kept: Sequence[int]) -> GaitData:
         """Return the same data with some of the test sequences only.
@@ -115,14 +139,75 @@ def load_directory(
         raise DataError(f"{split_file}: TRAIN_SET is empty; calibration needs at least one subject")
     if not split.test:
         raise DataError(f"{split_file}: TEST_SET is empty; move some subjects of TRAIN_SET there")
-    calibration = GaitDataset.from_directory(root, split.train, reading)
-    test = GaitDataset.from_directory(root, split.test, reading)
+    notes = DataNotes()
+    train, tested = _present_identities(root, split, split_file, notes)
+    calibration = GaitDataset.from_directory(root, train, reading)
+    test = GaitDataset.from_directory(root, tested, reading)
     description = (
-        f"{root}: {len(split.train)} subjects for calibration, {len(split.test)} for tests "
+        f"{root}: {len(calibration.subjects)} subjects for calibration, {len(test.subjects)} for tests "
         f"({len(test)} sequences)"
     )
-    test_set = make_test_set(test, rules, split.probes)
-    return GaitData(calibration, test, test_set, metric, description, reading.cut_columns, reading.modalities)
+    notes += calibration.notes + test.notes
+    try:
+        test_set = make_test_set(test, rules, split.probes)
+    except DataError as error:  # what was left out can be the reason
+        raise DataError(f"{error}.{notes.text}" if notes.text else str(error)) from None
+    notes += _protocol_notes(test, test_set, split)
+    return GaitData(
+        calibration, test, test_set, metric, description, reading.cut_columns, reading.modalities, notes
+    )
+
+
+def _present_identities(
+    root: Path, split: Partition, split_file: Path, notes: DataNotes
+) -> tuple[list[str], list[str]]:
+    """Return the identities of TRAIN_SET and of TEST_SET that have a folder; notes receive the others.
+
+    Raises:
+        DataError: no identity of one of them has a folder.
+    """
+    present = list_subjects(root, notes)
+    known = set(present)
+    found = [[name for name in names if name in known] for names in (split.train, split.test)]
+    for key, names, some in zip(("TRAIN_SET", "TEST_SET"), (split.train, split.test), found, strict=True):
+        if not some:
+            folders = some_names(present) or "none"
+            raise DataError(
+                f"{root}: no identity of {key} in {split_file} has a folder ({some_names(names)}; "
+                f"folders: {folders}). Use the partition of this data set"
+            )
+        for name in names:
+            if name not in known:
+                notes.add(NO_FOLDER, name)
+    listed = {*split.train, *split.test}
+    for name in present:
+        if name not in listed:
+            notes.add(NOT_LISTED, name)
+    return found[0], found[1]
+
+
+def _protocol_notes(test: GaitDataset, test_set: TestSet, split: Partition) -> DataNotes:
+    """Return what a protocol does not use of the test sequences and of the partition."""
+    notes = DataNotes()
+    compared = {*test_set.gallery, *test_set.all_probes}
+    for index, record in enumerate(test.records):
+        if index not in compared:
+            notes.add(OTHER_CONDITION, record.condition)
+    known = {test.records[index].subject for index in test_set.gallery}
+    for record in (test.records[index] for index in test_set.all_probes):
+        if record.subject not in known:
+            notes.add(NOT_IN_GALLERY, record.name)
+    unused_keys = split.other_keys
+    if test_set.protocol.listed_probes:
+        names = {record.name.replace("/", "-") for record in test.records}
+        for name in split.probes:
+            if name not in names:
+                notes.add(NO_PROBE, name)
+    elif split.probes:
+        unused_keys = ("PROBE_SET", *unused_keys)
+    for key in unused_keys:
+        notes.add(UNUSED_KEY, key)
+    return notes
 
 
 def load_walkers(workers: int = 1, advance: Callable[[], None] = lambda: None) -> GaitData:
@@ -207,4 +292,4 @@ def as_gait_data(data: Any) -> GaitData:
     held = [r for i, r in enumerate(records) if i % SHARE_HELD_BACK == SHARE_HELD_BACK - 1] or list(records)
     kept = [r for i, r in enumerate(records) if i % SHARE_HELD_BACK != SHARE_HELD_BACK - 1]
     calibration, test = (GaitDataset(some, layout=data.layout) for some in (kept, held))
-    return GaitData(calibration, test, description=data.description)
+    return GaitData(calibration, test, description=data.description, notes=data.notes)

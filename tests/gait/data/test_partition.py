@@ -21,6 +21,19 @@ CRAFTED = {
     ),
     "a text instead of a list": ('{"TRAIN_SET": "abc", "TEST_SET": []}', "TRAIN_SET"),
     "zero bytes": ("\0" * 100, "not a valid JSON file"),
+    "an identity twice": (
+        '{"TRAIN_SET": ["a", "b", "a"], "TEST_SET": ["c", "d", "d", "d"]}',
+        "identities are listed more than once (TRAIN_SET a; TEST_SET d); list each of them once",
+    ),
+    "a long identity many times": (
+        json.dumps({"TRAIN_SET": ["a" * 10**5] * 50, "TEST_SET": []}),
+        "listed more than once (TRAIN_SET aaa",
+    ),
+    "a key twice": (
+        '{"TRAIN_SET": ["a"], "TEST_SET": ["b"], "TEST_SET": ["c"]}',
+        "a key is given twice (TEST_SET); keep one of the two",
+    ),
+    "numbers": ('{"TRAIN_SET": [1], "TEST_SET": [2]}', "expected text; write names of folders in quotes"),
 }
 
 
@@ -51,11 +64,34 @@ def test_what_is_no_regular_file_is_refused(kind, tmp_path):
     assert ("cannot be read" if kind == "missing" else "not a regular file") in outcome.refused[0]
 
 
-def test_a_link_to_a_partition_of_another_encoding_is_read(tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_a_link_to_a_partition_of_another_encoding_is_read(encoding, tmp_path):
     content = {"TRAIN_SET": ["Jürgen"], "TEST_SET": ["b"]}
-    (tmp_path / "p.json").write_bytes(json.dumps(content, ensure_ascii=False).encode("utf-8-sig"))
+    (tmp_path / "p.json").write_bytes(json.dumps(content, ensure_ascii=False).encode(encoding))
     (tmp_path / "link.json").symlink_to("p.json")
     assert read_partition(tmp_path / "link.json").train == ("Jürgen",)
+
+
+def test_a_partition_in_latin_1_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_bytes('{"TRAIN_SET": ["Jürgen"], "TEST_SET": ["b"]}'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"p\.json: not a JSON file \('utf-8' codec can't decode byte 0xfc"):
+        read_partition(path)
+
+
+def test_an_identity_in_both_parts_is_named_with_what_to_do(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text('{"TRAIN_SET": ["a", "b"], "TEST_SET": ["b"]}')
+    with pytest.raises(DataError, match=r"both train and test \(b\); remove them from"):
+        read_partition(path)
+
+
+def test_other_keys_are_known_and_not_written_again(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text('{"TRAIN_SET": ["a"], "TEST_SET": ["b"], "GALLERY_SET": ["c"], "other_keys": 7}')
+    partition = read_partition(path)
+    assert partition.other_keys == ("GALLERY_SET", "other_keys")
+    assert set(partition.model_dump(by_alias=True)) == {"TRAIN_SET", "TEST_SET", "PROBE_SET"}
 
 
 def test_wrong_items_are_named(tmp_path):

@@ -1,0 +1,162 @@
+"""The folder layout ``root/subject/type/view``: where sequences are, and what else is found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qgait_ptq.errors import DataError
+from qgait_ptq.gait.data.modalities import modality_name
+from qgait_ptq.gait.data.names import is_ignored, natural_key, printable, suffix_of
+from qgait_ptq.gait.data.notes import (
+    BROKEN_LINK,
+    FRAME_BESIDE_ARRAY,
+    NO_SEQUENCE,
+    OTHER_FILE,
+    OTHER_IMAGE,
+    OTHER_MODALITY,
+    OUTSIDE,
+    TOO_DEEP,
+    DataNotes,
+)
+from qgait_ptq.gait.data.sequences import ARRAY_SUFFIXES, FRAME_SUFFIX
+
+OTHER_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".pbm", ".ppm")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sequence is stored.
+
+    Attributes:
+        subject: name of the first folder.
+        condition: name of the second folder.
+        view: name of the third folder.
+        sources: the files of the modalities by the names of a network's inputs, or the folder of frames.
+        array_files: number of array files in the view folder.
+    """
+
+    subject: str
+    condition: str
+    view: str
+    sources: Mapping[str, Path]
+    array_files: int
+
+    @property
+    def name(self) -> str:
+        """``subject/condition/view``."""
+        return f"{self.subject}/{self.condition}/{self.view}"
+
+
+def list_subjects(root: Path, notes: DataNotes) -> list[str]:
+    """Return the names of the folders in a root, sorted.
+
+    Args:
+        root: the top folder.
+        notes: receives sequence files and broken links in the root.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    folders, files = _list_folder(root)
+    for file in files:
+        if not (root / file).exists():
+            notes.add(BROKEN_LINK, file)
+        elif suffix_of(file) in (*ARRAY_SUFFIXES, FRAME_SUFFIX, *OTHER_IMAGE_SUFFIXES):
+            notes.add(OUTSIDE, file)  # other files belong there, such as the partition
+    return folders
+
+
+def find_sequences(root: Path, subject: str, modalities: Sequence[int], notes: DataNotes) -> Iterator[Place]:
+    """Find the sequences of one subject.
+
+    Args:
+        root: the top folder.
+        subject: name of a folder in it.
+        modalities: which array files of a view folder are taken.
+        notes: receives what is left out.
+
+    Raises:
+        DataError: a folder cannot be read, lacks a modality, or has a name that is not UTF-8.
+    """
+    for condition in _inner_folders(root, subject, notes):
+        for view in _inner_folders(root, f"{subject}/{condition}", notes):
+            name = f"{subject}/{condition}/{view}"
+            if printable(name) != name:
+                raise DataError(
+                    f"{printable(str(root / name))}: the name is not UTF-8 text; rename the folder"
+                )
+            sources, array_files = _find_in_view(root, name, modalities, notes)
+            if sources:
+                yield Place(subject, condition, view, sources, array_files)
+            else:
+                notes.add(NO_SEQUENCE, name)
+
+
+def _find_in_view(
+    root: Path, name: str, modalities: Sequence[int], notes: DataNotes
+) -> tuple[dict[str, Path], int]:
+    """Return the sources of a sequence and the number of array files; no sources if there are none."""
+    view = root / name
+    folders, files = _list_folder(view)
+    arrays: list[str] = []
+    frames: list[str] = []
+    for folder in folders:
+        notes.add(TOO_DEEP, f"{name}/{folder}")
+    for file in files:
+        suffix = suffix_of(file)
+        if suffix == FRAME_SUFFIX:
+            frames.append(file)
+        elif suffix in ARRAY_SUFFIXES:
+            arrays.append(file)
+        else:
+            notes.add(OTHER_IMAGE if suffix in OTHER_IMAGE_SUFFIXES else OTHER_FILE, f"{name}/{file}")
+    if not arrays:
+        if frames and tuple(modalities) != (0,):
+            raise DataError(f"{view}: holds png frames, which are one modality")
+        return ({modality_name(0): view} if frames else {}), 0
+    if max(modalities) >= len(arrays):
+        raise DataError(f"{view}: holds {len(arrays)} array files, no modality {max(modalities)}")
+    arrays.sort(key=natural_key)
+    for index, file in enumerate(arrays):
+        if index not in modalities:
+            notes.add(OTHER_MODALITY, f"{name}/{file}")
+    for file in frames:
+        notes.add(FRAME_BESIDE_ARRAY, f"{name}/{file}")
+    return {modality_name(index): view / arrays[index] for index in modalities}, len(arrays)
+
+
+def _inner_folders(root: Path, name: str, notes: DataNotes) -> list[str]:
+    """Return the folders of a subject or of a condition. Notes receive its files."""
+    folders, files = _list_folder(root / name)
+    for file in files:
+        notes.add(OUTSIDE if (root / name / file).exists() else BROKEN_LINK, f"{name}/{file}")
+    if not folders:
+        notes.add(NO_SEQUENCE, name)
+    return folders
+
+
+def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the folders and of other entries of a folder, sorted, without ignored names."""
+    folders: list[str] = []
+    others: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not is_ignored(entry.name):
+                    (folders if _is_folder(entry) else others).append(entry.name)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(
+            f"{printable(str(folder))}: the folder cannot be read ({reason}); check its permissions"
+        ) from None
+    return sorted(folders), sorted(others)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False

@@ -1,0 +1,133 @@
+"""Data of a run: what of a partition is used, what is left out, and that it is said."""
+
+import json
+
+import numpy as np
+import pytest
+
+import qgait_ptq as qg
+from qgait_ptq.errors import DataError
+
+WALK = np.full((3, 64, 44), 255, np.uint8)
+PARTITION = {"TRAIN_SET": ["001", "002"], "TEST_SET": ["003", "004"]}
+USED = "data: 8 sequences of 2 identities for calibration, 8 sequences of 2 identities for testing"
+COMPARED = f"{USED} (4 gallery, 4 probes)."
+
+
+def add(root, subject, condition, view):
+    folder = root / subject / condition / view
+    folder.mkdir(parents=True)
+    np.save(folder / "x.npy", WALK)
+
+
+@pytest.fixture
+def root(tmp_path):
+    for subject in ("001", "002", "003", "004"):
+        for condition in ("nm-01", "nm-05"):
+            for view in ("000", "090"):
+                add(tmp_path, subject, condition, view)
+    return tmp_path
+
+
+def load(root, protocol="casia-b", **changes):
+    (root / "partition.json").write_text(json.dumps({**PARTITION, **changes}))
+    return qg.load_directory(root, protocol=protocol)
+
+
+def test_the_summary_says_what_is_used(root):
+    data = load(root)
+    assert data.summary == COMPARED
+    assert data.notes.lines == []
+
+
+def test_identities_without_a_folder_are_named_and_left_out(root):
+    data = load(root, TRAIN_SET=["001", "005", "002"], TEST_SET=["003", "004", "006", "007", "008"])
+    assert data.calibration.subjects == ["001", "002"]
+    assert data.test.subjects == ["003", "004"]
+    assert data.summary == (
+        f"{COMPARED} Left out: 4 identities of the partition without a folder (005, 006, 007, …)."
+    )
+    assert data.description == f"{root}: 2 subjects calibrate, 2 are tested (8 sequences)"
+
+
+@pytest.mark.parametrize(
+    ("key", "names"), [("TRAIN_SET", ["1", "2"]), ("TEST_SET", ["3", "4"]), ("TRAIN_SET", ["001 "])]
+)
+def test_a_partition_of_other_data_is_refused(key, names, root):
+    with pytest.raises(DataError) as caught:
+        load(root, **{key: names})
+    assert str(caught.value) == (
+        f"{root}: no identity of {key} in {root / 'partition.json'} has a folder ({', '.join(names)}; "
+        "folders: 001, 002, 003, …). Use the partition of this data set"
+    )
+
+
+def test_a_test_set_that_cannot_be_ranked_is_refused_with_what_was_left_out(root):
+    with pytest.raises(DataError) as caught:
+        load(root, TEST_SET=["003", "007"])
+    assert str(caught.value) == (
+        "protocol casia-b: one identity only; ranking needs at least two. "
+        "Left out: 1 identity of the partition without a folder (007); "
+        "1 identity that the partition does not list (004)."
+    )
+
+
+def test_identities_that_the_partition_does_not_list_are_named(root):
+    for subject in ("000", "logs"):
+        add(root, subject, "nm-01", "000")
+    assert load(root).summary == (
+        f"{COMPARED} Left out: 2 identities that the partition does not list (000, logs)."
+    )
+
+
+def test_conditions_that_the_protocol_does_not_use_are_named(root):
+    for view in ("000", "090"):
+        add(root, "003", "cr-01", view)
+        add(root, "004", "NM-02", view)
+        add(root, "001", "cr-01", view)  # calibration knows no conditions
+    data = load(root)
+    assert data.notes.lines == [
+        "4 test sequences of conditions that the protocol does not use (cr-01, NM-02)"
+    ]
+    assert len(data.calibration) == 10
+
+
+def test_probes_that_are_listed_and_not_there_are_named(root):
+    data = load(root, "gait3d", PROBE_SET=["003-nm-01-000", "003-nm-09-000"])
+    assert data.test_set.all_probes == [0]
+    assert data.notes.lines == ["1 entry of PROBE_SET without a sequence (003-nm-09-000)"]
+
+
+def test_keys_of_the_partition_that_are_not_used_are_named(root):
+    data = load(root, PROBE_SET=["003-nm-01-000"], GALLERY_SET=[])
+    assert data.notes.lines == [
+        "2 entries of the partition that the protocol does not use (PROBE_SET, GALLERY_SET)"
+    ]
+
+
+def test_probes_without_their_identity_in_the_gallery_are_to_be_checked(root):
+    add(root, "005", "bg-01", "000")
+    data = load(root, TEST_SET=["003", "004", "005"])
+    assert data.summary.endswith(
+        " (4 gallery, 5 probes). Please check: 1 probe whose identity is not in the gallery (005/bg-01/000)."
+    )
+
+
+def test_folders_of_both_parts_without_a_sequence_are_one_note(root):
+    for name in ("001/nm-02", "003/nm-02/000"):
+        (root / name).mkdir(parents=True)
+    assert load(root).notes.lines == ["2 folders without a sequence (001/nm-02, 003/nm-02/000)"]
+
+
+def test_a_data_set_keeps_its_notes_in_a_run(root):
+    (root / "001/nm-01/090/x.txt").write_bytes(b"")
+    dataset = qg.GaitDataset.from_directory(root)
+    (note,) = dataset.notes.lines
+    from qgait_ptq.gait.data.sources import as_gait_data
+
+    data = as_gait_data(dataset)
+    assert data.notes.lines == [note]
+    assert data.summary == (
+        "data: 12 sequences of 4 identities for calibration, 4 sequences of 4 identities for testing. "
+        f"Left out: {note}."
+    )
