@@ -148,21 +148,14 @@ def capture(
                 "the captured graph differs from the network on the input of the capture; check that the "
                 "network keeps no state and draws no random numbers in eval mode"
             )
-        free = captured.free_axes - pinned
-        if FRAME_AXIS in free:
-            guards, (batch, count) = SizeGuards(program, FRAME_AXIS), captured.own_size
-            counts = comparer.frame_counts(guards, batch, count)
-            if not counts.takes(PINNED_FRAMES) and captured.example_frames < LONGER_EXAMPLE_FRAMES:
-                captured = replace(captured, example_frames=LONGER_EXAMPLE_FRAMES)
-                continue
-            if counts.takes(PINNED_FRAMES):
-                captured = replace(captured, frame_counts=counts)
-            else:
-                pinned = pinned | {FRAME_AXIS}
-        if BATCH_AXIS in free and not comparer.batch_is_free(
-            SizeGuards(program, BATCH_AXIS), *captured.own_size
-        ):
-            pinned = pinned | {BATCH_AXIS}
+        counts, differing = _check_guards(comparer, program, captured, captured.free_axes - pinned)
+        usual = counts.takes(PINNED_FRAMES)
+        if FRAME_AXIS in captured.free_axes and not usual and length < LONGER_EXAMPLE_FRAMES:
+            length = LONGER_EXAMPLE_FRAMES
+            captured = replace(captured, example_frames=length)
+            continue
+        pinned |= differing | (set() if usual or captured.frames else {FRAME_AXIS})
+        captured = replace(captured, frame_counts=counts) if usual else captured
         found = {size: comparer.compare(size) for size in captured.sizes}
         pinned = pinned or {axis for axis in captured.free_axes if _must_pin(found, axis, example)}
         if not pinned:
@@ -171,6 +164,29 @@ def capture(
         # With the frame count fixed, the capture can be right at any batch size.
         captured = captured.pin({FRAME_AXIS} if FRAME_AXIS in pinned else pinned)
     raise CaptureError("the graph differs from the network even at a fixed batch size and frame count")
+
+
+def _check_guards(
+    comparer: Comparer, program: ExportedProgram, captured: Capture, free: frozenset[int]
+) -> tuple[FrameCounts, set[int]]:
+    """Compare graph and network on both sides of the conditions that torch.export puts on sizes.
+
+    Args:
+        comparer: network and graph.
+        program: program with the conditions.
+        captured: sizes of the capture.
+        free: axes that torch.export left free.
+
+    Returns:
+        The frame counts at which the graph is right, and the axes that must be pinned.
+    """
+    counts, differing = captured.frame_counts, set[int]()
+    if FRAME_AXIS in free:
+        counts = comparer.frame_counts(SizeGuards(program, FRAME_AXIS), *captured.own_size)
+    if BATCH_AXIS in free:
+        guards = SizeGuards(program, BATCH_AXIS)
+        differing = set() if comparer.batch_is_free(guards, *captured.own_size) else {BATCH_AXIS}
+    return counts, differing
 
 
 def embedding_network(

@@ -92,10 +92,10 @@ def test_batch_and_frames_are_free_and_the_graph_computes_the_same(gaitbase):
     torch.testing.assert_close(captured.graph_module(silhouettes), gaitbase(silhouettes))
 
 
-def test_the_graph_was_compared_at_three_lengths_and_three_batch_sizes(gaitset):
+def test_the_graph_was_compared_at_four_lengths_and_three_batch_sizes(gaitset):
     checked = capture(gaitset, (64, 44)).checked
-    assert len({batch for batch, _ in checked}) == 3
-    assert len({frames for _, frames in checked}) == 3
+    assert {batch for batch, _ in checked} == {1, 2, 3}
+    assert {frames for _, frames in checked} == {1, 5, 7, 17}
 
 
 def test_the_network_itself_is_left_as_it_was(gaitbase):
@@ -106,7 +106,7 @@ def test_the_network_itself_is_left_as_it_was(gaitbase):
 
 
 def test_a_network_for_one_length_is_captured_with_that_length():
-    with pytest.raises(CaptureError, match="pass it with --frames"):
+    with pytest.raises(CaptureError, match="name that with --frames"):
         capture(FixedFrames().eval(), (64, 44))
     captured = capture(FixedFrames().eval(), (64, 44), frames=8)
     assert captured.frames == 8
@@ -121,12 +121,13 @@ def test_a_batch_size_that_is_baked_in_is_pinned_to_one_sequence():
     torch.testing.assert_close(captured.graph_module(silhouettes), network(silhouettes))
 
 
-def test_a_length_that_is_baked_in_is_found_and_pinned_to_thirty_frames():
+def test_a_branch_on_the_length_is_captured_on_the_side_of_usual_lengths():
     network = BranchOnLength().eval()
     captured = capture(network, (64, 44))
-    assert captured.frames == 30
-    silhouettes = torch.rand(2, 30, 64, 44)
-    torch.testing.assert_close(captured.graph_module(silhouettes), network(silhouettes))
+    assert (captured.frame_counts.shortest, captured.frame_counts.longest) == (11, None)
+    for frames in (11, 30, 60):
+        silhouettes = torch.rand(2, frames, 64, 44)
+        torch.testing.assert_close(captured.graph_module(silhouettes), network(silhouettes))
 
 
 @pytest.mark.parametrize(
