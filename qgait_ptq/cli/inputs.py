@@ -31,9 +31,12 @@ from qgait_ptq.gait.opengait.configuration import (
 )
 from qgait_ptq.gait.protocols import get_protocol
 from qgait_ptq.gait.zoo import NETWORKS
+from qgait_ptq.report.plain import plain
 from qgait_ptq.runtime.embedder import Embedder
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, is_installed
 from qgait_ptq.system.progress import Progress
+
+LONGEST_KEY = 200  # letters in the report
 
 
 def load_network(source: ModelSource, progress: Progress) -> tuple[nn.Module, dict[str, Any]]:
@@ -47,12 +50,16 @@ def load_network(source: ModelSource, progress: Progress) -> tuple[nn.Module, di
     adapter_name = source.adapter
     if source.opengait_config is not None or (source.factory or "").startswith(PREFIX):
         factory, adapter_name = _opengait_factory(source, progress), adapter_name or "opengait"
-    loaded = load_model(source.path, factory, source.arguments, NETWORKS, source.trust_code)
+    loaded = load_model(
+        source.path, factory, source.arguments, NETWORKS, source.trust_code, source.checkpoint_key
+    )
     if source.sha256 and source.sha256 != loaded.sha256:
         raise ConfigError(
             f"{source.path}: another file than the one of the recipe (sha256 {loaded.sha256[:12]}…, the "
             f"recipe says {source.sha256[:12]}…)"
         )
+    for note in loaded.notes:
+        progress.note(note)
     if loaded.left_out:
         progress.note(f"weights that the network has no place for are left out: {', '.join(loaded.left_out)}")
     network = loaded.network
@@ -60,7 +67,12 @@ def load_network(source: ModelSource, progress: Progress) -> tuple[nn.Module, di
         adapter = ADAPTERS.get(adapter_name) or import_object(adapter_name, "the adapter")
         network = make_module(adapter, f"the adapter {adapter_name}", network)
         set_to_inference(network)
-    return network, {"path": str(source.path), "kind": loaded.kind, "sha256": loaded.sha256}
+    key = (
+        {}
+        if loaded.checkpoint_key is None
+        else {"checkpoint_key": plain(loaded.checkpoint_key)[:LONGEST_KEY]}
+    )
+    return network, {"path": str(source.path), "kind": loaded.kind, "sha256": loaded.sha256, **key}
 
 
 def _opengait_factory(source: ModelSource, progress: Progress) -> Callable[[], nn.Module]:

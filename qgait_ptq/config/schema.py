@@ -244,6 +244,8 @@ class ModelSource(_Model):
             ``opengait:CLASS`` for a network of OpenGait.
         opengait_config: OpenGait's yaml for the network.
         arguments: keyword arguments of the factory.
+        checkpoint_key: dotted path of the weights in a training checkpoint, such as ``state_dict_ema``; None
+            takes those at the usual key, or the only ones that fit the network.
         adapter: ``opengait`` or ``module:class``; None where the network takes ``[n, s, h, w]`` itself.
         trust_code: whether the run was allowed to run code that the model file or the recipe names. It is a
             record: a recipe never grants it, the command line does. ``trust_pickle`` is its former name.
@@ -257,6 +259,7 @@ class ModelSource(_Model):
     factory: str | None = None
     opengait_config: Path | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
+    checkpoint_key: str | None = None
     adapter: str | None = None
     trust_code: bool = Field(default=False, validation_alias=AliasChoices("trust_code", "trust_pickle"))
     frames: Annotated[int, Field(ge=1)] | None = None
