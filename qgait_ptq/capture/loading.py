@@ -29,7 +29,7 @@ from qgait_ptq.capture.checkpoint import choose_weights, preferred_module
 from qgait_ptq.capture.checkpoint_contents import children, key_text, listed, search
 from qgait_ptq.capture.exported_program import load_exported_program
 from qgait_ptq.capture.own_copy import check_usable, without_wrapper
-from qgait_ptq.capture.pickles import LEGACY_START, OF_TENSORS, StandIn, stand_ins, survey_pickles
+from qgait_ptq.capture.pickles import LEGACY_START, StandIn, is_of_tensors, stand_ins, survey_pickles
 from qgait_ptq.capture.trace import set_to_inference
 from qgait_ptq.capture.weight_names import names_of
 from qgait_ptq.capture.weights import check_tensors, fill_network, is_safetensors, read_safetensors
@@ -181,7 +181,7 @@ def _load(file: Loading) -> LoadedModel:
                 f"{path}: not a model; expected weights (safetensors, or torch.save of a state_dict or a "
                 "checkpoint) or an exported program (torch.export.save)"
             ) from None
-        unknown = refused or [name for name in survey.names if not name.startswith(OF_TENSORS)]
+        unknown = refused or [name for name in survey.names if not is_of_tensors(name)]
         what = f"objects that cannot be read without running code ({listed(unknown)})"
         if not unknown:
             what = f"something that torch cannot read as weights ({_reason(error)})"
@@ -305,7 +305,7 @@ def _accepts(file: Loading, network: nn.Module, weights: Mapping[str, torch.Tens
 
 def _reason(error: Exception) -> str:
     """The reason in an error of torch's unpickler for weights, without its advice."""
-    found = re.search(r"WeightsUnpickler error: (.*)", str(error))
+    found = re.search(r"WeightsUnpickler error: (.*?)(?:\. Please use|$)", str(error), re.MULTILINE)
     return f"{type(error).__name__}: {found[1][:200] if found else first_line(error)}"
 
 

@@ -81,7 +81,7 @@ def check_usable(network: Any) -> None:
     """
     if not isinstance(network, nn.Module):
         raise CaptureError(
-            f"the network is a {type(network).__name__}, not a torch.nn.Module{_instead_of(network)}"
+            f"the network is of type {type(network).__name__}, not a torch.nn.Module{_instead_of(network)}"
         )
     for name, module in network.named_modules():
         where = f"the module {name} of the network" if name else "the network"

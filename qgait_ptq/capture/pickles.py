@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickletools
+import re
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
@@ -29,7 +30,11 @@ LEGACY_PICKLES = 4  # magic number, version, system, content
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number
 # torch's unpickler lists all names at each operation with one of them.
 MOST_COMPARISONS = 5_000_000
-OF_TENSORS = ("torch.", "collections.OrderedDict", "_codecs.")  # how names begin that are not counted
+# Names that tensors are saved with: torch.FloatStorage, torch.float32, torch._utils._rebuild_tensor_v2, …
+OF_TENSORS = re.compile(
+    r"torch\.\w+|torch\._utils\._rebuild_\w+|torch\.nn\.parameter\.Parameter|collections\.OrderedDict|"
+    r"_codecs\.encode"
+)
 # Classes and functions that data are built with. Their arguments are stored; no other name may be called.
 BUILDERS = frozenset(
     {
@@ -127,6 +132,11 @@ class StandIn(metaclass=_StandInType):
         return isinstance(state, dict) and "_modules" in state
 
 
+def is_of_tensors(name: str) -> bool:
+    """Whether a class or function belongs to tensors, so that torch reads it."""
+    return OF_TENSORS.fullmatch(name) is not None
+
+
 def survey_pickles(path: Path, data: bytes, pickles: Sequence[zipfile.ZipInfo]) -> Survey:
     """Read which classes and functions a file names, without following any of them.
 
@@ -220,7 +230,7 @@ class _Surveyor:
                 return others
             if opcode.name == "GLOBAL":
                 self._survey.longest = max(self._survey.longest, len(str(argument)))
-                others = others or not _present_name(str(argument)).startswith(OF_TENSORS)
+                others = others or not is_of_tensors(_present_name(str(argument)))
 
     def _follow(self, opcode: pickletools.OpcodeInfo, argument: Any) -> bool:
         """Whether the operation could be followed; torch refuses what cannot."""
@@ -258,7 +268,7 @@ class _Surveyor:
         return name
 
     def _count(self, name: str | None) -> None:
-        self._survey.steps += not (name or "").startswith(OF_TENSORS)
+        self._survey.steps += name is None or not is_of_tensors(name)
 
     def _take_arguments(self, kinds: Sequence[pickletools.StackObject]) -> None:
         if pickletools.markobject in kinds:

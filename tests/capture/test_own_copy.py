@@ -201,9 +201,9 @@ REFUSED = {
     "tensor subclass": (with_subclass, "module embed .*tensor subclass"),
     "exported": (
         lambda n: torch.export.export(n.eval(), (torch.rand(2, 5, 32, 22),)),
-        r"an? ExportedProgram, not.*program.module\(\)",
+        r"of type ExportedProgram, not.*program.module\(\)",
     ),
-    "path": (lambda n: "model.pt", "a str, not a torch.nn.Module"),
+    "path": (lambda n: "model.pt", "of type str, not a torch.nn.Module"),
 }
 
 
