@@ -11,32 +11,33 @@ import hashlib
 import importlib
 import io
 import os
+import re
 import stat
 import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
+from qgait_ptq.capture.checkpoint import choose_weights, preferred_module
+from qgait_ptq.capture.checkpoint_contents import children, key_text, listed, search
 from qgait_ptq.capture.exported_program import load_exported_program
+from qgait_ptq.capture.own_copy import check_usable, without_wrapper
+from qgait_ptq.capture.pickles import LEGACY_START, StandIn, is_of_tensors, stand_ins, survey_pickles
 from qgait_ptq.capture.trace import set_to_inference
-from qgait_ptq.capture.weights import (
-    check_fit,
-    check_global_names,
-    find_weights,
-    is_safetensors,
-    read_safetensors,
-)
+from qgait_ptq.capture.weight_names import names_of
+from qgait_ptq.capture.weights import check_tensors, fill_network, is_safetensors, read_safetensors
 from qgait_ptq.errors import ModelError, QgaitError, first_line
 
 ARCHITECTURE_KEY = "architecture"  # {"name": ..., "arguments": {...}} beside the weights
 LARGEST_FILE = 16 * 2**30  # bytes of a model
-LARGEST_ARGUMENT, LONGEST_LIST = 4096, 64  # limits of arguments that a file gives
+LARGEST_ARGUMENT, LONGEST_LIST, DEEPEST_LIST = 4096, 64, 3  # limits of arguments that a file gives
 Factory = Callable[..., nn.Module]
 
 
@@ -50,12 +51,29 @@ class LoadedModel:
         sha256: SHA-256 of the file.
         left_out: top-level modules in the file that the network does not have, such as a classifier for
             training only.
+        checkpoint_key: key of the weights in the file; None for files of other kinds.
+        notes: which weights were taken, and which others the file holds; a sentence each.
     """
 
     network: nn.Module
     kind: str
     sha256: str = ""
     left_out: tuple[str, ...] = ()
+    checkpoint_key: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A file that is being loaded; see `load_model` for the fields that are arguments of it."""
+
+    path: Path
+    data: bytes
+    factory: str | Factory | None
+    arguments: Mapping[str, Any]
+    zoo: Mapping[str, Factory]
+    trust_code: bool
+    key: str | None
 
 
 def load_model(
@@ -64,6 +82,7 @@ def load_model(
     arguments: Mapping[str, Any] | None = None,
     zoo: Mapping[str, Factory] | None = None,
     trust_code: bool = False,
+    checkpoint_key: str | None = None,
 ) -> LoadedModel:
     """Load a network.
 
@@ -74,15 +93,20 @@ def load_model(
         zoo: networks that a file can name, by name.
         trust_code: whether an exported program or a pickled module can be loaded, which runs code from the
             file.
+        checkpoint_key: dotted path of the weights in a checkpoint, such as ``state_dict_ema``; None takes
+            those at the usual key, or the only ones that fit the network.
 
     Raises:
         ModelError: the file cannot be loaded; the text names the kind of file and the problem.
+        CaptureError: the network in the file cannot be used, such as one that is quantized already.
     """
     data = _read(path)
-    loaded = _load(path, data, factory, arguments or {}, zoo or {}, trust_code)
-    _check_finite(loaded.network, path)
-    set_to_inference(loaded.network)
-    return replace(loaded, sha256=hashlib.sha256(data).hexdigest())
+    loaded = _load(Loading(path, data, factory, arguments or {}, zoo or {}, trust_code, checkpoint_key))
+    network = without_wrapper(loaded.network)
+    check_usable(network)
+    _check_finite(network, path)
+    set_to_inference(network)
+    return replace(loaded, network=network, sha256=hashlib.sha256(data).hexdigest())
 
 
 def import_object(name: str, what: str) -> Any:
@@ -123,40 +147,52 @@ def _read(path: Path) -> bytes:
         raise ModelError(f"{path}: the model cannot be read ({error.strerror or error})") from None
 
 
-def _load(
-    path: Path,
-    data: bytes,
-    factory: str | Factory | None,
-    arguments: Mapping[str, Any],
-    zoo: Mapping[str, Factory],
-    trust_code: bool,
-) -> LoadedModel:
+def _load(file: Loading) -> LoadedModel:
+    path, data = file.path, file.data
     if is_safetensors(path, data):
-        return _from_content(path, read_safetensors(path, data), len(data), factory, arguments, zoo)
+        return _from_content(file, read_safetensors(path, data))
     members = _members(path, data)
     names = [member.filename for member in members]
     if any(name.endswith("archive_format") for name in names) or any("/models/" in name for name in names):
-        return LoadedModel(load_exported_program(path, data, trust_code), "exported program")
+        return _without_key(
+            file, LoadedModel(load_exported_program(path, data, file.trust_code), "exported program")
+        )
     if any(name.endswith("/constants.pkl") for name in names):
-        raise ModelError(f"{path}: the file looks like TorchScript; save the network's state_dict instead")
+        raise ModelError(
+            f"{path}: TorchScript, which torch.export cannot capture. Save the weights, "
+            "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt'), and name the Python network with "
+            "--factory"
+        )
     if names and not any(name.endswith("data.pkl") for name in names):
         raise ModelError(f"{path}: a zip archive without weights or an exported program of torch")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        # The size of the file does not limit their size.
-        raise ModelError(f"{path}: an archive with compressed members, which torch does not write")
-    check_global_names(path, data, [member for member in members if member.filename.endswith("data.pkl")])
+        # Their size would not be bounded by that of the file.
+        raise ModelError(f"{path}: an archive with compressed members; torch writes none")
+    survey = survey_pickles(
+        path, data, [member for member in members if member.filename.endswith("data.pkl")]
+    )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an error follows
+        with warnings.catch_warnings(), stand_ins(survey) as refused:
+            warnings.simplefilter("ignore")  # of what it then refuses
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile file can make the unpickler raise any error
-        if names:
-            return LoadedModel(_from_pickled_module(path, data, trust_code, error), "pickled module")
-        raise ModelError(
-            f"{path}: not a model; expected weights (safetensors, or torch.save of a state_dict or a "
-            "checkpoint) or an exported program (torch.export.save)"
-        ) from None
-    return _from_content(path, content, len(data), factory, arguments, zoo)
+    except Exception as error:  # a hostile file can make the unpickler raise anything
+        if not names and not data.startswith(LEGACY_START):
+            raise ModelError(
+                f"{path}: not a model; expected weights (safetensors, or torch.save of a state_dict or a "
+                "checkpoint) or an exported program (torch.export.save)"
+            ) from None
+        unknown = refused or [name for name in survey.names if not is_of_tensors(name)]
+        what = f"objects that cannot be read without running code ({listed(unknown)})"
+        if not unknown:
+            what = f"something that torch cannot read as weights ({_reason(error)})"
+        return _from_unpickled(file, _unpickle(file, what))
+    contents = search(content)
+    if isinstance(content, StandIn):
+        return _from_unpickled(file, _unpickle(file, f"a pickled object ({content.stored_name})"))
+    if contents.pickled and not any(entry.has_paths for entry in contents.entries):
+        what = ", ".join(f"{name} at {key_text(path)!r}" for path, name in contents.pickled.items())
+        return _from_unpickled(file, _unpickle(file, f"a pickled module ({what})"))
+    return _from_content(file, content)
 
 
 def _members(path: Path, data: bytes) -> list[zipfile.ZipInfo]:
@@ -173,51 +209,110 @@ def _members(path: Path, data: bytes) -> list[zipfile.ZipInfo]:
         raise ModelError(f"{path}: a damaged archive ({first_line(error)})") from None
 
 
-def _from_pickled_module(path: Path, data: bytes, trust_code: bool, refusal: Exception) -> nn.Module:
-    if not trust_code:
+def _unpickle(file: Loading, what: str) -> Any:
+    """Content of a file that runs code; it is run if the user trusts it.
+
+    Raises:
+        ModelError: the file is not trusted, or it cannot be unpickled.
+    """
+    if not file.trust_code:
         raise ModelError(
-            f"{path}: the file has a pickled object, which runs code when it is loaded. Save the state_dict "
-            "and name the network with --factory, or, if you trust the file, add --trust-code"
-        ) from refusal
+            f"{file.path}: holds {what}, not only weights; a pickle runs code when it is loaded. Save the "
+            "state_dict and name the network with --factory, or, if you trust the file, use --trust-code "
+            "(trust_code=True)"
+        )
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
+        return torch.load(io.BytesIO(file.data), map_location="cpu", weights_only=False)
     except Exception as error:
         raise ModelError(
-            f"{path}: the file looks like a pickled module, but cannot be unpickled "
-            f"({type(error).__name__}: {first_line(error)}); check that its package is installed"
+            f"{file.path}: holds {what}, and cannot be unpickled "
+            f"({type(error).__name__}: {first_line(error)}); is its package installed?"
         ) from error
-    if not isinstance(content, nn.Module):
-        raise ModelError(f"{path}: the file has a pickled {type(content).__name__}, not a module")
-    while isinstance(content, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        content = content.module
-    return cast(nn.Module, content)
 
 
-def _from_content(
-    path: Path,
-    content: Any,
-    file_bytes: int,
-    factory: str | Factory | None,
-    arguments: Mapping[str, Any],
-    zoo: Mapping[str, Factory],
-) -> LoadedModel:
-    weights, kind = find_weights(path, content, file_bytes)
-    if factory is not None:
-        make: Factory = import_object(factory, "the model factory") if isinstance(factory, str) else factory
-    elif isinstance(content, dict) and ARCHITECTURE_KEY in content:
-        make, arguments = _named_architecture(path, content[ARCHITECTURE_KEY], zoo)
+def _from_unpickled(file: Loading, content: Any) -> LoadedModel:
+    """A pickled module, alone or in a checkpoint, or weights beside other objects."""
+    if isinstance(content, nn.Module):
+        return _without_key(file, LoadedModel(content, "pickled module"))
+    modules = search(content).modules
+    if not modules or file.factory is not None:
+        return _from_content(file, content)
+    key = preferred_module(file.path, tuple(modules), file.key)
+    others = [key_text(path) for path in modules if path != key]
+    notes = [f"network taken from {key_text(key)!r} of {file.path.name}"]
+    notes += [f"also in the file: {listed(others)}; --checkpoint-key KEY takes another one"] if others else []
+    return LoadedModel(modules[key], "pickled module", checkpoint_key=key_text(key), notes=tuple(notes))
+
+
+def _without_key(file: Loading, loaded: LoadedModel) -> LoadedModel:
+    """A model of a file that holds nothing else.
+
+    Raises:
+        ModelError: a key in it was named.
+    """
+    if file.key is not None:
+        raise ModelError(
+            f"{file.path}: {loaded.kind}, which holds one network; leave out --checkpoint-key, which is for "
+            "weights in a checkpoint"
+        )
+    return loaded
+
+
+def _from_content(file: Loading, content: Any) -> LoadedModel:
+    path, contents = file.path, search(content)
+    if not contents.entries:
+        raise ModelError(f"{path}: holds {_describe(content)}, in which no weights are found")
+    kind = "state_dict" if contents.entries[0].path == () else "training checkpoint"
+    make, arguments, choice = file.factory, file.arguments, None
+    if isinstance(make, str):
+        make = import_object(make, "the model factory")
+    elif make is None and isinstance(content, dict) and ARCHITECTURE_KEY in content:
+        make, arguments = _named_architecture(path, content[ARCHITECTURE_KEY], file.zoo)
         kind = "checkpoint that names its network"
         # The arguments come from the file. The check against its weights runs before memory is allocated.
         with torch.device("meta"):
-            check_fit(path, make_module(make, "the network", **arguments), weights)
-    else:
+            expected = names_of(make_module(make, "the network", **arguments))
+        choice = choose_weights(path, content, file.key, expected)
+    elif make is None:
         raise ModelError(
             f"{path}: the file looks like a {kind}; name its network with --factory module:factory"
         )
-    network = make_module(make, factory if isinstance(factory, str) else "the network", **arguments)
-    left_out = check_fit(path, network, weights)
-    network.load_state_dict(dict(weights), strict=False)
-    return LoadedModel(network, kind, left_out=left_out)
+    name = file.factory if isinstance(file.factory, str) else "the network"
+    network = without_wrapper(make_module(make, name, **arguments))
+    if choice is None:
+        choice = choose_weights(path, content, file.key, names_of(network), partial(_accepts, file, network))
+    kept = fill_network(path, network, choice.taken, len(file.data))
+    notes = choice.notes(path)
+    notes += [f"state that is not in the file stays as the factory made it: {listed(kept)}"] if kept else []
+    return LoadedModel(
+        network,
+        kind,
+        left_out=choice.left_out,
+        checkpoint_key=choice.taken.key,
+        notes=tuple(notes),
+    )
+
+
+def _accepts(file: Loading, network: nn.Module, weights: Mapping[str, torch.Tensor]) -> bool:
+    """Return whether a network takes weights with other names than its own, such as older ones."""
+    check_tensors(file.path, weights, len(file.data))
+    try:
+        network.load_state_dict(dict(weights), strict=True)
+    except Exception:  # networks may load their weights themselves
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    """The reason in an error of torch's unpickler for weights, without its advice."""
+    found = re.search(r"WeightsUnpickler error: (.*?)(?:\. Please use|$)", str(error), re.MULTILINE)
+    return f"{type(error).__name__}: {found[1][:200] if found else first_line(error)}"
+
+
+def _describe(content: Any) -> str:
+    if isinstance(content, dict):
+        return f"a dictionary with the keys {listed([name for name, _ in children(content)])}"
+    return f"a {type(content).__name__}"
 
 
 def _named_architecture(
@@ -230,24 +325,24 @@ def _named_architecture(
     Raises:
         ModelError: the network does not exist, or the arguments are not small numbers and texts.
     """
-    name = architecture.get("name") if isinstance(architecture, dict) else architecture
-    arguments = architecture.get("arguments", {}) if isinstance(architecture, dict) else {}
+    described = dict(children(architecture)) if isinstance(architecture, dict) else {"name": architecture}
+    name, arguments = described.get("name"), described.get("arguments", {})
     if not isinstance(name, str) or name not in zoo:
         raise ModelError(f"{path}: unknown network {name!r}; built-in networks are {', '.join(zoo)}")
     if not isinstance(arguments, dict) or not all(
-        isinstance(key, str) and _is_plain(value) for key, value in arguments.items()
+        isinstance(key, str) and _is_plain(value) for key, value in dict.items(arguments)
     ):
         raise ModelError(
             f"{path}: the arguments of its network must be names with texts, numbers up to "
             f"{LARGEST_ARGUMENT}, or short lists of these"
         )
-    return zoo[name], arguments
+    return zoo[name], dict(children(arguments))
 
 
-def _is_plain(value: Any) -> bool:
-    """Return whether an argument is a small number, a short text, or a short list of these."""
+def _is_plain(value: Any, levels: int = DEEPEST_LIST) -> bool:
+    """Return whether an argument is a small number, a text, or a short list of these; lists may hold themselves."""
     if isinstance(value, list | tuple):
-        return len(value) <= LONGEST_LIST and all(_is_plain(one) for one in value)
+        return levels > 0 and len(value) <= LONGEST_LIST and all(_is_plain(one, levels - 1) for one in value)
     if isinstance(value, str):
         return len(value) <= LARGEST_ARGUMENT
     return isinstance(value, int | float) and abs(value) <= LARGEST_ARGUMENT

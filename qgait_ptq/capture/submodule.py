@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qgait_ptq.capture.own_copy import copy_network
 from qgait_ptq.capture.trace import (
     EXAMPLE_BATCH,
     EXAMPLE_FRAMES,
     embedding_network,
-    quiet_torch,
-    set_to_inference,
     unwrap,
 )
 from qgait_ptq.errors import CaptureError, ConfigError, first_line
@@ -114,13 +113,11 @@ def isolate(
         CaptureError: the network does not run, the submodule is not called exactly once with one tensor to
             return one, or its frame axis is ambiguous.
     """
-    names = [path for path, _ in unwrap(model)[0].named_modules() if path]
+    network = copy_network(model).requires_grad_(False)
+    names = [path for path, _ in unwrap(network)[0].named_modules() if path]
     if name not in names:
         nearest = ", ".join(get_close_matches(name, names, n=3, cutoff=0.0)) or "none"
         raise ConfigError(f"the network has no module {name!r}; similar names are {nearest}")
-    with quiet_torch():
-        network = copy.deepcopy(model).cpu().float().requires_grad_(False)
-    set_to_inference(network)
     host = embedding_network(join_inputs(network, layout), frame_shape, frames, output)
     submodule = unwrap(network)[0].get_submodule(name)
     path = next(path for path, module in host.named_modules() if module is submodule)

@@ -31,9 +31,12 @@ from qgait_ptq.gait.opengait.configuration import (
 )
 from qgait_ptq.gait.protocols import get_protocol
 from qgait_ptq.gait.zoo import NETWORKS
+from qgait_ptq.report.plain import plain
 from qgait_ptq.runtime.embedder import Embedder
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, is_installed
 from qgait_ptq.system.progress import Progress
+
+LONGEST_KEY = 200  # letters in the report
 
 
 def load_network(source: ModelSource, progress: Progress) -> tuple[nn.Module, dict[str, Any]]:
@@ -50,12 +53,16 @@ def load_network(source: ModelSource, progress: Progress) -> tuple[nn.Module, di
     adapter_name = source.adapter
     if source.opengait_config is not None or (source.factory or "").startswith(PREFIX):
         factory, adapter_name = _opengait_factory(source, progress), adapter_name or "opengait"
-    loaded = load_model(source.path, factory, source.arguments, NETWORKS, source.trust_code)
+    loaded = load_model(
+        source.path, factory, source.arguments, NETWORKS, source.trust_code, source.checkpoint_key
+    )
     if source.sha256 and source.sha256 != loaded.sha256:
         raise ConfigError(
             f"{source.path}: the file has sha256 {loaded.sha256[:12]}…, but the recipe was written for "
             f"{source.sha256[:12]}…; pass the original file, or name this one as MODEL"
         )
+    for note in loaded.notes:
+        progress.note(note)
     if loaded.left_out:
         progress.note(f"weights that the network does not have are ignored: {', '.join(loaded.left_out)}")
     network = loaded.network
@@ -63,7 +70,12 @@ def load_network(source: ModelSource, progress: Progress) -> tuple[nn.Module, di
         adapter = ADAPTERS.get(adapter_name) or import_object(adapter_name, "the adapter")
         network = make_module(adapter, f"the adapter {adapter_name}", network)
         set_to_inference(network)
-    return network, {"path": str(source.path), "kind": loaded.kind, "sha256": loaded.sha256}
+    key = (
+        {}
+        if loaded.checkpoint_key is None
+        else {"checkpoint_key": plain(loaded.checkpoint_key)[:LONGEST_KEY]}
+    )
+    return network, {"path": str(source.path), "kind": loaded.kind, "sha256": loaded.sha256, **key}
 
 
 def _opengait_factory(source: ModelSource, progress: Progress) -> Callable[[], nn.Module]:

@@ -47,6 +47,13 @@ MODEL_OPTIONS = (
         help="Keyword argument of the factory, as YAML. Can be repeated.",
     ),
     option(
+        "--checkpoint-key",
+        group=NETWORK,
+        metavar="KEY",
+        default_text="the usual key, or the only weights that fit",
+        help="Where the weights are in a training checkpoint: a dotted path, such as 'state_dict_ema'.",
+    ),
+    option(
         "--opengait-config",
         group=NETWORK,
         type=PATH,

@@ -243,6 +243,8 @@ class ModelSource(_Model):
             ``opengait:CLASS`` for a network of OpenGait.
         opengait_config: YAML file of OpenGait for the network.
         arguments: keyword arguments of the factory.
+        checkpoint_key: dotted path of the weights in a training checkpoint, such as ``state_dict_ema``. None
+            takes those at the usual key, or the only ones that fit the network.
         adapter: ``opengait`` or ``module:class``; None if the network takes ``[n, s, h, w]``.
         trust_code: whether the run was allowed to run code that the model file or the recipe names. This is
             only a record: the command line grants trust, a recipe cannot. Its former name is
@@ -258,6 +260,7 @@ class ModelSource(_Model):
     factory: str | None = None
     opengait_config: Path | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
+    checkpoint_key: str | None = None
     adapter: str | None = None
     trust_code: bool = Field(default=False, validation_alias=AliasChoices("trust_code", "trust_pickle"))
     frames: Annotated[int, Field(ge=1)] | None = None

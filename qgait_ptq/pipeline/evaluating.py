@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qgait_ptq.capture.trace import embedding_network, quiet_torch, set_to_inference
+from qgait_ptq.capture.own_copy import copy_network
+from qgait_ptq.capture.trace import embedding_network
 from qgait_ptq.evaluation.accuracy import accuracy_of, agreement_of, comparison_of
 from qgait_ptq.evaluation.benchmark import compare_speed
 from qgait_ptq.evaluation.workload import BenchmarkSetting
@@ -115,9 +115,7 @@ def _own_network(state: State) -> Embed:
     that the file gets.
     """
     captured, source = state.captured, state.source
-    with quiet_torch():
-        network = join_inputs(copy.deepcopy(source.model).cpu().float(), state.data.layout)
-    set_to_inference(network)
+    network = join_inputs(copy_network(source.model), state.data.layout)
     length = captured.example_frames if captured.frames is None else captured.frames
     network = embedding_network(network, captured.frame_shape, length, source.output)
     place = _place_of(network, captured.example(sequences=1), state.device)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import fx, nn
 
+from qgait_ptq.capture.own_copy import copy_network
 from qgait_ptq.capture.submodule import isolate
-from qgait_ptq.capture.trace import Capture, capture, quiet_torch
+from qgait_ptq.capture.trace import Capture, capture
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.graph.annotation import BitWidths
 from qgait_ptq.graph.frame_layout import FrameLayout
@@ -56,9 +55,7 @@ def plan(
         return plan(part.part, part.frame_shape, config, frames=part.frames)
     target, widths = get_target(config.target), bit_widths(config)
     check_widths(target, widths)
-    with quiet_torch():
-        # The user's stays where it is, in the mode and the precision it is in.
-        network = join_inputs(copy.deepcopy(model).cpu().float(), layout)
+    network = join_inputs(copy_network(model), layout)
     captured = capture(network, frame_shape, frames, output)
     check_all_read(captured.graph_module, network)
     examples = [captured.example(), *(captured.example(*sizes) for sizes in captured.checked)]

@@ -2,7 +2,11 @@
 
 import io
 import zipfile
+from argparse import Namespace
+from collections import defaultdict, deque
+from pathlib import PurePosixPath
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -41,7 +45,7 @@ def saved(content, **options):
 
 
 def contents():
-    """A state_dict, checkpoints, wrapped and transposed weights, and what runs code."""
+    """A state_dict, checkpoints with other objects and averages, wrapped weights, and what runs code."""
     given = weights()
     shared = {**given, "conv.bias": given["conv.weight"].flatten()[:2], "narrow": given["narrow"].expand(2)}
     return [
@@ -49,6 +53,12 @@ def contents():
         shared,
         {"model": given, "epoch": 3, "optimizer": {"lr": 0.1}},
         {"state_dict": {f"module.{name}": value for name, value in given.items()}},
+        {
+            "epoch": np.float64(3),
+            "args": Namespace(out=PurePosixPath("a"), groups=defaultdict(list, a=[1]), history=deque([1])),
+            "net": {f"module.{name}": value for name, value in given.items()},
+            "ema": {"shadow": given, "list": list(given.values())},
+        },
         {**given, "bomb": Bomb()},
     ]
 
