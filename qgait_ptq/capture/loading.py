@@ -261,7 +261,7 @@ def _without_key(file: Loading, loaded: LoadedModel) -> LoadedModel:
 def _from_content(file: Loading, content: Any) -> LoadedModel:
     path, contents = file.path, search(content)
     if not contents.entries:
-        raise ModelError(f"{path}: holds {_describe(content)}, in which no weights are found")
+        raise ModelError(f"{path}: found {_describe(content)}, but no weights; save the network's state_dict")
     kind = "state_dict" if contents.entries[0].path == () else "training checkpoint"
     make, arguments, choice = file.factory, file.arguments, None
     if isinstance(make, str):
@@ -340,7 +340,7 @@ def _named_architecture(
 
 
 def _is_plain(value: Any, levels: int = DEEPEST_LIST) -> bool:
-    """Return whether an argument is a small number, a text, or a short list of these; lists may hold themselves."""
+    """Return whether an argument is a small number, a text, or a short list of these."""
     if isinstance(value, list | tuple):
         return levels > 0 and len(value) <= LONGEST_LIST and all(_is_plain(one, levels - 1) for one in value)
     if isinstance(value, str):
