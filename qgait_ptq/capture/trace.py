@@ -20,8 +20,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
 
+from qgait_ptq.capture.autocast import WithoutAutocast, autocast_disabled, disabled_regions
 from qgait_ptq.capture.diagnosis import explain_failure
 from qgait_ptq.capture.embedding_output import could_be_embedding, reduce_to_embedding
+from qgait_ptq.capture.inlining import inline_regions
 from qgait_ptq.capture.side_effects import restore_batch_norms, without_side_effects
 from qgait_ptq.errors import CaptureError, first_line
 from qgait_ptq.graph.attributes import ORIGIN_KEY, remove_unused
@@ -49,6 +51,7 @@ class Capture:
         frames: fixed frame count; None where any is taken.
         frame_shape: of one frame: ``(h, w)`` of silhouettes, ``(c, h, w)`` of maps.
         checked: the (batch, frames) at which capture and network were compared.
+        without_autocast: places, ``file:line``, of regions of `torch.autocast` that are computed in float32.
     """
 
     graph_module: fx.GraphModule
@@ -56,6 +59,7 @@ class Capture:
     frames: int | None
     frame_shape: tuple[int, ...]
     checked: tuple[tuple[int, int], ...]
+    without_autocast: tuple[str, ...] = ()
 
     def example(self, sequences: int = EXAMPLE_BATCH, length: int = EXAMPLE_FRAMES) -> Tensor:
         """Random silhouettes ``[n, s, h, w]`` that the graph takes; fixed dimensions have their way."""
@@ -125,6 +129,7 @@ def capture(
             pinned = {axis for axis in captured.free_axes if _must_pin(found, axis, example)}
         if not pinned:
             agreeing = (size for size, result in found.items() if result is _Comparison.AGREES)
+            captured = replace(captured, without_autocast=disabled_regions(network))
             return replace(captured, graph_module=graph_module, checked=tuple(agreeing))
         # One that varies with a wrong frame count may be right for any batch.
         captured = captured.pin({FRAME_AXIS} if FRAME_AXIS in pinned else pinned)
@@ -134,9 +139,12 @@ def capture(
 def embedding_network(
     network: nn.Module, frame_shape: tuple[int, ...], frames: int | None = None, output: str | None = None
 ) -> nn.Module:
-    """A network that gives the embedding of another one alone; arguments as of `capture`."""
+    """A network that gives the embedding of another one alone, in float32; arguments as of `capture`."""
     example = random_silhouettes(EXAMPLE_BATCH, frames or EXAMPLE_FRAMES, frame_shape)
-    return reduce_to_embedding(network, _run_network(network, example), EXAMPLE_BATCH, output)
+    with autocast_disabled() as regions:
+        given = _run_network(network, example)
+    network = WithoutAutocast(network) if regions else network
+    return reduce_to_embedding(network, given, EXAMPLE_BATCH, output)
 
 
 def set_to_inference(network: nn.Module) -> None:
@@ -196,7 +204,9 @@ def _export(
     try:
         with quiet_torch(), torch.no_grad():
             program = torch.export.export(network, (example,), dynamic_shapes=(dynamic,), strict=False)
-            graph_module = without_side_effects(program).module(check_guards=False)
+            graph_module = without_side_effects(inline_regions(program)).module(check_guards=False)
+    except CaptureError:
+        raise
     except Exception as error:
         raise CaptureError(explain_failure(error, "torch.export cannot capture the network")) from error
     graph_module = of_type(graph_module, fx.GraphModule)

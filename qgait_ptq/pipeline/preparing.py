@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 
 from qgait_ptq.calibration.stages import LEARNING
+from qgait_ptq.capture.autocast import disabled_regions
 from qgait_ptq.capture.trace import BATCH_AXIS, FRAME_AXIS, Capture
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.mixed_precision.choosing import WidthChooser, allowed_drop, held_out_drop
@@ -66,6 +68,7 @@ class CaptureNetwork(Stage):
         )
         pinned = {BATCH_AXIS, FRAME_AXIS} - captured.free_axes - ({FRAME_AXIS} if frames else set())
         notes = pinned_notes(captured, pinned, "its capture is right at no other")
+        notes += autocast_notes(disabled_regions(part.isolated.host) if part else captured.without_autocast)
         return replace(state, maybe_captured=captured, maybe_network=network).noting(*notes)
 
 
@@ -154,4 +157,14 @@ def pinned_notes(captured: Capture, axes: set[int], why: str) -> list[str]:
         f"the network is taken with a {name} of {size} only: {why}"
         for axis, name, size in sizes
         if axis in axes and size is not None
+    ]
+
+
+def autocast_notes(regions: Sequence[str]) -> list[str]:
+    """Return what to tell about regions of `torch.autocast`, given their places."""
+    if not regions:
+        return []
+    return [
+        f"torch.autocast has no effect at {', '.join(regions)}: the network is captured, quantized and "
+        "compared in float32"
     ]
