@@ -11,8 +11,8 @@ from qgait_ptq.capture.autocast import WithoutAutocast, autocast_disabled, disab
 from qgait_ptq.capture.trace import capture
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.placement.planning import plan
-from tests.capture.small_network import Small, quantize
 from tests.conftest import randomise_batch_norms
+from tests.small_network import Small, quantize
 
 
 class Autocast(Small):
