@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import dropwhile, takewhile
 from pathlib import Path
 
 import torch
@@ -77,8 +80,26 @@ class CodePlace:
 
 def find_place(error: BaseException) -> CodePlace | None:
     """Return the innermost line of a traceback outside torch and the toolkit; None if there is none."""
+    return _innermost(traceback.extract_tb(error.__traceback__))
+
+
+def find_caller() -> CodePlace | None:
+    """Return the line of a network that is being executed; None where its code is in no file."""
+    frames = dropwhile(_is_toolkit, reversed(traceback.extract_stack()))
+    return _innermost(reversed(list(takewhile(lambda frame: not _is_toolkit(frame), frames))))
+
+
+def find_line(stack_trace: str) -> CodePlace | None:
+    """Return the innermost line of a user's code in a stack trace that torch.export wrote as text."""
+    lines = re.findall(r'File "(.+)", line (\d+), in (.+)\n +(.*)', stack_trace)
+    return _innermost(
+        traceback.FrameSummary(file, int(line), name, line=code) for file, line, name, code in lines
+    )
+
+
+def _innermost(frames: Iterable[traceback.FrameSummary]) -> CodePlace | None:
     place = None
-    for frame in traceback.extract_tb(error.__traceback__):
+    for frame in frames:
         path = Path(frame.filename)
         is_code = path.is_file() and not any(path.is_relative_to(package) for package in PACKAGES)
         if is_code and frame.lineno is not None:
@@ -100,6 +121,10 @@ def explain_forward_failure(error: BaseException, what: str) -> str:
     place = find_place(error)
     where = f"\n  at {place.file}:{place.line}\n    {place.code}\n  " if place else "; "
     return f"{what} ({type(error).__name__}: {first_line(error)}){where}{remedy}"
+
+
+def _is_toolkit(frame: traceback.FrameSummary) -> bool:
+    return Path(frame.filename).is_relative_to(PACKAGES[1])
 
 
 def explain_failure(error: BaseException, doing: str) -> str:

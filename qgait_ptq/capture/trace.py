@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
+from qgait_ptq.capture.autocast import WithoutAutocast, autocast_disabled, disabled_regions
 from qgait_ptq.capture.comparison import Comparer, Comparison
 from qgait_ptq.capture.diagnosis import explain_failure, explain_forward_failure
 from qgait_ptq.capture.embedding_output import could_be_embedding, reduce_to_embedding
 from qgait_ptq.capture.exportable import ExportableOperators
 from qgait_ptq.capture.guards import SizeGuards
+from qgait_ptq.capture.inlining import inline_regions
 from qgait_ptq.capture.side_effects import restore_batch_norms, without_side_effects
 from qgait_ptq.errors import CaptureError
 from qgait_ptq.graph.attributes import ORIGIN_KEY, remove_unused
@@ -55,6 +57,7 @@ class Capture:
         frame_shape: shape of one frame: ``(h, w)`` of silhouettes, ``(c, h, w)`` of maps.
         checked: (batch, frames) at which graph and network were compared and agree.
         example_frames: frame count of examples.
+        without_autocast: places, ``file:line``, of regions of `torch.autocast` that are computed in float32.
     """
 
     graph_module: fx.GraphModule
@@ -63,6 +66,7 @@ class Capture:
     frame_shape: tuple[int, ...]
     checked: tuple[tuple[int, int], ...]
     example_frames: int = EXAMPLE_FRAMES
+    without_autocast: tuple[str, ...] = ()
 
     @property
     def frames(self) -> int | None:
@@ -160,6 +164,7 @@ def capture(
         pinned = pinned or {axis for axis in captured.free_axes if _must_pin(found, axis, example)}
         if not pinned:
             agreeing = (size for size, result in found.items() if result is Comparison.AGREES)
+            captured = replace(captured, without_autocast=disabled_regions(network))
             return replace(captured, graph_module=graph_module, checked=tuple(agreeing))
         # With the frame count fixed, the capture can be right at any batch size.
         captured = captured.pin({FRAME_AXIS} if FRAME_AXIS in pinned else pinned)
@@ -192,9 +197,12 @@ def _check_guards(
 def embedding_network(
     network: nn.Module, frame_shape: tuple[int, ...], frames: int | None = None, output: str | None = None
 ) -> nn.Module:
-    """Return a network with the embedding as its only output. The arguments are those of `capture`."""
+    """Return a network with the embedding as its only output, in float32; arguments as of `capture`."""
     example = random_silhouettes(EXAMPLE_BATCH, frames or EXAMPLE_FRAMES, frame_shape)
-    return reduce_to_embedding(network, _run_network(network, example), EXAMPLE_BATCH, output)
+    with autocast_disabled() as regions:
+        given = _run_network(network, example)
+    network = WithoutAutocast(network) if regions else network
+    return reduce_to_embedding(network, given, EXAMPLE_BATCH, output)
 
 
 def set_to_inference(network: nn.Module) -> None:
@@ -261,7 +269,9 @@ def _export(
     try:
         with quiet_torch(), torch.no_grad(), ExportableOperators():
             program = torch.export.export(network, (example,), dynamic_shapes=(dynamic,), strict=False)
-            graph_module = without_side_effects(program).module(check_guards=False)
+            graph_module = without_side_effects(inline_regions(program)).module(check_guards=False)
+    except CaptureError:
+        raise
     except Exception as error:
         raise CaptureError(explain_failure(error, "torch.export cannot capture the network")) from error
     graph_module = of_type(graph_module, fx.GraphModule)

@@ -18,6 +18,7 @@ from qgait_ptq.exporters.onnx_file import export_float, export_quantized
 from qgait_ptq.exporters.passes.first_layer_table import FIRST_LAYER_TABLE, LARGEST_KERNEL, layers_in_tables
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.graph.frame_counts import ANY_FRAME_COUNT
+from qgait_ptq.graph.frame_independence import PROOF_FRAMES, prove_frame_independence
 from qgait_ptq.pipeline.preparing import pinned_notes
 from qgait_ptq.placement.layers import layer_sqnr, list_layers
 from qgait_ptq.reference.proof import prove_exactness
@@ -73,8 +74,8 @@ class Export(Stage):
         state = replace(state, maybe_captured=captured)
         file = File(model, to_onnx(state, quantized=False), session)
         state = replace(state, maybe_file=file).noting(*notes)
-        streams = state.submodule is None and _streams(state, model, session)
-        return state.recording(proof=prove_exactness(model).describe(), streams=streams)
+        streams, notes = _streams(state, model, session)
+        return state.noting(*notes).recording(proof=prove_exactness(model).describe(), streams=streams)
 
 
 class CheckParity(Stage):
@@ -217,12 +218,18 @@ def _table_notes(state: State, model: onnx.ModelProto) -> list[str]:
     ]
 
 
-def _streams(state: State, model: onnx.ModelProto, session: Session) -> bool:
-    """Return whether the file gives the same embedding for a sequence that is streamed in chunks."""
+def _streams(state: State, model: onnx.ModelProto, session: Session) -> tuple[bool, list[str]]:
+    """Return whether long sequences can be streamed with the same result, and why not where it seems so."""
     captured = state.captured
-    if ONNXRUNTIME not in state.target.runtimes or captured.frame_counts != ANY_FRAME_COUNT:
-        return False
-    return can_stream(model, as_session_inputs(_clips(state, captured).numpy(), session.inputs))
+    any_length = captured.frame_counts == ANY_FRAME_COUNT
+    complete = state.submodule is None and any_length and ONNXRUNTIME in state.target.runtimes
+    if not complete or not can_stream(
+        model, as_session_inputs(_clips(state, captured).numpy(), session.inputs)
+    ):
+        return False, []
+    examples = [captured.example(1, count).to(state.device) for count in PROOF_FRAMES]
+    proof = prove_frame_independence(state.quantized, examples)
+    return proof.holds, [] if proof.holds else [f"long sequences are not streamed: {proof.reason}"]
 
 
 def _clips(state: State, captured: Capture) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 
 from qgait_ptq.calibration.stages import LEARNING
+from qgait_ptq.capture.autocast import disabled_regions
 from qgait_ptq.capture.trace import BATCH_AXIS, FRAME_AXIS, Capture
 from qgait_ptq.exporters.exportability import unknown_nodes
 from qgait_ptq.exporters.onnx_file import export_float
@@ -74,6 +76,7 @@ class CaptureNetwork(Stage):
                 f"the network is captured for {captured.frame_counts}: at other frame counts it computes "
                 "something else, or does not run. The file is for these"
             )
+        notes += autocast_notes(disabled_regions(part.isolated.host) if part else captured.without_autocast)
         return replace(state, maybe_captured=captured, maybe_network=network).noting(*notes)
 
 
@@ -181,4 +184,14 @@ def pinned_notes(captured: Capture, axes: set[int], why: str) -> list[str]:
         f"the network is taken with a {name} of {size} only: {why}"
         for axis, name, size in sizes
         if axis in axes and size is not None
+    ]
+
+
+def autocast_notes(regions: Sequence[str]) -> list[str]:
+    """Return what to tell about regions of `torch.autocast`, given their places."""
+    if not regions:
+        return []
+    return [
+        f"torch.autocast has no effect at {', '.join(regions)}: the network is captured, quantized and "
+        "compared in float32"
     ]
