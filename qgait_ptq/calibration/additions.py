@@ -19,13 +19,13 @@ from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 
 
 def align_additions(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """Move the scales of tensors that are added, and of their sums, so that all kernels agree.
+    """Align the scales of added tensors and of their sums, so that all kernels compute the same integers.
 
-    By a per mille, mostly; see `quantizer.addition_orders`. Tensors that cannot be aligned are left as they
-    are; what that means is read from the file, by `export.addition_proof`. Doing it twice changes nothing.
+    Most scales change by about 0.1 %; see `quantizer.addition_orders`. Tensors that cannot be aligned stay
+    unchanged; the exporter reports them from the file. Repeated calls change nothing.
 
     Args:
-        graph_module: with inserted quantizers whose ranges are set; changed in place.
+        graph_module: graph with inserted quantizers whose ranges are set; changed in place.
     """
     additions, quantizers = _find_additions(graph_module)
     for name, scale in align_scales(additions, _all_codes(quantizers)).items():
@@ -34,17 +34,17 @@ def align_additions(graph_module: fx.GraphModule) -> fx.GraphModule:
 
 
 def aligned_multiples(graph_module: fx.GraphModule) -> dict[str, Multiple]:
-    """Name of an aligned quantizer → what its scale must stay a multiple of while it learns.
+    """Return the unit of each aligned quantizer by name: its scale must stay a multiple of it in training.
 
     Args:
-        graph_module: aligned.
+        graph_module: graph with aligned scales.
     """
     additions, quantizers = _find_additions(graph_module)
     return find_multiples(additions, _all_codes(quantizers))
 
 
 def _find_additions(graph_module: fx.GraphModule) -> tuple[list[Addition], dict[str, FakeQuantize]]:
-    """The additions of two quantized tensors, and the quantizers around them by name."""
+    """Return the additions of two quantized tensors, and the quantizers around them by name."""
     quantizers: dict[str, FakeQuantize] = {}
     additions = []
     for node in graph_module.graph.nodes:
@@ -64,7 +64,7 @@ def _all_codes(quantizers: dict[str, FakeQuantize]) -> dict[str, Codes]:
 
 
 def _behind(graph_module: fx.GraphModule, addition: fx.Node) -> fx.Node | None:
-    """The quantizer's call behind an addition, or behind the rectifier that follows it."""
+    """Return the call of the quantizer after an addition, or after the rectifier that follows it."""
     users = list(addition.users)
     if len(users) == 1 and _quantizer(graph_module, users[0]) is None:
         users = list(users[0].users)

@@ -1,4 +1,4 @@
-"""Sequences as the calibrating stages take them: cut to clips, split by label, in batches that fit."""
+"""Sequences for the calibrating stages: cut to clips, split by label, in batches that fit into memory."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ from qgait_ptq.stages.state import State
 from qgait_ptq.stages.training_data import Clips, TrainingData
 from qgait_ptq.system.progress import Advance
 
-CLIPS_PER_BATCH = 8  # where labels play no role
-SAVED_FACTOR = 3  # activations kept for the backward pass, in sizes of all nodes' outputs
+CLIPS_PER_BATCH = 8  # for stages that need no labels
+SAVED_FACTOR = 3  # memory of the backward pass, in multiples of the size of all node outputs
 MEGABYTE = 2**20
 
 
 def calibration_sequences(state: State) -> GaitDataset:
-    """The sequences that calibrate, chosen by the seed."""
+    """Return the calibration sequences, chosen with the seed."""
     return state.data.calibration.choose(state.config.calibration_sequences, state.config.seed)
 
 
 def cut(state: State, chosen: GaitDataset, frames: int) -> LabelledClips:
-    """Return clips of at most some frames, of a length that the network takes."""
+    """Return clips of at most `frames` frames, of a length that the network takes."""
     captured = state.captured
     return cut_clips(chosen, frames, captured.frame_shape, state.config.seed, captured.frame_counts)
 
 
 def with_training_data(state: State, clips: LabelledClips) -> State:
-    """The state with clips to learn from and to choose by, where labels allow it.
+    """Return the state with training clips and held-out clips, if there are enough labelled sequences.
 
     Raises:
-        DataError: IDC was asked for, and they do not.
+        DataError: IDC was requested, but too few identities have two sequences.
     """
     config = state.config.idc
     if not _learns(state.config):
@@ -57,15 +57,15 @@ def with_training_data(state: State, clips: LabelledClips) -> State:
     usable = len(usable_identities(clips.subjects))
     if usable < SMALLEST_IDENTITIES:
         text = (
-            f"the calibration set has {usable} identities with two sequences or more; learning distances "
-            f"(IDC) needs {SMALLEST_IDENTITIES}"
+            f"the calibration set has {usable} identities with two sequences or more; IDC needs "
+            f"{SMALLEST_IDENTITIES}"
         )
         if config.enabled:
             raise DataError(text)
-        return state.noting(f"{text}: that stage is left out").recording(idc={"left_out": text})
+        return state.noting(f"{text}; IDC is left out").recording(idc={"left_out": text})
     alone = len(set(clips.subjects)) - usable
     if alone:
-        state = state.noting(f"{alone} identities have one sequence only; they play no part in IDC")
+        state = state.noting(f"{alone} identities have only one sequence; IDC does not use them")
     learned, held_out = split_identities_off(clips.subjects, config.held_out, state.config.seed)
     everything = Clips(clips.silhouettes, clips.labels)
     network = state.network
@@ -83,10 +83,10 @@ def with_training_data(state: State, clips: LabelledClips) -> State:
 
 
 def with_unlabelled_clips(state: State, chosen: GaitDataset) -> State:
-    """The state with silhouettes ``[n, s, h, w]`` for what needs no labels: none of those that choose later.
+    """Return the state with silhouettes ``[n, s, h, w]`` for stages without labels.
 
-    A rounding that has seen the held-out identities would look better on them than it is, and no step of
-    a later stage could beat it there.
+    Held-out identities are excluded. A rounding fitted to them would look better on them than it is, and no
+    later stage could improve on it.
     """
     clips = cut(state, chosen, state.config.correction_frames)
     if clips.copies:
@@ -119,18 +119,18 @@ def taken_batches(state: State, data: GaitDataset, advance: Advance = nothing) -
 
 
 def unlabelled_batches(state: State) -> list[Tensor]:
-    """Clips ``[n, s, h, w]`` as network inputs, on the device."""
+    """Return the clips ``[n, s, h, w]`` as network inputs, on the device."""
     parts = state.unlabelled.split(batch_size(state))
     return [as_network_input(part.to(state.device)) for part in parts]
 
 
 def batch_size(state: State) -> int:
-    """Clips in a batch where labels play no role."""
+    """Return the number of clips in a batch, for stages that need no labels."""
     return state.captured.batch or CLIPS_PER_BATCH
 
 
 def clips_at_once(state: State) -> int:
-    """How many clips fit into the memory for the backward pass."""
+    """Return the number of clips that fit into the memory for the backward pass."""
     captured, network = state.captured, state.network
     if captured.batch is not None:
         return captured.batch
@@ -142,6 +142,6 @@ def clips_at_once(state: State) -> int:
 
 
 def _learns(config: QuantConfig) -> bool:
-    """Whether any stage learns from labels, or chooses by them."""
+    """Return whether any stage learns from labels or selects steps with them."""
     finetunes = config.finetune.enabled and config.finetune.steps
     return bool(config.idc.enabled is not False or finetunes or config.needs_held_out)

@@ -1,9 +1,9 @@
-"""Block by block: each block of the quantized network learns to give what the float block gives.
+"""Block-by-block reconstruction: each quantized block is trained to reproduce the output of its float block.
 
-Weights learn whether to round up or down (AdaRound, Nagel et al. 2020), or move as latent weights through
-the soft quantizer; scales of activations learn along. A block is fed a random mixture of the quantized and
-the float network's values, and a share of its own activations passes unquantized (QDrop, Wei et al. 2022), so
-that it does not settle on the errors of a few sequences.
+Weights learn whether to round up or down (AdaRound, Nagel et al. 2020), or are trained as latent weights
+through the soft quantizer. Scales of activations are trained with them. The input of a block is a random
+mixture of quantized and float values, and a share of its activations stays unquantized (QDrop, Wei et al.
+2022). This keeps blocks from overfitting to the errors of a few sequences.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from qgait_ptq.quantizer.soft import HARD, TemperatureSchedule
 from qgait_ptq.quantizer.trainable import WeightMode, WeightTrainer
 from qgait_ptq.system.invariants import of_type
 
-SHARPNESS = (20.0, 2.0)  # β of AdaRound's regularizer, from the first step that has it to the last
-REGULARIZED_FROM = 0.2  # share of the steps before the regularizer sets in
+SHARPNESS = (20.0, 2.0)  # β of AdaRound's regularizer at its first and its last step
+REGULARIZED_FROM = 0.2  # share of the steps before the regularizer starts
 
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """How blocks are reconstructed.
+    """Settings of block reconstruction.
 
     Attributes:
-        steps: for each block; 0 leaves blocks as they are.
+        steps: training steps of each block; 0 leaves blocks unchanged.
         granularity: blocks, or single layers as in AdaRound.
         weights: learned rounding, or latent weights.
         rates: learning rates.
-        temperature: of soft gradients.
+        temperature: temperature of soft gradients.
         drop_probability: share of values that come from the float network, and of activations that pass
             unquantized.
-        ranges: whether scales of activations, and biases, learn along.
+        ranges: whether scales of activations, and biases, are trained too.
         regularizer: weight of the term that decides every weight's rounding.
-        seed: of batches and dropped values.
-        memory: bytes of activations held by each of the two networks; more go to disk.
+        seed: random seed for batches and dropped values.
+        memory: bytes of activations that each of the two networks holds; the rest goes to disk.
     """
 
     steps: int
@@ -74,12 +74,12 @@ def reconstruct_blocks(
     """Train the blocks of a calibrated graph in place, in graph order.
 
     Args:
-        quantized: calibrated.
+        quantized: calibrated graph.
         reference: the same graph with its quantizers switched off.
         batches: silhouettes ``[n, s, h, w]`` in [0, 1]; each is one training batch.
         magnitudes: see `trained_graph.output_magnitudes`.
-        settings: how.
-        done: so many blocks are trained already (a resumed run).
+        settings: settings of the reconstruction.
+        done: number of blocks that a resumed run has trained already.
         advance: called after each step.
         after_block: called after each block with the number of blocks done.
 
@@ -87,7 +87,7 @@ def reconstruct_blocks(
         The number of blocks.
 
     Raises:
-        CalibrationError: the loss of a block is no number, with the block's layers.
+        CalibrationError: the loss of a block became NaN or infinite. The error names the layers.
     """
     blocks = find_blocks(quantized, settings.granularity)
     steppers = [Stepper(graph, batches, settings.memory) for graph in (reference, quantized)]
@@ -103,7 +103,7 @@ def reconstruct_blocks(
 
 
 def count_blocks(quantized: fx.GraphModule, granularity: Granularity) -> int:
-    """How many blocks have a layer to train."""
+    """Return the number of blocks that have a layer to train."""
     return sum(1 for block in find_blocks(quantized, granularity) if block.layers)
 
 
@@ -141,7 +141,7 @@ class _Reconstruction:
         )
 
     def run(self, reference: Stepper, quantized: Stepper, advance: Callable[[], None]) -> None:
-        """Train on the values before which both steppers stand."""
+        """Train the block on the current values of both steppers."""
         groups = self.trained.groups(self.settings.rates)
         if not groups:
             self.trained.discard()
@@ -166,7 +166,7 @@ class _Reconstruction:
                 names = ", ".join(layer_name(layer) for layer in self.block.layers)
                 raise CalibrationError(
                     f"fine-tuning: the loss of the block with {names} is NaN or infinite at step {step}; "
-                    "lower the learning rates of finetune, or leave it out"
+                    "lower the learning rates in finetune, or run without --finetune"
                 )
             optimizer.zero_grad()
             loss.backward()
@@ -182,10 +182,10 @@ class _Reconstruction:
     def _loss(self, inputs: Mapping[fx.Node, Any], targets: list[Tensor], step: int) -> Tensor:
         outputs = self.block.run(self.quantized, inputs)
         total: Tensor | float = 0.0
-        for given, wanted in zip(outputs, targets, strict=True):
-            if isinstance(given, Tensor):
-                energy = wanted.square().mean().clamp_min(torch.finfo(torch.float32).tiny)
-                total = total + (given - wanted).square().mean() / energy
+        for output, target in zip(outputs, targets, strict=True):
+            if isinstance(output, Tensor):
+                energy = target.square().mean().clamp_min(torch.finfo(torch.float32).tiny)
+                total = total + (output - target).square().mean() / energy
         total = of_type(total, Tensor)
         if self.settings.weights is WeightMode.ROUNDING:
             total = total + self._undecided(step)

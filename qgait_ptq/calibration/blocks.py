@@ -1,7 +1,7 @@
-"""Blocks of a quantized graph: stretches that are reconstructed one after the other.
+"""Blocks of a quantized graph, which are reconstructed one after the other.
 
-A block ends behind an addition or a pooling, with what the next quantizer absorbs; names of classes play no
-role. Branches need no special care: a block may read and give several tensors.
+A block ends after an addition or a pooling and the operators that the next quantizer absorbs. Class names are
+not used. A block may have several inputs and outputs, so branches need no special handling.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from qgait_ptq.graph.operators import ADDITIONS, MAX_POOLS, MAXIMA, WEIGHTED, is
 from qgait_ptq.graph.stepping import run_node
 
 ENDS = ADDITIONS | MAX_POOLS | MAXIMA
-LARGEST_BLOCK = 6  # layers; a long chain without additions or pooling is cut there
+LARGEST_BLOCK = 6  # layers; longer chains without additions or pooling are split
 
 
 class Granularity(StrEnum):
-    """How much of a network is reconstructed at once."""
+    """Unit of reconstruction."""
 
     LAYER = "layer"
     BLOCK = "block"
@@ -29,13 +29,13 @@ class Granularity(StrEnum):
 
 @dataclass(frozen=True)
 class Block:
-    """A stretch of a graph.
+    """A sequence of consecutive nodes of a graph.
 
     Attributes:
-        nodes: in order, without those that only name parameters.
-        inputs: nodes before the stretch that it reads.
-        outputs: its nodes that give a tensor which is read behind it.
-        layers: its weighted layers.
+        nodes: nodes in order, without ``get_attr`` nodes.
+        inputs: nodes before the block that it reads.
+        outputs: nodes of the block that later nodes read.
+        layers: weighted layers of the block.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -49,11 +49,11 @@ class Block:
         return self.nodes[0].name
 
     def run(self, graph_module: fx.GraphModule, values: Mapping[fx.Node, Any]) -> list[Tensor]:
-        """Compute the outputs from the inputs; gradients flow as in the graph itself.
+        """Compute the outputs from the inputs, with gradients.
 
         Args:
-            graph_module: whose graph the block was found in.
-            values: of `inputs`.
+            graph_module: module of the graph that the block belongs to.
+            values: values of `inputs`.
         """
         interpreter = fx.Interpreter(graph_module, garbage_collect_values=False)
         interpreter.env = dict(values)
@@ -63,10 +63,10 @@ class Block:
 
 
 def find_blocks(graph_module: fx.GraphModule, granularity: Granularity = Granularity.BLOCK) -> list[Block]:
-    """Divide a graph with quantizers into blocks, in order; together they are the whole graph.
+    """Divide a graph with quantizers into blocks, in order. Together they cover the graph.
 
     Args:
-        graph_module: with inserted quantizers.
+        graph_module: graph with inserted quantizers.
         granularity: blocks, or one layer at a time as in AdaRound.
     """
     stretches: list[list[fx.Node]] = [[]]
@@ -90,7 +90,7 @@ def find_blocks(graph_module: fx.GraphModule, granularity: Granularity = Granula
 
 
 def _starts_something(node: fx.Node) -> bool:
-    """Whether a node belongs to what follows: a layer with its parameters, an addition, a pooling."""
+    """Return whether a node can start a block: a layer, its parameters, an addition or a pooling."""
     if is_operator(node, WEIGHTED | ENDS):
         return True
     return node.op == "call_module" and node.all_input_nodes[0].op == "get_attr"

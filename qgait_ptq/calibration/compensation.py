@@ -1,10 +1,10 @@
 """Error-compensating weight rounding: the mathematics of one layer.
 
-GPTQ (Frantar et al., ICLR 2023) rounds the columns of a weight one after the other and lets the columns
-still to come make up for the error, for the inputs that the layer sees. Its successors (GPFQ; Qronos, Zhang
-et al. 2025) also look at what the layer *should* have seen: with float inputs X and quantized inputs X̃ they
-minimise ``‖W X − Q X̃‖²``. That equals ``‖(W* − Q) X̃‖²`` up to a constant, where ``W*`` is the least-squares
-solution of ``W* X̃ ≈ W X``, so `corrected_weight` followed by `round_columns` does the same.
+GPTQ (Frantar et al., ICLR 2023) rounds the columns of a weight one after the other and corrects the remaining
+columns for the error, given the inputs of the layer. Its successors (GPFQ; Qronos, Zhang et al. 2025) also
+use the inputs of the float layer. With float inputs X and quantized inputs X̃ they minimise
+``‖W X − Q X̃‖²``. That equals ``‖(W* − Q) X̃‖²`` up to a constant, where ``W*`` is the least-squares
+solution of ``W* X̃ ≈ W X``. `corrected_weight` followed by `round_columns` computes it.
 
 All functions take groups: weights ``[g, o, k]`` and second moments ``[g, k, k]``, for grouped convolutions
 such as per-part fully connected layers.
@@ -20,8 +20,8 @@ from torch import Tensor
 from qgait_ptq.quantizer.grid import IntegerGrid
 from qgait_ptq.system.invariants import present
 
-SMALLEST_DAMPING = 1e-10  # where all inputs are zero
-FEW_COLUMNS = 10.0  # added damping, in shares of the diagonal, times size over columns
+SMALLEST_DAMPING = 1e-10  # for layers whose inputs are all zero
+FEW_COLUMNS = 10.0  # extra damping for few columns: share of the diagonal, times size / columns
 
 
 @dataclass
@@ -29,9 +29,9 @@ class InputMoments:
     """Moments of a layer's inputs, with quantization before the layer (X̃) and without (X).
 
     Attributes:
-        count: columns seen.
-        mean_quantized: of X̃, ``[g, k]`` float64.
-        mean_float: of X.
+        count: number of columns.
+        mean_quantized: mean of X̃, ``[g, k]`` float64.
+        mean_float: mean of X.
         second: ``E[X̃ X̃ᵀ]``, ``[g, k, k]``.
         cross: ``E[X X̃ᵀ]``, ``[g, k, k]``.
     """
@@ -44,7 +44,7 @@ class InputMoments:
 
     @classmethod
     def of(cls, quantized: Tensor, reference: Tensor) -> InputMoments:
-        """Moments of columns ``[g, k, n]`` of X̃ and X."""
+        """Return the moments of columns ``[g, k, n]`` of X̃ and X."""
         count = quantized.shape[-1]
         return cls(
             count,
@@ -55,7 +55,7 @@ class InputMoments:
         )
 
     def merge(self, other: InputMoments) -> InputMoments:
-        """Moments of both sets of columns together."""
+        """Return the moments of both sets of columns together."""
         count = self.count + other.count
         a, b = self.count / count, other.count / count
         return InputMoments(
@@ -67,19 +67,19 @@ class InputMoments:
         )
 
     def centred(self) -> tuple[Tensor, Tensor]:
-        """Second and cross moments about the means: what counts where a bias takes up the means."""
+        """Return second and cross moments about the means, for layers whose bias absorbs the mean error."""
         outer = self.mean_quantized[..., :, None] * self.mean_quantized[..., None, :]
         cross = self.mean_float[..., :, None] * self.mean_quantized[..., None, :]
         return self.second - outer, self.cross - cross
 
 
 def damped(second: Tensor, count: int, damping: float) -> Tensor:
-    """Add to the diagonal: more where there are few columns for the size of the matrix.
+    """Add damping to the diagonal: more if there are few columns for the size of the matrix.
 
     Args:
-        second: ``[g, k, k]``.
-        count: columns that it was estimated from.
-        damping: share of the mean of the diagonal, at ``count ≫ k``.
+        second: second moments, ``[g, k, k]``.
+        count: number of columns that they were estimated from.
+        damping: share of the mean of the diagonal, for ``count ≫ k``.
     """
     size = second.shape[-1]
     diagonal = second.diagonal(dim1=-2, dim2=-1)
@@ -91,7 +91,7 @@ def damped(second: Tensor, count: int, damping: float) -> Tensor:
 def _positive_definite(matrix: Tensor) -> Tensor:
     """Add to the diagonal until a Cholesky factor exists.
 
-    Inputs that hardly vary around a large mean leave rounding errors where their variance should be.
+    For inputs that hardly vary around a large mean, rounding errors can exceed the variance.
     """
     amount = matrix.diagonal(dim1=-2, dim2=-1).abs().mean().clamp_min(SMALLEST_DAMPING)
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
@@ -101,15 +101,15 @@ def _positive_definite(matrix: Tensor) -> Tensor:
 
 
 def corrected_weight(weight: Tensor, second: Tensor, cross: Tensor, count: int, damping: float) -> Tensor:
-    """W*, the float weight that makes of X̃ what the given one makes of X, as far as possible.
+    """Return W*, which maps the quantized inputs of a layer to its float output, by ridge regression.
 
-    ``W* = W + W (C − H) (H + λI)⁻¹`` with H = second, C = cross: the ridge regression that stays at W.
+    ``W* = W + W (C − H) (H + λI)⁻¹`` with H = second and C = cross. The regularizer pulls W* towards W.
 
     Args:
-        weight: ``[g, o, k]``.
-        second: ``[g, k, k]``.
-        cross: ``[g, k, k]``.
-        count: columns that they were estimated from.
+        weight: float weight W, ``[g, o, k]``.
+        second: second moments, ``[g, k, k]``.
+        cross: cross moments, ``[g, k, k]``.
+        count: number of columns that they were estimated from.
         damping: see `damped`.
     """
     right = weight.double() @ (cross - second)
@@ -126,21 +126,20 @@ def round_columns(
     damping: float,
     partners: Tensor | None = None,
 ) -> Tensor:
-    """GPTQ: integers ``[g, o, k]`` that change the layer's output least, column after column.
+    """Round a weight to integers ``[g, o, k]`` column by column, with GPTQ's error compensation.
 
-    Columns go in the order of falling input energy, so that the strong ones are rounded while many others
-    can still make up for them. Where the grid limits pairs, a column keeps within the limit with those of its
-    neighbours that are rounded, and leaves half of what is too much to those that are not; later columns make
-    up for that, too.
+    Columns are ordered by decreasing input energy: strong columns are rounded while many others can still
+    compensate. If the grid limits pairs, a column keeps within the limit with its rounded neighbours. For a
+    neighbour that is not rounded yet, it gives up half of the excess. Later columns compensate for that too.
 
     Args:
-        weight: ``[g, o, k]``.
-        scale: ``[g, o]``.
-        grid: the integers.
-        second: ``[g, k, k]``.
-        count: columns that it was estimated from.
+        weight: float weight, ``[g, o, k]``.
+        scale: scale of each output channel, ``[g, o]``.
+        grid: grid of the weight.
+        second: second moments, ``[g, k, k]``.
+        count: number of columns that they were estimated from.
         damping: see `damped`.
-        partners: neighbours of each column, see `pairs.neighbours`; wanted where the grid limits pairs.
+        partners: neighbours of each column, see `pairs.neighbours`; needed if the grid limits pairs.
     """
     hessian = _positive_definite(damped(second, count, damping))
     order = hessian.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True)
@@ -154,7 +153,7 @@ def round_columns(
     step = scale.double()
     integers = torch.empty_like(remaining)
     pairs = None if partners is None or grid.pair_limit is None else _Pairs(partners, order, grid)
-    for start in range(0, size, 64):  # errors reach the columns of a later chunk in one product
+    for start in range(0, size, 64):  # one product corrects all columns of later chunks
         stop = min(start + 64, size)
         errors = torch.empty_like(remaining[:, :, start:stop])
         for column in range(start, stop):
@@ -174,7 +173,7 @@ class _Pairs:
     """The limit of neighbouring weights, while columns are rounded in their order."""
 
     def __init__(self, partners: Tensor, order: Tensor, grid: IntegerGrid) -> None:
-        """See `round_columns`; `order` is ``[g, k]``: which column is rounded when."""
+        """Prepare the neighbours; `order` ``[g, k]`` lists the columns in the order of rounding."""
         self.grid, self.limit = grid, present(grid.pair_limit)
         turns = torch.arange(order.shape[1], device=order.device).expand_as(order)
         turn = torch.empty_like(order).scatter_(1, order, turns)
@@ -186,7 +185,7 @@ class _Pairs:
     def keep_within(
         self, column: int, wanted: Tensor, integers: Tensor, remaining: Tensor, step: Tensor
     ) -> Tensor:
-        """What of the wanted integers ``[g, o]`` of a column its neighbours leave room for."""
+        """Return the integers ``[g, o]`` of a column, reduced to the limit with their neighbours."""
         low, high = self.grid.quant_min, self.grid.quant_max
         for turn in self.turn[:, column].unbind(1):
             index = turn.clamp_min(0)[:, None, None].expand(-1, wanted.shape[1], 1)
@@ -204,21 +203,21 @@ class _Pairs:
 def refitted_scale(
     integers: Tensor, scale: Tensor, weight: Tensor, second: Tensor, cross: Tensor, floor: float = 0.5
 ) -> Tensor:
-    """The scale of each output channel with which chosen integers come closest to the float output.
+    """Return the scale of each output channel with which the integers best match the float output.
 
     ``s = (w C qᵀ) / (q H qᵀ)``, the least-squares solution of ``s · q X̃ ≈ w X``.
 
     Args:
-        integers: ``[g, o, k]``.
-        scale: with which they were chosen, ``[g, o]``; kept where the solution is off by more than a factor
-            of `floor` or its inverse, as it is for channels that are zero.
-        weight: ``[g, o, k]`` float.
-        second: ``[g, k, k]``.
-        cross: ``[g, k, k]``.
+        integers: rounded weight, ``[g, o, k]``.
+        scale: scale of the rounding, ``[g, o]``. It is kept if the solution differs by more than a factor of
+            `floor` or its inverse, as for channels that are zero.
+        weight: float weight, ``[g, o, k]``.
+        second: second moments, ``[g, k, k]``.
+        cross: cross moments, ``[g, k, k]``.
         floor: see `scale`.
     """
-    wanted = ((weight.double() @ cross) * integers).sum(-1)
+    correlation = ((weight.double() @ cross) * integers).sum(-1)
     energy = ((integers @ second) * integers).sum(-1)
-    solution = wanted / energy.clamp_min(torch.finfo(torch.float64).tiny)
+    solution = correlation / energy.clamp_min(torch.finfo(torch.float64).tiny)
     share = solution / scale.double()
     return torch.where((share > floor) & (share < 1 / floor), solution, scale.double()).to(scale.dtype)

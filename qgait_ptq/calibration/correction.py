@@ -1,8 +1,8 @@
-"""Layer by layer: weights rounded so that each layer makes up for the errors before it, and biases corrected.
+"""Compensated rounding and bias correction, layer by layer.
 
-Float and quantized network are walked side by side. At each layer the inputs that it gets with everything
-before it quantized are compared with those it should have got; its weight is rounded for them
-(`compensation`), and its bias takes up the mean error that is left. Needs no labels and no gradients.
+The float and the quantized network run side by side. At each layer, the inputs in the quantized network are
+compared with those in the float network. The weight is rounded for them (`compensation`), and the bias
+absorbs the remaining mean error. This needs no labels and no gradients.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from qgait_ptq.quantizer.grid import quantize
 from qgait_ptq.quantizer.pairs import neighbours, widened_scale
 from qgait_ptq.system.invariants import present
 
-ITEM_SHARE = 8  # columns are drawn from items (frames or sequences) that have so many times more
-COLUMNS = 24_576  # input columns of a layer that moments are estimated from, per network
+ITEM_SHARE = 8  # drawn frames or sequences have this many times the columns that are used
+COLUMNS = 24_576  # input columns of a layer from which moments are estimated
 
 
 class Rounding(StrEnum):
-    """How weights are rounded."""
+    """Method of rounding weights."""
 
     NEAREST = "nearest"
     GPTQ = "gptq"
@@ -48,14 +48,14 @@ class Rounding(StrEnum):
 
 @dataclass(frozen=True)
 class CorrectionSettings:
-    """What is done at each layer.
+    """Settings of rounding and bias correction.
 
     Attributes:
-        rounding: of weights.
-        bias: whether biases take up mean errors.
+        rounding: method of rounding weights.
+        bias: whether biases absorb mean errors.
         damping: see `compensation.damped`.
-        seed: of the drawn columns.
-        memory: bytes of activations held; more go to disk.
+        seed: random seed for the drawn columns.
+        memory: bytes of activations to hold; the rest goes to disk.
     """
 
     rounding: Rounding = Rounding.QRONOS
@@ -74,17 +74,17 @@ def correct_layers(
 ) -> list[str]:
     """Round weights and correct biases of a calibrated graph in place, in graph order.
 
-    Afterwards each weight lies on its grid: rounding it to nearest gives the chosen integers.
+    Afterwards each weight lies on its grid: rounding to nearest returns the chosen integers.
 
     Args:
         reference: the same graph with its quantizers switched off.
-        quantized: ranges are set.
+        quantized: graph whose ranges are set.
         batches: silhouettes ``[n, s, h, w]`` in [0, 1].
-        settings: what is done.
+        settings: settings of rounding and bias correction.
         advance: called after each layer.
 
     Returns:
-        Layers that were left as they are because other layers share their weight.
+        Names of layers that stay unchanged because other layers share their weight.
 
     Raises:
         CalibrationError: the inputs of a layer are not finite.
@@ -116,9 +116,9 @@ def correct_alone(
 
     Args:
         reference: the graph with its quantizers switched off.
-        candidates: the same graph at several widths; ranges are set.
+        candidates: the same graph at several widths, with ranges set.
         batches: silhouettes ``[n, s, h, w]`` in [0, 1].
-        settings: what is done.
+        settings: settings of rounding and bias correction.
         advance: called after each layer.
 
     Raises:
@@ -145,25 +145,27 @@ def _correct(
     settings: CorrectionSettings,
 ) -> None:
     if not (torch.isfinite(moments.second).all() and torch.isfinite(moments.cross).all()):
-        raise CalibrationError(f"layer {layer_name(layer.node)}: its inputs hold NaN or infinite values")
+        raise CalibrationError(
+            f"layer {layer_name(layer.node)}: its inputs contain NaN or infinite values in calibration"
+        )
     quantizer, weight = layer.weight_quantizer, weight_of(graph_module, layer)
     shape = (moments.second.shape[0], -1, moments.second.shape[-1])
-    wanted, present = float_weight.detach().reshape(shape), weight.detach().reshape(shape)
+    original, current = float_weight.detach().reshape(shape), weight.detach().reshape(shape)
     scale = quantizer.scale.expand(weight.shape[0]).reshape(shape[0], -1)
     corrects_bias = settings.bias and float_bias is not None
-    # Where the bias takes up the mean error, only what varies is left to the weight.
+    # If the bias absorbs the mean error, the weight only has to match the variation.
     second, cross = moments.centred() if corrects_bias else (moments.second, moments.cross)
-    rounded = wanted if settings.rounding is not Rounding.KEPT else present
+    rounded = original if settings.rounding is not Rounding.KEPT else current
     integers, scale = _round(rounded, scale, layer, weight.shape, second, cross, moments.count, settings)
     if settings.rounding is not Rounding.NEAREST:
-        scale = refitted_scale(integers, scale, wanted, second, cross)
+        scale = refitted_scale(integers, scale, original, second, cross)
         quantizer.scale = scale.flatten().clone()
         on_grid = integers * scale.double()[..., None]
         set_parameter(graph_module, layer.weight_parameter, on_grid.reshape(weight.shape).to(weight.dtype))
     if corrects_bias and float_bias is not None:
-        due = (wanted.double() @ moments.mean_float[..., None])[..., 0]
-        given = ((integers * scale.double()[..., None]) @ moments.mean_quantized[..., None])[..., 0]
-        moved = float_bias + (due - given).flatten().to(float_bias.dtype)
+        expected = (original.double() @ moments.mean_float[..., None])[..., 0]
+        actual = ((integers * scale.double()[..., None]) @ moments.mean_quantized[..., None])[..., 0]
+        moved = float_bias + (expected - actual).flatten().to(float_bias.dtype)
         set_parameter(graph_module, layer.bias_parameter, moved)
 
 
@@ -177,7 +179,7 @@ def _round(
     count: int,
     settings: CorrectionSettings,
 ) -> tuple[Tensor, Tensor]:
-    """Integers of a weight ``[g, o, k]``, which the layer has as ``[o, i, *kernel]``, and their scale."""
+    """Return integers and scale of a weight ``[g, o, k]``; `shape` is ``[o, i, *kernel]``."""
     grid = layer.weight_quantizer.grid
     if settings.rounding in (Rounding.NEAREST, Rounding.KEPT):
         zero_point = torch.zeros((), device=weight.device)
@@ -190,7 +192,7 @@ def _round(
     if grid.pair_limit is not None:
         channels, *kernel = shape[1:]
         partners = neighbours(channels, math.prod(kernel)).to(weight.device)
-        # The weight for the inputs as they are has other pairs than the float weight.
+        # The corrected weight can have larger pairs than the float weight.
         scale = widened_scale(target.reshape(shape), scale.flatten(), grid.pair_limit).reshape(scale.shape)
     return round_columns(target, scale, grid, second, count, settings.damping, partners), scale
 
@@ -205,31 +207,33 @@ def _input_moments(
     generator = torch.Generator().manual_seed(settings.seed)
     share = max(1, COLUMNS // len(quantized.batches))
     total: InputMoments | None = None
-    for wanted, given in zip(reference.input_of(layer.name), quantized.input_of(layer.name), strict=True):
-        items = _draw(len(given), math.ceil(share * ITEM_SHARE / _positions(layer, given)), generator)
-        columns = _columns(layer, weight_shape, given[items])
+    for original, features in zip(
+        reference.input_of(layer.name), quantized.input_of(layer.name), strict=True
+    ):
+        items = _draw(len(features), math.ceil(share * ITEM_SHARE / _positions(layer, features)), generator)
+        columns = _columns(layer, weight_shape, features[items])
         chosen = _draw(columns.shape[-1], share, generator)
         part = InputMoments.of(
-            columns[..., chosen], _columns(layer, weight_shape, wanted[items])[..., chosen]
+            columns[..., chosen], _columns(layer, weight_shape, original[items])[..., chosen]
         )
         total = part if total is None else total.merge(part)
     return present(total)
 
 
 def _draw(available: int, wanted: int, generator: torch.Generator) -> Tensor | slice:
-    """Some indices, or all."""
+    """Return random indices, or a slice of all items if there are few."""
     return torch.randperm(available, generator=generator)[:wanted] if wanted < available else slice(None)
 
 
 def _positions(layer: fx.Node, tensor: Tensor) -> int:
-    """How many columns an item of dim 0 has, roughly: its spatial size."""
+    """Return the approximate number of columns of an item of dim 0: its spatial size."""
     return max(1, tensor[0, 0].numel()) if is_operator(layer, CONVOLUTIONS) else 1
 
 
 def _columns(layer: fx.Node, weight_shape: torch.Size, tensor: Tensor) -> Tensor:
-    """What a layer multiplies its weight with: ``[groups, k, n]``.
+    """Return the columns that a layer multiplies with its weight, ``[groups, k, n]``.
 
-    Spatial positions of all frames and sequences are columns alike.
+    Each spatial position of each frame and sequence is one column.
     """
     if not is_operator(layer, CONVOLUTIONS):
         return tensor.flatten(0, -2).T[None]

@@ -1,7 +1,7 @@
-"""The IDC loss: distances between people are to stay what the float network made them.
+"""The IDC loss, which keeps distances between people as in the float network.
 
-Inter-class distance-guided calibration is an idea of the QGait paper (arXiv 2405.13859), of which only the
-abstract was available to us; the formulas are ours. With embeddings of n clips by part, ``d_pij =
+Inter-class distance-guided calibration is an idea of the QGait paper (arXiv 2405.13859). Only its abstract
+was available to us; the formulas are ours. With embeddings of n clips by part, ``d_pij =
 sqrt(relu(‖e_i − e_j‖²) + 1e−12)``, T the float and S the quantized network, N the pairs with different and P
 those with the same label, and μ the mean of d^T over all parts and N:
 
@@ -10,9 +10,9 @@ those with the same label, and μ the mean of d^T over all parts and N:
     L_anchor = Σ ‖s − t‖² / Σ ‖t − mean t‖²
     L        = L_neg + λ_pos · L_pos + λ_anchor · L_anchor
 
-One μ for all parts: a factor of each part's own would change the ranking by mean distance unseen. Distances
-alone are blind to shift and rotation, which matter where the gallery was embedded by the float network: hence
-the anchor.
+All parts share one μ: with one for each part, a part could be rescaled without cost, which changes the
+ranking by mean distance. Distances do not see shifts and rotations of all embeddings. These matter if the
+float network embedded the gallery, so the loss has an anchor term.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ SMALLEST_SQUARE = 1e-12
 
 
 def by_part(embedding: Tensor) -> Tensor:
-    """Embeddings ``[n, c, p]`` or ``[n, c]`` to ``[p, n, c]`` float32."""
+    """Rearrange embeddings ``[n, c, p]`` or ``[n, c]`` to ``[p, n, c]`` float32."""
     parts = embedding[..., None] if embedding.ndim == 2 else embedding
     return parts.permute(2, 0, 1).float()
 
 
 def pairwise_distances(parts: Tensor) -> Tensor:
-    """Euclidean distances within each part, with a finite gradient at zero.
+    """Return Euclidean distances within each part, with a finite gradient at zero.
 
     Args:
-        parts: ``[p, n, c]``.
+        parts: embeddings by part, ``[p, n, c]``.
 
     Returns:
-        ``[p, n, n]``.
+        Distances ``[p, n, n]``.
     """
-    # Differences from the mean: the subtraction of large squares would lose the digits of small distances.
+    # Subtracting the mean avoids cancellation between large squares, which would lose small distances.
     centred = parts - parts.mean(1, keepdim=True).detach()
     squared = centred.square().sum(-1)
     product = centred @ centred.mT
@@ -54,11 +54,11 @@ class IdcLoss:
     """The loss; call it with embeddings of both networks.
 
     Attributes:
-        neg_weight: of L_neg.
-        pos_weight: λ_pos.
-        anchor_weight: λ_anchor.
-        neighbour_weight: of a term for ranks: the Kullback-Leibler divergence between the two networks'
-            distributions over the other clips, softmax of −D/(0.1 μ) with D the mean over parts.
+        neg_weight: weight of L_neg.
+        pos_weight: weight λ_pos of L_pos.
+        anchor_weight: weight λ_anchor of L_anchor.
+        neighbour_weight: weight of a term for ranks. It is the Kullback-Leibler divergence between the two
+            networks' distributions over the other clips: softmax of −D/(0.1 μ), with D the mean over parts.
     """
 
     neg_weight: float = 1.0
@@ -67,11 +67,11 @@ class IdcLoss:
     neighbour_weight: float = 0.0
 
     def __call__(self, quantized: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
-        """The loss of a batch.
+        """Return the loss of a batch.
 
         Args:
-            quantized: embeddings S, ``[n, c, p]`` or ``[n, c]``.
-            reference: embeddings T, the same shape.
+            quantized: embeddings S of the quantized network, ``[n, c, p]`` or ``[n, c]``.
+            reference: embeddings T of the float network, of the same shape.
             labels: identities, ``[n]``.
         """
         student, teacher = by_part(quantized), by_part(reference.detach())
@@ -84,22 +84,26 @@ class IdcLoss:
         return total
 
     def terms(self, student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """L_neg, L_pos, L_anchor and the neighbour term, unweighted, of ``[p, n, c]`` twice."""
+        """Return L_neg, L_pos, L_anchor and the neighbour term, unweighted, of embeddings ``[p, n, c]``."""
         same = labels[:, None] == labels[None]
         others = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-        given, wanted = pairwise_distances(student), pairwise_distances(teacher)
+        student_distances, teacher_distances = pairwise_distances(student), pairwise_distances(teacher)
         unlike = ~same
-        # Without labels that differ, all pairs set the unit.
-        unit = wanted[:, unlike if bool(unlike.any()) else others].mean().clamp_min(SMALLEST_SQUARE)
-        error = F.huber_loss(given / unit, wanted / unit, reduction="none")
+        # If all labels are equal, the unit is the mean over all pairs.
+        unit = (
+            teacher_distances[:, unlike if bool(unlike.any()) else others].mean().clamp_min(SMALLEST_SQUARE)
+        )
+        error = F.huber_loss(student_distances / unit, teacher_distances / unit, reduction="none")
         spread = (teacher - teacher.mean(1, keepdim=True)).square().sum().clamp_min(SMALLEST_SQUARE)
         anchor = (student - teacher).square().sum() / spread
-        neighbour = _neighbour_divergence(given.mean(0) / unit, wanted.mean(0) / unit, others)
+        neighbour = _neighbour_divergence(
+            student_distances.mean(0) / unit, teacher_distances.mean(0) / unit, others
+        )
         return _mean(error, unlike), _mean(error, same & others), anchor, neighbour
 
 
 def _mean(error: Tensor, pairs: Tensor) -> Tensor:
-    """Mean over parts and some pairs; 0 where there are none."""
+    """Return the mean over parts and the selected pairs; 0 without pairs."""
     return error[:, pairs].mean() if bool(pairs.any()) else error.new_zeros(())
 
 

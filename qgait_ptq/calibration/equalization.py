@@ -1,10 +1,11 @@
 """Equalization: scale the channels between layers so that activations and weights quantize well.
 
-Weight equalization is that of Nagel et al. (*Data-Free Quantization Through Weight Equalization and Bias
-Correction*, ICCV 2019), over groups of layers instead of pairs, so that residual streams take part. At few
-activation bits it is the activations that cost: with one scale for a tensor, a channel with small values has
-few levels. There the factors follow the size of the channels' values, as in SmoothQuant (Xiao et al. 2023),
-and the weights, which have a scale for each output channel and compensating rounding, take the difference.
+Weight equalization follows Nagel et al. (*Data-Free Quantization Through Weight Equalization and Bias
+Correction*, ICCV 2019). It works on groups of layers instead of pairs, so it covers residual streams. At low
+activation bits, most of the error comes from activations: with one scale for a tensor, a channel with small
+values has few levels. Activation equalization chooses factors from the size of the channels' values, as in
+SmoothQuant (Xiao et al. 2023). The weights absorb the factors: they have a scale for each output channel and
+compensated rounding.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from qgait_ptq.graph.views import WeightedLayer, source
 from qgait_ptq.system.invariants import present
 
 LARGEST_FACTOR = 16.0
-DEAD = 1e-3  # of the mean: channels below it stay as they are
-TOLERANCE = 1e-3  # of the largest value of an embedding
+DEAD = 1e-3  # share of the mean size; channels below it stay unchanged
+TOLERANCE = 1e-3  # share of the largest value of an embedding
 ACTIVATION_STRENGTH = 0.5
-ROUNDS = 3  # a layer reads one group and writes another, so the factors settle over some rounds
+ROUNDS = 3  # a layer reads one group and writes another, so the factors need some rounds to settle
 
 
 class Equalization(StrEnum):
-    """What the factors follow."""
+    """Values from which the factors are computed."""
 
     NONE = "none"
     WEIGHTS = "weights"
@@ -40,11 +41,11 @@ class Equalization(StrEnum):
 
 @dataclass(frozen=True)
 class Equalized:
-    """What was done.
+    """Result of equalization.
 
     Attributes:
-        groups: how many there are.
-        factors: name of a layer → what its output channels were divided by, ``[c]``.
+        groups: number of channel groups.
+        factors: divisors of the output channels, ``[c]``, by layer name.
     """
 
     groups: int
@@ -57,14 +58,14 @@ def equalize(
     """Equalize the channel groups of a simplified float graph in place.
 
     Args:
-        graph_module: its shapes are recorded.
+        graph_module: graph whose shapes are recorded.
         batches: silhouettes ``[n, s, h, w]`` in [0, 1].
-        kind: what the factors follow.
-        strength: exponent of the factors; 1 makes all channels equal. None takes 1 for weights, and ½ for
-            activations, whose factors the weights have to bear.
+        kind: values from which the factors are computed.
+        strength: exponent of the factors; 1 makes all channels equal. None means 1 for weights and ½ for
+            activations, since the weights absorb those factors.
 
     Raises:
-        CalibrationError: the network computes something else afterwards.
+        CalibrationError: the output of the network changed.
     """
     groups = find_channel_groups(graph_module) if kind is not Equalization.NONE else []
     if not groups:
@@ -93,7 +94,7 @@ def equalize(
 def _activation_sizes(
     graph_module: fx.GraphModule, groups: list[ChannelGroup], batches: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Return the root mean square by channel of what the readers of each group read."""
+    """Return the root mean square of each channel of each group, over the inputs of its readers."""
     read = [{source(reader) for reader in group.readers} for group in groups]
     energies: dict[fx.Node, Tensor] = {node: torch.zeros(()) for nodes in read for node in nodes}
 
@@ -108,7 +109,7 @@ def _activation_sizes(
 
 
 def _factors(sizes: Tensor, strength: float) -> Tensor:
-    """Factors with geometric mean 1 over the living channels."""
+    """Return factors with geometric mean 1 over the channels that are not dead."""
     alive = sizes > DEAD * sizes.mean()
     logarithm = torch.where(alive, sizes, torch.ones_like(sizes)).log()
     centre = (logarithm * alive).sum() / alive.sum().clamp_min(1)
@@ -117,7 +118,7 @@ def _factors(sizes: Tensor, strength: float) -> Tensor:
 
 
 def _weight_factors(graph_module: fx.GraphModule, group: ChannelGroup, strength: float) -> Tensor:
-    """``sqrt(r1 / r2)`` of the paper's eq. 11, r the largest magnitudes of a channel's weights."""
+    """Return ``sqrt(r1 / r2)`` (eq. 11 of the paper), r being a channel's largest weight magnitude."""
 
     def largest(nodes: list[fx.Node], axis: int) -> Tensor:
         weights = [tensor_of(graph_module, WeightedLayer(node).weight) for node in nodes]

@@ -1,8 +1,9 @@
-"""Stage 2 as a whole: blocks, then end to end with the soft quantizer on the IDC loss.
+"""Stage 2, fine-tuning: blocks, then end to end with the soft quantizer and the IDC loss.
 
-The temperature rises from 1 to 3 here and is 0, straight through, everywhere before: used from the start, a
-soft quantizer hinders convergence (the QGait paper's observation). What is kept in the end is whatever serves
-the held-out identities best: the network as it came in, after the blocks, or the best step end to end.
+The temperature rises from 1 to 3 in the end-to-end part. It is 0 (straight-through) before, because a soft
+quantizer hinders convergence when used from the start (an observation of the QGait paper). The candidate with
+the lowest held-out loss is kept: the input network, the network after the blocks, or the best end-to-end
+step.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from qgait_ptq.stages.training_data import TrainingData
 
 @dataclass(frozen=True)
 class FinetuneOutcome:
-    """What stage 2 did.
+    """Result of fine-tuning.
 
     Attributes:
-        start: held-out loss of the network as it came in.
-        blocks: held-out loss after the blocks; None where none were trained.
-        end_to_end: what the end-to-end part did; None where it had no steps or no data.
-        kept: ``start``, ``blocks`` or ``end_to_end``: what was given back.
+        start: held-out loss of the input network.
+        blocks: held-out loss after the blocks; None if none were trained.
+        end_to_end: result of the end-to-end part; None without steps or data.
+        kept: the candidate that was kept: ``start``, ``blocks`` or ``end_to_end``.
     """
 
     start: float | None
@@ -56,17 +57,17 @@ class Finetuning:
         device: torch.device,
         saved: SavedStates,
     ) -> None:
-        """Gather what the stage works on.
+        """Collect the inputs of the stage.
 
         Args:
-            quantized: calibrated.
+            quantized: calibrated graph.
             reference: the same graph with its quantizers switched off.
             batches: silhouettes ``[n, s, h, w]`` for the blocks.
-            data: for the end-to-end part and for choosing; None without a labelled set, and then the
-                blocks are kept unseen.
-            loss: of the end-to-end part.
-            device: where both graphs are.
-            saved: keeps states, so that a killed run can go on.
+            data: labelled clips for the end-to-end part and for the choice. Without them (None), the blocks
+                are kept unconditionally.
+            loss: loss of the end-to-end part.
+            device: device of both graphs.
+            saved: saved states, so that a run can be resumed.
         """
         self.quantized, self.reference, self.batches = quantized, reference, batches
         self.data, self.loss, self.device, self.saved = data, loss, device, saved
@@ -78,15 +79,15 @@ class Finetuning:
         end_to_end: TrainingSettings,
         advance: Callable[[], None] = lambda: None,
     ) -> FinetuneOutcome:
-        """Train.
+        """Run both parts and keep the best candidate.
 
         Args:
-            blocks: of the block-by-block part.
-            end_to_end: of the end-to-end part.
-            advance: called after each step of either.
+            blocks: settings of the block-by-block part.
+            end_to_end: settings of the end-to-end part.
+            advance: called after each step of either part.
 
         Raises:
-            CalibrationError: a loss is no number.
+            CalibrationError: a loss became NaN or infinite.
         """
         came_in = copy.deepcopy(self.quantized.state_dict())
         start = self._held_out_loss()
@@ -123,12 +124,15 @@ class Finetuning:
             advance=advance,
             after_block=keep,
         )
-        # The last layers were fitted to the errors of blocks as they were; fit scales and biases once more.
+        # Each block was fitted to the errors of the blocks before it. Refit scales and biases after the last.
         refit = CorrectionSettings(Rounding.KEPT, seed=settings.seed, memory=settings.memory)
         correct_layers(self.reference, self.quantized, self.batches, refit)
         loss = self._held_out_loss()
         if loss is not None and not loss < float("inf"):
-            raise CalibrationError("fine-tuning: the embeddings became NaN or infinite in the blocks")
+            raise CalibrationError(
+                "fine-tuning: the embeddings are NaN or infinite after the blocks; "
+                "lower the learning rates in finetune"
+            )
         return loss
 
     def _train_end_to_end(
@@ -152,6 +156,6 @@ class Finetuning:
         if self.data is None:
             return None
         held_out, size = self.data.held_out, len(self.batches[0])
-        given = embed_clips(self.quantized, held_out, size, self.device)
+        embeddings = embed_clips(self.quantized, held_out, size, self.device)
         labels = held_out.labels.to(self.device)
-        return float(self.loss(given, self.data.held_out_embeddings, labels))
+        return float(self.loss(embeddings, self.data.held_out_embeddings, labels))

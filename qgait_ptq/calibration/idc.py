@@ -1,8 +1,8 @@
 """Stage 1: inter-class distance-guided calibration (IDC).
 
-Scales and zero_points of activations, scales of weights and biases move so that distances between people stay
-what they were in the float network (`distances`). The integers of the weights stay. Which step is kept is
-decided on held-out identities; where none is better than the ranges of stage 0, those are kept.
+Scales and zero-points of activations, scales of weights, and biases are trained so that distances between
+people match the float network (`distances`). The integers of the weights do not change. The step with the
+lowest loss on held-out identities is kept. If no step improves on stage 0, its ranges are kept.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ def calibrate_distances(
     device: torch.device,
     advance: Callable[[], None] = lambda: None,
 ) -> TrainingOutcome:
-    """Move the ranges of a calibrated graph in place.
+    """Train the ranges and biases of a calibrated graph in place.
 
     Args:
-        quantized: ranges are set.
+        quantized: graph whose ranges are set.
         reference: the same graph with its quantizers switched off.
         data: clips and the float network's embeddings of them.
-        loss: what is minimised.
-        settings: how long and how fast.
-        device: where both graphs are.
+        loss: loss to minimise.
+        settings: settings of the training.
+        device: device of both graphs.
         advance: called after each step.
 
     Raises:
-        CalibrationError: the loss is no number before any step.
+        CalibrationError: the loss is NaN or infinite before the first step.
     """
     few = torch.arange(min(len(data.clips), settings.micro_batch))
     magnitudes = output_magnitudes(quantized, data.clips.batch(few, device))

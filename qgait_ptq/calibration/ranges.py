@@ -1,4 +1,4 @@
-"""Stage 0: ranges. Observers see the float network's tensors and set scale and zero_point."""
+"""Stage 0: ranges. Observers record the tensors of the float network and set scales and zero-points."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ BIAS_HEADROOM = 2.0  # a bias takes at most half of the int32 range; the sums ne
 def calibrate_ranges(graph_module: fx.GraphModule, batches: Iterable[Tensor]) -> fx.GraphModule:
     """Set the parameters of all quantizers from calibration data.
 
-    The network runs in float while its tensors are observed; batch after batch, nothing is kept.
+    The network runs in float while its tensors are observed. No batch is kept in memory.
 
     Args:
-        graph_module: with inserted quantizers; changed in place.
+        graph_module: graph with inserted quantizers; changed in place.
         batches: silhouettes ``[n, s, h, w]`` in [0, 1].
 
     Raises:
-        CalibrationError: no batch, or a tensor that is not finite, with the layer's name.
+        CalibrationError: there is no batch, or a tensor is not finite. The error names the layer.
     """
     set_observing(graph_module, True)
     weights = _weight_quantizers(graph_module)
     for layer, (quantizer, weight) in weights.items():
         if not torch.isfinite(weight).all():
-            raise CalibrationError(f"layer {layer_name(layer)}: its weights hold NaN or infinite values")
+            raise CalibrationError(
+                f"layer {layer_name(layer)}: its weights contain NaN or infinite values; check the checkpoint"
+            )
         quantizer.observer(weight)
         quantizer.disable_observer()
     seen = 0
@@ -44,11 +46,11 @@ def calibrate_ranges(graph_module: fx.GraphModule, batches: Iterable[Tensor]) ->
             _observe(graph_module, batch)
             seen += 1
     if seen == 0:
-        raise CalibrationError("no calibration sequence; at least one is needed")
+        raise CalibrationError("there is no calibration sequence; at least one is needed")
     for name, quantizer in _quantizers(graph_module).items():
         quantizer.take_range()
         if not torch.isfinite(quantizer.scale).all():
-            raise CalibrationError(f"{name}: the calibration data make no finite range")
+            raise CalibrationError(f"{name}: its range on the calibration data is NaN or infinite")
     align_additions(graph_module)
     for quantizer, weight in weights.values():
         if quantizer.grid.pair_limit is not None:
@@ -62,9 +64,12 @@ def _observe(graph_module: fx.GraphModule, batch: Tensor) -> None:
     try:
         embedding = graph_module(batch)
     except ValueError as error:
-        raise CalibrationError(f"the network makes {error} of the calibration data") from error
+        raise CalibrationError(f"the float network failed on the calibration data: {error}") from error
     if not torch.isfinite(embedding).all():
-        raise CalibrationError("the network makes NaN or infinite embeddings of the calibration data")
+        raise CalibrationError(
+            "the float network gives NaN or infinite embeddings on the calibration data; "
+            "check the checkpoint and the data"
+        )
 
 
 def _quantizers(graph_module: fx.GraphModule) -> dict[str, FakeQuantize]:
@@ -82,9 +87,9 @@ def _weight_quantizers(graph_module: fx.GraphModule) -> dict[fx.Node, tuple[Fake
 def _leave_room_for_bias(graph_module: fx.GraphModule) -> None:
     """Raise the weight scales of channels whose bias would not fit into int32.
 
-    Channels with (nearly) no weight have (nearly) no scale; batch norm folding leaves such channels with a
-    bias of ordinary size, which must be a multiple of input scale × weight scale. A coarser grid costs
-    these weights nothing that the bias would show.
+    Channels with weights near zero have a scale near zero. Batch norm folding can give such channels a bias
+    of ordinary size, which must be a multiple of input scale × weight scale. A coarser grid does no harm
+    there: the weights are negligible beside the bias.
     """
     for layer in quantized_layers(graph_module):
         if layer.bias_quantizer is None:

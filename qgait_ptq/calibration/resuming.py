@@ -1,4 +1,4 @@
-"""States of a long stage on disk, so that a run killed at any moment goes on with the same result."""
+"""States of a long stage on disk: a run can be killed at any time and resumed with the same result."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from qgait_ptq.system.writing import make_folder, remove_empty, write_whole
 
 
 class SavedStates:
-    """A folder with one file for each part of the stage; None keeps nothing.
+    """A folder with one file for each part of the stage. Without a folder (None), nothing is saved.
 
-    Files are written beside and renamed, so a kill leaves the last whole state. All of them carry the run's
-    fingerprint, and a state of another run is refused.
+    Files are written under another name and renamed, so a killed run leaves the last complete state. Each
+    file has the fingerprint of its run; states of other runs are refused.
     """
 
     def __init__(self, folder: Path | None, fingerprint: str, resume: bool) -> None:
-        """Stand before a run.
+        """Prepare the folder; without `resume`, existing states are removed.
 
         Args:
-            folder: is made when the first state is saved.
-            fingerprint: of everything that decides the result.
-            resume: whether to go on from the states found there; else they are removed.
+            folder: folder of the states, created with the first one.
+            fingerprint: digest of everything that determines the result.
+            resume: whether to continue from existing states.
         """
         self.folder, self.fingerprint = folder, fingerprint
         if folder is not None and not resume:
             self.remove(folder)
 
     def load(self, part: str) -> Any | None:
-        """Return the state of a part; None where there is none.
+        """Return the state of a part; None if there is none.
 
         Raises:
             ConfigError: the state belongs to a run with other settings, or cannot be read.
@@ -55,16 +55,16 @@ class SavedStates:
         return state
 
     def save(self, part: str, state: Any) -> None:
-        """Keep the state of a part.
+        """Save the state of a part.
 
         Raises:
-            ConfigError: it cannot be written, for example because the disk is full. The state before it
-                stays, and no partial file is left behind.
+            ConfigError: the file cannot be written, for example because the disk is full. The previous state
+                is kept, and no partial file remains.
         """
         path = self._path(part)
         if path is None:
             return
-        content = io.BytesIO()  # torch hides why a file cannot be written
+        content = io.BytesIO()  # torch.save does not report why a file cannot be written
         torch.save({"fingerprint": self.fingerprint, "state": state}, content)
         made: list[Path] = []
         try:
@@ -73,23 +73,23 @@ class SavedStates:
         except OSError as error:
             remove_empty(made)
             raise ConfigError(
-                f"{path}: the state cannot be saved ({error.strerror or error}); free the disk or choose "
-                "another place, then go on with --resume"
+                f"{path}: the state cannot be saved ({error.strerror or error}); free disk space or choose "
+                "another folder, then continue with --resume"
             ) from None
 
     @staticmethod
     def remove(folder: Path) -> None:
-        """Remove all states; called when the run has its result.
+        """Remove all states, when the run has its result.
 
         Raises:
-            ConfigError: they cannot be removed.
+            ConfigError: the states cannot be removed.
         """
         try:
             if folder.is_dir():
                 shutil.rmtree(folder)
         except OSError as error:
             raise ConfigError(
-                f"{folder}: earlier states cannot be removed ({error.strerror or error})"
+                f"{folder}: earlier states cannot be removed ({error.strerror or error}); remove the folder"
             ) from None
 
     def _path(self, part: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""The calibrating stages in their order: clips, equalization, ranges, rounding, IDC, fine-tuning."""
+"""The calibrating stages, in order: clips, equalization, ranges, rounding, IDC, fine-tuning."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ EQUALIZATION_BATCHES = 4
 
 
 class ChooseClips(Stage):
-    """Choose the sequences that calibrate, and cut them to clips."""
+    """Choose the calibration sequences and cut them to clips."""
 
     name = "clips"
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Give ``chosen``, ``training`` and ``unlabelled``.
+        """Set ``chosen``, ``training`` and ``unlabelled``.
 
         Raises:
-            CalibrationError: no sequence.
-            DataError: sequences of different sizes, or a stage that was asked for lacks identities.
+            CalibrationError: there is no sequence.
+            DataError: frame sizes differ, or a requested stage needs more identities.
         """
         chosen = calibration_sequences(state)
         state = with_training_data(state, cut(state, chosen, state.config.idc.frames))
@@ -63,12 +63,12 @@ class ChooseClips(Stage):
 
 
 class Equalize(Stage):
-    """Scale channels of the float network; it computes what it did."""
+    """Scale channels of the float network without changing its output."""
 
     name = "equalization"
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Give another ``network``; the record has ``equalized_groups`` and ``factors``."""
+        """Replace ``network``, and record ``equalized_groups`` and ``factors``."""
         network = copy.deepcopy(state.network)
         few = unlabelled_batches(state)[:EQUALIZATION_BATCHES]
         done = equalize(network, few, Equalization(state.config.equalization))
@@ -82,14 +82,14 @@ class SetRanges(Stage):
     name = "ranges"
 
     def steps(self, state: State) -> int:
-        """One for each sequence."""
+        """Return the number of sequences."""
         return len(state.chosen)
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Give ``quantized`` and its float ``reference``.
+        """Set ``quantized`` and its float ``reference``.
 
         Raises:
-            CalibrationError: values that are not finite, or no sequence.
+            CalibrationError: values are not finite, or there is no sequence.
         """
         quantized = insert_quantizers(state.network).to(state.device)
         seen = 0
@@ -112,20 +112,20 @@ class SetRanges(Stage):
 
 
 class Correct(Stage):
-    """Round weights so that later ones make up for earlier ones, and correct biases."""
+    """Round weights with error compensation, and correct biases."""
 
     name = "rounding"
 
     def wanted(self, state: State) -> bool:
-        """Whether anything is corrected at all."""
+        """Return whether weights are compensated or biases corrected."""
         return state.config.rounding != "nearest" or state.config.bias_correction
 
     def steps(self, state: State) -> int:
-        """One for each layer."""
+        """Return the number of layers."""
         return len(quantized_layers(state.quantized))
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Give another ``quantized``; the record names layers with ``shared_weights``."""
+        """Replace ``quantized``, and record layers with ``shared_weights``."""
         quantized, reference = _copies(state)
         settings = correction_settings(state.config)
         left_alone = correct_layers(reference, quantized, unlabelled_batches(state), settings, advance)
@@ -138,20 +138,20 @@ class Correct(Stage):
 
 
 class CalibrateDistances(Stage):
-    """Stage 1, IDC: move ranges and biases so that distances between people stay."""
+    """Stage 1, IDC: train ranges and biases so that distances between people match the float network."""
 
     name = "IDC"
 
     def wanted(self, state: State) -> bool:
-        """Where labels allow it, unless it is switched off."""
+        """Return whether there are enough labels and IDC is not disabled."""
         return state.training is not None and state.config.idc.enabled is not False
 
     def steps(self, state: State) -> int:
-        """Training steps, at most."""
+        """Return the largest number of training steps."""
         return state.config.idc.steps
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Give another ``quantized``; the record has ``idc``."""
+        """Replace ``quantized``, and record ``idc``."""
         config = state.config.idc
         settings = TrainingSettings(
             steps=config.steps,
@@ -184,7 +184,7 @@ class Finetune(Stage):
         return state.config.finetune.enabled
 
     def steps(self, state: State) -> int:
-        """Training steps, at most."""
+        """Return the largest number of training steps."""
         config = state.config.finetune
         quantized = state.quantized
         blocks = count_blocks(quantized, Granularity(config.granularity)) * config.block_steps
@@ -193,7 +193,7 @@ class Finetune(Stage):
     def apply(self, state: State, advance: Advance = nothing) -> State:
         """Give another ``quantized``; the record has ``finetune``."""
         if state.resume and not (state.work_folder and state.work_folder.is_dir()):
-            state = state.noting("nothing to resume: fine-tuning begins anew")
+            state = state.noting("no saved state to resume; fine-tuning starts from the beginning")
         quantized, reference = _copies(state)
         saved = SavedStates(state.work_folder, fingerprint(state, quantized), state.resume)
         loss, batches = idc_loss(state.config), unlabelled_batches(state)
@@ -216,7 +216,7 @@ CALIBRATION: tuple[Stage, ...] = (*WITHOUT_LABELS, *LEARNING)
 
 
 def correction_settings(config: QuantConfig) -> CorrectionSettings:
-    """How weights are rounded and biases corrected."""
+    """Return the settings of rounding and bias correction."""
     return CorrectionSettings(
         Rounding(config.rounding),
         bias=config.bias_correction,
@@ -226,7 +226,7 @@ def correction_settings(config: QuantConfig) -> CorrectionSettings:
 
 
 def idc_loss(config: QuantConfig) -> IdcLoss:
-    """The loss of stage 1 and of the end-to-end part of stage 2."""
+    """Return the loss of stage 1 and of the end-to-end part of stage 2."""
     idc = config.idc
     return IdcLoss(idc.neg_weight, idc.pos_weight, idc.anchor_weight, idc.neighbour_weight)
 
@@ -242,7 +242,7 @@ def fingerprint(state: State, graph_module: fx.GraphModule) -> str:
 
 
 def _copies(state: State) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """A copy of the calibrated graph, to be changed, and the float reference."""
+    """Return a copy of the calibrated graph, to be changed, and the float reference."""
     quantized = copy.deepcopy(state.quantized)
     return quantized, state.reference
 

@@ -1,4 +1,4 @@
-"""A quantized graph whose quantizers learn for a while."""
+"""A quantized graph whose quantizers are replaced by trainable modules during training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.quantizer.trainable import ActivationTrainer, BiasTrainer, WeightMode, WeightTrainer
 from qgait_ptq.system.invariants import of_type
 
-SMALLEST_MAGNITUDE = 0.05  # of the layer's mean magnitude: the unit of a bias whose channel is nearly silent
+SMALLEST_MAGNITUDE = 0.05  # share of the layer's mean magnitude: smallest unit of a bias
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class LearningRates:
     """Step sizes of Adam, each in its parameter's unit.
 
     Attributes:
-        scale: of logarithms of scales, and of zero_points as shares of the grid.
-        weight: of latent weights and rounding variables, in rounding steps.
-        bias: in magnitudes of the layer's output.
+        scale: rate of logarithms of scales, and of zero-points as shares of the grid.
+        weight: rate of latent weights and rounding variables, in rounding steps.
+        bias: rate of biases, in magnitudes of the layer's output.
     """
 
     scale: float
@@ -37,10 +37,10 @@ class LearningRates:
 
 
 def output_magnitudes(graph_module: fx.GraphModule, batch: Tensor) -> dict[str, Tensor]:
-    """Root mean square of each layer's output by channel, ``[c]``, by node name.
+    """Return the root mean square of each layer's output by channel, ``[c]``, by node name.
 
     Args:
-        graph_module: with quantizers.
+        graph_module: graph with quantizers.
         batch: silhouettes ``[n, s, h, w]`` in [0, 1].
     """
     layers = {layer.node for layer in quantized_layers(graph_module)}
@@ -58,9 +58,9 @@ def output_magnitudes(graph_module: fx.GraphModule, batch: Tensor) -> dict[str, 
 
 
 class TrainedGraph:
-    """Puts trainers in the place of quantizers; `settle` writes back what they learned.
+    """Replaces quantizers by trainers; `settle` writes the trained values back.
 
-    The graph itself is not changed, only the modules under the names that it calls.
+    The graph itself does not change, only the modules that it calls.
     """
 
     def __init__(
@@ -73,15 +73,15 @@ class TrainedGraph:
         *,
         ranges: bool = True,
     ) -> None:
-        """Put trainers in place.
+        """Replace the quantizers by trainers.
 
         Args:
-            graph_module: calibrated.
+            graph_module: calibrated graph.
             reference: the same graph with float weights.
             magnitudes: see `output_magnitudes`.
-            weights: what of the weights learns.
-            nodes: train what these call only; None trains all.
-            ranges: whether scales and zero_points of activations, and biases, learn along.
+            weights: mode of training weights.
+            nodes: nodes whose quantizers are trained; None trains all.
+            ranges: whether scales and zero-points of activations, and biases, are trained.
         """
         self.graph_module = graph_module
         self._settled: dict[str, nn.Module] = {}
@@ -108,8 +108,8 @@ class TrainedGraph:
     def _train_weights(self, reference: fx.GraphModule, mode: WeightMode) -> None:
         originals = {layer.node.name: weight_of(reference, layer) for layer in quantized_layers(reference)}
         for layer in self._layers:
-            present, original = weight_of(self.graph_module, layer), originals[layer.node.name]
-            trainer = WeightTrainer(layer.weight_quantizer, present, original, mode)
+            current, original = weight_of(self.graph_module, layer), originals[layer.node.name]
+            trainer = WeightTrainer(layer.weight_quantizer, current, original, mode)
             self._replace(str(layer.weight_call.target), trainer)
 
     def _train_biases(self, magnitudes: dict[str, Tensor]) -> None:
@@ -121,7 +121,8 @@ class TrainedGraph:
                 trainer = BiasTrainer(layer.bias_quantizer, bias, magnitude)
                 self._replace(str(layer.bias_call.target), trainer)
                 continue
-            # Of the layer that gives the embedding: it stays in float, so it learns where it stands.
+            # The bias of the layer that gives the embedding stays in float, so its parameter is trained
+            # directly.
             bias = of_type(bias, nn.Parameter)
             self._float_biases[layer.bias_path or ""] = (bias, float(magnitude.mean()))
             bias.requires_grad_(True)
@@ -131,17 +132,17 @@ class TrainedGraph:
         setattr(self.graph_module, name, trainer)
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Embeddings of a batch, with gradients to everything that learns."""
+        """Return embeddings of a batch, with gradients to all trained parameters."""
         embedding: Tensor = self.graph_module(batch)
         return embedding
 
     def trainers(self) -> Iterator[tuple[str, nn.Module]]:
-        """Name and trainer."""
+        """Yield the name and module of each trainer."""
         for name in self._settled:
             yield name, self.graph_module.get_submodule(name)
 
     def groups(self, rates: LearningRates) -> list[dict[str, Any]]:
-        """Parameter groups for an optimizer."""
+        """Return the parameter groups for an optimizer."""
         kinds: dict[str, list[nn.Parameter]] = {"scale": [], "weight": [], "bias": []}
         for _, trainer in self.trainers():
             for name, parameter in trainer.named_parameters():
@@ -159,19 +160,19 @@ class TrainedGraph:
         return groups
 
     def set_temperature(self, temperature: float) -> None:
-        """Set a of all soft gradients."""
+        """Set the temperature of all soft gradients."""
         for _, trainer in self.trainers():
             if isinstance(trainer, ActivationTrainer | WeightTrainer):
                 trainer.temperature = temperature
 
     def set_drop_probability(self, probability: float) -> None:
-        """Let a share of activation values pass unquantized."""
+        """Set the share of activation values that stay unquantized."""
         for _, trainer in self.trainers():
             if isinstance(trainer, ActivationTrainer):
                 trainer.drop_probability = probability
 
     def snapshot(self) -> dict[str, dict[str, Tensor]]:
-        """What has been learned so far."""
+        """Return a copy of all trained parameters."""
         kept = {
             name: {key: value.detach().clone() for key, value in trainer.named_parameters()}
             for name, trainer in self.trainers()
@@ -181,7 +182,7 @@ class TrainedGraph:
         return kept
 
     def restore(self, snapshot: dict[str, dict[str, Tensor]]) -> None:
-        """Go back to a snapshot."""
+        """Restore the parameters of a snapshot."""
         with torch.no_grad():
             for name, trainer in self.trainers():
                 for key, parameter in trainer.named_parameters():
@@ -190,7 +191,7 @@ class TrainedGraph:
                 bias.copy_(snapshot[path][""])
 
     def settle(self) -> None:
-        """Write back what was learned, and put the quantizers back in place."""
+        """Write the trained values back and restore the quantizers."""
         for layer in self._layers:
             weight_trainer = self.graph_module.get_submodule(str(layer.weight_call.target))
             if isinstance(weight_trainer, WeightTrainer):
@@ -208,7 +209,7 @@ class TrainedGraph:
         align_additions(self.graph_module)
 
     def discard(self) -> None:
-        """Put the quantizers back as they were when training began."""
+        """Restore the quantizers as they were before training."""
         self.restore(self._start)
         self._put_back()
 

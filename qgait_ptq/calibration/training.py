@@ -1,7 +1,7 @@
 """End-to-end training of quantizers on embeddings: the loop that IDC and fine-tuning share.
 
-Batches are P×K (identities × sequences). The float network's embeddings are computed once. What is kept is
-the state with the least loss on identities that no gradient has seen.
+Batches are P×K (identities × sequences). The float network's embeddings are computed once. The state with the
+lowest loss on held-out identities is kept.
 """
 
 from __future__ import annotations
@@ -26,18 +26,17 @@ WARM_UP = 0.1  # share of the steps in which the learning rates rise
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How long and how fast.
+    """Settings of end-to-end training.
 
     Attributes:
-        steps: at most.
-        rates: learning rates at the start. Where a look at the held-out identities finds no improvement,
-            training goes back to the best step with half of them.
-        temperature: of the soft gradients.
-        evaluate_every: steps between two looks at the held-out identities.
-        patience: halvings in a row after which training stops.
-        micro_batch: clips whose activations are held for the backward pass at once; results do not depend
-            on it.
-        seed: of the batches.
+        steps: largest number of steps.
+        rates: learning rates at the start. If an evaluation shows no improvement, training returns to the
+            best step and halves them.
+        temperature: temperature of the soft gradients.
+        evaluate_every: steps between two evaluations on the held-out identities.
+        patience: consecutive halvings after which training stops.
+        micro_batch: number of clips in one backward pass; results do not depend on it.
+        seed: random seed for batches.
     """
 
     steps: int
@@ -51,15 +50,15 @@ class TrainingSettings:
 
 @dataclass
 class TrainingOutcome:
-    """What training did.
+    """Result of training.
 
     Attributes:
-        start: held-out loss before it.
-        best: least held-out loss.
-        best_step: where; 0 is before training.
-        steps: how many were taken.
-        curve: (step, held-out loss) at each look.
-        diverged: the loss was no number any more, and training stopped there.
+        start: held-out loss before training.
+        best: lowest held-out loss.
+        best_step: step of the lowest loss; 0 is before training.
+        steps: number of steps taken.
+        curve: step and held-out loss of each evaluation.
+        diverged: whether training stopped because the loss became NaN or infinite.
     """
 
     start: float
@@ -71,18 +70,18 @@ class TrainingOutcome:
 
     @property
     def improved(self) -> bool:
-        """Whether the held-out identities are better off than before."""
+        """Whether the held-out loss is lower than before."""
         return self.best < self.start
 
 
 def embed_clips(network: nn.Module, clips: Clips, size: int, device: torch.device) -> Tensor:
-    """Embeddings of all clips without gradients, on the device."""
+    """Return embeddings of all clips without gradients, on the device."""
     with torch.no_grad():
         return torch.cat([network(batch) for batch in clips.batches(size, device)])
 
 
 class EmbeddingTraining:
-    """State of one run: it can be saved after any step and gone on with."""
+    """State of one training run, which can be saved after any step and resumed."""
 
     def __init__(
         self,
@@ -92,10 +91,10 @@ class EmbeddingTraining:
         settings: TrainingSettings,
         device: torch.device,
     ) -> None:
-        """Look at the held-out identities once, before the first step.
+        """Evaluate on the held-out identities before the first step.
 
         Raises:
-            CalibrationError: the loss is no number already.
+            CalibrationError: the held-out loss is NaN or infinite.
         """
         self.trained, self.data, self.loss = trained, data, loss
         self.settings, self.device = settings, device
@@ -110,11 +109,11 @@ class EmbeddingTraining:
     def run(
         self, advance: Callable[[], None] = lambda: None, after_look: Callable[[], None] = lambda: None
     ) -> None:
-        """Train to the end, or until the held-out identities gain no more; then go back to the best step.
+        """Train until the steps or the patience are used up; then restore the best step.
 
         Args:
             advance: called after each step.
-            after_look: called after each look at the held-out identities.
+            after_look: called after each evaluation.
         """
         while self.step < self.settings.steps and self.failures < self.settings.patience:
             if not self._train_step():
@@ -128,15 +127,17 @@ class EmbeddingTraining:
         self.trained.restore(self.best)
 
     def held_out_loss(self) -> float:
-        """Loss over all pairs of the held-out clips."""
+        """Return the loss over all pairs of the held-out clips."""
         data = self.data
-        given = embed_clips(self.trained.graph_module, data.held_out, self.settings.micro_batch, self.device)
+        embeddings = embed_clips(
+            self.trained.graph_module, data.held_out, self.settings.micro_batch, self.device
+        )
         labels = data.held_out.labels.to(self.device)
         with torch.no_grad():
-            return float(self.loss(given, data.held_out_embeddings, labels))
+            return float(self.loss(embeddings, data.held_out_embeddings, labels))
 
     def state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on."""
+        """Return everything that the rest of the run depends on."""
         outcome = self.outcome
         return {
             "step": self.step,
@@ -149,7 +150,7 @@ class EmbeddingTraining:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
         self.step, self.best = state["step"], state["best"]
         self.failures, self.rate_share = state["failures"], state["rate_share"]
         self.trained.restore(state["current"])
@@ -158,7 +159,7 @@ class EmbeddingTraining:
         self.outcome = TrainingOutcome(start, best, best_step, curve=[tuple(point) for point in curve])
 
     def _train_step(self) -> bool:
-        """One optimizer step; False where the loss is no number."""
+        """Take one optimizer step; return False if the loss is NaN or infinite."""
         rng = np.random.default_rng([self.settings.seed, self.step])
         indices = self.data.sampler.draw(rng)
         torch.manual_seed(int(rng.integers(2**31)))
@@ -173,23 +174,23 @@ class EmbeddingTraining:
         return True
 
     def _backward(self, indices: list[int]) -> bool:
-        """Gradients of a batch, its activations held for `micro_batch` clips at a time."""
+        """Compute the gradients of a batch, holding activations of `micro_batch` clips at a time."""
         clips, size = self.data.clips, self.settings.micro_batch
-        wanted = self.data.embeddings[indices]
+        targets = self.data.embeddings[indices]
         labels = clips.labels[indices].to(self.device)
         if len(indices) <= size:
-            loss = self.loss(self._embed(clips, indices), wanted, labels)
+            loss = self.loss(self._embed(clips, indices), targets, labels)
             if not bool(torch.isfinite(loss)):
                 return False
             loss.backward()
             return True
-        # The loss needs all embeddings, their graphs need not exist together: embed, differentiate the loss
-        # by the embeddings, then embed again piece by piece with that gradient.
+        # The loss needs all embeddings, but their autograd graphs need not exist together. Embed without
+        # gradients, differentiate the loss by the embeddings, then embed each piece again with that gradient.
         pieces = [indices[start : start + size] for start in range(0, len(indices), size)]
         with torch.no_grad():
             embeddings = torch.cat([self._embed(clips, piece) for piece in pieces])
         embeddings.requires_grad_(True)
-        loss = self.loss(embeddings, wanted, labels)
+        loss = self.loss(embeddings, targets, labels)
         if not bool(torch.isfinite(loss)):
             return False
         (gradient,) = torch.autograd.grad(loss, embeddings)
@@ -209,13 +210,13 @@ class EmbeddingTraining:
             self.failures = 0
         else:
             self.trained.restore(self.best)
-            self.optimizer.state.clear()  # its averages are of where training went astray
+            self.optimizer.state.clear()  # the averages belong to the steps that were discarded
             self.rate_share /= 2
             self.failures += 1
 
 
 def rate_share(step: int, steps: int) -> float:
-    """Share of the full learning rate: a rise over a tenth of the steps, then a cosine to zero."""
+    """Return the share of the full learning rate: a linear warm-up, then a cosine to zero."""
     warm_up = max(1, round(WARM_UP * steps))
     if step < warm_up:
         return (step + 1) / warm_up

@@ -134,5 +134,5 @@ def test_values_that_are_not_finite_are_refused_with_a_layer(calibrated, batches
     broken = [batch.clone() for batch in clips(batches)]
     broken[1][0, 0, 0, 0] = float("nan")
     graph = copy.deepcopy(calibrated.graph)
-    with pytest.raises(CalibrationError, match=r"layer \S+: its inputs hold NaN"):
+    with pytest.raises(CalibrationError, match=r"layer \S+: its inputs contain NaN"):
         correct_layers(copy.deepcopy(graph), graph, broken, CorrectionSettings())

@@ -104,7 +104,7 @@ def test_one_identity_and_single_sequences_are_met_with_a_line(people):
     assert any("1 identities" in note and "left out" in note for note in notes)
     singles = [r for r in people.records if r.subject != people.subjects[0] or r.condition.endswith("1")]
     _, notes = quantize(as_data(people, singles), SMALL)
-    assert "1 identities have one sequence only; they play no part in IDC" in notes
+    assert "1 identities have only one sequence; IDC does not use them" in notes
 
 
 def test_copies_are_left_out_with_a_line(people):
@@ -117,7 +117,7 @@ def test_copies_are_left_out_with_a_line(people):
 def test_states_are_removed_when_the_result_is_there(people, tmp_path):
     folder = tmp_path / "states"
     result, notes = quantize(as_data(people), SMALL | FINETUNE, work_folder=folder, resume=True)
-    assert "nothing to resume: fine-tuning begins anew" in notes
+    assert "no saved state to resume; fine-tuning starts from the beginning" in notes
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError):
         result.save(tmp_path / "file" / "out")
