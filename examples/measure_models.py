@@ -105,7 +105,7 @@ class OneInput(nn.Module):
         """``[n, s, ...]``, or ``[n, s, F]`` of several inputs, to the embedding."""
         inputs = [frames]
         if self.layout is not None:
-            places = zip(self.layout.parts, self.layout.starts, strict=True)
+            places = zip(self.layout.inputs, self.layout.starts, strict=True)
             inputs = [frames[..., at : at + part.size].unflatten(-1, part.shape) for part, at in places]
         embedding: Tensor = self.network(*inputs)
         return embedding

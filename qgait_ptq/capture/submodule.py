@@ -23,21 +23,21 @@ from qgait_ptq.capture.trace import (
     unwrap,
 )
 from qgait_ptq.errors import CaptureError, ConfigError, first_line
+from qgait_ptq.graph.frame_inputs import join_inputs
 from qgait_ptq.graph.frame_layout import FrameLayout
-from qgait_ptq.graph.frame_parts import join_inputs
 from qgait_ptq.graph.network_input import random_silhouettes
-from qgait_ptq.graph.submodule_shapes import FramesAt, PartShapes, Replacement, Run, Shape
+from qgait_ptq.graph.submodule_shapes import FramesAt, Replacement, Run, Shape, SubmoduleShapes
 
 Size = tuple[int, int]  # sequences, frames
 
 
-class Part(nn.Module):
+class SubmoduleAsNetwork(nn.Module):
     """A submodule as a network that takes sequences. Its layers keep their names in the complete network."""
 
-    def __init__(self, submodule: nn.Module, name: str, shapes: PartShapes) -> None:
+    def __init__(self, submodule: nn.Module, name: str, shapes: SubmoduleShapes) -> None:
         super().__init__()
         # These names must differ from those of submodules.
-        self._part_path, self._part_shapes = name, shapes
+        self._submodule_path, self._submodule_shapes = name, shapes
         *packages, last = name.split(".")
         holder: nn.Module = self
         for package in packages:
@@ -48,12 +48,12 @@ class Part(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map ``[n, s, ...]`` to the flattened output."""
-        result = self.get_submodule(self._part_path)(self._part_shapes.given.from_sequences(frames))
-        return self._part_shapes.flatten_result(result, frames.shape[0])
+        result = self.get_submodule(self._submodule_path)(self._submodule_shapes.given.from_sequences(frames))
+        return self._submodule_shapes.flatten_result(result, frames.shape[0])
 
 
 @dataclass(frozen=True)
-class IsolatedPart:
+class IsolatedSubmodule:
     """A network and one of its submodules.
 
     Attributes:
@@ -68,14 +68,14 @@ class IsolatedPart:
     host: nn.Module
     name: str
     path: str
-    shapes: PartShapes
+    shapes: SubmoduleShapes
     frame_shape: tuple[int, ...]
     frames: int | None
 
     @property
-    def part(self) -> Part:
+    def as_network(self) -> SubmoduleAsNetwork:
         """Return the submodule as a network."""
-        return Part(self.host.get_submodule(self.path), self.name, self.shapes)
+        return SubmoduleAsNetwork(self.host.get_submodule(self.path), self.name, self.shapes)
 
     def record(self, batch: Tensor) -> Tensor:
         """Return the submodule's input for a batch of the network, as sequences ``[n, s, ...]``."""
@@ -84,7 +84,7 @@ class IsolatedPart:
         return self.shapes.given.to_sequences(given, batch.shape[0])
 
     def around(self, run: Run) -> nn.Module:
-        """Return the network with `run` in place of the submodule. `run` has the interface of `Part`."""
+        """Return the network with `run` in place of the submodule; `run` takes and gives what it does."""
         host = copy.deepcopy(self.host)
         host.set_submodule(self.path, Replacement(run, self.shapes))
         return host
@@ -97,7 +97,7 @@ def isolate(
     frames: int | None = None,
     output: str | None = None,
     layout: FrameLayout | None = None,
-) -> IsolatedPart:
+) -> IsolatedSubmodule:
     """Find the input and output of a submodule by running the network.
 
     Args:
@@ -131,9 +131,9 @@ def isolate(
             f"{name} takes {list(given)} and returns {list(result)} for {sequences} sequences of {length} "
             "frames; a submodule must process either single frames or complete sequences, so name another one"
         )
-    shapes = PartShapes(given_at, result_at, _without_frames(result, result_at))
+    shapes = SubmoduleShapes(given_at, result_at, _without_frames(result, result_at))
     fixed = None if given_at.axis == 0 else frames
-    return IsolatedPart(host, name, path, shapes, _without_frames(given, given_at), fixed)
+    return IsolatedSubmodule(host, name, path, shapes, _without_frames(given, given_at), fixed)
 
 
 def _observe_sizes(

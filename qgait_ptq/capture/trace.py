@@ -30,7 +30,7 @@ from qgait_ptq.capture.side_effects import restore_batch_norms, without_side_eff
 from qgait_ptq.errors import CaptureError
 from qgait_ptq.graph.attributes import ORIGIN_KEY, remove_unused
 from qgait_ptq.graph.frame_counts import FrameCounts
-from qgait_ptq.graph.frame_parts import SeveralInputs
+from qgait_ptq.graph.frame_inputs import SeveralInputs
 from qgait_ptq.graph.network_input import random_silhouettes
 from qgait_ptq.graph.places import PLACE_KEY, read_place
 from qgait_ptq.system.invariants import of_type

@@ -159,21 +159,21 @@ def _frames_text(counts: FrameCounts) -> str:
 def _parse_inputs(texts: tuple[str, ...]) -> FrameLayout | None:
     """Return the layout of texts such as ``64x44`` and ``17:integers``; None if there are none."""
     from qgait_ptq.gait.data.modalities import modality_name
-    from qgait_ptq.graph.frame_layout import FrameLayout, FramePart, PartKind
+    from qgait_ptq.graph.frame_layout import FrameInput, FrameLayout, InputKind
 
     parts = []
     for index, text in enumerate(texts):
         sizes, colon, kind = text.partition(":")
         try:
             shape = tuple(int(size) for size in sizes.split("x"))
-            part_kind = PartKind(kind) if colon else PartKind.VALUES
+            part_kind = InputKind(kind) if colon else InputKind.VALUES
         except ValueError:
-            shape, part_kind = (), PartKind.VALUES
+            shape, part_kind = (), InputKind.VALUES
         if not shape or min(shape) < 1:
             raise click.BadParameter(
                 f"{text!r} is not a frame shape such as 64x44 or 17:integers", param_hint="--input"
             )
-        parts.append(FramePart(modality_name(index), shape, part_kind))
+        parts.append(FrameInput(modality_name(index), shape, part_kind))
     return FrameLayout(tuple(parts)) if parts else None
 
 

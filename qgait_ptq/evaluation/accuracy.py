@@ -18,7 +18,7 @@ from qgait_ptq.gait.embedding import Embed, embed_taken
 from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr
 from qgait_ptq.gait.protocols import Accuracy, evaluate_embeddings
 from qgait_ptq.graph.frame_counts import FrameCounts
-from qgait_ptq.graph.frame_parts import join_inputs
+from qgait_ptq.graph.frame_inputs import join_inputs
 from qgait_ptq.runtime.embedder import Embedder
 from qgait_ptq.runtime.sessions import run_session
 from qgait_ptq.system.device import choose_device

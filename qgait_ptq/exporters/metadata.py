@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from qgait_ptq.errors import ModelError, first_line
-from qgait_ptq.graph.frame_layout import PartKind
+from qgait_ptq.graph.frame_layout import InputKind
 from qgait_ptq.system.reading import shown
 
 METADATA_KEY = "qgait_ptq"
 LARGEST_MODEL = 2**31  # bytes of a file; protobuf reads no larger ones
 LARGEST_NUMBER = 2**63
 LARGEST_REPEATS = 1000  # of a short sequence
-KINDS = tuple(kind.value for kind in PartKind)
+KINDS = tuple(kind.value for kind in InputKind)
 METRICS = ("euclidean", "cosine")
 
 

@@ -23,8 +23,8 @@ from qgait_ptq.exporters.passes.byte_input import byte_input_pass
 from qgait_ptq.exporters.passes.onnx_pass import check_model, run_passes
 from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.conversion import to_device
-from qgait_ptq.graph.frame_layout import PartKind
-from qgait_ptq.graph.frame_parts import input_parts, split_inputs, split_values
+from qgait_ptq.graph.frame_inputs import input_nodes, split_inputs, split_values
+from qgait_ptq.graph.frame_layout import InputKind
 from qgait_ptq.placement.quantized_layers import quantized_layers
 from qgait_ptq.reference.pair_sums import bound_pair_sums
 from qgait_ptq.system.reading import check_file
@@ -73,8 +73,8 @@ def export_quantized(
 
 def _silhouette_inputs(graph_module: fx.GraphModule) -> list[str]:
     """Names of the inputs of a file that are silhouettes."""
-    parts = input_parts(graph_module).values()
-    return [part.name for part in parts if part.kind is PartKind.SILHOUETTES] if parts else [INPUT]
+    parts = input_nodes(graph_module).values()
+    return [part.name for part in parts if part.kind is InputKind.SILHOUETTES] if parts else [INPUT]
 
 
 def read_model(path: Path) -> onnx.ModelProto:

@@ -18,7 +18,7 @@ from qgait_ptq.capture.trace import Capture, quiet_torch
 from qgait_ptq.errors import ExportError, first_line
 from qgait_ptq.graph.attributes import attribute, remove_unused
 from qgait_ptq.graph.conversion import to_device
-from qgait_ptq.graph.frame_parts import split_inputs, split_values
+from qgait_ptq.graph.frame_inputs import split_inputs, split_values
 from qgait_ptq.graph.views import ModuleCall, source
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
 from qgait_ptq.quantizer.grid import quantize

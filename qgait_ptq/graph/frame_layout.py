@@ -1,7 +1,7 @@
 """Networks of several inputs: how the frames of each lie side by side in one array.
 
 Between the data and the file, everything sees one sequence ``[s, F]`` of float32. A network of several inputs
-takes its parts out of it (`qgait_ptq.graph.frame_parts`), and its file has an input for each.
+takes its parts out of it (`qgait_ptq.graph.frame_inputs`), and its file has an input for each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BYTE = np.float32(255)
 LARGEST_INTEGER = 2**24  # up to which float32 holds every integer
 
 
-class PartKind(StrEnum):
+class InputKind(StrEnum):
     """What an input holds, and so how it is given to the network."""
 
     SILHOUETTES = "silhouettes"  # stored as uint8, given as float32 in [0, 1]
@@ -28,15 +28,15 @@ class PartKind(StrEnum):
     INTEGERS = "integers"  # int64, as they are
 
 
-DTYPES: Mapping[PartKind, type[np.generic]] = {
-    PartKind.SILHOUETTES: np.uint8,
-    PartKind.VALUES: np.float32,
-    PartKind.INTEGERS: np.int64,
+DTYPES: Mapping[InputKind, type[np.generic]] = {
+    InputKind.SILHOUETTES: np.uint8,
+    InputKind.VALUES: np.float32,
+    InputKind.INTEGERS: np.int64,
 }
 
 
 @dataclass(frozen=True)
-class FramePart:
+class FrameInput:
     """One input of a network.
 
     Attributes:
@@ -47,7 +47,7 @@ class FramePart:
 
     name: str
     shape: tuple[int, ...]
-    kind: PartKind
+    kind: InputKind
 
     @property
     def size(self) -> int:
@@ -65,69 +65,72 @@ class FrameLayout:
         (14, (5, 14))
     """
 
-    parts: tuple[FramePart, ...]
+    inputs: tuple[FrameInput, ...]
 
     @property
     def size(self) -> int:
         """Numbers of one frame of all inputs, F."""
-        return sum(part.size for part in self.parts)
+        return sum(entry.size for entry in self.inputs)
 
     @property
     def starts(self) -> tuple[int, ...]:
-        """Where each part begins."""
-        return tuple(accumulate((part.size for part in self.parts[:-1]), initial=0))
+        """Where each entry begins."""
+        return tuple(accumulate((entry.size for entry in self.inputs[:-1]), initial=0))
 
     @property
     def has_silhouettes(self) -> bool:
         """Whether an input holds silhouettes."""
-        return any(part.kind is PartKind.SILHOUETTES for part in self.parts)
+        return any(entry.kind is InputKind.SILHOUETTES for entry in self.inputs)
 
     def pack(self, arrays: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-        """One array for each part, ``[s, ...]`` as stored, side by side: ``[s, F]``."""
+        """One array for each entry, ``[s, ...]`` as stored, side by side: ``[s, F]``."""
         flat = [
             array.reshape(len(array), -1).astype(np.float32)
-            / (BYTE if part.kind is PartKind.SILHOUETTES else np.float32(1))
-            for part, array in zip(self.parts, arrays, strict=True)
+            / (BYTE if entry.kind is InputKind.SILHOUETTES else np.float32(1))
+            for entry, array in zip(self.inputs, arrays, strict=True)
         ]
         return np.concatenate(flat, axis=1)
 
     def unpack(self, packed: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """Undo `pack`; arrays by the names of the parts."""
         found = {}
-        for part, start in zip(self.parts, self.starts, strict=True):
-            values = packed[:, start : start + part.size].reshape(len(packed), *part.shape)
-            if part.kind is PartKind.SILHOUETTES:
+        for entry, start in zip(self.inputs, self.starts, strict=True):
+            values = packed[:, start : start + entry.size].reshape(len(packed), *entry.shape)
+            if entry.kind is InputKind.SILHOUETTES:
                 values = np.rint(values * BYTE)
-            found[part.name] = values.astype(DTYPES[part.kind])
+            found[entry.name] = values.astype(DTYPES[entry.kind])
         return found
 
     def __str__(self) -> str:
         """For people: ``silhouettes 64×44, pose 85``."""
-        return ", ".join(f"{part.name} {'×'.join(map(str, part.shape)) or 1}" for part in self.parts)
+        return ", ".join(f"{entry.name} {'×'.join(map(str, entry.shape)) or 1}" for entry in self.inputs)
 
     def describe(self) -> list[dict[str, Any]]:
         """For ``report.json`` and the file; `parse_layout` reads it."""
         return [
-            {"name": part.name, "shape": list(part.shape), "kind": part.kind.value} for part in self.parts
+            {"name": entry.name, "shape": list(entry.shape), "kind": entry.kind.value}
+            for entry in self.inputs
         ]
 
 
 def layout_of(arrays: Mapping[str, NDArray[Any]]) -> FrameLayout:
     """The layout of checked arrays ``[s, ...]``: their types say what they hold."""
     return FrameLayout(
-        tuple(FramePart(name, array.shape[1:], _kind(array)) for name, array in arrays.items())
+        tuple(FrameInput(name, array.shape[1:], _kind(array)) for name, array in arrays.items())
     )
 
 
 def parse_layout(described: Sequence[Mapping[str, Any]]) -> FrameLayout:
     """Undo `FrameLayout.describe`."""
     return FrameLayout(
-        tuple(FramePart(part["name"], tuple(part["shape"]), PartKind(part["kind"])) for part in described)
+        tuple(
+            FrameInput(entry["name"], tuple(entry["shape"]), InputKind(entry["kind"])) for entry in described
+        )
     )
 
 
-def _kind(array: NDArray[Any]) -> PartKind:
+def _kind(array: NDArray[Any]) -> InputKind:
     for kind, dtype in DTYPES.items():
         if array.dtype == dtype:
             return kind
-    return PartKind.VALUES
+    return InputKind.VALUES

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from qgait_ptq.graph.frame_parts import FRAME_PART
+from qgait_ptq.graph.frame_inputs import FRAME_INPUT
 from qgait_ptq.graph.operators import (
     BATCH_NORMS,
     CONCATENATIONS,
@@ -315,7 +315,7 @@ _TABLE: dict[frozenset[object], Rule] = {
     frozenset({aten.pad.default, aten.constant_pad_nd.default}): _padded,
     frozenset({aten.embedding.default}): _looked_up,
     frozenset({aten.index.Tensor}): _indexed,
-    frozenset({FRAME_PART}): _taken_apart,
+    frozenset({FRAME_INPUT}): _taken_apart,
 }
 RULES: dict[object, Rule] = {target: rule for targets, rule in _TABLE.items() for target in targets}
 

@@ -37,7 +37,7 @@ class FramesAt:
 
 
 @dataclass(frozen=True)
-class PartShapes:
+class SubmoduleShapes:
     """What a part takes and gives.
 
     Attributes:
@@ -69,16 +69,16 @@ class PartShapes:
         }
 
 
-def parse_shapes(described: Mapping[str, Any]) -> PartShapes:
-    """Undo `PartShapes.describe`."""
+def parse_shapes(described: Mapping[str, Any]) -> SubmoduleShapes:
+    """Undo `SubmoduleShapes.describe`."""
     given, result = (FramesAt(described[f"{name}_axis"]) for name in ("given", "result"))
-    return PartShapes(given, result, tuple(described["result_shape"]))
+    return SubmoduleShapes(given, result, tuple(described["result_shape"]))
 
 
 class Replacement(nn.Module):
     """Stands in a network in the place of a part, and computes it in another way."""
 
-    def __init__(self, run: Run, shapes: PartShapes) -> None:
+    def __init__(self, run: Run, shapes: SubmoduleShapes) -> None:
         super().__init__()
         self.run, self.shapes = run, shapes
 

@@ -16,7 +16,7 @@ from qgait_ptq.evaluation.benchmark import compare_speed
 from qgait_ptq.evaluation.workload import BenchmarkSetting
 from qgait_ptq.gait.embedding import Embed, embed_taken
 from qgait_ptq.graph.frame_counts import FrameCounts
-from qgait_ptq.graph.frame_parts import join_inputs
+from qgait_ptq.graph.frame_inputs import join_inputs
 from qgait_ptq.placement.planning import REPORTED_FRAMES
 from qgait_ptq.stages.stage import Stage, nothing
 from qgait_ptq.stages.state import State
@@ -101,9 +101,9 @@ def _networks(state: State) -> list[Embed]:
         state.quantized,
         lambda batch: state.file.run(batch).to(state.device),
     ]
-    part = state.submodule
-    if part is not None:
-        return [part.isolated.host, *(part.around(run) for run in runs)]
+    taken = state.submodule
+    if taken is not None:
+        return [taken.isolated.host, *(taken.around(run) for run in runs)]
     counts = state.captured.frame_counts
     return [_own_network(state), *(partial(_embed_fitted, counts, run) for run in runs)]
 

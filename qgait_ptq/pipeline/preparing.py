@@ -44,8 +44,8 @@ class TakeSubmodule(Stage):
         source = state.source
         name = present(source.submodule)
         config = submodule_config(state.config)
-        part = take_submodule(source.model, name, state.given, state.device, source.frames, source.output)
-        return replace(state, config=config, submodule=part, data=part.data).noting(
+        taken = take_submodule(source.model, name, state.given, state.device, source.frames, source.output)
+        return replace(state, config=config, submodule=taken, data=taken.data).noting(
             f"only {name} is captured and quantized; the rest of the network stays in float"
         )
 
@@ -62,10 +62,10 @@ class CaptureNetwork(Stage):
             CaptureError: the network cannot be captured.
             ConfigError: the configuration names layers that the network does not have.
         """
-        source, part, data = state.source, state.submodule, state.data
+        source, taken, data = state.source, state.submodule, state.data
         model, frames, output = source.model, source.frames, source.output
-        if part is not None:
-            model, frames, output = part.model, part.isolated.frames, None
+        if taken is not None:
+            model, frames, output = taken.model, taken.isolated.frames, None
         captured, network, _ = plan(
             model, data.frame_shape, state.config, frames=frames, output=output, layout=data.layout
         )
@@ -76,7 +76,7 @@ class CaptureNetwork(Stage):
                 f"the network is captured for {captured.frame_counts}: at other frame counts it computes "
                 "something else, or does not run. The file is for these"
             )
-        notes += autocast_notes(disabled_regions(part.isolated.host) if part else captured.without_autocast)
+        notes += autocast_notes(disabled_regions(taken.isolated.host) if taken else captured.without_autocast)
         return replace(state, maybe_captured=captured, maybe_network=network).noting(*notes)
 
 

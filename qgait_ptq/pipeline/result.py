@@ -16,7 +16,7 @@ from qgait_ptq.capture.trace import Capture
 from qgait_ptq.config.recipes import recipe_yaml
 from qgait_ptq.config.schema import Recipe
 from qgait_ptq.exporters.torch_program import export_program
-from qgait_ptq.graph.frame_parts import input_parts, split_inputs
+from qgait_ptq.graph.frame_inputs import input_nodes, split_inputs
 from qgait_ptq.report.page import render_report
 from qgait_ptq.report.schema import Report
 from qgait_ptq.report.writing import write_result
@@ -49,7 +49,7 @@ class QuantizationResult:
     @cached_property
     def model(self) -> fx.GraphModule:
         """Return the simulation with the network's inputs: ``[n, s, h, w]``, or one tensor for each input."""
-        if not input_parts(self.simulation):
+        if not input_nodes(self.simulation):
             return self.simulation
         model = copy.deepcopy(self.simulation)
         split_inputs(model)

@@ -23,7 +23,7 @@ from qgait_ptq.graph.annotation import (
     SharedSpec,
 )
 from qgait_ptq.graph.attributes import layer_name, tensor_of
-from qgait_ptq.graph.frame_parts import is_network_input
+from qgait_ptq.graph.frame_inputs import is_network_input
 from qgait_ptq.graph.operators import ADDITIONS, RESHAPES, is_operator, operator_name
 from qgait_ptq.graph.shapes import observed_integer, observed_shape
 from qgait_ptq.graph.views import WeightedLayer, first_argument, source

@@ -9,8 +9,8 @@ from qgait_ptq.capture.submodule import isolate
 from qgait_ptq.capture.trace import Capture, capture
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.graph.annotation import BitWidths
+from qgait_ptq.graph.frame_inputs import check_all_read, join_inputs
 from qgait_ptq.graph.frame_layout import FrameLayout
-from qgait_ptq.graph.frame_parts import check_all_read, join_inputs
 from qgait_ptq.graph.passes import SIMPLIFICATION
 from qgait_ptq.graph.passes.graph_pass import run_passes
 from qgait_ptq.graph.shapes import record_shapes
@@ -51,8 +51,8 @@ def plan(
         ConfigError: the configuration names layers that the network does not have.
     """
     if submodule is not None:
-        part = isolate(model, submodule, frame_shape, frames, output, layout)
-        return plan(part.part, part.frame_shape, config, frames=part.frames)
+        isolated = isolate(model, submodule, frame_shape, frames, output, layout)
+        return plan(isolated.as_network, isolated.frame_shape, config, frames=isolated.frames)
     target, widths = get_target(config.target), bit_widths(config)
     check_widths(target, widths)
     network = join_inputs(copy_network(model), layout)

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from qgait_ptq.graph.annotation import annotation_of
 from qgait_ptq.graph.attributes import tensor_of
-from qgait_ptq.graph.frame_parts import is_network_input
+from qgait_ptq.graph.frame_inputs import is_network_input
 from qgait_ptq.graph.operators import VALUE_PRESERVING, is_operator
 from qgait_ptq.graph.views import ModuleCall, WeightedLayer, first_argument, source
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qgait_ptq.capture.submodule import IsolatedPart, isolate
+from qgait_ptq.capture.submodule import IsolatedSubmodule, isolate
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
@@ -32,13 +32,13 @@ class SubmoduleNetwork:
         data: calibration and test sequences as the part is given them, float32 ``[s, ...]``.
     """
 
-    isolated: IsolatedPart
+    isolated: IsolatedSubmodule
     data: GaitData
 
     @property
     def model(self) -> nn.Module:
         """The part as a network of its own."""
-        return self.isolated.part
+        return self.isolated.as_network
 
     def around(self, run: Callable[[Tensor], Tensor]) -> nn.Module:
         """The whole network with the part computed by `run`."""
@@ -105,7 +105,7 @@ def submodule_config(config: QuantConfig) -> QuantConfig:
 
 def _record(
     record: SequenceRecord,
-    isolated: IsolatedPart,
+    isolated: IsolatedSubmodule,
     frame_shape: tuple[int, ...],
     frames: int | None,
     device: torch.device,

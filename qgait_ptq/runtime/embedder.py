@@ -16,7 +16,7 @@ from qgait_ptq.errors import ConfigError, DataError, ModelError, SequenceLengthW
 from qgait_ptq.gait.data.modalities import as_modalities, check_layout, check_modalities
 from qgait_ptq.gait.data.sequences import check_silhouettes, check_values, cut_width, shape_text
 from qgait_ptq.graph.frame_counts import parse_frame_counts
-from qgait_ptq.graph.frame_layout import BYTE, PartKind, parse_layout
+from qgait_ptq.graph.frame_layout import BYTE, InputKind, parse_layout
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.matching import Index, Matches, match
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session
@@ -111,7 +111,7 @@ class Embedder:
                 tuple of arrays or a dictionary of arrays by the names in `layout`.
 
         Returns:
-            Embedding ``[parts, channels]`` float32. Networks without parts give one part.
+            Embedding ``[parts, channels]`` float32. Networks without parts give one entry.
 
         Raises:
             DataError: another type, shape or size, no frame, or a frame count at which the file would compute
@@ -196,7 +196,7 @@ class Embedder:
     def _check_inputs(self) -> None:
         """Refuse a file whose inputs differ from its metadata."""
         actual = [entry.name for entry in self._inputs]
-        described = actual[:1] if self.layout is None else [part.name for part in self.layout.parts]
+        described = actual[:1] if self.layout is None else [entry.name for entry in self.layout.inputs]
         if actual != described:
             raise ModelError(
                 f"{self.path}: damaged: its inputs are {', '.join(actual)}, but its metadata say "
@@ -239,7 +239,7 @@ class Embedder:
             if several is not None:
                 raise DataError(f"the sequence has {len(several)} arrays, but {self.path} takes one")
             return [self._check_one(np.asarray(sequence))]
-        names = [part.name for part in self.layout.parts]
+        names = [entry.name for entry in self.layout.inputs]
         if several is None or len(several) != len(names):
             count = "one array" if several is None else f"{len(several)} arrays"
             raise DataError(
@@ -253,9 +253,9 @@ class Embedder:
             )
         ordered = {name: several[name] for name in names}
         arrays = check_modalities(ordered, "the sequence", self.raw)
-        for part in self.layout.parts:
-            if part.kind is PartKind.SILHOUETTES:
-                arrays[part.name] = self._cut(arrays[part.name], part.shape)
+        for entry in self.layout.inputs:
+            if entry.kind is InputKind.SILHOUETTES:
+                arrays[entry.name] = self._cut(arrays[entry.name], entry.shape)
         check_layout(arrays, self.layout, "the sequence")
         return list(arrays.values())
 

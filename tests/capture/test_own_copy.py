@@ -101,7 +101,7 @@ def test_computed_weights_are_quantized_under_the_name_of_their_layer(name):
 
 def test_computed_weights_in_a_submodule(monkeypatch):
     part = isolate(changed(COMPUTED["weight_norm"]).eval(), "conv", (32, 22))
-    assert list(dict(part.part.named_parameters())) == ["conv.bias", "conv.weight"]
+    assert list(dict(part.as_network.named_parameters())) == ["conv.bias", "conv.weight"]
 
 
 def test_a_recurrent_layer_computes_with_its_normalized_weight():

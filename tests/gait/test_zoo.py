@@ -19,8 +19,8 @@ from qgait_ptq.gait.zoo import (
     SwinGait,
 )
 from qgait_ptq.graph.conversion import in_double
-from qgait_ptq.graph.frame_layout import FrameLayout, FramePart, PartKind
-from qgait_ptq.graph.frame_parts import join_inputs
+from qgait_ptq.graph.frame_inputs import join_inputs
+from qgait_ptq.graph.frame_layout import FrameInput, FrameLayout, InputKind
 from qgait_ptq.placement.layers import count_parameters, list_layers
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import run_session
@@ -31,8 +31,8 @@ from tests.networks import quantize_network
 
 SILHOUETTES_AND_BODIES = FrameLayout(
     (
-        FramePart("silhouettes", (64, 44), PartKind.SILHOUETTES),
-        FramePart("bodies", (85,), PartKind.VALUES),
+        FrameInput("silhouettes", (64, 44), InputKind.SILHOUETTES),
+        FrameInput("bodies", (85,), InputKind.VALUES),
     )
 )
 SMALL = {

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qgait_ptq.gait.data.dataset import GaitDataset, Silhouettes
-from qgait_ptq.graph.frame_layout import FrameLayout, PartKind
+from qgait_ptq.graph.frame_layout import FrameLayout, InputKind
 
 SHOWN_SEQUENCES, SHOWN_FRAMES = 6, 14
 LINE, PAPER = 1, np.uint8(90)  # width and grey of the lines between frames
@@ -48,7 +48,7 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
 def _silhouettes(sequence: Silhouettes, layout: FrameLayout | None) -> Silhouettes:
     if layout is None:
         return sequence
-    name = next(part.name for part in layout.parts if part.kind is PartKind.SILHOUETTES)
+    name = next(entry.name for entry in layout.inputs if entry.kind is InputKind.SILHOUETTES)
     return layout.unpack(sequence)[name]
 
 

@@ -129,4 +129,4 @@ def _check_integers(array: NDArray[Any], where: str) -> NDArray[np.int64]:
 
 
 def _kinds(layout: FrameLayout) -> str:
-    return f"{layout} ({', '.join(part.kind for part in layout.parts)})"
+    return f"{layout} ({', '.join(entry.kind for entry in layout.inputs)})"

@@ -12,7 +12,7 @@ from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.modalities import check_modalities, read_modalities
 from qgait_ptq.gait.data.sequences import Reading
-from qgait_ptq.graph.frame_layout import LARGEST_INTEGER, PartKind, layout_of, parse_layout
+from qgait_ptq.graph.frame_layout import LARGEST_INTEGER, InputKind, layout_of, parse_layout
 from tests.fuzz.mutate import read_in_child
 
 SILHOUETTES = np.full((6, 64, 44), 255, np.uint8)
@@ -51,11 +51,11 @@ def test_silhouettes_are_scaled_and_values_are_not():
 @pytest.mark.parametrize(
     ("array", "raw", "kind"),
     [
-        (SILHOUETTES, False, PartKind.SILHOUETTES),
-        (SILHOUETTES > 0, False, PartKind.SILHOUETTES),
-        (SILHOUETTES, True, PartKind.VALUES),
-        (BODIES.astype(np.float64), False, PartKind.VALUES),
-        (BODIES.astype(np.int32), False, PartKind.INTEGERS),
+        (SILHOUETTES, False, InputKind.SILHOUETTES),
+        (SILHOUETTES > 0, False, InputKind.SILHOUETTES),
+        (SILHOUETTES, True, InputKind.VALUES),
+        (BODIES.astype(np.float64), False, InputKind.VALUES),
+        (BODIES.astype(np.int32), False, InputKind.INTEGERS),
     ],
 )
 def test_the_type_of_an_array_says_what_it_holds(array, raw, kind):
@@ -82,7 +82,7 @@ def test_wrong_arrays_are_refused_by_name(arrays_given, message):
 
 def test_pairs_may_hold_tuples_or_dictionaries_of_arrays():
     by_place = GaitDataset.from_pairs([((SILHOUETTES, BODIES), "anna")])
-    assert [part.name for part in by_place.layout.parts] == ["modality_0", "modality_1"]
+    assert [part.name for part in by_place.layout.inputs] == ["modality_0", "modality_1"]
     by_name = GaitDataset.from_pairs([({"silhouettes": SILHOUETTES, "bodies": BODIES}, "anna")])
     assert str(by_name.layout) == "silhouettes 64×44, bodies 85"
     np.testing.assert_array_equal(by_place[0][0], by_name[0][0])
@@ -92,7 +92,7 @@ def test_pairs_may_hold_tuples_or_dictionaries_of_arrays():
 def test_square_silhouettes_among_them_lose_their_empty_columns():
     wide = np.pad(SILHOUETTES, ((0, 0), (0, 0), (10, 10)))
     data = GaitDataset.from_pairs([((wide, BODIES), "anna")])
-    assert data.layout.parts[0].shape == (64, 44)
+    assert data.layout.inputs[0].shape == (64, 44)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Networks of several inputs, as graphs of one input, and back.
 
-In the graph each input is a node `FRAME_PART`, which takes it out of frames that hold all of them. It is an
+In the graph each input is a node `FRAME_INPUT`, which takes it out of frames that hold all of them. It is an
 operator of its own, so that no rewrite looks through it, and each input has a quantizer of its own.
 """
 
@@ -13,23 +13,23 @@ import torch
 from torch import Tensor, fx, nn
 
 from qgait_ptq.errors import CaptureError
-from qgait_ptq.graph.frame_layout import FrameLayout, FramePart, PartKind
+from qgait_ptq.graph.frame_layout import FrameInput, FrameLayout, InputKind
 
 
-@torch.library.custom_op("qgait_ptq::frame_part", mutates_args=())
-def take_frame_part(frames: Tensor, name: str, start: int, shape: list[int], kind: str) -> Tensor:
+@torch.library.custom_op("qgait_ptq::frame_input", mutates_args=())
+def take_frame_input(frames: Tensor, name: str, start: int, shape: list[int], kind: str) -> Tensor:
     """Take one input out of frames ``[n, s, F]``: ``[n, s, *shape]``."""
-    part = frames[..., start : start + math.prod(shape)].reshape(*frames.shape[:2], *shape)
-    return part.round().to(torch.int64) if kind == PartKind.INTEGERS else part.clone()
+    entry = frames[..., start : start + math.prod(shape)].reshape(*frames.shape[:2], *shape)
+    return entry.round().to(torch.int64) if kind == InputKind.INTEGERS else entry.clone()
 
 
-@take_frame_part.register_fake
+@take_frame_input.register_fake
 def _(frames: Tensor, name: str, start: int, shape: list[int], kind: str) -> Tensor:
-    dtype = torch.int64 if kind == PartKind.INTEGERS else frames.dtype
+    dtype = torch.int64 if kind == InputKind.INTEGERS else frames.dtype
     return frames.new_empty((*frames.shape[:2], *shape), dtype=dtype)
 
 
-FRAME_PART = torch.ops.qgait_ptq.frame_part.default
+FRAME_INPUT = torch.ops.qgait_ptq.frame_input.default
 
 
 class SeveralInputs(nn.Module):
@@ -43,8 +43,8 @@ class SeveralInputs(nn.Module):
         """``[n, s, F]`` to what the network gives."""
         given: Tensor = self.network(
             *(
-                FRAME_PART(frames, part.name, start, list(part.shape), part.kind.value)
-                for part, start in zip(self.layout.parts, self.layout.starts, strict=True)
+                FRAME_INPUT(frames, entry.name, start, list(entry.shape), entry.kind.value)
+                for entry, start in zip(self.layout.inputs, self.layout.starts, strict=True)
             )
         )
         return given
@@ -77,18 +77,18 @@ def join_inputs(network: nn.Module, layout: FrameLayout | None) -> nn.Module:
     return OneInput(network) if takes_any else network
 
 
-def input_parts(graph_module: fx.GraphModule) -> dict[fx.Node, FramePart]:
+def input_nodes(graph_module: fx.GraphModule) -> dict[fx.Node, FrameInput]:
     """The nodes that stand for inputs; none where the graph takes one tensor."""
     return {
-        node: FramePart(str(node.args[1]), tuple(node.args[3]), PartKind(node.args[4]))
+        node: FrameInput(str(node.args[1]), tuple(node.args[3]), InputKind(node.args[4]))
         for node in graph_module.graph.nodes
-        if node.op == "call_function" and node.target is FRAME_PART
+        if node.op == "call_function" and node.target is FRAME_INPUT
     }
 
 
 def is_network_input(node: object) -> bool:
     """Whether a node gives an input of the network."""
-    return isinstance(node, fx.Node) and (node.op == "placeholder" or node.target is FRAME_PART)
+    return isinstance(node, fx.Node) and (node.op == "placeholder" or node.target is FRAME_INPUT)
 
 
 def check_all_read(graph_module: fx.GraphModule, network: nn.Module) -> None:
@@ -98,25 +98,25 @@ def check_all_read(graph_module: fx.GraphModule, network: nn.Module) -> None:
         CaptureError: names those that change nothing.
     """
     if isinstance(network, SeveralInputs):
-        read = {part.name for part in input_parts(graph_module).values()}
-        unread = [part.name for part in network.layout.parts if part.name not in read]
+        read = {entry.name for entry in input_nodes(graph_module).values()}
+        unread = [entry.name for entry in network.layout.inputs if entry.name not in read]
         if unread:
             raise CaptureError(f"the network does not read its input {', '.join(unread)}; leave that out")
 
 
-def split_inputs(graph_module: fx.GraphModule) -> list[FramePart]:
+def split_inputs(graph_module: fx.GraphModule) -> list[FrameInput]:
     """Give a graph its several inputs back, in place.
 
     Returns:
         What they are, in order; nothing where it has one, and is left as it is.
     """
-    parts = input_parts(graph_module)
+    parts = input_nodes(graph_module)
     if not parts:
         return []
     graph = graph_module.graph
     (joined,) = (node for node in graph.nodes if node.op == "placeholder")
     with graph.inserting_before(joined):
-        given = {node: graph.placeholder(part.name) for node, part in parts.items()}
+        given = {node: graph.placeholder(entry.name) for node, entry in parts.items()}
     for node, placeholder in given.items():
         node.replace_all_uses_with(placeholder)
         graph.erase_node(node)
@@ -127,12 +127,12 @@ def split_inputs(graph_module: fx.GraphModule) -> list[FramePart]:
     return list(parts.values())
 
 
-def split_values(frames: Tensor, parts: list[FramePart]) -> tuple[Tensor, ...]:
+def split_values(frames: Tensor, parts: list[FrameInput]) -> tuple[Tensor, ...]:
     """Frames ``[n, s, F]`` as the inputs of a graph that was split; as they are where it was not."""
     if not parts:
         return (frames,)
     starts = FrameLayout(tuple(parts)).starts
     return tuple(
-        take_frame_part(frames, part.name, start, list(part.shape), part.kind.value)
-        for part, start in zip(parts, starts, strict=True)
+        take_frame_input(frames, entry.name, start, list(entry.shape), entry.kind.value)
+        for entry, start in zip(parts, starts, strict=True)
     )
