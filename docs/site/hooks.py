@@ -95,6 +95,7 @@ REPORT_ENTRIES = {  # keys of the report that are no sections
     "config": "the settings; see [Recipe](recipe.md)",
     "size_bytes": "size of the `float` and of the quantized `onnx` file",
     "slow_layers": "quantized layers that the runtime does not run on integers",
+    "notes": "lines that the run printed: what was left out, pinned or kept in float, and why",
     "calibration": "results of the calibration stages: held-out losses, and which step was kept",
     "allocation": "how widths of layers were chosen; empty if the configuration gives them",
     "seconds": "stage → wall time",

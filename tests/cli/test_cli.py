@@ -200,7 +200,7 @@ def test_version():
         ("quantize", "path"),
         ("quantize weights.pt --out text.pt/out", "cannot be written"),
         ("quantize weights.pt --protocol lfw SMALL", "'lfw' is not one of 'casia-b'"),
-        ("quantize weights.pt --target abacus SMALL", "'abacus' is not one of 'onnxruntime'"),
+        ("quantize weights.pt --target abacus SMALL", "'abacus' is not one of 'generic-qdq'"),
         ("quantize weights.pt --data nowhere SMALL", "nowhere: the folder does not exist"),
         ("quantize weights.pt --partition p.json SMALL", "--data"),
         ("quantize nan.pt SMALL", "NaN"),

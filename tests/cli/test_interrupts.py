@@ -194,7 +194,11 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 def test_a_full_disk_is_one_line_and_leaves_no_partial_file(made, tmp_path, command, size):
     with mounted(tmp_path / "disk", f"size={size}") as disk:
         line = [f"disk/{word}" if word == "out" else word for word in words(made, command)]
-        assert_refused(run(*line, folder=tmp_path), "No space left on device")
+        done = run(*line, folder=tmp_path)
+        *before, last = done.stderr.strip().splitlines()
+        assert (done.returncode, last.startswith("qgait-ptq: ")) == (2, True)
+        assert "No space left on device" in last
+        assert "Traceback" not in " ".join(before)  # such as the line that describes the data
         left = [
             path.name for path in disk.rglob("*") if path.is_file() and path.suffix not in (".npy", ".pkl")
         ]

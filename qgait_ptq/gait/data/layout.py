@@ -118,7 +118,7 @@ def _find_in_view(
             raise DataError(f"{view}: holds png frames, which are one modality")
         return ({modality_name(0): view} if frames else {}), 0
     if max(modalities) >= len(arrays):
-        raise DataError(f"{view}: holds {len(arrays)} array files, no modality {max(modalities)}")
+        raise DataError(f"{view}: {len(arrays)} array files; modality {max(modalities)} is missing")
     arrays.sort(key=natural_key)
     for index, file in enumerate(arrays):
         if index not in modalities:

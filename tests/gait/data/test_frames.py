@@ -97,5 +97,5 @@ def test_a_palette_without_transparency_is_read_from_its_colours(tmp_path):
 
 def test_transparency_that_is_no_silhouette_is_refused(tmp_path):
     write(tmp_path, map(rgba, PHOTO, MASKS // 3))
-    with pytest.raises(DataError, match="values of 0 to 85 are no silhouettes"):
+    with pytest.raises(DataError, match="values of 0 to 85 are not silhouettes"):
         read_sequence(tmp_path)

@@ -75,14 +75,14 @@ def test_a_link_to_a_partition_of_another_encoding_is_read(encoding, tmp_path):
 def test_a_partition_in_latin_1_is_refused_in_one_line(tmp_path):
     path = tmp_path / "p.json"
     path.write_bytes('{"TRAIN_SET": ["Jürgen"], "TEST_SET": ["b"]}'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"p\.json: not a JSON file \('utf-8' codec can't decode byte 0xfc"):
+    with pytest.raises(DataError, match=r"p\.json: not a valid JSON file \('utf-8' codec can't decode byte 0xfc"):
         read_partition(path)
 
 
 def test_an_identity_in_both_parts_is_named_with_what_to_do(tmp_path):
     path = tmp_path / "p.json"
     path.write_text('{"TRAIN_SET": ["a", "b"], "TEST_SET": ["b"]}')
-    with pytest.raises(DataError, match=r"both train and test \(b\); remove them from"):
+    with pytest.raises(DataError, match=r"in TRAIN_SET and in TEST_SET \(b\); remove them from"):
         read_partition(path)
 
 

@@ -47,7 +47,7 @@ def test_identities_without_a_folder_are_named_and_left_out(root):
     assert data.summary == (
         f"{COMPARED} Left out: 4 identities of the partition without a folder (005, 006, 007, …)."
     )
-    assert data.description == f"{root}: 2 subjects calibrate, 2 are tested (8 sequences)"
+    assert data.description == f"{root}: 2 subjects for calibration, 2 for tests (8 sequences)"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_test_set_that_cannot_be_ranked_is_refused_with_what_was_left_out(root
     with pytest.raises(DataError) as caught:
         load(root, TEST_SET=["003", "007"])
     assert str(caught.value) == (
-        "protocol casia-b: one identity only; ranking needs at least two. "
+        "protocol casia-b: the data have one identity only; ranking needs at least two. "
         "Left out: 1 identity of the partition without a folder (007); "
         "1 identity that the partition does not list (004)."
     )
