@@ -73,7 +73,7 @@ def test_threads_may_share_an_embedder(path, walkers):
         (np.ones((3, 64, 44), np.float32), "float32"),
         (
             np.arange(3, dtype=np.uint8).repeat(64 * 44).reshape(3, 64, 44),
-            "values of 0 to 2 are no silhouettes",
+            "values of 0 to 2 are not silhouettes",
         ),
     ],
 )
