@@ -134,8 +134,8 @@ def test_sensitivity_needs_two_people(people):
     ("settings", "words"),
     [
         ({"budget": BudgetConfig(size_mb=1), "max_drop": 1.0}, "exclude each other"),
-        ({"budget": {"size_mb": 1, "bops_percent": 3}}, "either size_mb or bops_percent"),
-        ({"budget": {}}, "either size_mb or bops_percent"),
+        ({"budget": {"size_mb": 1, "bops_percent": 3}}, "set either size_mb or bops_percent"),
+        ({"budget": {}}, "set either size_mb or bops_percent"),
         ({"target_accuracy": 0.5}, "less than or equal to 0"),
         ({"max_drop": -1.0}, "greater than or equal to 0"),
     ],
