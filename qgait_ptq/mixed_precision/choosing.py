@@ -1,7 +1,7 @@
-"""Widths for each layer: measured, and chosen for a budget or for an accuracy.
+"""Choosing the width of each layer, for a budget or for an accuracy.
 
-Between planning and calibration. Sensitivity decides which layers get more bits; where an accuracy is asked
-for, candidates are calibrated without labels and ranked on identities that nothing is fitted to.
+Widths are chosen between planning and calibration. Sensitivity determines which layers get more bits. For an
+accuracy target, candidates are calibrated without labels and evaluated on held-out identities.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from qgait_ptq.system.invariants import present
 from qgait_ptq.system.progress import Progress
 
 ALL_WIDTHS = (2, 3, 4, 6, 8)
-STORED_WIDTHS = (4, 8)  # of weights; others take the room of the next wider one
-MEGABYTES = 1e6  # of files, as in tables
+STORED_WIDTHS = (4, 8)  # widths of stored weights; other widths are stored as the next wider one
+MEGABYTES = 1e6  # bytes in a megabyte of a file
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Choice:
     """Chosen widths.
 
     Attributes:
-        config: with a width for each layer.
-        drop: points of held-out rank-1 that they cost; 0 where it was not looked at.
-        description: for the report.
+        config: configuration with a width for each layer.
+        drop: loss of held-out rank-1 in points; 0 if it was not measured.
+        description: entry for the report.
     """
 
     config: QuantConfig
@@ -65,8 +65,8 @@ class WidthChooser:
     """Chooses widths for one network.
 
     Attributes:
-        state: prepared.
-        progress: is told what runs.
+        state: prepared state.
+        progress: receiver of progress messages.
     """
 
     state: State
@@ -79,7 +79,7 @@ class WidthChooser:
 
     @cached_property
     def measurement(self) -> SensitivityMeasurement:
-        """Measurement of the damage of each width."""
+        """Sensitivity measurement of each width."""
         return SensitivityMeasurement(replace(self.state, work_folder=None), self.progress)
 
     @property
@@ -97,15 +97,15 @@ class WidthChooser:
 
         Raises:
             ConfigError: the budget cannot be met.
-            MissingExtraError: there is no solver for a budget.
+            MissingExtraError: the solver for budgets is not installed.
             CalibrationError: the accuracy cannot be met.
-            DataError: labels do not allow to rank held-out identities.
+            DataError: there are too few labelled identities for a held-out ranking.
         """
         if self.config.max_drop is None:
             check_solver()
         options = self.options()
         costs = self.measurement.costs()
-        # What cannot be done is found before minutes of measuring.
+        # Refuse impossible requests before the measurement, which takes minutes.
         if self.config.budget is not None:
             self._check_budget(options, costs)
         else:
@@ -136,28 +136,28 @@ class WidthChooser:
         return Choice(self.with_widths(chosen), drop, description)
 
     def _best(self, damages: Sequence[dict[int, float]], costs: CostModel) -> tuple[int, ...]:
-        """The widths with the least damage within the budget."""
+        """Return the widths with the least damage within the budget."""
         best = allocate(damages, costs, self.resource, self._limit(costs))
         return present(best).widths  # the narrowest widths are within the budget
 
     def options(self) -> list[tuple[int, ...]]:
-        """For each group the widths that it may take."""
+        """Return the admissible widths of each group."""
         network = self.state.network
         layers = {layer.name: layer for layer in list_layers(network)}
         by_name = {node.name: node for node in network.graph.nodes}
         nodes = {layer.name: by_name[layer.node] for layer in layers.values()}
-        found = []
+        options = []
         for group in self.groups:
             layer = layers[group.layers[0]]
             weights = group.kind is Kind.WEIGHTS
             configured = layer.weight_bits if weights else layer.activation_bits
             configured = present(configured)
             fixed = any(self._is_fixed(nodes[name], group.kind) for name in group.layers)
-            found.append((configured,) if fixed else self._admitted(group.kind, configured))
-        return found
+            options.append((configured,) if fixed else self._admitted(group.kind, configured))
+        return options
 
     def _admitted(self, kind: Kind, configured: int) -> tuple[int, ...]:
-        """Widths that a group may take which no pattern of the user fixes."""
+        """Return the admissible widths of a group whose width the configuration does not fix."""
         if self.config.max_drop is not None:
             return (configured, *(bits for bits in ALL_WIDTHS if bits > configured))
         if self.resource is Resource.BIT_OPERATIONS:
@@ -168,7 +168,7 @@ class WidthChooser:
         return STORED_WIDTHS if self.state.target.storage.int4_weights else STORED_WIDTHS[-1:]
 
     def _is_fixed(self, layer: fx.Node, kind: Kind) -> bool:
-        """Whether the configuration names the width of a layer."""
+        """Return whether the configuration sets the width of a layer."""
         return any(
             names_layer(pattern, layer)
             and (bits.weight_bits if kind is Kind.WEIGHTS else bits.activation_bits) is not None
@@ -176,7 +176,7 @@ class WidthChooser:
         )
 
     def _check_budget(self, options: Sequence[tuple[int, ...]], costs: CostModel) -> None:
-        """Refuse a budget that not even the narrowest widths keep."""
+        """Refuse a budget that the narrowest widths exceed."""
         narrowest = [min(admitted) for admitted in options]
         size, operations = costs.file_bytes(narrowest), costs.total_bit_operations(narrowest)
         if (size if self.resource is Resource.SIZE else operations) <= self._limit(costs):
@@ -184,14 +184,14 @@ class WidthChooser:
         budget = present(self.config.budget)
         if self.resource is Resource.SIZE:
             asked = f"size={budget.size_mb:g}MB"
-            least = f"the smallest file for {self.state.target.name} has {size / MEGABYTES:.2f} MB"
+            least = f"the smallest file for target {self.state.target.name} has {size / MEGABYTES:.2f} MB"
         else:
             asked = f"bops={budget.bops_percent:g}%"
-            least = f"the narrowest widths have {100 * operations / costs.all_bit_operations:.1f} %"
-        raise ConfigError(f"the budget {asked} cannot be met: {least}")
+            least = f"the narrowest widths need {100 * operations / costs.all_bit_operations:.1f} %"
+        raise ConfigError(f"the budget {asked} cannot be met: {least}; raise the budget")
 
     def _limit(self, costs: CostModel) -> float:
-        """The budget in bytes or in bit operations."""
+        """Return the budget in bytes or in bit operations."""
         budget = present(self.config.budget)
         if budget.size_mb is not None:
             return budget.size_mb * MEGABYTES
@@ -200,7 +200,7 @@ class WidthChooser:
     def _accurate_enough(
         self, candidates: Sequence[Candidate]
     ) -> tuple[Candidate, float, list[dict[str, Any]]]:
-        """The cheapest candidate that loses little enough held-out rank-1, its drop, and all looks."""
+        """Return the cheapest candidate within the allowed drop, its drop, and all evaluations."""
         drops: dict[Candidate, float] = {}
         looks: list[dict[str, Any]] = []
         allowed, ranking = allowed_drop(self.config), held_out_ranking(self.state)
@@ -216,17 +216,17 @@ class WidthChooser:
                 advance()
                 return drop <= allowed
 
-            found = first_good(candidates, good)
-        if found is None:
+            position = first_good(candidates, good)
+        if position is None:
             least = min(look["drop"] for look in looks)
             raise CalibrationError(
-                f"no widths keep rank-1 of the held-out identities within {allowed:g} points of float: the "
-                f"least that was lost is {least:.2f}; allow more, or calibrate with more sequences"
+                f"no widths keep held-out rank-1 within {allowed:g} points of float; the smallest loss is "
+                f"{least:.2f} points. Allow a larger loss, or calibrate with more sequences"
             )
-        return candidates[found], drops[candidates[found]], looks
+        return candidates[position], drops[candidates[position]], looks
 
     def _calibrated(self, candidate: Candidate) -> fx.GraphModule:
-        """A candidate calibrated without labels; the held-out identities play no part in its corrections."""
+        """Calibrate a candidate without labels; its corrections do not use held-out identities."""
         state, config = self.state, self.with_widths(candidate)
         network = copy.deepcopy(state.network)
         annotate(network, state.target.rules, bit_widths(config))
@@ -234,13 +234,13 @@ class WidthChooser:
         return calibrated.quantized
 
     def with_widths(self, candidate: Candidate) -> QuantConfig:
-        """The configuration in which each layer has its width by name."""
+        """Return the configuration with the width of each layer by name."""
         own: dict[str, dict[str, int]] = {}
         for group, bits in zip(self.groups, candidate.widths, strict=True):
             key = "weight_bits" if group.kind is Kind.WEIGHTS else "activation_bits"
             for name in group.layers:
                 own.setdefault(name, {})[key] = bits
-        # A pattern also names what lies within a module; the innermost must come last to win.
+        # A pattern also matches layers inside a module, and the last match wins: inner modules come last.
         layers = {name: LayerBits(**own[name]) for name in sorted(own, key=len)}
         return self.config.model_copy(
             update={
@@ -251,12 +251,12 @@ class WidthChooser:
 
 
 def allowed_drop(config: QuantConfig) -> float:
-    """Points of held-out rank-1 that may be lost."""
+    """Return the allowed loss of held-out rank-1 in points."""
     return config.max_drop if config.max_drop is not None else -(config.target_accuracy or 0.0)
 
 
 def held_out_ranking(state: State) -> HeldOutRanking:
-    """Ranking of the identities that IDC holds out, too.
+    """Return a ranking of the held-out identities, which are the same as in IDC.
 
     Raises:
         DataError: fewer than eight identities have two sequences.
@@ -271,7 +271,7 @@ def held_out_ranking(state: State) -> HeldOutRanking:
 
 
 def held_out_drop(state: State) -> float:
-    """Points of rank-1 that the held-out identities lose in the calibrated graph."""
+    """Return the loss of held-out rank-1 in the calibrated graph, in points."""
     ranking = held_out_ranking(state)
     float_rank1 = ranking.rank1(state.network)
     return float_rank1 - ranking.rank1(state.quantized)
@@ -283,11 +283,11 @@ def _resource(config: QuantConfig) -> Resource:
 
 
 def _by_kind(groups: Sequence[WidthGroup], options: Sequence[tuple[int, ...]]) -> dict[Kind, tuple[int, ...]]:
-    """All widths that groups of a kind may take."""
-    found: dict[Kind, set[int]] = {kind: set() for kind in Kind}
+    """Return all admissible widths by kind of group."""
+    by_kind: dict[Kind, set[int]] = {kind: set() for kind in Kind}
     for group, admitted in zip(groups, options, strict=True):
-        found[group.kind].update(admitted)
-    return {kind: tuple(sorted(widths)) for kind, widths in found.items()}
+        by_kind[group.kind].update(admitted)
+    return {kind: tuple(sorted(widths)) for kind, widths in by_kind.items()}
 
 
 def _describe(allocation: Allocation, costs: CostModel) -> dict[str, Any]:

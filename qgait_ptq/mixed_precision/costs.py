@@ -1,4 +1,4 @@
-"""What widths cost: bytes of the file, and bit operations."""
+"""Costs of widths: bytes of the file, and bit operations."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from qgait_ptq.mixed_precision.groups import LayerCost
 
 INT4_BITS = 4
-SILHOUETTE_BITS = 8  # of the input of layers that read the silhouettes
-INT4_NODES = 400  # bytes of the nodes that make int8 of a layer's 4-bit weights
-METADATA = 4096  # bytes of what a report adds to its file
+SILHOUETTE_BITS = 8  # input width of layers that read the silhouettes
+INT4_NODES = 400  # bytes of the nodes that convert 4-bit weights of a layer to int8
+METADATA = 4096  # bytes of the metadata in a file
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class CostModel:
     """Costs of a network's layers.
 
     Attributes:
-        layers: each call of a layer.
+        layers: costs of each call of a layer.
         int4_weights: whether weights of up to 4 bits are stored two to a byte.
-        fixed_bytes: of a file whose weights take no room.
+        fixed_bytes: bytes of the file without weights.
     """
 
     layers: Sequence[LayerCost]
@@ -29,12 +29,12 @@ class CostModel:
 
     @classmethod
     def of_file(cls, layers: Sequence[LayerCost], int4_weights: bool, file_bytes: int) -> CostModel:
-        """From the size of a file with all weights at 8 bits, without metadata."""
+        """Return the model for a file of known size, with all weights at 8 bits and no metadata."""
         stored = sum(layer.elements for layer in layers)
         return cls(layers, int4_weights, file_bytes - stored + METADATA)
 
     def weight_bytes(self, group: int, bits: int) -> int:
-        """Bytes of the weights of a group at a width."""
+        """Return the bytes of a group's weights at a width."""
         packed = self.int4_weights and bits <= INT4_BITS
         layers = [layer for layer in self.layers if layer.weights == group and layer.elements]
         if not packed:
@@ -42,11 +42,11 @@ class CostModel:
         return sum((layer.elements + 1) // 2 + INT4_NODES for layer in layers)
 
     def bit_operations(self, layer: LayerCost, weight_bits: int, activation_bits: int) -> int:
-        """Multiply-accumulates of a layer times both widths, as usual for mixed precision."""
+        """Return the multiply-accumulates of a layer times both widths."""
         return layer.macs * weight_bits * activation_bits
 
     def file_bytes(self, widths: Sequence[int]) -> int:
-        """Bytes of the file, rounded up a little.
+        """Return the bytes of the file, slightly overestimated.
 
         Args:
             widths: bits of each group.
@@ -55,17 +55,17 @@ class CostModel:
         return self.fixed_bytes + sum(self.weight_bytes(group, widths[group]) for group in groups)
 
     def total_bit_operations(self, widths: Sequence[int]) -> int:
-        """Bit operations of the whole network."""
+        """Return the bit operations of the network."""
         return sum(
             self.bit_operations(layer, widths[layer.weights], self.activation_bits(layer, widths))
             for layer in self.layers
         )
 
     def activation_bits(self, layer: LayerCost, widths: Sequence[int]) -> int:
-        """Width of what a layer reads."""
+        """Return the width of a layer's input."""
         return SILHOUETTE_BITS if layer.activations is None else widths[layer.activations]
 
     @property
     def all_bit_operations(self) -> int:
-        """Bit operations with 8 bits everywhere: what shares are of."""
+        """Bit operations with 8 bits everywhere, the reference of shares."""
         return sum(self.bit_operations(layer, 8, 8) for layer in self.layers)

@@ -1,4 +1,4 @@
-"""How much embeddings that were quantized somewhere differ from the float ones, as a gallery sees it."""
+"""Damage: the difference between quantized and float embeddings, measured by distances."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class Damage:
-    """What quantization did to a set of embeddings.
+    """Damage of quantization to a set of embeddings.
 
     Attributes:
         distortion: mean squared change of the distances between different people, by part, in units of
-            their mean; what widths are chosen by, since errors of different layers add up in it.
+            their mean. Widths are chosen by it, because it adds up over layers.
         distance_error: mean absolute change of the ranking distance (mean over parts) between different
             people, in percent of its mean.
-        sqnr_db: of the embeddings.
-        rank1_drop: points of rank-1 lost, of galleries with one sequence of each identity; see
-            `single_shot_rank1`; None where nobody has two sequences.
+        sqnr_db: SQNR of the embeddings in decibels.
+        rank1_drop: loss of rank-1 in points, for galleries with one sequence of each identity; see
+            `single_shot_rank1`. None if no identity has two sequences.
     """
 
     distortion: float
@@ -37,15 +37,16 @@ def judge_damage(reference: Tensor, quantized: Tensor, labels: Tensor) -> Damage
     """Compare embeddings of the same sequences.
 
     Args:
-        reference: of the float network, ``[n, c, p]`` or ``[n, c]``.
-        quantized: the same shape.
+        reference: embeddings of the float network, ``[n, c, p]`` or ``[n, c]``.
+        quantized: embeddings of the quantized network, of the same shape.
         labels: identities, ``[n]``; at least two.
     """
-    wanted, given = pairwise_distances(by_part(reference)), pairwise_distances(by_part(quantized))
+    float_distances = pairwise_distances(by_part(reference))
+    quantized_distances = pairwise_distances(by_part(quantized))
     different = labels[:, None] != labels[None]
-    unit = wanted[:, different].mean().clamp_min(TINY)
-    change = given - wanted
-    before, after = wanted.mean(0), given.mean(0)
+    unit = float_distances[:, different].mean().clamp_min(TINY)
+    change = quantized_distances - float_distances
+    before, after = float_distances.mean(0), quantized_distances.mean(0)
     drop = single_shot_rank1(before, labels) - single_shot_rank1(after, labels)
     return Damage(
         distortion=float((change[:, different] / unit).square().mean()),

@@ -1,6 +1,6 @@
-"""Sensitivity of a network: what each width of each weight and input does to the ranking, alone.
+"""Measuring the sensitivity of a network to each width of each weight and input.
 
-Between placement and calibration, for those who choose widths; see `allocation.sensitivity`.
+It is measured between placement and calibration; see `mixed_precision.sensitivity`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ WIDEST = 8
 
 @dataclass(frozen=True)
 class SensitivityMeasurement:
-    """Measures one network.
+    """Measures the sensitivity of one network.
 
     Attributes:
-        state: prepared; its target decides which files are estimated, its folder keeps the measurement.
-        progress: is told what runs.
-        sequences: to measure on, at most.
+        state: prepared state, with the target of estimated files and the folder for saved measurements.
+        progress: receiver of progress messages.
+        sequences: largest number of sequences to measure on.
     """
 
     state: State
@@ -52,13 +52,13 @@ class SensitivityMeasurement:
         return find_groups(insert_quantizers(self.state.network))
 
     def measure(self, widths: Mapping[Kind, Sequence[int]]) -> Sensitivity:
-        """The damage of each group at each width.
+        """Measure the damage of each group at each width.
 
         Args:
-            widths: to be measured.
+            widths: widths to measure, by kind of group.
 
         Raises:
-            DataError: all sequences are of one identity.
+            DataError: all sequences have the same identity.
         """
         state, config = self.state, self.state.config
         sequences = min(self.sequences, config.calibration_sequences)
@@ -94,7 +94,7 @@ class SensitivityMeasurement:
         return Sensitivity(tuple(self.groups), tuple(measurements))
 
     def costs(self) -> CostModel:
-        """Return the cost model of widths; needs one sequence and no measurement."""
+        """Return the cost model of widths. It needs one sequence and no measurement."""
         state = self.state
         one = replace(state, maybe_chosen=state.data.calibration.choose(1, state.config.seed))
         quantized = with_uniform_ranges(one, WIDEST).quantized
@@ -106,7 +106,7 @@ class SensitivityMeasurement:
 
 
 def with_uniform_ranges(state: State, bits: int, advance: Advance = nothing) -> State:
-    """The state with all quantizers at one width, ranges set."""
+    """Return the state with all quantizers at one width and their ranges set."""
     uniform = {"weight_bits": bits, "activation_bits": bits, "edge_bits": bits, "layers": {}}
     widths = bit_widths(state.config.model_copy(update=uniform))
     network = copy.deepcopy(state.network)
@@ -115,7 +115,7 @@ def with_uniform_ranges(state: State, bits: int, advance: Advance = nothing) -> 
 
 
 def describe_sensitivity(sensitivity: Sensitivity) -> list[dict[str, Any]]:
-    """One entry for each group and width, as ``report.json`` and ``--json`` have it."""
+    """Return one entry for each group and width, as in ``report.json`` and ``--json``."""
     return [
         {
             "layers": list(group.layers),

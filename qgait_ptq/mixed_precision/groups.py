@@ -1,4 +1,4 @@
-"""What has a width of its own: weights, and the tensors that layers read."""
+"""Groups of quantizers that have one width: weights, and inputs of layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qgait_ptq.placement.quantized_layers import (
 
 
 class Kind(StrEnum):
-    """What is quantized."""
+    """Kind of quantized tensor."""
 
     WEIGHTS = "weights"
     ACTIVATIONS = "activations"
@@ -26,15 +26,15 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class WidthGroup:
-    """Quantizers that have one width together.
+    """Quantizers that have one width.
 
-    Layers that read the same tensor share its quantizer, and all calls of a layer have the widths of that
-    layer, so the width of one decides that of the others.
+    Layers that read the same tensor share its quantizer, and all calls of a layer have the same widths.
+    Their quantizers form one group.
 
     Attributes:
-        kind: weights of layers, or what layers read.
+        kind: kind of quantized tensor, weights or inputs of layers.
         layers: module paths of the layers.
-        calls: weights: nodes of the layers. Activations: nodes behind which the tensor is quantized.
+        calls: nodes of the layers for weights, calls of the quantizers for activations.
     """
 
     kind: Kind
@@ -43,21 +43,20 @@ class WidthGroup:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Description for people."""
         more = f" and {len(self.layers) - 1} more" if len(self.layers) > 1 else ""
         return f"{'weights' if self.kind is Kind.WEIGHTS else 'input'} of {self.layers[0]}{more}"
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one call of a layer costs.
+    """Costs of one call of a layer.
 
     Attributes:
         weights: position of the group of its weight.
-        activations: position of the group of its input; None where that has no width to choose, as the
-            silhouettes have.
+        activations: position of the group of its input; None if that width is fixed, as for silhouettes.
         macs: multiply-accumulates on the recorded example.
-        elements: of the weight; 0 where an earlier call has the same weight.
+        elements: number of weight elements; 0 if an earlier call has the same weight.
         name: module path.
     """
 
@@ -69,35 +68,35 @@ class LayerCost:
 
 
 def find_groups(quantized: fx.GraphModule) -> list[WidthGroup]:
-    """The groups of a graph with inserted quantizers: weights first, both in graph order.
+    """Return the groups of a graph with inserted quantizers: weights first, both in graph order.
 
-    The quantizer of the silhouettes is none of them: its grid is exact.
+    The quantizer of the silhouettes belongs to no group, because its grid is exact.
     """
     layers = quantized_layers(quantized)
     inputs = activation_quantizers(quantized, inputs=False)
     weights = _connect(layers, lambda layer: layer.weight_path)
-    found = [
+    groups = [
         WidthGroup(Kind.WEIGHTS, _names(group), tuple(layer.node.name for layer in group))
         for group in weights
     ]
     read = [layer for layer in layers if layer.input_path in inputs]
     for group in _connect(read, lambda layer: layer.input_path):
         modules = {layer.input_path for layer in group}
-        # One module may be called behind several nodes that share it, such as a maximum and its input.
+        # Several nodes may share one module, such as a maximum and its input.
         first = {module: _first_call(quantized, module) for module in sorted(modules)}
-        found.append(WidthGroup(Kind.ACTIVATIONS, _names(group), tuple(first.values())))
-    return found
+        groups.append(WidthGroup(Kind.ACTIVATIONS, _names(group), tuple(first.values())))
+    return groups
 
 
 def layer_costs(
     quantized: fx.GraphModule, groups: list[WidthGroup], macs: Mapping[str, int]
 ) -> list[LayerCost]:
-    """What each call of a layer costs, and which groups decide its widths.
+    """Return the costs of each call of a layer, with the groups of its widths.
 
     Args:
-        quantized: the graph that the groups are of.
-        groups: from `find_groups`.
-        macs: node of a layer → its multiply-accumulates.
+        quantized: graph of the groups.
+        groups: groups from `find_groups`.
+        macs: multiply-accumulates by node name of a layer.
     """
     position = {(group.kind, name): i for i, group in enumerate(groups) for name in group.layers}
     costs, seen = [], set[str]()
@@ -124,7 +123,7 @@ def _names(layers: Iterable[QuantizedLayer]) -> tuple[str, ...]:
 def _connect(
     layers: list[QuantizedLayer], key: Callable[[QuantizedLayer], str]
 ) -> list[list[QuantizedLayer]]:
-    """Layers in sets: those of one name or of one key are together, and what is together with them."""
+    """Return the connected sets of layers, where equal names or equal keys connect two layers."""
     groups: list[list[QuantizedLayer]] = []
     for layer in layers:
         mine, name, own = [layer], layer_name(layer.node), key(layer)

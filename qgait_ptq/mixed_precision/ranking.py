@@ -1,4 +1,4 @@
-"""Rank-1 of identities that nothing is fitted to: what a choice of widths is judged by."""
+"""Rank-1 of held-out identities, by which widths are judged."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ RANKED_SEQUENCES = 256
 
 @dataclass(frozen=True)
 class HeldOutRanking:
-    """Held-out identities are recognised among the whole calibration set.
+    """A ranking of held-out identities among the calibration set.
 
     Attributes:
-        data: the sequences, of held-out identities and of the others.
-        held_out: the identities to recognise.
-        frame_shape: of the frames that the network takes.
+        data: sequences of all identities.
+        held_out: identities to recognise.
+        frame_shape: shape of the network's frames.
         frames: frame counts that the network takes.
-        device: where networks run.
+        device: device of the networks.
     """
 
     data: GaitDataset
@@ -44,11 +44,11 @@ class HeldOutRanking:
         device: torch.device,
         seed: int,
     ) -> HeldOutRanking:
-        """From a calibration set, of which some sequences are drawn where it is large."""
+        """Return a ranking on a calibration set; from a large set, some sequences are drawn."""
         return cls(data.choose(RANKED_SEQUENCES, seed), frozenset(held_out), frame_shape, frames, device)
 
     def rank1(self, network: Callable[[Tensor], Tensor]) -> float:
-        """Rank-1 in percent, expected over galleries with one sequence of each identity."""
+        """Return rank-1 in percent, averaged over galleries with one sequence of each identity."""
         embedded = embed_taken(
             self.data, [lambda batch: network(batch.to(self.device))], self.frame_shape, self.frames
         )

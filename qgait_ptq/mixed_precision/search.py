@@ -1,4 +1,4 @@
-"""Candidates in the order of their cost, and the first one that is good enough."""
+"""Candidate widths in order of their cost, and the search for the first good one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qgait_ptq.mixed_precision.solver import Damages
 
 @dataclass(frozen=True)
 class Candidate:
-    """Widths that may be good enough.
+    """Widths to be evaluated.
 
     Attributes:
         widths: bits of each group.
@@ -23,16 +23,16 @@ class Candidate:
 
 
 def first_good(candidates: Sequence[Candidate], good: Callable[[Candidate], bool]) -> int | None:
-    """Position of the first good candidate, where all behind a good one are good, too.
+    """Return the position of the first good candidate. All candidates after a good one must be good.
 
-    Looks in strides that double, then halves the last stride: each look is a calibration.
+    Each evaluation is a calibration, so the search doubles its stride and then bisects the last one.
 
     Args:
-        candidates: from cheap to costly.
-        good: whether a candidate is good enough.
+        candidates: candidates from cheap to expensive.
+        good: predicate that evaluates a candidate.
 
     Returns:
-        None where the last one is not good.
+        The position, or None if the last candidate is not good.
     """
     bad, position, stride = -1, 0, 1
     while position < len(candidates) and not good(candidates[position]):
@@ -51,31 +51,35 @@ def first_good(candidates: Sequence[Candidate], good: Callable[[Candidate], bool
 
 
 def raise_widths(start: Sequence[int], groups: Sequence[WidthGroup], damages: Damages) -> list[Candidate]:
-    """Widths raised step by step, each time where most damage is taken away; then layers left in float.
+    """Return candidates of rising widths, followed by candidates with layers in float.
+
+    Each step widens the group whose damage falls most. When all groups have their largest width, layers are
+    float_damages in float, those with the most damage first, until one quantized layer remains.
 
     Args:
         start: bits of each group.
-        groups: of the network.
-        damages: for each group, width → damage.
+        groups: groups of the network.
+        damages: damage by width, for each group.
 
     Returns:
-        The widths themselves, and all that follow: until every group has its largest width, and then until
-        one layer is left, the layers with most damage first.
+        The candidates; the first has the widths `start`.
     """
-    found = [Candidate(tuple(start))]
-    while (wider := _wider(found[-1].widths, damages)) is not None:
-        found.append(Candidate(wider))
-    widest = found[-1].widths
-    left: dict[str, float] = {}
+    candidates = [Candidate(tuple(start))]
+    while (wider := _wider(candidates[-1].widths, damages)) is not None:
+        candidates.append(Candidate(wider))
+    widest = candidates[-1].widths
+    float_damages: dict[str, float] = {}
     for group, options, bits in zip(groups, damages, widest, strict=True):
         for name in group.layers if group.kind is Kind.WEIGHTS else group.layers[:1]:
-            left[name] = left.get(name, 0.0) + options[bits]
-    worst_first = sorted(left, key=lambda name: -left[name])
-    return found + [Candidate(widest, tuple(worst_first[:count])) for count in range(1, len(worst_first))]
+            float_damages[name] = float_damages.get(name, 0.0) + options[bits]
+    worst_first = sorted(float_damages, key=lambda name: -float_damages[name])
+    return candidates + [
+        Candidate(widest, tuple(worst_first[:count])) for count in range(1, len(worst_first))
+    ]
 
 
 def _wider(widths: Sequence[int], damages: Damages) -> tuple[int, ...] | None:
-    """One group a step wider: the one with the largest gain for it; None where all are at their widest."""
+    """Widen the group of the largest gain by one step; return None if all are at their widest."""
     gains = []
     for group, (bits, options) in enumerate(zip(widths, damages, strict=True)):
         wider = min((other for other in options if other > bits), default=None)

@@ -1,7 +1,7 @@
 """Sensitivity: the damage of each quantizer alone, at each width.
 
-The float network runs once on a batch and its values are kept; for each quantizer and width only what
-depends on it is computed again. So the whole table costs about half a run of the network for each entry.
+The float network runs once on a batch, and its values are kept. For each quantizer and width, only the nodes
+that depend on it are computed again. This costs about half a run of the network for each entry.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Measurement:
     Attributes:
         group: position of the group.
         bits: width of its quantizers; all others stay in float.
-        damage: to the embeddings; of a group with several calls the sum of distortions, and the worst of
-            the rest.
+        damage: damage to the embeddings. For a group with several calls, distortions are summed and the
+            worst of the other values is taken.
     """
 
     group: int
@@ -41,33 +41,33 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The whole table.
+    """The table of all measurements.
 
     Attributes:
-        groups: what has a width.
-        measurements: of the groups.
+        groups: groups of quantizers.
+        measurements: measurements of the groups.
     """
 
     groups: tuple[WidthGroup, ...]
     measurements: tuple[Measurement, ...]
 
     def damages(self) -> list[dict[int, float]]:
-        """For each group, width → distortion."""
-        found: list[dict[int, float]] = [{} for _ in self.groups]
+        """Return the distortion by width, for each group."""
+        distortions: list[dict[int, float]] = [{} for _ in self.groups]
         for measurement in self.measurements:
-            found[measurement.group][measurement.bits] = measurement.damage.distortion
-        return found
+            distortions[measurement.group][measurement.bits] = measurement.damage.distortion
+        return distortions
 
 
 class States(Protocol):
-    """Keeps what has been measured, so that a killed run goes on."""
+    """Storage of measurements, so that a killed run can be resumed."""
 
     def load(self, part: str) -> Any | None:
-        """What was saved under a name."""
+        """Return the state saved under a name; None if there is none."""
         ...
 
     def save(self, part: str, state: Any) -> None:
-        """Keep something under a name."""
+        """Save a state under a name."""
         ...
 
 
@@ -86,14 +86,14 @@ def measure_sensitivity(
 
     Args:
         reference: graph with quantizers switched off.
-        by_width: width → the same graph with all quantizers at that width, calibrated, its weights rounded as
-            if each were alone.
-        groups: of the graph.
-        widths: kind → the widths to measure.
-        clips: labelled; embeddings of at least two identities are compared.
-        batch_size: clips at a time; the values of all nodes are held for so many.
-        device: where the graphs are.
-        states: of an earlier run that was killed, and of this one.
+        by_width: calibrated graphs with all quantizers at one width, by width. Each weight is rounded as if
+            no other layer were quantized.
+        groups: groups of the graph.
+        widths: widths to measure, by kind.
+        clips: labelled clips of at least two identities.
+        batch_size: number of clips in a batch; the values of all nodes are held for it.
+        device: device of the graphs.
+        states: saved states of this run, or of a killed one.
         advance: called after each batch.
     """
     jobs = [
@@ -125,18 +125,18 @@ def _embed_batch(
     jobs: Sequence[tuple[int, str, int]],
     batch: Tensor,
 ) -> Embeddings:
-    """Embeddings of a batch: in float (under the empty name), and for each job."""
+    """Return the embeddings of a batch: in float (under the empty name), and for each job."""
     with torch.inference_mode():
         runner = _SuffixRunner(reference, batch)
-        found = {"": runner.embedding.cpu()}
+        embeddings = {"": runner.embedding.cpu()}
         for g, call, bits in jobs:
             value = _quantized_value(by_width[bits], groups[g].kind, call, runner)
-            found[_name(call, bits)] = runner.run_from(call, value).cpu()
-    return found
+            embeddings[_name(call, bits)] = runner.run_from(call, value).cpu()
+    return embeddings
 
 
 def _quantized_value(quantized: fx.GraphModule, kind: Kind, call: str, runner: _SuffixRunner) -> Tensor:
-    """What a node gives when its own quantizer is on and all before it is float."""
+    """Return the value of a node when only its own quantizer is on."""
     node = runner.nodes[call]
     if kind is Kind.ACTIVATIONS:
         result: Tensor = quantized.get_submodule(str(node.target))(runner.values[source(node)])
@@ -150,21 +150,21 @@ def _quantized_value(quantized: fx.GraphModule, kind: Kind, call: str, runner: _
 
 
 class _SuffixRunner:
-    """The values of all nodes on a batch, and runs that begin in the middle."""
+    """The values of all nodes on a batch, and runs that start at any node."""
 
     def __init__(self, graph_module: fx.GraphModule, batch: Tensor) -> None:
         self.graph_module = graph_module
         self.nodes = {node.name: node for node in graph_module.graph.nodes}
-        whole = fx.Interpreter(graph_module, garbage_collect_values=False)
-        self.embedding: Tensor = whole.run(batch)
-        self.values: dict[fx.Node, Any] = whole.env
+        interpreter = fx.Interpreter(graph_module, garbage_collect_values=False)
+        self.embedding: Tensor = interpreter.run(batch)
+        self.values: dict[fx.Node, Any] = interpreter.env
 
     def value(self, argument: Any) -> Any:
-        """What an argument of a node stands for."""
+        """Return the value of an argument of a node."""
         return fx.map_arg(argument, lambda node: self.values[node])
 
     def run_from(self, name: str, value: Tensor) -> Tensor:
-        """The embedding where one node gives another value."""
+        """Return the embedding when one node has another value."""
         start = self.nodes[name]
         changed = {start}
         for node in self.graph_module.graph.nodes:

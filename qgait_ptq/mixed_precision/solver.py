@@ -1,8 +1,8 @@
 """The widths with the least damage within a budget: an integer program, solved exactly.
 
-Each group takes one of its widths (binary variables), the damages of groups add up, and so do the bytes of
-weights. Bit operations are products of two widths: for each layer a variable for each pair of widths says
-that both were taken, which is linear. HiGHS (`scipy.optimize.milp`) proves its solution the best.
+Binary variables select one width for each group. Damages of groups add up, and so do the bytes of weights.
+Bit operations are products of two widths. They become linear with one variable for each layer and pair of
+widths, which is 1 if both are selected. HiGHS (`scipy.optimize.milp`) proves that its solution is optimal.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 Damages = Sequence[Mapping[int, float]]
 FRONT_POINTS = 16
-TOLERANCE = 2e-6  # of rows; twice that of HiGHS
+TOLERANCE = 2e-6  # relative tolerance of a row; twice that of HiGHS
 
 
 class Resource(StrEnum):
-    """What is limited."""
+    """Resource that a budget limits."""
 
     SIZE = "size"  # bytes of the file
     BIT_OPERATIONS = "bops"
@@ -40,9 +40,9 @@ class Allocation:
 
     Attributes:
         widths: bits of each group.
-        damage: predicted: the sum over groups.
-        file_bytes: of the file, rounded up a little.
-        bit_operations: of the recorded example.
+        damage: predicted damage, the sum over groups.
+        file_bytes: bytes of the file, slightly overestimated.
+        bit_operations: bit operations on the recorded example.
     """
 
     widths: tuple[int, ...]
@@ -51,20 +51,20 @@ class Allocation:
     bit_operations: int
 
     def cost(self, resource: Resource) -> int:
-        """Of one kind."""
+        """Return the cost in one resource."""
         return self.file_bytes if resource is Resource.SIZE else self.bit_operations
 
 
 @dataclass
 class _Program:
-    """An integer program being written: minimise ``objective · x``, rows between bounds, x in [0, 1]."""
+    """An integer program: minimise ``objective · x`` with bounded rows and x in [0, 1]."""
 
     objective: list[float] = field(default_factory=list)
     integer: list[int] = field(default_factory=list)
     rows: list[tuple[dict[int, float], float, float]] = field(default_factory=list)
 
     def variable(self, objective: float, integer: bool) -> int:
-        """Add one; gives its position."""
+        """Add a variable and return its position."""
         self.objective.append(objective)
         self.integer.append(int(integer))
         return len(self.objective) - 1
@@ -74,7 +74,7 @@ class _Program:
         self.rows.append((dict(terms), low, high))
 
     def solve(self) -> NDArray[np.float64] | None:
-        """Values of the variables; None where no values keep all rows."""
+        """Return the values of the variables; None if the program is infeasible."""
         from scipy import optimize, sparse
 
         matrix = sparse.lil_matrix((len(self.rows), len(self.objective)))
@@ -94,7 +94,7 @@ class _Program:
 
 
 def check_solver() -> None:
-    """Find out before the work whether there is a solver.
+    """Check that the solver is installed.
 
     Raises:
         MissingExtraError: scipy is not installed.
@@ -104,22 +104,22 @@ def check_solver() -> None:
 
 
 def allocate(damages: Damages, costs: CostModel, resource: Resource, limit: float) -> Allocation | None:
-    """The widths with the least damage whose cost is within a limit.
+    """Return the widths with the least damage whose cost is within a limit.
 
     Args:
-        damages: for each group, width → damage; the widths that it may take.
-        costs: of the network.
-        resource: what is limited.
+        damages: damage by admissible width, for each group.
+        costs: cost model of the network.
+        resource: resource that is limited.
         limit: bytes of the file, or bit operations.
 
     Returns:
-        None where even the cheapest widths cost more.
+        The allocation, or None if the cheapest widths exceed the limit.
     """
     limit = math.floor(limit)
-    found = _allocate(damages, costs, resource, limit)
-    if found is not None and found.cost(resource) > limit:  # by the solver's tolerance, a millionth
-        found = _allocate(damages, costs, resource, math.floor(limit * (1 - TOLERANCE)))
-    return found
+    allocation = _allocate(damages, costs, resource, limit)
+    if allocation is not None and allocation.cost(resource) > limit:  # by the solver's tolerance
+        allocation = _allocate(damages, costs, resource, math.floor(limit * (1 - TOLERANCE)))
+    return allocation
 
 
 def _allocate(damages: Damages, costs: CostModel, resource: Resource, limit: int) -> Allocation | None:
@@ -151,7 +151,7 @@ def _allocate(damages: Damages, costs: CostModel, resource: Resource, limit: int
 def _pair_terms(
     program: _Program, chosen: Sequence[Mapping[int, int]], costs: CostModel, limit: float
 ) -> dict[int, float]:
-    """Add the variables for pairs of widths; gives each one's share of the limit."""
+    """Add the variables for pairs of widths and return their shares of the limit."""
     terms: dict[int, float] = {}
     for layer in costs.layers:
         weights = chosen[layer.weights]
@@ -174,23 +174,23 @@ def _pair_terms(
 
 
 def describe(widths: Sequence[int], damages: Damages, costs: CostModel) -> Allocation:
-    """Widths with what they cost and damage."""
+    """Return the allocation of widths, with their damage and costs."""
     damage = sum(options[bits] for options, bits in zip(damages, widths, strict=True))
     return Allocation(tuple(widths), damage, costs.file_bytes(widths), costs.total_bit_operations(widths))
 
 
 def smallest_cost(damages: Damages, costs: CostModel, resource: Resource) -> int:
-    """What the cheapest widths cost."""
+    """Return the cost of the cheapest widths."""
     return describe([min(options) for options in damages], damages, costs).cost(resource)
 
 
 def pareto_front(damages: Damages, costs: CostModel, resource: Resource) -> list[Allocation]:
-    """Allocations from the cheapest to the best, each with the least damage at its cost."""
+    """Return allocations from the cheapest to the best, each with the least damage at its cost."""
     low = smallest_cost(damages, costs, resource)
     high = describe([max(options) for options in damages], damages, costs).cost(resource)
-    found: dict[tuple[int, ...], Allocation] = {}
+    front: dict[tuple[int, ...], Allocation] = {}
     for limit in np.linspace(low, high, FRONT_POINTS):
         allocation = allocate(damages, costs, resource, float(np.ceil(limit)))
         if allocation is not None:
-            found[allocation.widths] = allocation
-    return sorted(found.values(), key=lambda allocation: allocation.cost(resource))
+            front[allocation.widths] = allocation
+    return sorted(front.values(), key=lambda allocation: allocation.cost(resource))

@@ -89,7 +89,7 @@ def test_the_expected_size_is_about_right(logged, checkpoint, walkers_root):
         (("--budget", "size=1MB", "--max-drop", 1), "exclude each other"),
         (("--target-accuracy", 0.5), "less than or equal to 0"),
         (("--max-drop", -1), "greater than or equal to 0"),
-        (("--budget", "size=0.001MB"), "cannot be met: the smallest file for onnxruntime has"),
+        (("--budget", "size=0.001MB"), "cannot be met: the smallest file for target onnxruntime has"),
     ],
 )
 def test_goals_that_cannot_be_met_or_make_no_sense_are_refused(
