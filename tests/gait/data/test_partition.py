@@ -77,8 +77,6 @@ def test_a_partition_in_latin_1_is_refused_in_one_line(tmp_path):
     path.write_bytes('{"TRAIN_SET": ["Jürgen"], "TEST_SET": ["b"]}'.encode("latin-1"))
     expected = r"p\.json: not a valid JSON file \('utf-8' codec can't decode byte 0xfc"
     with pytest.raises(DataError, match=expected):
-        DataError, match=r"p\.json: not a valid JSON file \('utf-8' codec can't decode byte 0xfc"
-    ):
         read_partition(path)
 
 
