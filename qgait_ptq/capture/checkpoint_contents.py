@@ -17,7 +17,7 @@ DEEPEST, MOST_CONTAINERS = 8, 1_000_000  # levels, dictionaries and lists of a f
 AVERAGE_WORDS = frozenset({"ema", "modelema", "emamodel", "swa", "averaged", "averaging", "shadow", "polyak"})
 MEAN_WORDS, OF_NETWORK = {"avg", "average"}, {"model", "net", "network", "weights", "state", "params"}
 SOURCE_WORDS = frozenset({"online", "raw", "current"})  # what an average is made of
-SHOWN, LONGEST_SHOWN = 4, 80  # names in a message, and letters of one
+SHOWN, LONGEST_SHOWN = 4, 80  # names in a message, and characters of one
 
 KeyPath = tuple[str, ...]
 CONTAINERS = (dict, list, tuple, nn.Module, StandIn)

@@ -25,7 +25,7 @@ import torch
 from qgait_ptq.errors import ModelError, first_line
 
 GLOBAL = b"c"  # the opcode of a pickle that names a class
-LONGEST_NAME = 500  # letters of a module and its class
+LONGEST_NAME = 500  # characters of a module and its class
 LEGACY_PICKLES = 4  # magic number, version, system, content
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number
 # torch's unpickler lists all names at each operation with one of them.
@@ -77,7 +77,7 @@ class Survey:
 
     Attributes:
         names: of classes and functions, with what is put into their objects.
-        longest: letters of the longest name, as far as it is one.
+        longest: number of characters of the longest name.
         steps: operations with other names than those of tensors.
     """
 
@@ -163,7 +163,7 @@ def survey_pickles(path: Path, data: bytes, pickles: Sequence[zipfile.ZipInfo]) 
     for stream in streams:
         _Surveyor(stream, survey).read()
     if survey.longest > LONGEST_NAME:
-        raise ModelError(f"{path}: not a model; it names a class with {survey.longest:,} letters")
+        raise ModelError(f"{path}: not a model; it has a class name of {survey.longest:,} characters")
     return survey
 
 

@@ -22,7 +22,7 @@ WRAPPERS = frozenset(
 OPTIONAL = "num_batches_tracked"  # counters of batch norms, which old files lack
 EXTRA_STATE = "_extra_state"
 AVERAGED = "n_averaged"  # the counter of torch's AveragedModel, beside the weights
-LONGEST = 1000  # letters of a name that is compared
+LONGEST = 1000  # characters of a name that is compared
 MOST_PREFIXES = 20  # that are tried
 
 Table = dict[str, str]  # name to compare → name as it is

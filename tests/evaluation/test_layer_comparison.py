@@ -66,6 +66,7 @@ def test_layers_of_an_eight_bit_file_agree_whatever_equalization_scaled(make, wa
     assert min(layer.sqnr_db for layer in apart.values()) < compared[0].sqnr_db - 3
 
 
+@pytest.mark.slow
 def test_a_layer_that_the_file_looks_up_has_no_output_to_compare(walkers_root, tmp_path):
     network = make_gaitbase(stem_kernel=3)
     settings = {"idc": IdcConfig(enabled=False), "rounding": "nearest", "equalization": "none"}

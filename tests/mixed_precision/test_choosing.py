@@ -68,6 +68,7 @@ def test_people_are_told_how_widths_were_chosen(by_size):
     assert line == "widths chosen for a file of 0.07 MB: weights 4 to 8 bits, inputs 8 bits"
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_file(by_size, data):
     again = quantize(data, **BY_SIZE)
     assert again.onnx_model.SerializeToString() == by_size.onnx_model.SerializeToString()

@@ -58,6 +58,7 @@ def test_idc_and_finetuning_are_in_the_report(finetuned):
     assert result.report.parity.cosine_min > 0.999
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_file(finetuned, people):
     again, _ = quantize(as_data(people), SMALL | FINETUNE)
     assert again.onnx_model.SerializeToString() == finetuned[0].onnx_model.SerializeToString()

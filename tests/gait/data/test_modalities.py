@@ -59,8 +59,8 @@ def test_silhouettes_are_scaled_and_values_are_not():
     ],
 )
 def test_the_type_of_an_array_says_what_it_holds(array, raw, kind):
-    (part,) = layout_of(check_modalities({"one": array}, "here", raw)).parts
-    assert part.kind is kind
+    (only,) = layout_of(check_modalities({"one": array}, "here", raw)).inputs
+    assert only.kind is kind
 
 
 @pytest.mark.parametrize(
