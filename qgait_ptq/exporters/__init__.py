@@ -1,1 +1,1 @@
-"""Targets, and the file for a runtime."""
+"""Writing a calibrated network as a file for a runtime."""

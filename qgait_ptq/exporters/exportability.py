@@ -19,11 +19,11 @@ FAILED_NODE = re.compile(r"translating node %(\w+)")
 def unknown_nodes(graph_module: fx.GraphModule) -> list[fx.Node]:
     """Return the nodes for whose operators the exporter has no translation of their own.
 
-    They may still be exported, as compositions of others: a trial export tells.
+    They may still be exportable as compositions of other operators; a trial export shows this.
     """
     calls = [node for node in graph_module.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
     with quiet_torch():
-        # Private, but the only place that says it; without it, every graph gets a trial export.
+        # A private API, since torch has no public one. Without it, every graph gets a trial export.
         try:
             from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -41,8 +41,8 @@ def explain_export_failure(error: BaseException, graph_module: fx.GraphModule) -
     """Return why a graph cannot be written as ONNX: the operator, its line, and what to do.
 
     Args:
-        error: raised by torch.onnx.
-        graph_module: the graph.
+        error: exception raised by torch.onnx.
+        graph_module: graph that was exported.
     """
     chain: list[BaseException] = []
     cause: BaseException | None = error
@@ -59,7 +59,7 @@ def explain_export_failure(error: BaseException, graph_module: fx.GraphModule) -
         for node in failed
     )
     return (
-        f"torch's ONNX exporter does not know {', '.join(operators)}; write it with other operators in an "
+        f"torch's ONNX exporter does not support {', '.join(operators)}. Replace it by other operators in an "
         "adapter (--adapter module:class), or quantize the part before it and keep the rest in float "
         "(--capture-submodule NAME)"
     )

@@ -1,4 +1,4 @@
-"""Lowering: markers of an ONNX graph become QuantizeLinear / DequantizeLinear with integer initializers."""
+"""Lowering: replace the markers in an ONNX graph by QuantizeLinear and DequantizeLinear."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from qgait_ptq.quantizer.grid import IntegerGrid, quantize, quantize_bias
 from qgait_ptq.system.invariants import present
 from qgait_ptq.targets.target import Storage
 
-CALL_MARK = "#"  # between a module path and the number of its call
-INT4_BITS = 4  # weights of up to this width are stored two to a byte
+CALL_MARK = "#"  # separates a module path from the number of its call
+INT4_BITS = 4  # weights of up to this width are stored as two per byte
 
 
 def lower_markers(model: onnx.ModelProto, markers: list[Marker], storage: Storage) -> onnx.ModelProto:
     """Replace the markers of a model in place.
 
     Activations become Q → DQ, with a Clip between them below 8 bits. Weights become integer initializers
-    with a DQ; at 4 bits and less they are stored as INT4 and cast to INT8, which the runtime folds when it
-    loads. Weights of layers that compute in float are multiplied out instead, which is folded as well.
-    Biases become int32 initializers. Where the target's storage has no INT4 or no int32, weights are INT8
-    and biases float32 of the same values.
+    with a DQ. Up to 4 bits they are stored as INT4 and cast to INT8; the runtime folds the cast on loading.
+    For layers that compute in float, a Mul replaces the DQ and is folded as well. Biases become int32
+    initializers. If the target's storage has no INT4, weights are INT8. If it has no int32, biases are
+    float32 with the same values.
 
     Raises:
-        ExportError: a marker stands on a weight that is no initializer.
+        ExportError: a marked weight or bias is not an initializer.
     """
     lowering = _Lowering(model, markers, storage)
     for node in list(model.graph.node):
@@ -60,13 +60,13 @@ class _Lowering:
     def __post_init__(self) -> None:
         self.floats = {i.name: i for i in self.model.graph.initializer}
         self.layers: dict[str, str] = {}  # marked weight → module path
-        self.calls = Counter[str]()  # of each layer, so far
+        self.calls = Counter[str]()  # calls of each layer so far
         self.stored: dict[tuple[str, tuple[int, ...], bytes], str] = {}  # content → initializer
 
     def keep(self, node: onnx.NodeProto) -> None:
-        """Take a node over; a layer with a marked weight is named by its module path.
+        """Keep a node, and name layers with a marked weight by their module path.
 
-        Layers that share a weight have the same path: the second call is named ``path#1``.
+        Layers that share a weight have the same path; the second call is named ``path#1``.
         """
         layer = next((self.layers[name] for name in node.input if name in self.layers), None)
         if layer is not None:
@@ -82,7 +82,9 @@ class _Lowering:
             self._activation(marker, source, output)
             return
         if source not in self.floats:
-            raise ExportError(f"{marker.name}: its parameter is not stored in the exported graph")
+            raise ExportError(
+                f"{marker.name}: its parameter is not stored in the ONNX graph; please report this network"
+            )
         value = torch.from_numpy(numpy_helper.to_array(self.floats[source]).copy())
         if marker.kind is MarkedKind.BIAS:
             self._bias(marker, value, output)
@@ -122,7 +124,7 @@ class _Lowering:
         if as_int4:
             self._node("Cast", [stored], f"{output}.int8", to=TensorProto.INT8)
             stored = f"{output}.int8"
-        # Its own, though others have the same value: onnxruntime's x64quantprecision rewrites it.
+        # Each weight has its own zero-point, because onnxruntime's x64quantprecision rewrites it.
         zeros = f"{output}.zero_point"
         self.initializers[zeros] = numpy_helper.from_array(np.zeros(scale.shape, np.int8), zeros)
         scales = self._constant(f"{marker.name}.scale", scale)
@@ -140,7 +142,7 @@ class _Lowering:
         self._node("DequantizeLinear", [stored, scale, zeros], output, axis=0)
 
     def _constant(self, name: str, value: NDArray[np.generic]) -> str:
-        """Name of an initializer with this value; equal ones, as of layers that share a weight, are one."""
+        """Return the name of an initializer with this value; equal values share one initializer."""
         content = (str(value.dtype), value.shape, value.tobytes())
         if content not in self.stored:
             self.stored[content] = name
@@ -152,7 +154,7 @@ class _Lowering:
 
 
 def _grid(marker: Marker) -> IntegerGrid:
-    return present(marker.grid)  # only biases have none
+    return present(marker.grid)  # only markers of biases have no grid
 
 
 def _keep_used_initializers(model: onnx.ModelProto, new: dict[str, onnx.TensorProto]) -> None:

@@ -1,8 +1,8 @@
-"""Marker operators: how a quantized graph passes through torch's ONNX exporter unharmed.
+"""Marker operators, which carry quantizers through torch's ONNX exporter.
 
-torch.onnx.export takes neither torch.ao's fake-quantize modules nor torch's fake-quantize operators under
-dynamo. So each quantizer becomes a call of ``qgait::mark(tensor, index)``, an operator that means nothing to
-anyone, and ``lowering`` replaces the markers of the ONNX graph by Q/DQ nodes.
+Under dynamo, torch.onnx.export supports neither torch.ao's fake-quantize modules nor torch's fake-quantize
+operators. Each quantizer is therefore replaced by ``qgait::mark(tensor, index)``, an operator without meaning
+for the exporter. ``lowering`` replaces the markers in the ONNX graph by Q/DQ nodes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _mark_fake(x: Tensor, index: int) -> Tensor:
 
 
 class MarkedKind(Enum):
-    """What a marker stands for."""
+    """Kind of tensor that a marker quantizes."""
 
     ACTIVATION = auto()
     WEIGHT = auto()
@@ -53,12 +53,12 @@ class Marker:
     """The quantizer that a marker stands for.
 
     Attributes:
-        kind: what is quantized.
-        name: of the module it came from; tensors that share a quantizer share the name.
-        layer: module path of the layer whose weight it is; empty for others.
-        scale: float32, scalar or ``[c]``.
-        zero_point: int32, like scale.
-        grid: the integers; None for a bias, which is int32.
+        kind: kind of quantized tensor.
+        name: name of the quantizer; tensors that share a quantizer share the name.
+        layer: module path of the layer, for a weight; empty for other tensors.
+        scale: scale, float32, scalar or ``[c]``.
+        zero_point: zero-point, int32, of the same shape.
+        grid: grid of the integers; None for a bias, which is int32.
     """
 
     kind: MarkedKind
@@ -100,7 +100,7 @@ def mark_quantizers(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, list[
 
 
 def _weight_kind(node: fx.Node) -> tuple[MarkedKind, str]:
-    """Kind and layer of a weight's quantizer."""
+    """Return the kind and the layer of a weight's quantizer."""
     (layer,) = node.users
     kind = MarkedKind.WEIGHT if annotation_of(layer).integer else MarkedKind.FLOAT_WEIGHT
     return kind, layer_name(layer)
@@ -117,8 +117,8 @@ def _bias_marker(graph_module: fx.GraphModule, node: fx.Node) -> Marker:
 
 
 def translation_table() -> dict[Any, Any]:
-    """How torch's exporter translates the marker operator."""
-    # Here: it takes long to import, and a wrong input should not wait for it.
+    """Return the translation of the marker operator for torch's exporter."""
+    # Imported here because it is slow, and errors in the input should be reported first.
     import onnxscript
 
     _register_schema()

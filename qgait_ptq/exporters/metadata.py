@@ -1,6 +1,6 @@
-"""What the toolkit writes into an ONNX file beside the network: one JSON text under one key.
+"""Metadata of the toolkit in an ONNX file: one JSON text under one key.
 
-A file may come from anybody, so every field that a reader uses is checked here, before it is used.
+A file may come from an untrusted source, so every field is checked here before it is used.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from qgait_ptq.graph.frame_layout import InputKind
 from qgait_ptq.system.reading import shown
 
 METADATA_KEY = "qgait_ptq"
-LARGEST_MODEL = 2**31  # bytes of a file; protobuf reads no larger ones
+LARGEST_MODEL = 2**31  # bytes of a file; protobuf cannot read larger ones
 LARGEST_NUMBER = 2**63
-LARGEST_REPEATS = 1000  # of a short sequence
+LARGEST_REPEATS = 1000  # largest repetition of a short sequence
 KINDS = tuple(kind.value for kind in InputKind)
 METRICS = ("euclidean", "cosine")
 
 
 def metadata_text(metadata: Mapping[str, Any]) -> str:
-    """The text to store; the same dictionary gives the same text."""
+    """Return the text to store; equal dictionaries give equal texts."""
     return json.dumps(metadata, sort_keys=True)
 
 
@@ -32,27 +32,27 @@ def parse_metadata(properties: Mapping[str, str], file: str | Path = "the model"
     """Read and check the dictionary in a file's properties.
 
     Args:
-        properties: of the file.
-        file: named in errors.
+        properties: properties of the file.
+        file: name of the file in errors.
 
     Returns:
-        None where the toolkit did not write the file. Sections and fields may be missing: files of older
-        versions do not have all of them.
+        The metadata, or None if the toolkit did not write the file. Files of older versions may lack
+        sections and fields.
 
     Raises:
-        ModelError: the text is damaged, or a field is of another type than the toolkit writes.
+        ModelError: the text is damaged, or a field has an unexpected type.
     """
     if METADATA_KEY not in properties:
         return None
     damaged = f"{file}: its metadata are damaged"
     try:
-        found = json.loads(properties[METADATA_KEY])
+        metadata = json.loads(properties[METADATA_KEY])
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{damaged}: not JSON ({first_line(error)})") from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{damaged}: expected a mapping, not {shown(found)}")
+    if not isinstance(metadata, dict):
+        raise ModelError(f"{damaged}: expected a mapping, not {shown(metadata)}")
     for section, fields in FIELDS.items():
-        values = found.get(section, {})
+        values = metadata.get(section, {})
         if not isinstance(values, dict):
             raise ModelError(f"{damaged}: {section} is {shown(values)}, expected a mapping")
         for field, (is_valid, expected) in fields.items():
@@ -61,14 +61,14 @@ def parse_metadata(properties: Mapping[str, str], file: str | Path = "the model"
                     f"{damaged}: {section}.{field} is {shown(values[field])}, expected {expected}"
                 )
     for section, partner, needed in NEEDED_WITH:
-        values = found.get(section)
+        values = metadata.get(section)
         if values is not None and (partner is None or partner in values) and needed not in values:
             raise ModelError(f"{damaged}: {section}.{needed} is missing")
-    return found
+    return metadata
 
 
 def is_proven_safe(metadata: Mapping[str, Any] | None) -> bool:
-    """Whether a file was proven to give the same integer sums on every processor when it was written."""
+    """Return whether the file was proven to give the same integer sums on every processor."""
     sums = (metadata or {}).get("pair_sums")
     return isinstance(sums, Mapping) and sums.get("safe") is True
 
@@ -128,7 +128,7 @@ def _optional(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 AXES = ("given_axis", "result_axis")
-# Section → field → its check, and what an error says that it should be. Only what is read.
+# The check and the expected value of each field that is read, by section and field.
 FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
     "model": {
         "raw": (_is_flag, "true or false"),
@@ -156,5 +156,5 @@ FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
     },
     "pair_sums": {"safe": (_is_flag, "true or false")},
 }
-# Section, a field or None for the section itself, and what must be there with it.
+# Section, a field (None for the section itself), and the field that it requires.
 NEEDED_WITH = (("target", None, "name"), ("target", None, "runtimes"), ("model", "macs", "macs_frames"))

@@ -1,4 +1,4 @@
-"""Writing a network as an ONNX file, in float or with the quantizers of a graph."""
+"""Writing a network as an ONNX file, in float or with its quantizers."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from qgait_ptq.targets.rules import check_rules
 from qgait_ptq.targets.target import Target
 
 INPUT, OUTPUT = "silhouettes", "embedding"
-RESERVED = "qgait."  # of names that no value inside a network has
+RESERVED = "qgait."  # prefix of names that no value inside a network has
 DIMENSIONS = ("batch", "frames")
-SMALLEST_IR_VERSION = 10  # the first that knows INT4; older runtimes refuse newer ones
+SMALLEST_IR_VERSION = 10  # the first with INT4; older runtimes refuse newer versions
 
 
 def export_float(graph_module: fx.GraphModule, capture: Capture, opset: int) -> onnx.ModelProto:
-    """Export the float graph; arguments as of `export_quantized`."""
+    """Export the float graph; see `export_quantized` for the arguments."""
     return _export(copy.deepcopy(graph_module), capture, opset, {})
 
 
@@ -48,14 +48,14 @@ def export_quantized(
     """Export a calibrated graph as Q/DQ ONNX.
 
     Args:
-        graph_module: with fake-quantize modules whose ranges are set.
-        capture: where the graph came from; its free dimensions are free in the file.
-        target: what the file is for.
-        byte_input: the file takes silhouettes as uint8, 0..255, instead of float32 in [0, 1].
+        graph_module: graph with fake-quantize modules whose ranges are set.
+        capture: capture of the graph; its free dimensions are free in the file.
+        target: target of the file.
+        byte_input: whether the file takes silhouettes as uint8, 0..255, instead of float32 in [0, 1].
 
     Raises:
-        ExportError: torch's exporter or the ONNX checker refuses the graph, a pass of the target breaks it,
-            or the file breaks a rule of the target.
+        ExportError: torch's exporter or the ONNX checker refuses the graph, a pass of the target makes it
+            invalid, or the file breaks a rule of the target.
         ConfigError: the target lists a pass that does not exist.
     """
     passes = [get_pass(name) for name in target.onnx_passes]
@@ -72,19 +72,18 @@ def export_quantized(
 
 
 def _silhouette_inputs(graph_module: fx.GraphModule) -> list[str]:
-    """Names of the inputs of a file that are silhouettes."""
-    parts = input_nodes(graph_module).values()
-    return [part.name for part in parts if part.kind is InputKind.SILHOUETTES] if parts else [INPUT]
+    """Return the names of the inputs that are silhouettes."""
+    nodes = input_nodes(graph_module).values()
+    return [one.name for one in nodes if one.kind is InputKind.SILHOUETTES] if nodes else [INPUT]
 
 
 def read_model(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file that others may have written.
+    """Read an ONNX file from an untrusted source, and check its node order and metadata.
 
-    Its nodes stand in the order in which they compute, so that code that follows them ends, and its metadata
-    are checked.
+    Nodes must come after the nodes whose results they read. Otherwise, code that follows edges might not end.
 
     Raises:
-        ModelError: there is none, or it is damaged.
+        ModelError: the file does not exist or is damaged.
     """
     check_file(path, LARGEST_MODEL, "the model", ModelError)
     try:
@@ -93,21 +92,21 @@ def read_model(path: Path) -> onnx.ModelProto:
     except Exception as error:  # protobuf's exceptions are not public
         raise ModelError(f"{path}: not an ONNX file ({type(error).__name__})") from None
     if not is_text:
-        raise ModelError(f"{path}: damaged: a name in it is not UTF-8 text")
+        raise ModelError(f"{path}: damaged: it contains a name that is not UTF-8 text")
     if any(uses_external_data(value) for value in _stored_tensors(model)):
         raise ModelError(
-            f"{path}: its weights lie in other files, which are not read. Store them in the model, with "
+            f"{path}: its weights are in other files, which are not read. Store them in the model: "
             "onnx.save(onnx.load(path), path)"
         )
     misplaced = _find_misplaced(model.graph)
     if misplaced is not None:
-        raise ModelError(f"{path}: damaged: its nodes are not in order ({misplaced})")
+        raise ModelError(f"{path}: damaged: the node {misplaced} is not in topological order")
     parse_metadata({entry.key: entry.value for entry in model.metadata_props}, path)
     return model
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[object]:
-    """The names in a file; protobuf gives bytes for what is not UTF-8."""
+    """Yield the names in a file; protobuf gives bytes for names that are not UTF-8."""
     graph = model.graph
     for entry in model.metadata_props:
         yield from (entry.key, entry.value)
@@ -123,14 +122,14 @@ def _stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def _find_misplaced(graph: onnx.GraphProto) -> str | None:
-    """Return the first node that reads what no node before it gives, or gives what is known already."""
+    """Return the first node that reads an unknown value or gives a known one; None if there is none."""
     known = {"", *(value.name for value in (*graph.input, *graph.initializer))}
     known.update(value.values.name for value in graph.sparse_initializer)
     for node in graph.node:
-        given = {name for name in node.output if name}
-        if not known.issuperset(node.input) or not known.isdisjoint(given):
+        outputs = {name for name in node.output if name}
+        if not known.issuperset(node.input) or not known.isdisjoint(outputs):
             return f"{node.op_type} {node.name}"
-        known.update(given)
+        known.update(outputs)
     return None
 
 
@@ -145,8 +144,8 @@ def _export(
     parts = split_inputs(graph_module)
     examples = split_values(capture.empty_example(), parts)
     dynamic = dict.fromkeys(sorted(capture.free_axes), torch.export.Dim.AUTO)
-    wanted = [*([part.name for part in parts] or [INPUT]), OUTPUT]
-    names = {f"{RESERVED}{name}": name for name in wanted}
+    plain_names = [*([part.name for part in parts] or [INPUT]), OUTPUT]
+    names = {f"{RESERVED}{name}": name for name in plain_names}
     *inputs, output = names
     try:
         with quiet_torch():
@@ -164,7 +163,7 @@ def _export(
     except Exception as error:
         raise ExportError(explain_export_failure(error, graph_module)) from error
     if program is None:
-        raise ExportError("the graph cannot be written as ONNX (torch's exporter gives no program)")
+        raise ExportError("the graph cannot be written as ONNX (torch's exporter returned no program)")
     model = program.model_proto
     _rename_values(model, names)
     _name_dimensions(model, capture.free_axes)
@@ -174,7 +173,7 @@ def _export(
 
 
 def _rename_values(model: onnx.ModelProto, names: dict[str, str]) -> None:
-    """Name inputs and output; a value that has such a name, as of a node ``embedding``, gives it up."""
+    """Name inputs and output; an inner value with such a name, for example ``embedding``, is renamed."""
     changes = {name: f"{name}.inner" for name in names.values()} | names
     graph = model.graph
     for node in graph.node:
@@ -185,21 +184,21 @@ def _rename_values(model: onnx.ModelProto, names: dict[str, str]) -> None:
 
 
 def _name_dimensions(model: onnx.ModelProto, free_axes: frozenset[int]) -> None:
-    """Call the free dimensions ``batch`` and ``frames`` instead of torch's symbols."""
+    """Name the free dimensions ``batch`` and ``frames`` instead of torch's symbols."""
     names = {
-        given.type.tensor_type.shape.dim[axis].dim_param: DIMENSIONS[axis]
-        for given in model.graph.input
+        graph_input.type.tensor_type.shape.dim[axis].dim_param: DIMENSIONS[axis]
+        for graph_input in model.graph.input
         for axis in free_axes
     }
     for value in (*model.graph.input, *model.graph.output):
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param in names:
                 dimension.dim_param = names[dimension.dim_param]
-    del model.graph.value_info[:]  # their symbols would still be torch's
+    del model.graph.value_info[:]  # it still has torch's symbols
 
 
 def _strip_debug_information(model: onnx.ModelProto) -> None:
-    """Remove torch's notes on nodes: they name the exporting machine's files."""
+    """Remove torch's notes on nodes, which name files of the exporting machine."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]
@@ -208,7 +207,7 @@ def _strip_debug_information(model: onnx.ModelProto) -> None:
 
 
 def _check_pair_sums(model: onnx.ModelProto, graph_module: fx.GraphModule) -> None:
-    """Refuse a file in which a layer that was limited in pairs is not; read from the file itself."""
+    """Refuse a file in which a layer exceeds its limit of pairs; the weights are read from the file."""
     limited = {
         layer_name(layer.node)
         for layer in quantized_layers(graph_module)
@@ -217,8 +216,8 @@ def _check_pair_sums(model: onnx.ModelProto, graph_module: fx.GraphModule) -> No
     for bound in bound_pair_sums(model).unsafe:
         if layer_path(bound.layer) in limited:
             raise ExportError(
-                f"layer {bound.layer}: two neighbouring weights sum to {bound.worst_pair}; with activation "
-                f"codes up to {bound.largest_code} their products leave 16 bits, so processors would differ. "
-                "Give the layer 7-bit weights (layers: {NAME: {weight_bits: 7}}), or use --weight-range full "
-                "for processors with VNNI"
+                f"layer {bound.layer}: two neighbouring weights sum to {bound.worst_pair}. With activation "
+                f"codes up to {bound.largest_code} their pair sum exceeds 16 bits, so results depend on "
+                "the processor. Give the layer 7-bit weights (layers: {NAME: {weight_bits: 7}}), or use "
+                "--weight-range full for processors with VNNI"
             )

@@ -1,8 +1,9 @@
 """``model.pt2``: the quantized network as an ExportedProgram that PyTorch loads without this package.
 
 Quantizers become the operators ``quantize_per_tensor`` and ``dequantize_per_tensor`` of
-``quantized_decomposed``, weights int8 tensors behind ``dequantize_per_channel``, as in torch.ao's own export:
-inductor makes integer kernels of that. ``import torch.ao.quantization.fx._decomposed`` registers them.
+``quantized_decomposed``. Weights become int8 tensors with ``dequantize_per_channel``. torch.ao exports the
+same form, and inductor compiles it to integer kernels. ``import torch.ao.quantization.fx._decomposed``
+registers the operators.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ OPERATORS = torch.ops.quantized_decomposed
 
 
 def export_program(quantized: fx.GraphModule, capture: Capture) -> bytes:
-    """Write a calibrated graph as torch.export.save does.
+    """Return a calibrated graph as an ExportedProgram, in the format of torch.export.save.
+
+    The program takes the network's input, usually float32 ``[n, s, h, w]`` in [0, 1].
 
     Args:
-        quantized: with fake-quantize modules whose ranges are set.
-        capture: where the graph came from; its free dimensions are free in the program, which takes float32
-            ``[n, s, h, w]`` in [0, 1], or what else the network takes.
+        quantized: graph with fake-quantize modules whose ranges are set.
+        capture: capture of the graph; its free dimensions are free in the program.
 
     Raises:
         ExportError: torch.export refuses the graph.
@@ -105,7 +107,7 @@ def _quantize_weight(graph_module: fx.GraphModule, node: fx.Node, module: FakeQu
 
 
 def _round_bias(graph_module: fx.GraphModule, node: fx.Node, module: BiasFakeQuantize) -> fx.Node:
-    """The bias in float, with the values that its int32 numbers stand for."""
+    """Store the bias in float, with the values of its int32 numbers."""
     scales = [attribute(graph_module, str(scale.target)) for scale in ModuleCall(node).scales]
     bias = module(attribute(graph_module, _parameter(node)), *scales)
     with graph_module.graph.inserting_before(node):

@@ -1,1 +1,1 @@
-"""Where quantizers stand, decided before anything is calibrated, and their insertion."""
+"""Placement of quantizers, which is fixed before calibration, and their insertion."""

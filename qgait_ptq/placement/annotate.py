@@ -1,4 +1,4 @@
-"""Placement: which tensors carry a quantizer, decided from a target's table before anything is calibrated.
+"""Placement: the target's table determines which tensors get a quantizer, before calibration.
 
 `annotate` writes an `Annotation` into the ``meta`` of nodes and changes nothing else.
 """
@@ -31,7 +31,7 @@ from qgait_ptq.quantizer.grid import IntegerGrid
 from qgait_ptq.quantizer.pair_order import largest_pair_sum
 from qgait_ptq.system.invariants import present
 
-OPERATOR_PREFIX = "operator:"  # of patterns that name layers by what they compute
+OPERATOR_PREFIX = "operator:"  # prefix of patterns that select layers by operator
 
 
 def annotate(graph_module: fx.GraphModule, rules: PlacementRules, widths: BitWidths) -> fx.GraphModule:
@@ -39,11 +39,11 @@ def annotate(graph_module: fx.GraphModule, rules: PlacementRules, widths: BitWid
 
     Args:
         graph_module: the network.
-        rules: of the target.
+        rules: placement rules of the target.
         widths: bits of weights and activations.
 
     Raises:
-        ConfigError: the graph has no layer to quantize, or a pattern names none of them.
+        ConfigError: the graph has no layer to quantize, or a pattern matches no layer.
     """
     layers = weighted_layers(graph_module, rules)
     if not layers:
@@ -51,7 +51,7 @@ def annotate(graph_module: fx.GraphModule, rules: PlacementRules, widths: BitWid
     _check_patterns(widths, layers)
     plan = _Plan(graph_module, rules, widths, layers)
     if not plan.layers:
-        raise ConfigError("include and exclude leave no layer to quantize")
+        raise ConfigError("include and exclude leave no layer to quantize; change them")
     for node in graph_module.graph.nodes:
         node.meta.pop(ANNOTATION_KEY, None)
     plan.annotate()
@@ -59,7 +59,7 @@ def annotate(graph_module: fx.GraphModule, rules: PlacementRules, widths: BitWid
 
 
 def weighted_layers(graph_module: fx.GraphModule, rules: PlacementRules) -> list[fx.Node]:
-    """The layers whose weight can be quantized, in graph order."""
+    """Return the layers whose weight can be quantized, in graph order."""
     return [
         node
         for node in graph_module.graph.nodes
@@ -69,7 +69,7 @@ def weighted_layers(graph_module: fx.GraphModule, rules: PlacementRules) -> list
 
 
 def names_layer(pattern: str, layer: fx.Node) -> bool:
-    """Whether a pattern names a layer: its module path, a module around it, or ``operator:conv2d``."""
+    """Return whether a pattern matches a layer: by its path, an enclosing module, or ``operator:conv2d``."""
     if pattern.startswith(OPERATOR_PREFIX):
         return fnmatch(operator_name(layer), pattern.removeprefix(OPERATOR_PREFIX))
     name = layer_name(layer)
@@ -85,13 +85,13 @@ def _check_patterns(widths: BitWidths, layers: list[fx.Node]) -> None:
                 known = operators if pattern.startswith(OPERATOR_PREFIX) else names
                 nearest = get_close_matches(pattern, known, n=3, cutoff=0.0)
                 raise ConfigError(
-                    f"{setting}: {pattern!r} names no layer; the nearest are {', '.join(nearest)}"
+                    f"{setting}: {pattern!r} matches no layer; the nearest are {', '.join(nearest)}"
                 )
 
 
 @dataclass
 class _Plan:
-    """The state of one placement: which nodes compute on integers, and who wants which width."""
+    """State of one placement: the nodes that compute on integers, and the widths of quantizers."""
 
     graph_module: fx.GraphModule
     rules: PlacementRules
@@ -116,21 +116,21 @@ class _Plan:
 
     def annotate(self) -> None:
         quantized = self._quantized_tensors()
-        wanted = self._wanted_bits(quantized)
+        bits = self._wanted_bits(quantized)
         for node in self.nodes:
             output: OwnSpec | SharedSpec | None = None
             if node in quantized:
                 owner = quantized[node]
-                output = SharedSpec(owner.name) if owner is not node else self._own(node, wanted[node])
+                output = SharedSpec(owner.name) if owner is not node else self._own(node, bits[node])
             annotation = Annotation(output=output, integer=node in self.integer, reason=self._reason(node))
             if node in self.layers:
-                given = node.all_input_nodes[0]  # quantized, since a layer reads it
-                annotation = self._with_weight(node, annotation, wanted[quantized[given]])
+                features = node.all_input_nodes[0]  # always quantized, because a layer reads it
+                annotation = self._with_weight(node, annotation, bits[quantized[features]])
             if annotation != Annotation():
                 node.meta[ANNOTATION_KEY] = annotation
 
     def _runs_on_integers(self, node: fx.Node) -> bool:
-        """Whether the runtime can compute a node on integers, given the nodes before it."""
+        """Return whether the runtime can compute a node on integers, given the nodes before it."""
         rules = self.rules
         if node in self.layers:
             return node not in self.float_layers
@@ -142,7 +142,7 @@ class _Plan:
         return False
 
     def _quantized_tensors(self) -> dict[fx.Node, fx.Node]:
-        """Node whose output is quantized → node whose quantizer that is."""
+        """Return the nodes with quantized outputs, each with the node that owns the quantizer."""
         quantized: dict[fx.Node, fx.Node] = {}
         for node in self.nodes:
             if not self._gives_tensor(node) or not self._must_be_quantized(node):
@@ -161,7 +161,7 @@ class _Plan:
         return self.rules.hand_over and node in self.integer and self._is_last_integer(node)
 
     def _reads_integers(self, user: fx.Node, node: fx.Node) -> bool:
-        """Whether an operator that reads a tensor needs it quantized."""
+        """Return whether an operator that reads a tensor needs it quantized."""
         rules = self.rules
         if user in self.layers:
             return source(user) is node
@@ -172,7 +172,7 @@ class _Plan:
         return False
 
     def _worthwhile(self, node: fx.Node) -> bool:
-        """Whether a value-preserving operator leads to an integer operator, or is the first reduction."""
+        """Return whether a value-preserving operator feeds an integer operator or is the first reduction."""
         rules = self.rules
         if is_operator(node, rules.reducing) and not self._follows_reduction(node):
             return True
@@ -186,7 +186,7 @@ class _Plan:
         return False
 
     def _follows_reduction(self, node: fx.Node) -> bool:
-        """Whether a reduction comes before this one, with nothing but value-preserving operators between."""
+        """Return whether only value-preserving operators lie between this node and an earlier reduction."""
         before = source(node)
         while is_operator(before, self.rules.value_preserving):
             if is_operator(before, self.rules.reducing):
@@ -195,26 +195,26 @@ class _Plan:
         return False
 
     def _is_last_integer(self, node: fx.Node) -> bool:
-        """Whether a node computes on integers and must hand over: a layer, an addition, a reduction."""
+        """Return whether an integer node, such as a layer or an addition, must have a quantized output."""
         if is_operator(node, self.rules.value_preserving):
             return self._worthwhile(node)
         return True
 
     def _absorbed_by_user(self, node: fx.Node) -> bool:
-        """Whether the one user, such as a ReLU, takes the quantizer over."""
+        """Return whether the only user, such as a ReLU, takes over the quantizer."""
         users = list(node.users)
         mergeable = is_operator(node, self.rules.weighted) or is_operator(node, self.rules.elementwise)
         return mergeable and len(users) == 1 and is_operator(users[0], self.rules.absorbed)
 
     def _computes_addition(self, node: fx.Node) -> bool:
-        """Whether the addition that reads a node is computed on the sums of that node."""
+        """Return whether the addition that reads a node is computed on the node's integer sums."""
         users = list(node.users)
         if not self.rules.one_sided_additions or len(users) != 1 or not is_operator(users[0], ADDITIONS):
             return False
         addition = users[0]
         if addition not in self.integer:
             return False
-        # Of two layers, the one with more weights: the other is the shortcut, and small.
+        # If both inputs are layers, the one with more weights adds: the other is the shortcut.
         givers = [n for n in addition.all_input_nodes if n in self.layers and list(n.users) == [addition]]
         return node in givers and node is max(givers, key=self._weight_size)
 
@@ -225,21 +225,21 @@ class _Plan:
         return node.op in ("placeholder", "call_function") and observed_shape(node) is not None
 
     def _wanted_bits(self, quantized: dict[fx.Node, fx.Node]) -> dict[fx.Node, int]:
-        """Width of each quantizer: the widest that a layer reading the tensor, or a share of it, wants."""
-        wanted: dict[fx.Node, int] = {}
+        """Return the width of each quantizer: the largest that a layer reading its tensors needs."""
+        widest: dict[fx.Node, int] = {}
         for node, owner in quantized.items():
             for user in node.users:
                 if user in self.layers and source(user) is node:
                     bits = self._layer_bits(user)[1]
-                    wanted[owner] = max(wanted.get(owner, 0), bits)
+                    widest[owner] = max(widest.get(owner, 0), bits)
         of_input, rest = self.widths.input, self.widths.elementwise
         return {
-            owner: of_input if of_input and self._is_input(owner) else wanted.get(owner, rest)
+            owner: of_input if of_input and self._is_input(owner) else widest.get(owner, rest)
             for owner in quantized.values()
         }
 
     def _layer_bits(self, layer: fx.Node) -> tuple[int, int]:
-        """Weight and activation bits of a layer; the last pattern that names it wins."""
+        """Return weight and activation bits of a layer; the last matching pattern wins."""
         widths = self.widths
         weight, activation = widths.weight, widths.activation
         if layer in (self.candidates[0], self.candidates[-1]) or self._is_input(source(layer)):
@@ -251,7 +251,7 @@ class _Plan:
 
     def _own(self, node: fx.Node, bits: int) -> OwnSpec:
         grid = self._activation_grid(bits)
-        # Silhouettes lie on an exact grid over [0, 1]; only the true ends of the range keep it.
+        # Silhouettes lie on an exact grid over [0, 1], which only the full range preserves.
         observer = "minmax" if self._is_input(node) else self.widths.activation_observer
         return OwnSpec(grid, observer)
 
@@ -269,12 +269,12 @@ class _Plan:
             bits, signed=True, symmetric=True, pair_limit=self._pair_limit(layer, bits, input_bits)
         )
         has_bias = tensor_of(self.graph_module, WeightedLayer(layer).bias) is not None
-        # A layer that the runtime computes in float adds its bias in float, too.
+        # A layer that the runtime computes in float also adds its bias in float.
         bias = BiasSpec() if has_bias and annotation.integer else None
         return replace(annotation, weight=OwnSpec(grid, self.widths.weight_observer, 0), bias=bias)
 
     def _pair_limit(self, layer: fx.Node, bits: int, input_bits: int) -> int | None:
-        """The limit of a layer's weights in pairs; None where no pair can reach it."""
+        """Return the limit of a layer's weights in pairs; None if no pair can exceed it."""
         if not (self.rules.saturating_pairs and self.widths.limit_pairs) or _is_depthwise(layer):
             return None
         limit = largest_pair_sum(self._activation_grid(input_bits).quant_max)
@@ -286,7 +286,7 @@ class _Plan:
             return "gives the embedding: weights and input are quantized, the sums stay in float"
         if is_operator(node, self.rules.weighted) and node not in self.layers:
             asked = node in self.candidates
-            return "left in float, as asked for" if asked else "its weight is computed, not stored"
+            return "left in float by include or exclude" if asked else "its weight is computed, not stored"
         if is_operator(node, self.rules.elementwise) and node not in self.integer:
             others = {operator_name(n) for n in node.all_input_nodes if n not in self.integer}
             return f"reads {' and '.join(sorted(others))} in float"
@@ -294,14 +294,14 @@ class _Plan:
 
 
 def _is_depthwise(layer: fx.Node) -> bool:
-    """Whether each channel is convolved by itself: such kernels multiply in 32 bits on every processor."""
+    """Return whether a layer is depthwise. Such kernels multiply in 32 bits on every processor."""
     view = WeightedLayer(layer)
     weight, groups = observed_shape(view.weight), observed_integer(view.groups)
     return weight is not None and groups > 1 and weight[:2] == (groups, 1)
 
 
 def _leaves_network(layer: fx.Node) -> bool:
-    """Whether a layer's result reaches the output through operators that compute nothing."""
+    """Return whether only reshapes lie between a layer and the output."""
     pending, seen = list(layer.users), set()
     while pending:
         node = pending.pop()

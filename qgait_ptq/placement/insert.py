@@ -1,4 +1,4 @@
-"""Insertion: fake-quantize modules where the annotations say, and nowhere else."""
+"""Insertion of fake-quantize modules, as annotated."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ACTIVATION_SUFFIX, WEIGHT_SUFFIX, BIAS_SUFFIX = "_fq", "_weight_fq", "_bias_fq"
 def insert_quantizers(graph_module: fx.GraphModule) -> fx.GraphModule:
     """Copy an annotated graph and insert its fake-quantize modules.
 
-    Activations: a module call behind the node, read by all its users. Weights and biases: between the
-    parameter and the layer. Tensors that share a quantizer call the same module.
+    Activations get a module call after the node, which all users read. Weights and biases get one between
+    the parameter and the layer. Tensors that share a quantizer call the same module.
     """
     quantized = copy.deepcopy(graph_module)
     nodes = {node.name: node for node in quantized.graph.nodes}

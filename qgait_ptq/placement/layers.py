@@ -1,4 +1,4 @@
-"""The weighted layers of a network as a table: what each is, what it costs, and how it is quantized."""
+"""The weighted layers of a network as a table: shapes, costs and quantization."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class LayerPlan:
 
     Attributes:
         name: module path.
-        node: name in the graph; layers that share a weight have the same path, but nodes of their own.
-        operator: such as ``conv2d``.
-        input_shape: on the recorded example.
-        output_shape: on the recorded example.
-        parameters: of weight and bias.
-        weight: name of the stored weight; layers that share it, or calls of one layer, have the same.
+        node: name in the graph. Layers that share a weight have the same path, but different nodes.
+        operator: operator name, such as ``conv2d``.
+        input_shape: shape of the input on the recorded example.
+        output_shape: shape of the output on the recorded example.
+        parameters: number of parameters of weight and bias.
+        weight: name of the stored weight, which layers or calls may share.
         macs: multiply-accumulates on the recorded example.
-        weight_bits: None where the weight stays in float.
-        activation_bits: width of its input; None where that stays in float.
-        integer: computed on integers by the runtime.
-        note: why it is not.
+        weight_bits: width of the weight; None if it stays in float.
+        activation_bits: width of the input; None if it stays in float.
+        integer: whether the runtime computes the layer on integers.
+        note: reason why it does not.
     """
 
     name: str
@@ -61,8 +61,8 @@ class LayerShape:
     Attributes:
         name: module path.
         weight: shape ``[o, c / groups, *kernel]``; a fully connected layer has a kernel of one.
-        groups: of channels.
-        can_saturate: pairs of its products can leave 16 bits.
+        groups: number of channel groups.
+        can_saturate: whether pair sums of the layer can exceed 16 bits.
     """
 
     name: str
@@ -72,9 +72,9 @@ class LayerShape:
 
 
 def integer_layers(graph_module: fx.GraphModule) -> list[LayerShape]:
-    """The layers of an annotated graph that the runtime computes on integers, in graph order."""
+    """Return the layers of an annotated graph that the runtime computes on integers, in graph order."""
     nodes = {node.name: node for node in graph_module.graph.nodes}
-    found = []
+    shapes = []
     for node in nodes.values():
         layer, annotation = WeightedLayer.of(node), annotation_of(node)
         if layer is None or annotation.weight is None or not annotation.integer:
@@ -87,12 +87,12 @@ def integer_layers(graph_module: fx.GraphModule) -> list[LayerShape]:
         can_saturate = grid.pair_limit is None and 2 * grid.quant_max > limit
         groups = observed_integer(layer.groups)
         shape = tuple(weight) if len(weight) > 2 else (*weight, 1)
-        found.append(LayerShape(layer_name(node), shape, groups, can_saturate))
-    return found
+        shapes.append(LayerShape(layer_name(node), shape, groups, can_saturate))
+    return shapes
 
 
 def list_layers(graph_module: fx.GraphModule) -> list[LayerPlan]:
-    """The weighted layers of an annotated graph whose shapes are recorded, in graph order."""
+    """Return the weighted layers of an annotated graph with recorded shapes, in graph order."""
     nodes = {node.name: node for node in graph_module.graph.nodes}
     plans = []
     for node in nodes.values():
@@ -121,20 +121,20 @@ def list_layers(graph_module: fx.GraphModule) -> list[LayerPlan]:
 
 
 def count_parameters(layers: Iterable[LayerPlan]) -> int:
-    """Return the weights and biases of all layers; those that layers share count once."""
+    """Return the number of parameters of all layers; shared parameters count once."""
     return sum({layer.weight: layer.parameters for layer in layers}.values())
 
 
 def float_operators(graph_module: fx.GraphModule) -> dict[str, str]:
-    """Operators that compute in float in an annotated graph, with the reason; layers are not listed."""
-    found: dict[str, set[str]] = {}
+    """Return the operators without weights that compute in float, with the reasons."""
+    reasons_by_name: dict[str, set[str]] = {}
     for node in graph_module.graph.nodes:
         computes = node.op == "call_function" and observed_shape(node) is not None
         moves_only = is_operator(node, VALUE_PRESERVING) or is_operator(node, WEIGHTED)
         if computes and not moves_only and not annotation_of(node).integer:
             reason = annotation_of(node).reason or "no integer kernel on this target"
-            found.setdefault(operator_name(node), set()).add(reason)
-    return {name: "; ".join(sorted(reasons)) for name, reasons in found.items()}
+            reasons_by_name.setdefault(operator_name(node), set()).add(reason)
+    return {name: "; ".join(sorted(reasons)) for name, reasons in reasons_by_name.items()}
 
 
 def _input_bits(layer: WeightedLayer, nodes: dict[str, fx.Node]) -> int | None:
@@ -145,32 +145,32 @@ def _input_bits(layer: WeightedLayer, nodes: dict[str, fx.Node]) -> int | None:
 
 
 def layer_scales(graph_module: fx.GraphModule) -> dict[str, dict[str, Any]]:
-    """Scales of a calibrated graph's layers, by node.
+    """Return the scales of a calibrated graph's layers, by node.
 
     Each layer has ``activation_scale``, ``activation_zero_point``, the ``activation_range`` that these
-    represent, and ``weight_scales``, as far as quantized.
+    represent, and ``weight_scales``, if quantized.
     """
     scales = {}
     for node in graph_module.graph.nodes:
         layer = WeightedLayer.of(node)
         if layer is None:
             continue
-        found: dict[str, Any] = {}
+        entry: dict[str, Any] = {}
         for read in (layer.input, layer.weight):
             call = ModuleCall.of(read)
             quantizer = graph_module.get_submodule(call.path) if call is not None else None
             if not isinstance(quantizer, FakeQuantize):
                 continue
             if read is layer.weight:
-                found["weight_scales"] = quantizer.scale.flatten().tolist()
+                entry["weight_scales"] = quantizer.scale.flatten().tolist()
             else:
-                found["activation_scale"] = quantizer.scale.item()
-                found["activation_zero_point"] = quantizer.zero_point.item()
-                found["activation_range"] = [
-                    found["activation_scale"] * (end - found["activation_zero_point"])
+                entry["activation_scale"] = quantizer.scale.item()
+                entry["activation_zero_point"] = quantizer.zero_point.item()
+                entry["activation_range"] = [
+                    entry["activation_scale"] * (end - entry["activation_zero_point"])
                     for end in (quantizer.grid.quant_min, quantizer.grid.quant_max)
                 ]
-        scales[node.name] = found
+        scales[node.name] = entry
     return scales
 
 
@@ -178,7 +178,7 @@ def outputs_of(graph_module: fx.GraphModule, names: set[str], batch: Tensor) -> 
     """Run a graph, and return the outputs of some nodes by their names.
 
     Args:
-        graph_module: to run.
+        graph_module: graph to run.
         names: names of the nodes.
         batch: silhouettes ``[n, s, h, w]``.
     """
@@ -195,13 +195,13 @@ def outputs_of(graph_module: fx.GraphModule, names: set[str], batch: Tensor) -> 
 def layer_sqnr(
     reference: fx.GraphModule, quantized: fx.GraphModule, batches: Iterable[Tensor]
 ) -> dict[str, float]:
-    """Signal to quantization noise of each weighted layer's output in dB, by node.
+    """Return the SQNR of each weighted layer's output in decibels, by node.
 
-    Both graphs run on the same sequences, so a layer's figure contains the errors of the layers before it.
+    Both graphs run on the same sequences, so the SQNR of a layer includes errors of earlier layers.
 
     Args:
-        reference: the float graph.
-        quantized: made from it by insertion: nodes have the same names.
+        reference: float graph.
+        quantized: the same graph with inserted quantizers; its nodes have the same names.
         batches: silhouettes ``[n, s, h, w]``.
     """
     layers = {node.name for node in reference.graph.nodes if is_operator(node, WEIGHTED)}

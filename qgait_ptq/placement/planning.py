@@ -1,4 +1,4 @@
-"""The plan: a network as a simplified graph on which every quantizer has its place. Needs no data."""
+"""The plan: a simplified graph of the network, annotated with all quantizers. It needs no data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qgait_ptq.placement.layers import LayerPlan, list_layers
 from qgait_ptq.targets.registry import get_target
 from qgait_ptq.targets.target import check_widths
 
-REPORTED_FRAMES = 30  # multiply-accumulates are stated for a sequence of so many frames
+REPORTED_FRAMES = 30  # sequence length for which multiply-accumulates are reported
 
 
 def plan(
@@ -32,16 +32,16 @@ def plan(
     layout: FrameLayout | None = None,
     submodule: str | None = None,
 ) -> tuple[Capture, fx.GraphModule, list[LayerPlan]]:
-    """Capture a network and decide what is quantized, without data.
+    """Capture a network and determine what is quantized, without data.
 
     Args:
-        model: takes ``[n, s, h, w]``, or ``[n, s, c, h, w]``.
-        frame_shape: ``(h, w)``, or ``(c, h, w)``.
-        config: widths and target.
-        frames: for networks that take one frame count only.
-        output: names the embedding, for networks that give several tensors.
-        layout: for networks of several inputs, all of which lie in frames ``(F,)``.
-        submodule: plan this module of the network alone.
+        model: network that takes ``[n, s, h, w]`` or ``[n, s, c, h, w]``.
+        frame_shape: shape of a frame, ``(h, w)`` or ``(c, h, w)``.
+        config: configuration with widths and target.
+        frames: fixed frame count; None if the network takes several.
+        output: name of the embedding, for networks with several outputs.
+        layout: layout of frames ``(F,)``, for networks with several inputs.
+        submodule: module path of the part to plan; None plans the whole network.
 
     Returns:
         The capture, the simplified and annotated float graph, and its layers.
@@ -67,7 +67,7 @@ def plan(
 
 
 def bit_widths(config: QuantConfig) -> BitWidths:
-    """The widths of a configuration, as placement takes them."""
+    """Return the widths of a configuration for placement."""
     return BitWidths(
         weight=config.weight_bits,
         activation=config.activation_bits,

@@ -20,13 +20,13 @@ class QuantizedLayer:
     """A layer whose weight is quantized, and the nodes and modules around it.
 
     Attributes:
-        node: the layer.
-        weight_call: call of its weight's quantizer.
-        weight_parameter: names the float weight.
-        weight_quantizer: the module.
-        bias_call: call of its bias's quantizer; None where the bias stays in float.
-        bias_parameter: names the float bias; None where there is none.
-        bias_quantizer: the module; None where the bias stays in float.
+        node: node of the layer.
+        weight_call: call of the weight's quantizer.
+        weight_parameter: node of the float weight.
+        weight_quantizer: quantizer of the weight.
+        bias_call: call of the bias's quantizer; None if the bias stays in float.
+        bias_parameter: node of the float bias; None if there is no bias.
+        bias_quantizer: quantizer of the bias; None if the bias stays in float.
     """
 
     node: fx.Node
@@ -48,18 +48,18 @@ class QuantizedLayer:
         return None if self.bias_parameter is None else str(self.bias_parameter.target)
 
     def input_quantizer(self, graph_module: fx.GraphModule) -> FakeQuantize:
-        """Return the quantizer through which the layer reads its features."""
+        """Return the quantizer of the layer's input."""
         call = present(ModuleCall.of(present(WeightedLayer.of(self.node)).input))
         return of_type(graph_module.get_submodule(call.path), FakeQuantize)
 
     @property
     def input_path(self) -> str:
-        """Path of the module through which the layer reads its features."""
+        """Path of the quantizer of the layer's input."""
         return str(present(WeightedLayer.of(self.node)).input.target)
 
 
 def quantized_layers(graph_module: fx.GraphModule) -> list[QuantizedLayer]:
-    """The layers with a quantized weight, in graph order."""
+    """Return the layers with a quantized weight, in graph order."""
     return [
         _describe(graph_module, node)
         for node in graph_module.graph.nodes
@@ -80,24 +80,24 @@ def _describe(graph_module: fx.GraphModule, node: fx.Node) -> QuantizedLayer:
 
 
 def activation_quantizers(graph_module: fx.GraphModule, *, inputs: bool = True) -> dict[str, FakeQuantize]:
-    """The quantizers of activations, by module name, in the order of their first call.
+    """Return the quantizers of activations by module name, in the order of their first call.
 
     Args:
-        graph_module: with inserted quantizers.
-        inputs: whether those of the silhouettes are wanted, whose grid is exact as it is.
+        graph_module: graph with inserted quantizers.
+        inputs: whether to include quantizers of network inputs, whose grid is exact.
     """
-    found = {}
+    quantizers = {}
     for node in graph_module.graph.nodes:
         module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not isinstance(module, FakeQuantize) or module.channel_axis is not None:
             continue
         if inputs or not _is_input(source(node)):
-            found[str(node.target)] = module
-    return found
+            quantizers[str(node.target)] = module
+    return quantizers
 
 
 def weight_of(graph_module: fx.GraphModule, layer: QuantizedLayer) -> Tensor:
-    """The float weight of a layer."""
+    """Return the float weight of a layer."""
     weight = tensor_of(graph_module, layer.weight_parameter)
     return present(weight)
 

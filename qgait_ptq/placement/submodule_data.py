@@ -1,4 +1,4 @@
-"""Quantizing a part of a network: its data are what the network gives it; it is judged inside the network."""
+"""Data of a submodule: the inputs that it gets inside the network."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
 from qgait_ptq.gait.data.sources import GaitData
 from qgait_ptq.gait.embedding import network_batch
 
-# Choosing widths needs distances between embeddings, as the layers' own function.
+# Settings that need embeddings in the captured graph, which a submodule does not have.
 NEEDS_WHOLE = ("budget", "target_accuracy", "max_drop")
 
 
 @dataclass(frozen=True)
 class SubmoduleNetwork:
-    """A part of a network, with the data that it sees.
+    """A submodule of a network, with its data.
 
     Attributes:
-        isolated: the part in its network, on the device.
-        data: calibration and test sequences as the part is given them, float32 ``[s, ...]``.
+        isolated: submodule in its network, on the device.
+        data: calibration and test inputs of the submodule, float32 ``[s, ...]``.
     """
 
     isolated: IsolatedSubmodule
@@ -37,15 +37,15 @@ class SubmoduleNetwork:
 
     @property
     def model(self) -> nn.Module:
-        """The part as a network of its own."""
+        """Submodule as a network of its own."""
         return self.isolated.as_network
 
     def around(self, run: Callable[[Tensor], Tensor]) -> nn.Module:
-        """The whole network with the part computed by `run`."""
+        """Return the whole network with the submodule computed by `run`."""
         return self.isolated.around(run)
 
     def describe(self) -> dict[str, Any]:
-        """For the report and the file."""
+        """Return the entry for the report and the file."""
         return {"name": self.isolated.name, **self.isolated.shapes.describe()}
 
 
@@ -57,15 +57,15 @@ def take_submodule(
     frames: int | None = None,
     output: str | None = None,
 ) -> SubmoduleNetwork:
-    """Take a part out of a network.
+    """Take a submodule out of a network.
 
     Args:
-        model: the network; it is left as it is.
-        name: module path of the part.
-        data: sequences that the network takes.
-        device: where the network runs.
-        frames: for networks that take one frame count only.
-        output: names the embedding, for networks that give several tensors.
+        model: network, which is not changed.
+        name: module path of the submodule.
+        data: sequences for the network.
+        device: device of the network.
+        frames: fixed frame count; None if the network takes several.
+        output: name of the embedding, for networks with several outputs.
 
     Raises:
         ConfigError: the network has no such module.
@@ -87,18 +87,18 @@ def take_submodule(
 
 
 def submodule_config(config: QuantConfig) -> QuantConfig:
-    """The configuration for a part: without the stages that need the whole network's embedding.
+    """Return the configuration for a submodule, without the stages that need embeddings.
 
     Raises:
-        ConfigError: they are asked for.
+        ConfigError: the configuration requests such a stage.
     """
     asked = [name for name in NEEDS_WHOLE if getattr(config, name) is not None]
     asked += ["idc"] if config.idc.enabled else []
     asked += ["finetune"] if config.finetune.enabled else []
     if asked:
         raise ConfigError(
-            f"{' and '.join(asked)}: not possible here. The embedding must be in the graph, and only a "
-            "submodule of this network is captured. Remove these settings, or capture the whole network"
+            f"{' and '.join(asked)}: not possible here. Only a submodule is captured, and its graph has no "
+            "embedding. Remove these settings, or capture the whole network"
         )
     return config.model_copy(update={"idc": config.idc.model_copy(update={"enabled": False})})
 
@@ -110,7 +110,7 @@ def _record(
     frames: int | None,
     device: torch.device,
 ) -> NDArray[np.float32]:
-    """What the part is given when the network sees one sequence."""
+    """Return the input of the submodule for one sequence of the network."""
     batch = network_batch(record.load(), record, frame_shape, frames).to(device)
-    given: NDArray[np.float32] = isolated.record(batch)[0].float().cpu().numpy()
-    return given
+    part_input: NDArray[np.float32] = isolated.record(batch)[0].float().cpu().numpy()
+    return part_input

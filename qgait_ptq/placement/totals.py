@@ -1,7 +1,7 @@
-"""Parameters and multiply-accumulates of a whole network, and which of them stay in float.
+"""Parameters and multiply-accumulates of a whole network, and their share in float.
 
-Nothing is left out: attention, recurrent layers, embeddings and other parameters outside the quantized layers
-count as well.
+Everything is counted: attention, recurrent layers, embeddings and other parameters outside the quantized
+layers count as well.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Totals:
         quantized_parameters: those in layers with integer weights, with their biases.
         macs: multiply-accumulates on the recorded example.
         integer_macs: those that the runtime computes on integers.
-        float_parts: what stays in float, the largest first.
+        float_parts: operators that stay in float, the largest first.
     """
 
     parameters: int
@@ -83,7 +83,7 @@ def count_totals(graph_module: fx.GraphModule) -> Totals:
     seen: set[int] = set()
     for node in graph_module.graph.nodes:
         read = _parameters(graph_module, node)
-        own = sum(count for place, count in read.items() if place not in seen)
+        own = sum(count for address, count in read.items() if address not in seen)
         seen |= read.keys()
         annotation = annotation_of(node)
         if is_operator(node, WEIGHTED) and annotation.weight is not None:
@@ -106,6 +106,6 @@ def count_totals(graph_module: fx.GraphModule) -> Totals:
 
 
 def _parameters(graph_module: fx.GraphModule, node: fx.Node) -> dict[int, int]:
-    """Return the size of each stored tensor that a node reads, by its place in memory."""
+    """Return the size of each stored tensor that a node reads, by its memory address."""
     tensors = [tensor_of(graph_module, read) for read in node.all_input_nodes]
     return {t.data_ptr(): t.numel() for t in tensors if t is not None and t.is_floating_point()}

@@ -1,1 +1,1 @@
-"""Runtimes that files are written for, as data, and the rules that their files keep."""
+"""Targets: profiles of runtimes, as data, and the rules for their files."""

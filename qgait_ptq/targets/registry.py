@@ -13,11 +13,11 @@ TARGETS: dict[str, Target] = {
 
 
 def get_target(name: str) -> Target:
-    """Look a target up.
+    """Return the target of a name.
 
     Raises:
         ConfigError: no target has this name.
     """
     if name not in TARGETS:
-        raise ConfigError(f"there is no target {name!r}; choose one of {', '.join(TARGETS)}")
+        raise ConfigError(f"unknown target {name!r}; choose one of {', '.join(TARGETS)}")
     return TARGETS[name]

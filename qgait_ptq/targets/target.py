@@ -1,4 +1,4 @@
-"""Target: what a runtime wants, as data."""
+"""Target: the profile of a runtime, as data."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ NARROWEST = 2  # bits
 
 @dataclass(frozen=True)
 class Storage:
-    """How numbers are written into a file.
+    """Formats of numbers in a file.
 
     Attributes:
-        int4_weights: weights of up to 4 bits are stored two to a byte and cast to int8, which the runtime
-            folds when it loads; else they are int8 numbers.
-        integer_biases: biases are int32 numbers with a DequantizeLinear; else they are the same values in
-            float32.
+        int4_weights: whether weights of up to 4 bits are stored as INT4 with a Cast to int8, which the
+            runtime folds on loading; else they are int8.
+        integer_biases: whether biases are int32 with a DequantizeLinear; else they are float32 with the same
+            values.
         narrowest_activations: smallest width of activations. Below 8 bits they are clipped between
             QuantizeLinear and DequantizeLinear.
-        integer_operators: operators on integers themselves that files may have, beside those between
-            QuantizeLinear and DequantizeLinear.
+        integer_operators: supported operators on integers, such as ConvInteger.
     """
 
     int4_weights: bool = True
@@ -37,17 +36,17 @@ class Target:
     """A runtime profile.
 
     Attributes:
-        name: as on the command line.
-        description: one line.
-        rules: where its quantizers stand.
-        storage: how numbers are written.
-        graph_passes: rewrites of the float graph before placement, beside those of every target; in order.
-        onnx_passes: rewrites of its files, in order; names of passes in `exporters.passes`.
-        opset: of the ONNX file.
-        byte_input: files may take silhouettes as uint8.
-        runtimes: those of the toolkit that its files are for; none where no such runtime is at hand, and
-            files are checked against the rules only.
-        limits: what its users should know, one line each.
+        name: name on the command line.
+        description: description in one line.
+        rules: rules of placing quantizers.
+        storage: formats of numbers in the file.
+        graph_passes: additional rewrites of the float graph before placement, in order.
+        onnx_passes: names of the rewrites of the file, in order; see `exporters.passes`.
+        opset: opset of the ONNX file.
+        byte_input: whether files may take silhouettes as uint8.
+        runtimes: runtimes of the toolkit that run the files. If there are none, files are only checked
+            against the rules.
+        limits: limits for users, one line each.
     """
 
     name: str
@@ -63,10 +62,10 @@ class Target:
 
 
 def check_widths(target: Target, widths: BitWidths) -> None:
-    """Refuse widths that a target's files cannot hold, before any work is done.
+    """Refuse widths that a target does not support.
 
     Raises:
-        ConfigError: names the setting.
+        ConfigError: a width is not supported. The error names the setting.
     """
     narrowest = target.storage.narrowest_activations
     own = {f"layers[{name!r}].activation_bits": bits[1] for name, bits in widths.layers.items() if bits[1]}
@@ -76,11 +75,11 @@ def check_widths(target: Target, widths: BitWidths) -> None:
         "elementwise_bits": widths.elementwise,
         **own,
     }
-    if narrowest > NARROWEST:  # elsewhere the input may have a single bit
+    if narrowest > NARROWEST:  # other targets allow network inputs of one bit
         asked["input_bits"] = widths.input
     for setting, bits in asked.items():
         if bits is not None and bits < narrowest:
             raise ConfigError(
                 f"{setting} is {bits}; the target {target.name} takes activations of {narrowest} bits or "
-                "more (weights may have fewer: --weight-bits)"
+                "more. Only weights may have fewer bits (--weight-bits)"
             )

@@ -60,7 +60,7 @@ def test_layers_are_left_in_float_by_module_and_by_operator():
     layers = by_name(placed(make_gaitbase(), exclude=("blocks.3", "*.shortcut.0")))
     in_float = {name for name, layer in layers.items() if layer.weight_bits is None}
     assert in_float == {name for name in layers if name.startswith("blocks.3.") or "shortcut" in name}
-    assert {layers[name].note for name in in_float} == {"left in float, as asked for"}
+    assert {layers[name].note for name in in_float} == {"left in float by include or exclude"}
     assert not any(layers[name].integer for name in in_float)
     with pytest.raises(ConfigError, match="leave no layer"):
         placed(make_gaitset(), exclude=("operator:conv2d",))

@@ -114,7 +114,7 @@ def test_tensorrt_has_symmetric_int8_activations_and_float_biases(files):
 )
 def test_a_file_for_one_target_is_refused_for_another_with_the_rule_named(files, asked, rule):
     _, model = files["gaitset", "onnxruntime"]
-    with pytest.raises(ExportError, match=f"not for {asked}.*{rule}"):
+    with pytest.raises(ExportError, match=f"rules of target {asked}: .*{rule}"):
         check_rules(model, get_target(asked))
 
 

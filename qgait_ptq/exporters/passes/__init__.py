@@ -1,6 +1,6 @@
-"""Rewrites of ONNX models, by name. A target lists the names of its own in `Target.onnx_passes`.
+"""Rewrites of ONNX models, by name. A target lists its passes in `Target.onnx_passes`.
 
-To add a pass, write a module with an `OnnxPass` beside these: passes are found by their place.
+To add a pass, add a module with an `OnnxPass` to this package; it is found automatically.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ PASSES: dict[str, OnnxPass] = {
 
 
 def get_pass(name: str) -> OnnxPass:
-    """Look a pass up.
+    """Return the pass of a name.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: no pass has this name.
     """
     if name not in PASSES:
         raise ConfigError(f"no ONNX pass {name!r}; the passes are {', '.join(PASSES)}")
@@ -27,7 +27,7 @@ def get_pass(name: str) -> OnnxPass:
 
 
 def layer_suffix(node_name: str) -> str:
-    """Return what a pass appended to a layer's name to name a node; empty for other nodes."""
+    """Return the suffix that a pass appended to a layer's name; empty for other nodes."""
     suffixes = (onnx_pass.layer_suffix for onnx_pass in PASSES.values() if onnx_pass.layer_suffix)
     return next((suffix for suffix in suffixes if node_name.endswith(suffix)), "")
 

@@ -1,4 +1,4 @@
-"""Silhouettes as bytes: a file that takes uint8, 0..255, as they lie on disk and in memory."""
+"""Silhouettes as bytes: the file takes uint8, 0..255, as silhouettes are stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def byte_input_pass(names: Sequence[str]) -> OnnxPass:
     """Return the pass that lets inputs of a file be uint8.
 
     Args:
-        names: of graph inputs.
+        names: names of graph inputs.
     """
 
     def rewrite(model: onnx.ModelProto) -> None:
@@ -31,10 +31,10 @@ def byte_input_pass(names: Sequence[str]) -> OnnxPass:
 
 
 def take_bytes(model: onnx.ModelProto, name: str) -> None:
-    """Let an input of a lowered model be uint8 instead of float32, in place; what it computes stays the same.
+    """Change an input of a lowered model from float32 to uint8, in place, without changing its result.
 
-    The bytes are the numbers of a quantizer with scale 1/255 and zero_point 0. Where the network's own input
-    quantizer is just that, as it is at 8 bits, it goes; else a DequantizeLinear comes before it.
+    The bytes are the integers of a quantizer with scale 1/255 and zero-point 0. If the network's input
+    quantizer has these parameters, as at 8 bits, it is removed. Otherwise a DequantizeLinear is inserted.
     """
     graph = OnnxGraph(model)
     graph.inputs[name].type.tensor_type.elem_type = TensorProto.UINT8
@@ -43,7 +43,7 @@ def take_bytes(model: onnx.ModelProto, name: str) -> None:
     for node in same:
         replace_reads(model.graph.node, node.output[0], name)
         model.graph.node.remove(node)
-    if len(same) < len(readers):  # others read values, not bytes
+    if len(same) < len(readers):  # the other readers need values
         _dequantize(model.graph, name)
 
 
@@ -51,13 +51,13 @@ def _is_byte_quantizer(node: onnx.NodeProto, graph: OnnxGraph) -> bool:
     if node.op_type != "QuantizeLinear":
         return False
     scale, zero_point = (graph.constants[name] for name in node.input[1:3])
-    # In float32: the scale was found as the float32 quotient.
+    # Compared in float32, because the scale was computed as a float32 quotient.
     is_byte = scale.astype(np.float32) == np.float32(1) / np.float32(LARGEST)
     return bool(zero_point.dtype == np.uint8 and zero_point == 0 and is_byte)
 
 
 def _dequantize(graph: onnx.GraphProto, name: str) -> None:
-    """Give the readers of the input's values these in [0, 1]."""
+    """Give readers of the input its values in [0, 1]."""
     values, scale, zero_point = f"{name}.values", f"{name}.byte_scale", f"{name}.byte_zero_point"
     others = SHAPE_READERS | {"DequantizeLinear"}
     replace_reads((node for node in graph.node if node.op_type not in others), name, values)

@@ -1,4 +1,4 @@
-"""Integer sums that leave a layer in float, as ConvInteger: for runtimes that do not see them in Q/DQ."""
+"""ConvInteger for layers with float results, for runtimes that have no Q/DQ kernel for them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from qgait_ptq.exporters.passes.onnx_pass import OnnxPass
 from qgait_ptq.onnx_graph.editing import make_node, replace_nodes
 from qgait_ptq.onnx_graph.view import OnnxGraph, attribute
 
-SUMS = "/sums"  # behind the name of a layer: the node that sums; the layer's own gives the values
+SUMS = "/sums"  # suffix of the node that sums; the node with the layer's name gives the values
 
 
 def write_conv_integer(model: onnx.ModelProto) -> None:
     """Write convolutions with integer weights and float results as ConvInteger, in place.
 
-    onnxruntime has an integer kernel for a convolution between DequantizeLinear and QuantizeLinear only. One
-    that nothing quantizes, as of the layer that gives the embedding, it computes in float, from weights that
-    it keeps four times as large, and twice. Its sums are the same integers here; they are scaled by
+    onnxruntime has an integer kernel only for a convolution between DequantizeLinear and QuantizeLinear. If
+    the result is not quantized, as for the embedding, it computes in float and keeps two copies of the
+    weights, each four times as large. ConvInteger computes the same integer sums, which are scaled by
     ``s_x · s_w`` in float32.
     """
     graph = OnnxGraph(model)
@@ -40,14 +40,16 @@ CONV_INTEGER = OnnxPass("conv-integer", write_conv_integer, layer_suffix=SUMS)
 
 
 def _dequantizers(node: onnx.NodeProto, graph: OnnxGraph) -> list[onnx.NodeProto] | None:
-    """The DequantizeLinear in front of each input; None where an input has another producer or none."""
-    found = [graph.producer(name) for name in node.input]
-    read = [producer for producer in found if producer is not None and producer.op_type == "DequantizeLinear"]
-    return read if len(read) == len(found) else None
+    """Return the DequantizeLinear before each input; None if an input has another producer or none."""
+    producers = [graph.producer(name) for name in node.input]
+    read = [
+        producer for producer in producers if producer is not None and producer.op_type == "DequantizeLinear"
+    ]
+    return read if len(read) == len(producers) else None
 
 
 def _is_quantized(name: str, graph: OnnxGraph) -> bool:
-    """Whether a quantizer reads a tensor, or the ReLU behind it."""
+    """Return whether a quantizer reads a tensor, or reads it through a ReLU."""
     readers = graph.consumers(name)
     behind = [reader.output[0] for reader in readers if reader.op_type == "Relu"]
     readers += [reader for tensor in behind for reader in graph.consumers(tensor)]
@@ -57,13 +59,16 @@ def _is_quantized(name: str, graph: OnnxGraph) -> bool:
 def _integer_sums(
     node: onnx.NodeProto, read: Sequence[onnx.NodeProto], graph: OnnxGraph
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """The nodes in place of a convolution, and the constants that they read."""
-    given, weight = read[:2]
-    input_scale, weight_scale = (graph.constants[one.input[1]] for one in (given, weight))
+    """Return the nodes that replace a convolution, and their constants."""
+    features, weight = read[:2]
+    input_scale, weight_scale = (graph.constants[one.input[1]] for one in (features, weight))
     column = (1, -1, *[1] * len(attribute(node, "kernel_shape")))  # one value for each channel of the sums
     output, sums = node.output[0], f"{node.output[0]}.sums"
     summing = helper.make_node(
-        "ConvInteger", [given.input[0], weight.input[0], given.input[2]], [sums], name=f"{node.name}{SUMS}"
+        "ConvInteger",
+        [features.input[0], weight.input[0], features.input[2]],
+        [sums],
+        name=f"{node.name}{SUMS}",
     )
     summing.attribute.extend(node.attribute)
     nodes, constants = [summing], []

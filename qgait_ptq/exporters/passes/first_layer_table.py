@@ -1,4 +1,4 @@
-"""A first layer of inputs of one bit as a table: every patch that its kernel can see, and what it gives."""
+"""A lookup table for a first layer with inputs of one bit: the output of every possible patch."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from qgait_ptq.onnx_graph.editing import make_node, replace_nodes
 from qgait_ptq.onnx_graph.view import OnnxGraph, attribute
 from qgait_ptq.reference.interpreter import simulate
 
-LARGEST_KERNEL = 9  # values that a patch has: a table of 512 rows stays in the fastest cache
-TABLE = "/table"  # behind the name of a layer: the node that looks up
+LARGEST_KERNEL = 9  # values of a patch; a table of 512 rows fits into the fastest cache
+TABLE = "/table"  # suffix of the node that reads the table
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A convolution, from the integers that it reads to those that it gives.
+    """A convolution with all nodes between its input integers and its output integers.
 
     Attributes:
-        nodes: that compute it, the convolution and its weights among them.
-        convolution: one of them.
-        read: name of its input's integers, zeros and ones.
-        given: name of its output's integers.
-        kernel: height and width.
+        nodes: nodes that compute it, including those of its weights.
+        convolution: node of the convolution.
+        read: name of the input integers, zeros and ones.
+        given: name of the output integers.
+        kernel: height and width of the kernel.
     """
 
     nodes: list[onnx.NodeProto]
@@ -39,16 +39,16 @@ class _Layer:
 
 
 def look_up_first_layer(model: onnx.ModelProto) -> None:
-    """Replace convolutions of one channel of one bit by tables of what they give, in place.
+    """Replace convolutions of one channel of one bit by lookup tables, in place.
 
-    The patch at each place is a number, its values being the bits, which a convolution with powers of two
-    gives; of each number the table has the channels of the output, from the integer reference. So the file
-    gives the same bytes. onnxruntime convolves a single channel at a fraction of its speed; this is faster
-    for up to `LARGEST_KERNEL` values.
+    The values of a patch are the bits of a number, which a convolution with powers of two computes. For each
+    number, the table has the channels of the output, computed with the integer reference. The file gives the
+    same bytes. onnxruntime convolves a single channel slowly, so a table is faster for up to
+    `LARGEST_KERNEL` values.
     """
     graph = OnnxGraph(model)
-    found = [_layer_of(node, graph) for node in graph.nodes_of("Conv")]
-    layers = {layer.given: layer for layer in found if layer is not None}
+    candidates = [_layer_of(node, graph) for node in graph.nodes_of("Conv")]
+    layers = {layer.given: layer for layer in candidates if layer is not None}
     if not layers:
         return
     nodes: list[onnx.NodeProto] = []
@@ -64,48 +64,48 @@ FIRST_LAYER_TABLE = OnnxPass("first-layer-table", look_up_first_layer, layer_suf
 
 
 def layers_in_tables(graph: onnx.GraphProto) -> list[str]:
-    """The layers whose own output a file does not have, for it looks them up."""
+    """Return the layers that a file computes with a lookup table."""
     return [node.name.removesuffix(TABLE) for node in graph.node if node.name.endswith(TABLE)]
 
 
 def _layer_of(convolution: onnx.NodeProto, graph: OnnxGraph) -> _Layer | None:
-    """The layer of a convolution, if it can be a table."""
+    """Return the layer of a convolution; None if it cannot be a table."""
     read = [node for name in convolution.input if (node := graph.producer(name)) is not None]
     if [node.op_type for node in read] != ["DequantizeLinear"] * len(convolution.input):
         return None
-    given, weight = read[:2]
+    features, weight = read[:2]
     casts = [cast for node in read[1:] if (cast := graph.producer(node.input[0])) is not None]
     stored = graph.constants[casts[0].input[0] if casts else weight.input[0]]
     is_small = stored.ndim == 4 and stored[0].size <= LARGEST_KERNEL and len(stored[0]) == 1
     behind = _nodes_behind(convolution, graph)
     is_ungrouped = attribute(convolution, "group", 1) == 1
-    if not (is_small and is_ungrouped and behind and _has_one_bit(given.input[0], graph)):
+    if not (is_small and is_ungrouped and behind and _has_one_bit(features.input[0], graph)):
         return None
     nodes = [*casts, *read, convolution, *behind]
-    return _Layer(nodes, convolution, given.input[0], behind[-1].output[0], stored.shape[2:])
+    return _Layer(nodes, convolution, features.input[0], behind[-1].output[0], stored.shape[2:])
 
 
 def _has_one_bit(name: str, graph: OnnxGraph) -> bool:
-    """Whether integers are zeros and ones; only unsigned grids with zero_point 0 have one bit."""
+    """Return whether integers are zeros and ones; grids of one bit are unsigned with zero-point 0."""
     node = graph.producer(name)
     high = graph.constants.get(node.input[2]) if node is not None and node.op_type == "Clip" else None
     return high is not None and high.dtype == np.uint8 and bool(high == 1)
 
 
 def _nodes_behind(convolution: onnx.NodeProto, graph: OnnxGraph) -> list[onnx.NodeProto]:
-    """The ReLU, the quantizer and the Clip behind a convolution; nothing if others read it, too."""
-    found = [convolution]
-    for wanted in ("Relu", "QuantizeLinear", "Clip"):
-        following = graph.only_consumer(found[-1].output[0])
-        if following is not None and following.op_type == wanted:
-            found.append(following)
-        elif wanted == "QuantizeLinear":
+    """Return the ReLU, the quantizer and the Clip after a convolution; nothing if it has other readers."""
+    nodes = [convolution]
+    for operator in ("Relu", "QuantizeLinear", "Clip"):
+        following = graph.only_consumer(nodes[-1].output[0])
+        if following is not None and following.op_type == operator:
+            nodes.append(following)
+        elif operator == "QuantizeLinear":
             return []
-    return found[1:]
+    return nodes[1:]
 
 
 def _look_up(layer: _Layer) -> list[onnx.NodeProto]:
-    """The nodes in place of a layer."""
+    """Return the nodes that replace a layer."""
     name, output = layer.convolution.name, layer.given
     shape = {key: attribute(layer.convolution, key) for key in ("pads", "strides", "dilations")}
     shape = {key: value for key, value in shape.items() if value is not None}
@@ -116,8 +116,8 @@ def _look_up(layer: _Layer) -> list[onnx.NodeProto]:
         ("Squeeze", [f"{output}.row", f"{output}.channel"], "rows", {}),
     ]
     nodes = [
-        make_node(operator, given, f"{output}.{result}", **attributes)
-        for operator, given, result, attributes in steps
+        make_node(operator, inputs, f"{output}.{result}", **attributes)
+        for operator, inputs, result, attributes in steps
     ]
     last = f"{output}.channels_last"
     nodes.append(helper.make_node("Gather", [f"{output}.table", f"{output}.rows"], [last], f"{name}{TABLE}"))
@@ -136,7 +136,7 @@ def _constants(layer: _Layer, model: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 
 def _table(layer: _Layer, model: onnx.ModelProto) -> NDArray[Any]:
-    """Row → what the layer gives for a patch whose bits are the row's number: ``[2^kernel, c]``."""
+    """Return the table ``[2^kernel, c]``. The bits of a row number are the patch of that row."""
     height, width = layer.kernel
     numbers = np.arange(2 ** (height * width))
     patches = (numbers[:, None] >> np.arange(height * width) & 1).astype(np.uint8)
@@ -145,7 +145,7 @@ def _table(layer: _Layer, model: onnx.ModelProto) -> NDArray[Any]:
     alone.graph.node.extend(layer.nodes)
     for node in alone.graph.node:
         if node.name == layer.convolution.name:
-            del node.attribute[:]  # one patch at a time: without padding and strides
-    given = {layer.read: patches.reshape(-1, 1, height, width)}
-    table = simulate(alone, given.__getitem__)[layer.given]
+            del node.attribute[:]  # a patch is a whole input: no padding and no strides
+    inputs = {layer.read: patches.reshape(-1, 1, height, width)}
+    table = simulate(alone, inputs.__getitem__)[layer.given]
     return np.ascontiguousarray(table.reshape(len(numbers), -1))

@@ -20,7 +20,7 @@ class Requirements:
 
     Attributes:
         opset: smallest version of the ONNX operators; older models lack an operator that the pass writes.
-        shapes: the model holds a shape of every inner tensor, inferred just before the pass.
+        shapes: whether the pass needs shapes of inner tensors, which are inferred before it.
     """
 
     opset: int = PER_CHANNEL_OPSET
@@ -29,14 +29,14 @@ class Requirements:
 
 @dataclass(frozen=True)
 class OnnxPass:
-    """A rewrite of an ONNX model, which computes the same afterwards.
+    """A rewrite of an ONNX model that does not change its result.
 
     Attributes:
-        name: as in `Target.onnx_passes` and in errors.
-        rewrite: changes a model in place; it keeps the names of the graph's inputs and outputs.
-        requires: what the runner checks or provides before the pass.
-        layer_suffix: where the pass computes a layer's integers by a node of its own: what it appends to the
-            layer's name to name that node.
+        name: name in `Target.onnx_passes` and in errors.
+        rewrite: function that changes a model in place and keeps the names of inputs and outputs.
+        requires: requirements that the runner checks or provides before the pass.
+        layer_suffix: suffix of the layer's name for a node that computes a layer's integers; empty if the
+            pass adds no such node.
     """
 
     name: str
@@ -48,7 +48,7 @@ class OnnxPass:
         """Rewrite a model in place and check it.
 
         Raises:
-            ExportError: the model is not what the pass requires, or the pass broke it.
+            ExportError: the model does not meet the requirements, or the pass made it invalid.
         """
         opset = OnnxGraph(model).opset
         if opset < self.requires.opset:
@@ -71,7 +71,7 @@ def run_passes(model: onnx.ModelProto, passes: Iterable[OnnxPass]) -> None:
     """Run passes one after the other, in place; the model is checked after each.
 
     Raises:
-        ExportError: a pass cannot run, or broke the model; the error names it.
+        ExportError: a pass cannot run or made the model invalid. The error names the pass.
     """
     for onnx_pass in passes:
         onnx_pass.run(model)
@@ -81,11 +81,11 @@ def check_model(model: onnx.ModelProto, when: str) -> None:
     """Refuse a model that the ONNX checker refuses, shapes and types included.
 
     Args:
-        model: to check.
-        when: names the step before the check, in the error.
+        model: model to check.
+        when: step before the check, for the error.
 
     Raises:
-        ExportError: the checker refuses it.
+        ExportError: the checker refuses the model.
     """
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -94,13 +94,13 @@ def check_model(model: onnx.ModelProto, when: str) -> None:
 
 
 def _interface(model: onnx.ModelProto) -> tuple[list[str], list[str]]:
-    """Names of the graph's inputs and outputs."""
+    """Return the names of the graph's inputs and outputs."""
     return [value.name for value in model.graph.input], [value.name for value in model.graph.output]
 
 
 @contextmanager
 def _inferred_shapes(model: onnx.ModelProto) -> Iterator[None]:
-    """Give a model the shapes of its inner tensors; afterwards it declares as many as before."""
+    """Declare the shapes of inner tensors temporarily."""
     inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
     declared = list(model.graph.value_info)
     _declare(model, inferred)

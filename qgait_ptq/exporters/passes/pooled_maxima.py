@@ -14,21 +14,21 @@ from qgait_ptq.exporters.passes.onnx_pass import OnnxPass, Requirements
 from qgait_ptq.onnx_graph.editing import make_node, replace_nodes
 from qgait_ptq.onnx_graph.view import OnnxGraph, attribute
 
-WINDOW = 32  # frames that one place of the pooling sees; what is left goes through the reduction
-# All maxima share these.
+WINDOW = 32  # frames in one pooling window; the reduction takes the maximum over windows
+# Constants that all maxima share.
 CONSTANTS = {"rows": [0, 0, 1, -1], "kept": [0, -1], "axis": [1]}
 PREFIX = "qgait.pooling."
 
 
 def pool_maxima(model: onnx.ModelProto) -> None:
-    """Let quantized tensors go through a MaxPool before they are reduced over an outer axis, in place.
+    """Insert a MaxPool before quantized tensors are reduced over an outer axis, in place.
 
     onnxruntime reduces an outer axis one value at a time, but pools with vector instructions. The axis
-    becomes the rows of an image, the axes behind it become its channels, and windows of `WINDOW` rows are
-    pooled. The last one may be shorter: padding never is a maximum. So any size is right.
+    becomes the rows of an image, the axes after it become channels, and windows of `WINDOW` rows are pooled.
+    Any size is allowed: the last window may be padded, because padding is never a maximum.
 
     Args:
-        model: with the shapes of its inner tensors.
+        model: model with shapes of its inner tensors.
     """
     graph = OnnxGraph(model)
     nodes: list[onnx.NodeProto] = []
@@ -47,12 +47,12 @@ def pool_maxima(model: onnx.ModelProto) -> None:
     replace_nodes(model.graph, nodes)
 
 
-# The first opset whose Shape gives a part of the sizes.
+# Opset 15 is the first whose Shape can return a part of the sizes.
 POOL_MAXIMA = OnnxPass("pool-maxima", pool_maxima, Requirements(opset=15, shapes=True))
 
 
 def _outer_axis(node: onnx.NodeProto, axes: NDArray[Any] | None, rank: int) -> int | None:
-    """The one axis that is reduced away, if it lies between others."""
+    """Return the reduced axis if it lies between others and is dropped; else None."""
     if axes is None or axes.size != 1 or attribute(node, "keepdims", 1):
         return None
     axis = int(axes.item()) + (rank if axes.item() < 0 else 0)
@@ -60,7 +60,7 @@ def _outer_axis(node: onnx.NodeProto, axes: NDArray[Any] | None, rank: int) -> i
 
 
 def _pool(node: onnx.NodeProto, source: onnx.NodeProto, axis: int, rank: int) -> list[onnx.NodeProto]:
-    """The nodes in front of a reduction, which reads their result instead, ``[n, ⌈s / WINDOW⌉, ...]``."""
+    """Return the pooling nodes, and let the reduction read their result ``[n, ⌈s / WINDOW⌉, ...]``."""
     nodes: list[onnx.NodeProto] = []
 
     def add(operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:

@@ -1,4 +1,4 @@
-"""Any runtime that knows QuantizeLinear and DequantizeLinear."""
+"""Any runtime that supports QuantizeLinear and DequantizeLinear."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qgait_ptq.targets.target import Storage, Target
 
 TARGET = Target(
     "generic-qdq",
-    "Any runtime that knows QuantizeLinear and DequantizeLinear of opset 18: uint8 and int8 numbers",
+    "Any runtime that supports QuantizeLinear and DequantizeLinear of opset 18: uint8 and int8 numbers",
     PlacementRules(
         weighted=WEIGHTED,
         absorbed=RECTIFIERS,

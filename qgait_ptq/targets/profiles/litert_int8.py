@@ -31,7 +31,7 @@ TARGET = Target(
     opset=18,
     byte_input=False,
     limits=(
-        "the file is ONNX, for a converter; no LiteRT is at hand, it is checked against the rules",
+        "the file is ONNX, for a converter; it is checked against the rules, not run in LiteRT",
         "weights of 4 bits are stored as int8 numbers; activations have 8 bits",
     ),
 )

@@ -22,8 +22,8 @@ TARGET = Target(
     PlacementRules(
         weighted=WEIGHTED,
         absorbed=RECTIFIERS,
-        # LeakyReLU has an integer kernel of its own; absorbed into a convolution it would keep
-        # the convolution in float.
+        # LeakyReLU has its own integer kernel. Absorbed into a convolution, it would keep the
+        # convolution in float.
         elementwise=ADDITIONS | CONCATENATIONS | LEAKY_RECTIFIERS,
         value_preserving=VALUE_PRESERVING,
         reducing=MAX_POOLS | MAXIMA,
@@ -31,11 +31,11 @@ TARGET = Target(
         saturating_pairs=True,
     ),
     Storage(integer_operators=frozenset({"ConvInteger"})),
-    # It computes sums that leave a layer in float as floats, and is slow at reducing an outer axis
-    # and at convolving a single channel.
+    # Without these passes, layers with float results are computed in float. Reductions of an outer
+    # axis and convolutions of a single channel are slow.
     onnx_passes=("conv-integer", "pool-maxima", "first-layer-table"),
     runtimes=("onnxruntime",),
-    # It has no kernel that computes LeakyReLU with a convolution; behind maxima there are fewer values.
+    # No kernel fuses LeakyReLU with a convolution, and after maxima it has fewer values to compute.
     graph_passes=(SINK_LEAKY_RELU,),
     limits=(
         "needs onnxruntime 1.24 or newer: older ones lack ConvInteger of int8 weights, and INT4",

@@ -31,7 +31,7 @@ TARGET = Target(
     opset=19,
     byte_input=False,
     limits=(
-        "no TensorRT is at hand: files are checked against its rules, not run in it",
+        "files are checked against the rules, not run in TensorRT",
         "weights of 4 bits are stored as int8 numbers; activations have 8 bits",
     ),
 )
