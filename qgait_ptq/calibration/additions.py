@@ -29,7 +29,7 @@ def align_additions(graph_module: fx.GraphModule) -> fx.GraphModule:
     """
     additions, quantizers = _find_additions(graph_module)
     for name, scale in align_scales(additions, _all_codes(quantizers)).items():
-        quantizers[name].scale = torch.full_like(quantizers[name].scale, scale)
+        quantizers[name].set_scale(torch.full_like(quantizers[name].scale, scale))
     return graph_module
 
 

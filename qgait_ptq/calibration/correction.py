@@ -159,7 +159,7 @@ def _correct(
     integers, scale = _round(rounded, scale, layer, weight.shape, second, cross, moments.count, settings)
     if settings.rounding is not Rounding.NEAREST:
         scale = refitted_scale(integers, scale, original, second, cross)
-        quantizer.scale = scale.flatten().clone()
+        quantizer.set_scale(scale.flatten().clone())
         on_grid = integers * scale.double()[..., None]
         set_parameter(graph_module, layer.weight_parameter, on_grid.reshape(weight.shape).to(weight.dtype))
     if corrects_bias and float_bias is not None:

@@ -54,7 +54,7 @@ def calibrate_ranges(graph_module: fx.GraphModule, batches: Iterable[Tensor]) ->
     align_additions(graph_module)
     for quantizer, weight in weights.values():
         if quantizer.grid.pair_limit is not None:
-            quantizer.scale = widened_scale(weight, quantizer.scale, quantizer.grid.pair_limit)
+            quantizer.set_scale(widened_scale(weight, quantizer.scale, quantizer.grid.pair_limit))
     _leave_room_for_bias(graph_module)
     set_observing(graph_module, False)
     return graph_module
@@ -97,4 +97,4 @@ def _leave_room_for_bias(graph_module: fx.GraphModule) -> None:
         bias = present(tensor_of(graph_module, layer.bias_parameter))
         inputs, weights = layer.input_quantizer(graph_module), layer.weight_quantizer
         needed = bias.abs() * (BIAS_HEADROOM / INT32_MAX) / inputs.scale
-        weights.scale = torch.maximum(weights.scale, needed.to(weights.scale.dtype))
+        weights.set_scale(torch.maximum(weights.scale, needed.to(weights.scale.dtype)))

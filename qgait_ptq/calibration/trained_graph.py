@@ -163,13 +163,13 @@ class TrainedGraph:
         """Set the temperature of all soft gradients."""
         for _, trainer in self.trainers():
             if isinstance(trainer, ActivationTrainer | WeightTrainer):
-                trainer.temperature = temperature
+                trainer.set_temperature(temperature)
 
     def set_drop_probability(self, probability: float) -> None:
         """Set the share of activation values that stay unquantized."""
         for _, trainer in self.trainers():
             if isinstance(trainer, ActivationTrainer):
-                trainer.drop_probability = probability
+                trainer.set_drop_probability(probability)
 
     def snapshot(self) -> dict[str, dict[str, Tensor]]:
         """Return a copy of all trained parameters."""

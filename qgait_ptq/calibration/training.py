@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -117,13 +117,13 @@ class EmbeddingTraining:
         """
         while self.step < self.settings.steps and self.failures < self.settings.patience:
             if not self._train_step():
-                self.outcome.diverged = True
+                self.outcome = replace(self.outcome, diverged=True)
                 break
             advance()
             if self.step % self.settings.evaluate_every == 0 or self.step == self.settings.steps:
                 self._look()
                 after_look()
-        self.outcome.steps = self.step
+        self.outcome = replace(self.outcome, steps=self.step)
         self.trained.restore(self.best)
 
     def held_out_loss(self) -> float:
@@ -205,7 +205,7 @@ class EmbeddingTraining:
         loss = self.held_out_loss()
         self.outcome.curve.append((self.step, loss))
         if loss < self.outcome.best:
-            self.outcome.best, self.outcome.best_step = loss, self.step
+            self.outcome = replace(self.outcome, best=loss, best_step=self.step)
             self.best = self.trained.snapshot()
             self.failures = 0
         else:

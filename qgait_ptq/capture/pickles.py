@@ -85,6 +85,14 @@ class Survey:
     longest: int = 0
     steps: int = 0
 
+    def measure(self, length: int) -> None:
+        """Note the length of a name."""
+        self.longest = max(self.longest, length)
+
+    def count_step(self) -> None:
+        """Count an operation with a name other than those of tensors."""
+        self.steps += 1
+
     @property
     def bounded(self) -> bool:
         """Return whether torch's unpickler reads the names in reasonable time."""
@@ -226,10 +234,10 @@ class _Surveyor:
                 return others
             except Exception:  # torch says what is wrong; it takes a name that nothing ends, too
                 if self._stream.getbuffer()[start : start + 1] == GLOBAL:
-                    self._survey.longest = max(self._survey.longest, size - start)
+                    self._survey.measure(size - start)
                 return others
             if opcode.name == "GLOBAL":
-                self._survey.longest = max(self._survey.longest, len(str(argument)))
+                self._survey.measure(len(str(argument)))
                 others = others or not is_of_tensors(_present_name(str(argument)))
 
     def _follow(self, opcode: pickletools.OpcodeInfo, argument: Any) -> bool:
@@ -268,7 +276,8 @@ class _Surveyor:
         return name
 
     def _count(self, name: str | None) -> None:
-        self._survey.steps += name is None or not is_of_tensors(name)
+        if name is None or not is_of_tensors(name):
+            self._survey.count_step()
 
     def _take_arguments(self, kinds: Sequence[pickletools.StackObject]) -> None:
         if pickletools.markobject in kinds:

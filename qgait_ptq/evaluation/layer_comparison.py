@@ -56,6 +56,26 @@ class _Sums:
     float_means: list[Tensor] = field(default_factory=list)
     file_means: list[Tensor] = field(default_factory=list)
 
+    def add(self, expected: Tensor, actual: Tensor, factors: list[float] | None, axes: list[int]) -> None:
+        """Add the outputs of a layer for one sequence.
+
+        Args:
+            expected: output in the float network.
+            actual: output in the file.
+            factors: equalization factors of the output channels.
+            axes: axes whose size depends on the number of frames.
+        """
+        expected, actual = expected.double(), actual.double()
+        if factors is not None:
+            shape = (-1, *[1] * (actual.ndim - 2))
+            actual = actual * torch.tensor(factors, dtype=torch.float64).reshape(shape)
+        self.signal += float(expected.square().sum())
+        self.noise += float((expected - actual).square().sum())
+        self.cosines.append(float(torch.cosine_similarity(expected.flatten(), actual.flatten(), dim=0)))
+        # The mean over frames gives sequences of different lengths vectors of one length.
+        self.float_means.append((expected.mean(axes) if axes else expected).flatten())
+        self.file_means.append((actual.mean(axes) if axes else actual).flatten())
+
 
 def compare_layers(
     network: fx.GraphModule,
@@ -104,7 +124,7 @@ def compare_layers(
         for name, array in zip(outputs, arrays, strict=True):
             factors = recorded[name].get("equalization_factors")
             output = torch.from_numpy(np.asarray(array))
-            _add(sums[name], expected[nodes[name]], output, factors, axes[nodes[name]])
+            sums[name].add(expected[nodes[name]], output, factors, axes[nodes[name]])
         advance()
     compared = [_judge(name, sums[name], people, recorded[name].get("sqnr_db")) for name in nodes]
     return sorted(compared, key=lambda layer: layer.sqnr_db)
@@ -152,18 +172,6 @@ def _frame_axes(network: fx.GraphModule, batches: list[Tensor]) -> dict[str, lis
         node.name: [axis for axis in range(len(observed_shape(node) or ())) if is_free(node, axis)]
         for node in network.graph.nodes
     }
-
-
-def _add(sums: _Sums, expected: Tensor, actual: Tensor, factors: list[float] | None, axes: list[int]) -> None:
-    expected, actual = expected.double(), actual.double()
-    if factors is not None:
-        actual = actual * torch.tensor(factors, dtype=torch.float64).reshape(-1, *[1] * (actual.ndim - 2))
-    sums.signal += float(expected.square().sum())
-    sums.noise += float((expected - actual).square().sum())
-    sums.cosines.append(float(torch.cosine_similarity(expected.flatten(), actual.flatten(), dim=0)))
-    # The mean over frames gives sequences of different lengths vectors of one length.
-    sums.float_means.append((expected.mean(axes) if axes else expected).flatten())
-    sums.file_means.append((actual.mean(axes) if axes else actual).flatten())
 
 
 def _judge(name: str, sums: _Sums, people: list[str], simulated: float | None) -> LayerComparison:

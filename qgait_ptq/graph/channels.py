@@ -43,6 +43,17 @@ class ChannelGroup:
     tensors: dict[fx.Node, int] = field(default_factory=dict)
     fixed: bool = False
 
+    def fix(self) -> None:
+        """Keep the channels as they are."""
+        self.fixed = True
+
+    def absorb(self, other: ChannelGroup) -> None:
+        """Add the members of another group."""
+        self.writers += other.writers
+        self.readers += other.readers
+        self.tensors |= other.tensors
+        self.fixed |= other.fixed
+
 
 def find_channel_groups(graph_module: fx.GraphModule) -> list[ChannelGroup]:
     """The groups of a simplified float graph whose channels may be scaled.
@@ -79,22 +90,20 @@ class _Finder:
         else:
             for given in node.all_input_nodes:
                 if given in self.groups:
-                    self.groups[given].fixed = True
+                    self.groups[given].fix()
 
     def _read(self, features: fx.Node, reader: fx.Node) -> None:
         if features in self.groups:
             self.groups[features].readers.append(reader)
-            self.groups[features].fixed |= self._axis(features) != 1
+            if self._axis(features) != 1:
+                self.groups[features].fix()
 
     def _join(self, node: fx.Node, sources: list[object], axis: int | None) -> None:
         """One group of all sources and the node itself."""
         known = [self.groups[s] for s in sources if isinstance(s, fx.Node) and s in self.groups]
         whole = ChannelGroup(fixed=axis is None or len(known) < len(sources))
         for group in {id(group): group for group in known}.values():
-            whole.writers += group.writers
-            whole.readers += group.readers
-            whole.tensors |= group.tensors
-            whole.fixed |= group.fixed
+            whole.absorb(group)
         whole.tensors[node] = 1 if axis is None else axis
         for member in whole.tensors:
             self.groups[member] = whole

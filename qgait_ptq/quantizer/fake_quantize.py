@@ -44,6 +44,14 @@ class FakeQuantize(ao.FakeQuantizeBase):
         """Return scale and zero-point for the observer's range."""
         return self.grid.parameters_for(*self.observer.value_range())
 
+    def set_scale(self, scale: Tensor) -> None:
+        """Set the scale: a scalar, or one for each channel ``[c]``."""
+        self.scale = scale
+
+    def set_parameters(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Set scale and zero-point; the zero-point is rounded to an integer."""
+        self.scale, self.zero_point = scale, zero_point.to(torch.int32)
+
     def take_range(self) -> None:
         """Set scale and zero-point from the observer."""
         scale, zero_point = self.calculate_qparams()
@@ -73,6 +81,10 @@ class BiasFakeQuantize(nn.Module):
         super().__init__()
         self.enabled = True
 
+    def enable(self, enabled: bool) -> None:
+        """Switch rounding on or off."""
+        self.enabled = enabled
+
     def forward(self, bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
         """Map bias ``[c]``, scalar input scale and weight scale ``[c]`` to ``[c]``."""
         if not self.enabled:
@@ -87,7 +99,7 @@ def set_quantizing(module: nn.Module, quantizing: bool) -> None:
         if isinstance(child, FakeQuantize):
             child.enable_fake_quant(quantizing)
         elif isinstance(child, BiasFakeQuantize):
-            child.enabled = quantizing
+            child.enable(quantizing)
 
 
 def set_observing(module: nn.Module, observing: bool) -> None:

@@ -69,6 +69,14 @@ class ActivationTrainer(nn.Module):
         nearest = torch.full_like(scale, self.multiple.nearest(float(scale.detach())))
         return nearest + (scale - scale.detach())
 
+    def set_temperature(self, temperature: float) -> None:
+        """Set the temperature of the soft gradient."""
+        self.temperature = temperature
+
+    def set_drop_probability(self, probability: float) -> None:
+        """Set the probability that a value is not quantized."""
+        self.drop_probability = probability
+
     @property
     def zero_point(self) -> Tensor:
         """Return the integer zero-point with a straight-through gradient."""
@@ -85,8 +93,7 @@ class ActivationTrainer(nn.Module):
 
     def settle(self, into: FakeQuantize) -> None:
         """Write the trained scale and zero-point to a fake-quantize module."""
-        into.scale = self.scale.detach().clone()
-        into.zero_point = self.zero_point.detach().to(torch.int32)
+        into.set_parameters(self.scale.detach().clone(), self.zero_point.detach())
 
 
 class WeightTrainer(nn.Module):
@@ -168,12 +175,16 @@ class WeightTrainer(nn.Module):
         """Return the quantized weight. Only the shape of the graph's parameter is used."""
         return self.steps() * along_channels(self.scale, self.axis, weight.ndim)
 
+    def set_temperature(self, temperature: float) -> None:
+        """Set the temperature of the soft gradient of a latent weight."""
+        self.temperature = temperature
+
     def settle(self, into: FakeQuantize, weight: Tensor) -> None:
         """Write scale and weight. The weight is on its grid afterwards."""
         self.hard = True
         with torch.no_grad():
             weight.copy_(self(weight))
-            into.scale = self.scale.detach().clone()
+            into.set_scale(self.scale.detach().clone())
 
 
 class BiasTrainer(nn.Module):
