@@ -180,7 +180,7 @@ class Finetune(Stage):
     name = "fine-tuning"
 
     def wanted(self, state: State) -> bool:
-        """Where it is asked for."""
+        """Return whether fine-tuning is enabled."""
         return state.config.finetune.enabled
 
     def steps(self, state: State) -> int:
@@ -191,7 +191,7 @@ class Finetune(Stage):
         return blocks + (config.steps if state.training else 0)
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Give another ``quantized``; the record has ``finetune``."""
+        """Replace ``quantized``, and record ``finetune``."""
         if state.resume and not (state.work_folder and state.work_folder.is_dir()):
             state = state.noting("no saved state to resume; fine-tuning starts from the beginning")
         quantized, reference = _copies(state)

@@ -50,7 +50,7 @@ class MarkedKind(Enum):
 
 @dataclass(frozen=True)
 class Marker:
-    """The quantizer that a marker stands for.
+    """Quantizer that a marker represents.
 
     Attributes:
         kind: kind of quantized tensor.

@@ -1,7 +1,7 @@
-"""What is to be quantized, as data: the annotations that placement writes and insertion obeys.
+"""Annotations: the record of what is quantized, written by placement and read by insertion.
 
-Three kinds say all, as in torchao's pt2e: a quantizer of its own, the same quantizer as another tensor, and
-parameters derived from others (a bias, whose scale is that of its accumulator).
+As in torchao's pt2e, there are three kinds: a quantizer of its own, a quantizer shared with another tensor,
+and derived parameters (a bias has the scale of its accumulator).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class OwnSpec:
     """A quantizer of its own.
 
     Attributes:
-        grid: the integers.
-        observer: name of the observer that finds the range.
-        channel_axis: axis with a scale for each channel; None is per tensor.
+        grid: grid of the tensor.
+        observer: name of the observer that chooses the range.
+        channel_axis: axis with a scale for each channel; None means one scale.
     """
 
     grid: IntegerGrid
@@ -34,10 +34,10 @@ class OwnSpec:
 
 @dataclass(frozen=True)
 class SharedSpec:
-    """The quantizer of another node's output.
+    """A quantizer shared with another node's output.
 
     Attributes:
-        source: name of that node.
+        source: name of the node that owns the quantizer.
     """
 
     source: str
@@ -45,19 +45,19 @@ class SharedSpec:
 
 @dataclass(frozen=True)
 class BiasSpec:
-    """Int32 with the scale of the input times the scale of the weight."""
+    """An int32 bias, whose scale is the scale of the input times the scale of the weight."""
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """What a node's placement decided.
+    """Quantization of one node.
 
     Attributes:
-        output: how the tensor that the node gives is quantized; None leaves it in float.
-        weight: how its weight is quantized.
-        bias: whether its bias is rounded to int32.
-        integer: the runtime computes the node on integers.
-        reason: why not, where it does not.
+        output: quantizer of the output; None leaves it in float.
+        weight: quantizer of the weight; None leaves it in float.
+        bias: quantization of the bias; None leaves it in float.
+        integer: whether the runtime computes the node on integers.
+        reason: reason why it does not.
     """
 
     output: OwnSpec | SharedSpec | None = None
@@ -68,34 +68,34 @@ class Annotation:
 
 
 class LastLayer(Enum):
-    """How the layer that gives the embedding computes; its weight and its input are quantized in any case."""
+    """Computation of the layer that gives the embedding. Its weight and input are always quantized."""
 
-    FLOAT = auto()  # in float, from integer weights: for runtimes without kernels of float results
+    FLOAT = auto()  # in float, from integer weights: for runtimes without kernels for float results
     INTEGER_SUMS = auto()  # on integers; its sums leave the network in float
     INTEGER = auto()  # on integers, and the embedding is quantized, too
 
 
 @dataclass(frozen=True)
 class PlacementRules:
-    """Where a target wants its quantizers: a table over operators.
+    """A target's rules for placing quantizers, by operator.
 
     Attributes:
-        weighted: operators with a weight that run on integers; input, weight and output are quantized.
-        absorbed: operators that the quantizer of the operator before them absorbs, such as ReLU into a
-            convolution: only what comes out behind them is quantized.
-        elementwise: operators that run on integers where all their inputs are integers: input and output
-            are quantized with quantizers of their own.
+        weighted: operators with a weight that run on integers. Input, weight and output are quantized.
+        absorbed: operators that a kernel fuses with the operator before them, such as ReLU with a
+            convolution. Only their output is quantized.
+        elementwise: operators that run on integers if all inputs are integers. Inputs and outputs have
+            quantizers of their own.
         value_preserving: operators that run on integers and share the quantizer of their input.
-        reducing: those of `value_preserving` that make the tensor smaller, so that they are worth running
-            on integers even where no other integer operator follows.
-        activation_signed: signed integers for activations.
-        activation_symmetric: zero_point 0 for activations.
-        last_layer: how a weighted operator whose result leaves the network computes.
-        one_sided_additions: an addition is computed by the layer before it, on the sums of that layer, so
-            only its other input, the shortcut, is quantized.
-        hand_over: the last tensor computed on integers is quantized even where only float operators read it.
-        saturating_pairs: kernels for some processors add two neighbouring products in 16 bits, so weights are
-            limited in pairs, see `quantizer.pairs`.
+        reducing: operators in `value_preserving` that make the tensor smaller. They run on integers even if
+            no integer operator follows.
+        activation_signed: whether activations are signed integers.
+        activation_symmetric: whether activations have zero-point 0.
+        last_layer: computation of a weighted operator whose result leaves the network.
+        one_sided_additions: whether the layer before an addition computes it on its integer sums. Only the
+            other input, the shortcut, is quantized then.
+        hand_over: whether the last tensor on integers is quantized even if only float operators read it.
+        saturating_pairs: whether kernels for some processors add two neighbouring products in 16 bits.
+            Weights are limited in pairs then; see `quantizer.pairs`.
     """
 
     weighted: frozenset[object]
@@ -116,18 +116,18 @@ class BitWidths:
     """Widths of weights and activations.
 
     Attributes:
-        weight: of weighted layers.
-        activation: of their inputs.
-        edge: of both, in the first and the last weighted layer, and in all that read the network's inputs.
-        input: of the network's inputs themselves, 1 to 8; None leaves them to `edge`.
-        elementwise: of tensors that feed no weighted layer, such as both branches of a residual addition.
-        weight_observer: for the ranges of weights.
-        activation_observer: for the ranges of activations.
-        layers: pattern → (weight bits, activation bits) of layers that differ; None leaves what the rest
-            says. A pattern is a shell pattern of module paths, or ``operator:conv2d``.
-        include: patterns of the layers that are quantized; none quantizes all.
+        weight: width of weights.
+        activation: width of inputs of weighted layers.
+        edge: both widths in edge layers.
+        input: width of the network's inputs, 1 to 8; None means `edge`.
+        elementwise: width of tensors that feed no weighted layer, such as the inputs of an addition.
+        weight_observer: observer of weights.
+        activation_observer: observer of activations.
+        layers: weight bits and activation bits of single layers by pattern; None means the default width. A
+            pattern is a shell pattern of module paths, or ``operator:conv2d``.
+        include: patterns of layers that are quantized; an empty tuple means all layers.
         exclude: patterns of layers that stay in float.
-        limit_pairs: whether weights are limited in pairs where the target's kernels need that.
+        limit_pairs: whether weights are limited in pairs if the target's kernels need it.
     """
 
     weight: int
@@ -144,6 +144,6 @@ class BitWidths:
 
 
 def annotation_of(node: object) -> Annotation:
-    """The annotation of a node; an empty one where placement decided nothing."""
-    found = node.meta.get(ANNOTATION_KEY) if isinstance(node, fx.Node) else None
-    return found if isinstance(found, Annotation) else Annotation()
+    """Return the annotation of a node; an empty one if it has none."""
+    annotation = node.meta.get(ANNOTATION_KEY) if isinstance(node, fx.Node) else None
+    return annotation if isinstance(annotation, Annotation) else Annotation()

@@ -9,14 +9,14 @@ ORIGIN_KEY = "qgait.origin"
 
 
 def attribute(module: nn.Module, path: str) -> Tensor:
-    """The tensor at a dotted path."""
+    """Return the tensor at a dotted path."""
     owner, _, name = path.rpartition(".")
     value: Tensor = getattr(module.get_submodule(owner), name)
     return value
 
 
 def tensor_of(graph_module: fx.GraphModule, node: object) -> Tensor | None:
-    """The parameter or buffer that a node stands for; None where it is computed."""
+    """Return the parameter or buffer that a node reads; None if its value is computed."""
     if isinstance(node, fx.Node) and node.op == "get_attr":
         value = attribute(graph_module, str(node.target))
         return value if isinstance(value, Tensor) else None
@@ -24,15 +24,15 @@ def tensor_of(graph_module: fx.GraphModule, node: object) -> Tensor | None:
 
 
 def origin(node: fx.Node) -> str:
-    """Path that the user's network has for a parameter, also where rewrites stored it anew."""
+    """Return the path of a parameter in the user's network, also if a rewrite replaced it."""
     return str(node.meta.get(ORIGIN_KEY, node.target))
 
 
 def add_parameter(graph_module: fx.GraphModule, before: fx.Node, path: str, value: Tensor) -> fx.Node:
-    """Register a new parameter and give a ``get_attr`` node for it, placed before a node.
+    """Register a new parameter and return a ``get_attr`` node for it, inserted before a node.
 
-    Where the path is taken, a number is appended: weights that several layers share stay as they are for
-    the others. `origin` of the node stays the path.
+    If the path exists, a number is appended, so shared weights do not change for other layers. `origin` of
+    the node is the path without the number.
     """
     owner_path, _, name = path.rpartition(".")
     owner = _make_owner(graph_module, owner_path)
@@ -48,16 +48,16 @@ def add_parameter(graph_module: fx.GraphModule, before: fx.Node, path: str, valu
 
 
 def set_parameter(graph_module: fx.GraphModule, node: object, value: Tensor) -> None:
-    """Overwrite the parameter that a ``get_attr`` node names."""
+    """Overwrite the parameter that a ``get_attr`` node reads."""
     target = tensor_of(graph_module, node)
     if target is None:
-        raise TypeError(f"{node} names no parameter")
+        raise TypeError(f"{node} does not read a parameter")
     with torch.no_grad():
         target.copy_(value)
 
 
 def shared_parameters(graph_module: fx.GraphModule) -> frozenset[str]:
-    """Paths of parameters that more than one place reads; a method that rewrites a weight leaves them be."""
+    """Return the paths of parameters with several readers, which must not be rewritten for one of them."""
     readers: dict[str, int] = {}
     storages: dict[int, set[str]] = {}
     for node in graph_module.graph.nodes:
@@ -71,7 +71,7 @@ def shared_parameters(graph_module: fx.GraphModule) -> frozenset[str]:
 
 
 def remove_unused(graph_module: fx.GraphModule) -> None:
-    """Drop nodes without users, and the parameters and buffers that no node names any more."""
+    """Remove nodes without users, and parameters and buffers without readers."""
     for node in reversed(graph_module.graph.nodes):
         if not node.users and node.op in ("get_attr", "call_function"):
             graph_module.graph.erase_node(node)
@@ -85,7 +85,7 @@ def remove_unused(graph_module: fx.GraphModule) -> None:
 
 
 def layer_name(node: fx.Node) -> str:
-    """Module path of a weighted layer, as the user wrote it: the owner of its weight."""
+    """Return the module path of a weighted layer in the user's network: the owner of its weight."""
     weight = node.args[1]
     while isinstance(weight, fx.Node) and weight.op != "get_attr":
         weight = weight.args[0]
@@ -101,6 +101,6 @@ def _make_owner(module: nn.Module, path: str) -> nn.Module:
             module.add_module(name, nn.Module())
         child = getattr(module, name)
         if not isinstance(child, nn.Module):
-            raise TypeError(f"{path} runs through {name}, which is no module")
+            raise TypeError(f"{path} cannot be created: {name} is not a module")
         module = child
     return module

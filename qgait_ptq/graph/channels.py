@@ -1,8 +1,8 @@
-"""Channel groups: channels of several tensors that are one and the same, through additions and pooling.
+"""Channel groups: tensors that must have the same channel factors, connected by additions and pooling.
 
-What writes a channel can be divided by a positive factor and what reads it multiplied by the same: between
-the two, ReLU, leaky ReLU, maxima and sums of scaled terms commute with it. In a residual network all layers
-that write to a stream, and all that read it, must change together: they form one group.
+The writers of a channel can be divided by a positive factor if its readers are multiplied by it. ReLU, leaky
+ReLU, maxima and sums commute with the factor. In a residual network, all layers that write to a stream and
+all that read it must change together. They form one group.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class ChannelGroup:
     """Tensors with the same channels.
 
     Attributes:
-        writers: convolutions whose output channels they are.
-        readers: convolutions whose input channels they are.
-        tensors: all nodes that give such a tensor → its channel axis.
-        fixed: something else reads or writes them, which does not commute with a factor.
+        writers: convolutions that write the channels.
+        readers: convolutions that read the channels.
+        tensors: channel axis of each tensor, by node.
+        fixed: whether another reader or writer does not commute with a factor.
     """
 
     writers: list[fx.Node] = field(default_factory=list)
@@ -56,10 +56,10 @@ class ChannelGroup:
 
 
 def find_channel_groups(graph_module: fx.GraphModule) -> list[ChannelGroup]:
-    """The groups of a simplified float graph whose channels may be scaled.
+    """Return the groups of a simplified float graph whose channels can be scaled.
 
     Args:
-        graph_module: its shapes are recorded.
+        graph_module: graph whose shapes are recorded.
     """
     finder = _Finder(graph_module)
     for node in graph_module.graph.nodes:
@@ -88,9 +88,9 @@ class _Finder:
         elif is_operator(node, ADDITIONS) and self._same_shapes(node):
             self._join(node, list(operands(node)), self._axis(source(node)))
         else:
-            for given in node.all_input_nodes:
-                if given in self.groups:
-                    self.groups[given].fix()
+            for read in node.all_input_nodes:
+                if read in self.groups:
+                    self.groups[read].fix()
 
     def _read(self, features: fx.Node, reader: fx.Node) -> None:
         if features in self.groups:
@@ -99,20 +99,20 @@ class _Finder:
                 self.groups[features].fix()
 
     def _join(self, node: fx.Node, sources: list[object], axis: int | None) -> None:
-        """One group of all sources and the node itself."""
+        """Join the groups of all sources and the node into one."""
         known = [self.groups[s] for s in sources if isinstance(s, fx.Node) and s in self.groups]
-        whole = ChannelGroup(fixed=axis is None or len(known) < len(sources))
+        joined = ChannelGroup(fixed=axis is None or len(known) < len(sources))
         for group in {id(group): group for group in known}.values():
-            whole.absorb(group)
-        whole.tensors[node] = 1 if axis is None else axis
-        for member in whole.tensors:
-            self.groups[member] = whole
+            joined.absorb(group)
+        joined.tensors[node] = 1 if axis is None else axis
+        for member in joined.tensors:
+            self.groups[member] = joined
 
     def _axis(self, node: fx.Node) -> int | None:
         return self.groups[node].tensors[node] if node in self.groups else None
 
     def _is_scalable(self, node: fx.Node) -> bool:
-        """Whether a node is an ungrouped convolution with a weight of its own."""
+        """Return whether a node is an ungrouped convolution with a weight that no other layer shares."""
         layer = WeightedLayer.of(node)
         if layer is None or not layer.is_convolution or observed_shape(node) is None:
             return False
@@ -125,7 +125,7 @@ class _Finder:
         )
 
     def _kept_axis(self, node: fx.Node) -> int | None:
-        """Channel axis behind an operator that keeps channels apart and commutes with factors."""
+        """Return the channel axis after an operator that commutes with factors; None for other operators."""
         features = first_argument(node)
         axis = self._axis(features) if isinstance(features, fx.Node) else None
         before, after = observed_shape(features), observed_shape(node)

@@ -1,4 +1,4 @@
-"""Frame counts that a network takes, and how sequences of other lengths are brought to them.
+"""Frame counts that a network takes, and the conversion of sequences with other lengths.
 
 Evaluation, `Embedder` and the commands use the same rule, so that a report describes what is deployed.
 """
@@ -22,7 +22,7 @@ class FrameCounts:
     Attributes:
         shortest: smallest frame count.
         longest: largest frame count; None where there is no limit.
-        repeats: shorter frame counts → how often the network itself repeats such a sequence.
+        repeats: number of times that the network repeats a shorter sequence, by frame count.
 
     Example:
         >>> counts = FrameCounts(3, None, {1: 3, 2: 2})
@@ -36,44 +36,44 @@ class FrameCounts:
 
     @classmethod
     def exactly(cls, count: int | None) -> FrameCounts:
-        """Return one frame count only; None takes any."""
+        """Return a single frame count; None means any."""
         return cls() if count is None else cls(count, count)
 
     @property
     def fixed(self) -> int | None:
-        """The frame count, where only one is taken."""
+        """Frame count, if only one is taken; else None."""
         return self.shortest if self.shortest == self.longest else None
 
     def takes(self, count: int) -> bool:
-        """Return whether a network takes a frame count as it is."""
+        """Return whether the network takes a frame count without conversion."""
         return self.shortest <= count and (self.longest is None or count <= self.longest)
 
     def nearest(self, count: int) -> int:
-        """Return the frame count nearest to another one that a network takes as it is."""
+        """Return the nearest frame count that the network takes without conversion."""
         count = max(self.shortest, count)
         return count if self.longest is None else min(self.longest, count)
 
     def fits(self, count: int) -> bool:
-        """Return whether a sequence of some frames can be brought to a frame count that is taken."""
+        """Return whether a sequence of this length can be converted to a frame count that is taken."""
         return count > 0 and (self.takes(count) or self.fixed is not None or count in self.repeats)
 
     def indices(self, count: int, name: str = "the sequence") -> NDArray[np.int64]:
-        """Return which frames of a sequence the network gets, in order.
+        """Return the indices of a sequence's frames that the network gets, in order.
 
-        A network of one frame count gets frames repeated in a circle, or the first ones. A sequence that is
-        too short for others is repeated as the network itself repeats it.
+        For a single frame count, frames are repeated in a circle, or the first ones are taken. For other
+        networks, a sequence that is too short is repeated as the network itself does.
 
         Args:
             count: frames of the sequence.
-            name: named in errors.
+            name: name of the sequence in errors.
 
         Raises:
-            DataError: the network computes something else at this length than its file would.
+            DataError: the exported file does not compute the same as the network at this length.
         """
         if not self.fits(count):
             raise DataError(
-                f"{name}: {count} frames; the network is captured for {self}, and computes something else or "
-                "fails at others. Cut or split the sequence"
+                f"{name}: {count} frames; the network is captured for {self}; at other lengths it fails or "
+                "computes something else. Cut or split the sequence"
             )
         length = count * self.repeats.get(count, 1) if self.fixed is None else self.fixed
         return np.arange(length) % count
@@ -106,8 +106,8 @@ def parse_frame_counts(described: Mapping[str, Any] | None, fixed: int | None) -
     """Return the frame counts that a file's metadata describe.
 
     Args:
-        described: from `FrameCounts.describe`; None in files of older versions.
-        fixed: frame count in the shape of the file's input; None where it is free.
+        described: result of `FrameCounts.describe`; None in files of older versions.
+        fixed: frame count in the shape of the file's input; None if it is free.
     """
     if fixed is not None or described is None:
         return FrameCounts.exactly(fixed)

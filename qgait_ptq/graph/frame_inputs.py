@@ -1,7 +1,7 @@
-"""Networks of several inputs, as graphs of one input, and back.
+"""Converting networks with several inputs to graphs with one input, and back.
 
-In the graph each input is a node `FRAME_INPUT`, which takes it out of frames that hold all of them. It is an
-operator of its own, so that no rewrite looks through it, and each input has a quantizer of its own.
+In the graph, each input is a node `FRAME_INPUT`, which takes it out of the joined frames. `FRAME_INPUT` is a
+custom operator, so rewrites do not look through it, and each input has its own quantizer.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ FRAME_INPUT = torch.ops.qgait_ptq.frame_input.default
 
 
 class SeveralInputs(nn.Module):
-    """A network of several inputs, called with all of them in one tensor."""
+    """A network with several inputs, called with all of them in one tensor."""
 
     def __init__(self, network: nn.Module, layout: FrameLayout) -> None:
         super().__init__()
         self.network, self.layout = network, layout
 
     def forward(self, frames: Tensor) -> Tensor:
-        """``[n, s, F]`` to what the network gives."""
+        """Compute the network's output from joined frames ``[n, s, F]``."""
         given: Tensor = self.network(
             *(
                 FRAME_INPUT(frames, entry.name, start, list(entry.shape), entry.kind.value)
@@ -51,24 +51,24 @@ class SeveralInputs(nn.Module):
 
 
 class OneInput(nn.Module):
-    """A network of any number of inputs that is given one: torch.export wants to know how many there are."""
+    """A network with variadic inputs, called with one: torch.export needs a fixed number."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, frames: Tensor) -> Tensor:
-        """``[n, s, ...]`` to what the network gives."""
+        """Compute the network's output from one input ``[n, s, ...]``."""
         given: Tensor = self.network(frames)
         return given
 
 
 def join_inputs(network: nn.Module, layout: FrameLayout | None) -> nn.Module:
-    """The network behind one input.
+    """Return the network with a single input.
 
     Args:
-        network: of one input or several.
-        layout: None where data are one array; the network is left as it is, if it takes just that.
+        network: network with one or several inputs.
+        layout: layout of several inputs; None for one input.
     """
     if layout is not None:
         return SeveralInputs(network, layout)
@@ -78,7 +78,7 @@ def join_inputs(network: nn.Module, layout: FrameLayout | None) -> nn.Module:
 
 
 def input_nodes(graph_module: fx.GraphModule) -> dict[fx.Node, FrameInput]:
-    """The nodes that stand for inputs; none where the graph takes one tensor."""
+    """Return the nodes that take out inputs; none if the network has one input."""
     return {
         node: FrameInput(str(node.args[1]), tuple(node.args[3]), InputKind(node.args[4]))
         for node in graph_module.graph.nodes
@@ -87,28 +87,30 @@ def input_nodes(graph_module: fx.GraphModule) -> dict[fx.Node, FrameInput]:
 
 
 def is_network_input(node: object) -> bool:
-    """Whether a node gives an input of the network."""
+    """Return whether a node gives an input of the network."""
     return isinstance(node, fx.Node) and (node.op == "placeholder" or node.target is FRAME_INPUT)
 
 
 def check_all_read(graph_module: fx.GraphModule, network: nn.Module) -> None:
-    """Check that a captured network reads all inputs that it is given.
+    """Check that a captured network reads all its inputs.
 
     Raises:
-        CaptureError: names those that change nothing.
+        CaptureError: an input is not read. The error names it.
     """
     if isinstance(network, SeveralInputs):
         read = {entry.name for entry in input_nodes(graph_module).values()}
         unread = [entry.name for entry in network.layout.inputs if entry.name not in read]
         if unread:
-            raise CaptureError(f"the network does not read its input {', '.join(unread)}; leave that out")
+            raise CaptureError(
+                f"the network does not read its input {', '.join(unread)}; remove it from the data"
+            )
 
 
 def split_inputs(graph_module: fx.GraphModule) -> list[FrameInput]:
-    """Give a graph its several inputs back, in place.
+    """Restore the several inputs of a graph, in place.
 
     Returns:
-        What they are, in order; nothing where it has one, and is left as it is.
+        The inputs in order; an empty list if the graph has one input and did not change.
     """
     parts = input_nodes(graph_module)
     if not parts:
@@ -116,19 +118,19 @@ def split_inputs(graph_module: fx.GraphModule) -> list[FrameInput]:
     graph = graph_module.graph
     (joined,) = (node for node in graph.nodes if node.op == "placeholder")
     with graph.inserting_before(joined):
-        given = {node: graph.placeholder(entry.name) for node, entry in parts.items()}
-    for node, placeholder in given.items():
+        placeholders = {node: graph.placeholder(entry.name) for node, entry in parts.items()}
+    for node, placeholder in placeholders.items():
         node.replace_all_uses_with(placeholder)
         graph.erase_node(node)
-    # What else is read of it are its sizes, which all inputs have.
-    joined.replace_all_uses_with(next(iter(given.values())))
+    # Other readers only read batch size and frame count, which all inputs have.
+    joined.replace_all_uses_with(next(iter(placeholders.values())))
     graph.erase_node(joined)
     graph_module.recompile()
     return list(parts.values())
 
 
 def split_values(frames: Tensor, parts: list[FrameInput]) -> tuple[Tensor, ...]:
-    """Frames ``[n, s, F]`` as the inputs of a graph that was split; as they are where it was not."""
+    """Split joined frames ``[n, s, F]`` into the inputs of a graph, if it was split."""
     if not parts:
         return (frames,)
     starts = FrameLayout(tuple(parts)).starts

@@ -1,7 +1,7 @@
-"""Networks of several inputs: how the frames of each lie side by side in one array.
+"""Layout of networks with several inputs, whose frames are concatenated into one array.
 
-Between the data and the file, everything sees one sequence ``[s, F]`` of float32. A network of several inputs
-takes its parts out of it (`qgait_ptq.graph.frame_inputs`), and its file has an input for each.
+Between the data and the file, all inputs are one float32 sequence ``[s, F]``. The graph takes its inputs out
+of it (`qgait_ptq.graph.frame_inputs`), and the file has one input for each.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 BYTE = np.float32(255)
-LARGEST_INTEGER = 2**24  # up to which float32 holds every integer
+LARGEST_INTEGER = 2**24  # largest range in which float32 represents every integer
 
 
 class InputKind(StrEnum):
-    """What an input holds, and so how it is given to the network."""
+    """Kind of input, which determines how it is passed to the network."""
 
     SILHOUETTES = "silhouettes"  # stored as uint8, given as float32 in [0, 1]
     VALUES = "values"  # float32, as they are
@@ -40,9 +40,9 @@ class FrameInput:
     """One input of a network.
 
     Attributes:
-        name: of the file's input.
-        shape: of one frame of it.
-        kind: what it holds.
+        name: name of the file's input.
+        shape: shape of one frame.
+        kind: kind of input.
     """
 
     name: str
@@ -51,13 +51,13 @@ class FrameInput:
 
     @property
     def size(self) -> int:
-        """Numbers of one frame."""
+        """Number of values in one frame."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class FrameLayout:
-    """The inputs of a network, in the order in which it takes them.
+    """The inputs of a network, in order.
 
     Example:
         >>> layout = layout_of({"silhouettes": np.zeros((5, 4, 3), np.uint8), "pose": np.ones((5, 2))})
@@ -69,12 +69,12 @@ class FrameLayout:
 
     @property
     def size(self) -> int:
-        """Numbers of one frame of all inputs, F."""
+        """Number of values in one frame of all inputs, F."""
         return sum(entry.size for entry in self.inputs)
 
     @property
     def starts(self) -> tuple[int, ...]:
-        """Where each entry begins."""
+        """Index of the first value of each input in a frame."""
         return tuple(accumulate((entry.size for entry in self.inputs[:-1]), initial=0))
 
     @property
@@ -83,7 +83,7 @@ class FrameLayout:
         return any(entry.kind is InputKind.SILHOUETTES for entry in self.inputs)
 
     def pack(self, arrays: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-        """One array for each entry, ``[s, ...]`` as stored, side by side: ``[s, F]``."""
+        """Concatenate one stored array ``[s, ...]`` for each input to ``[s, F]``."""
         flat = [
             array.reshape(len(array), -1).astype(np.float32)
             / (BYTE if entry.kind is InputKind.SILHOUETTES else np.float32(1))
@@ -92,21 +92,21 @@ class FrameLayout:
         return np.concatenate(flat, axis=1)
 
     def unpack(self, packed: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        """Undo `pack`; arrays by the names of the parts."""
-        found = {}
+        """Undo `pack`, and return the arrays by input name."""
+        arrays = {}
         for entry, start in zip(self.inputs, self.starts, strict=True):
             values = packed[:, start : start + entry.size].reshape(len(packed), *entry.shape)
             if entry.kind is InputKind.SILHOUETTES:
                 values = np.rint(values * BYTE)
-            found[entry.name] = values.astype(DTYPES[entry.kind])
-        return found
+            arrays[entry.name] = values.astype(DTYPES[entry.kind])
+        return arrays
 
     def __str__(self) -> str:
-        """For people: ``silhouettes 64×44, pose 85``."""
+        """Return a text for people, such as ``silhouettes 64×44, pose 85``."""
         return ", ".join(f"{entry.name} {'×'.join(map(str, entry.shape)) or 1}" for entry in self.inputs)
 
     def describe(self) -> list[dict[str, Any]]:
-        """For ``report.json`` and the file; `parse_layout` reads it."""
+        """Return the layout for ``report.json`` and the file; `parse_layout` reads it."""
         return [
             {"name": entry.name, "shape": list(entry.shape), "kind": entry.kind.value}
             for entry in self.inputs
@@ -114,7 +114,7 @@ class FrameLayout:
 
 
 def layout_of(arrays: Mapping[str, NDArray[Any]]) -> FrameLayout:
-    """The layout of checked arrays ``[s, ...]``: their types say what they hold."""
+    """Return the layout of checked arrays ``[s, ...]``, whose types determine the kinds."""
     return FrameLayout(
         tuple(FrameInput(name, array.shape[1:], _kind(array)) for name, array in arrays.items())
     )

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of operators, from the shapes that a graph has on the recorded example."""
+"""Multiply-accumulates of operators, computed from the recorded shapes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qgait_ptq.graph.views import WeightedLayer, argument, operands, source
 def count_macs(node: fx.Node) -> int:
     """Return the multiply-accumulates of a node on the recorded example; 0 for operators without products.
 
-    Elementwise operators, normalisations and pooling count as none, as usual.
+    As usual, elementwise operators, normalisations and pooling are not counted.
     """
     if observed_shape(node) is None and not is_operator(node, RECURRENT):
         return 0
@@ -39,26 +39,26 @@ def _count_layer(node: fx.Node) -> int:
 
 
 def _count_product(node: fx.Node) -> int:
-    """``[…, m, k] · […, k, n]`` takes k for each number of its result."""
+    """Count k products for each value of ``[…, m, k] · […, k, n]``."""
     inner = (observed_shape(operands(node)[0]) or (0,))[-1]
     return math.prod(observed_shape(node) or (0,)) * inner
 
 
 def _count_attention(node: fx.Node) -> int:
-    """Scores and weighted sums: ``[…, l, e] · [e, s]`` and ``[…, l, s] · [s, v]``."""
+    """Count the scores and the weighted sums: ``[…, l, e] · [e, s]`` and ``[…, l, s] · [s, v]``."""
     query, key, value = (observed_shape(argument(node, name)) or (0,) for name in ("query", "key", "value"))
     return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _count_recurrent(node: fx.Node) -> int:
-    """Each matrix of each layer and direction is applied once at every frame of every sequence."""
+    """Count each matrix of each layer and direction once for every frame of every sequence."""
     features = observed_shape(source(node)) or (0,)
     shapes = [observed_shape(parameter) or () for parameter in argument(node, "params")]
     return math.prod(features[:-1]) * sum(math.prod(shape) for shape in shapes if len(shape) == 2)
 
 
 def _count_einsum(node: fx.Node) -> int:
-    """One product for each combination of all letters, for two operands without an ellipsis."""
+    """Count one product for each combination of all letters, for two operands without an ellipsis."""
     inputs = str(argument(node, "equation")).replace(" ", "").split("->")[0].split(",")
     tensors = argument(node, "tensors")
     if len(inputs) != 2 or "." in "".join(inputs):

@@ -1,6 +1,6 @@
-"""The ATen operators that gait networks consist of, by what they mean for quantization.
+"""ATen operators of gait networks, grouped by their role in quantization.
 
-Every later stage asks these tables; nowhere else is an operator compared by name.
+All stages use these tables and do not compare operator names themselves.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LEAKY_RECTIFIERS = frozenset({aten.leaky_relu.default, aten.leaky_relu_.default}
 ADDITIONS = frozenset({aten.add.Tensor, aten.add_.Tensor})
 CONCATENATIONS = frozenset({aten.cat.default})
 
-# They move values, or leave some out, and change none: input and output can share one quantizer.
+# Operators that move or drop values without changing them: input and output can share one quantizer.
 RESHAPES = frozenset(
     {
         aten.reshape.default,
@@ -49,17 +49,17 @@ MATRIX_PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default, aten.mm.defa
 ATTENTIONS = frozenset({aten.scaled_dot_product_attention.default})
 EINSUMS = frozenset({aten.einsum.default})
 RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
-# Without effect in inference.
+# Operators without effect in inference.
 IDENTITIES = frozenset({aten.dropout.default, aten.feature_dropout.default, aten.detach.default})
 
 
 def is_operator(node: object, operators: frozenset[Any]) -> bool:
-    """Whether a node calls one of some operators."""
+    """Return whether a node calls one of some operators."""
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in operators
 
 
 def operator_name(node: fx.Node) -> str:
-    """Short name for people: ``conv2d``, ``max_pool2d``; one of several results is named by its giver."""
+    """Return a short name for people, such as ``conv2d``; one of several results has its operator's name."""
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
         return operator_name(node.args[0])
     target = node.target

@@ -1,4 +1,4 @@
-"""Running a graph and looking at the value of each node."""
+"""Running a graph and visiting the value of each node."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 
 class _Recorder(fx.Interpreter):
-    """Interpreter that shows the value of each node to a function."""
+    """Interpreter that passes each node and its value to a function."""
 
     def __init__(self, graph_module: fx.GraphModule, visit: Callable[[fx.Node, Any], None]) -> None:
         super().__init__(graph_module)
@@ -22,12 +22,12 @@ class _Recorder(fx.Interpreter):
 
 
 def run_recorded(graph_module: fx.GraphModule, batch: Tensor, visit: Callable[[fx.Node, Any], None]) -> Any:
-    """Run a graph, and show the value of each node to a function as soon as it is computed.
+    """Run a graph and pass each node and its value to a function as soon as it is computed.
 
     Args:
-        graph_module: to run.
+        graph_module: graph to run.
         batch: silhouettes ``[n, s, h, w]``.
-        visit: called with each node and its value.
+        visit: function that is called with each node and its value.
 
     Returns:
         The output of the graph.

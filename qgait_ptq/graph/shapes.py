@@ -1,4 +1,4 @@
-"""What each node gives on a concrete example: shapes, sizes and multiply-accumulates."""
+"""Recorded shapes and sizes of each node on a concrete example."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def record_shapes(graph_module: fx.GraphModule, example: Tensor) -> Any:
     """Write the shape of each tensor, and the value of each size, into the ``meta`` of the nodes.
 
     Args:
-        graph_module: its nodes are written to.
+        graph_module: graph whose nodes get the records.
         example: silhouettes ``[n, s, h, w]``.
 
     Returns:
@@ -42,11 +42,11 @@ def record_shapes(graph_module: fx.GraphModule, example: Tensor) -> Any:
 
 
 def record_free_axes(graph_module: fx.GraphModule, examples: Sequence[Tensor]) -> None:
-    """Record which axes of each node's tensor depend on the batch size or the frame count.
+    """Record the axes of each node's tensor that depend on the batch size or the frame count.
 
     Args:
-        graph_module: any.
-        examples: silhouettes ``[n, s, h, w]`` of different batch sizes and frame counts; the shapes of the
+        graph_module: graph whose nodes get the records.
+        examples: silhouettes ``[n, s, h, w]`` of different batch sizes and frame counts. The shapes of the
             first stay recorded.
     """
     shapes: dict[fx.Node, list[tuple[int, ...]]] = {}
@@ -54,28 +54,28 @@ def record_free_axes(graph_module: fx.GraphModule, examples: Sequence[Tensor]) -
         record_shapes(graph_module, example)
         for node in graph_module.graph.nodes:
             shapes.setdefault(node, []).append(observed_shape(node) or ())
-    for node, found in shapes.items():
-        sizes = zip(*found, strict=True) if len({len(shape) for shape in found}) == 1 else ()
+    for node, observed in shapes.items():
+        sizes = zip(*observed, strict=True) if len({len(shape) for shape in observed}) == 1 else ()
         node.meta[FREE_KEY] = frozenset(axis for axis, size in enumerate(sizes) if len(set(size)) > 1)
 
 
 def is_free(node: fx.Node, axis: int) -> bool:
-    """Whether an axis of a node's tensor depends on the batch size or the frame count."""
+    """Return whether an axis of a node's tensor depends on the batch size or the frame count."""
     return axis % len(observed_shape(node) or (0,)) in node.meta.get(FREE_KEY, frozenset())
 
 
 def observed_shape(node: object) -> tuple[int, ...] | None:
-    """Shape that a node gave on the example; None before `record_shapes` or where it gives no tensor."""
+    """Return the recorded shape of a node's tensor; None before `record_shapes` or without a tensor."""
     shape: tuple[int, ...] | None = node.meta.get(SHAPE_KEY) if isinstance(node, fx.Node) else None
     return shape
 
 
 def observed_dtype(node: object) -> torch.dtype | None:
-    """Type of the tensor that a node gave on the example; None as of `observed_shape`."""
+    """Return the recorded type of a node's tensor; None in the same cases as `observed_shape`."""
     dtype: torch.dtype | None = node.meta.get(DTYPE_KEY) if isinstance(node, fx.Node) else None
     return dtype
 
 
 def observed_integer(argument: object) -> int:
-    """A size argument as a number: itself, or what its node gave on the example."""
+    """Return a size argument as a number: itself, or the recorded value of its node."""
     return int(argument.meta[INTEGER_KEY]) if isinstance(argument, fx.Node) else int(argument)  # type: ignore[call-overload]

@@ -1,8 +1,8 @@
-"""Running a graph step by step on many batches, with what is alive between the steps at hand.
+"""Running a graph node by node on many batches, with access to all live values.
 
-Layer-by-layer methods need each layer's input under everything before it, already quantized. Running the
-network anew for each layer would cost the square of its depth; a `Stepper` stops before a node, lets it be
-changed, and goes on.
+Layer-by-layer methods need the input of each layer with all earlier layers quantized. Running the network
+again for each layer would have quadratic cost. A `Stepper` stops before a node, so that a method can change
+it, and continues.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor, fx
 
 from qgait_ptq.graph.views import source
 
-DEFAULT_MEMORY = 2 * 2**30  # bytes of values held in memory by one stepper
+DEFAULT_MEMORY = 2 * 2**30  # bytes of values that one stepper holds in memory
 
 
 class ValueStore(MutableMapping[fx.Node, Any]):
-    """Values of nodes; tensors beyond the memory limit lie on disk."""
+    """Values of nodes; tensors beyond the memory limit are stored on disk."""
 
     def __init__(self, budget: MemoryBudget) -> None:
         self._budget = budget
@@ -52,7 +52,7 @@ class MemoryBudget:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def hold(self, value: Any) -> Any:
-        """The value itself, or the file it was written to."""
+        """Return the value itself, or the path of the file to which it was written."""
         if not isinstance(value, Tensor):
             return value
         if self.used + value.nbytes <= self.limit:
@@ -76,18 +76,18 @@ class MemoryBudget:
 class Stepper:
     """Runs a graph on batches node by node.
 
-    Parameters are read at the moment of their use, so that what a method changes is seen by all later nodes.
+    Parameters are read when they are used, so later nodes see all changes.
     """
 
     def __init__(
         self, graph_module: fx.GraphModule, batches: Sequence[Tensor], memory: int = DEFAULT_MEMORY
     ) -> None:
-        """Stand before the first node.
+        """Prepare a run that starts before the first node.
 
         Args:
-            graph_module: with one input.
-            batches: each a run of its own.
-            memory: bytes of values to hold; more go to disk.
+            graph_module: graph with one input.
+            batches: inputs of the separate runs.
+            memory: bytes of values to hold in memory; the rest goes to disk.
         """
         self.graph_module = graph_module
         self.batches = list(batches)
@@ -103,7 +103,7 @@ class Stepper:
             self._interpreters.append(interpreter)
 
     def advance(self, stop: str) -> None:
-        """Run all nodes before the one of this name."""
+        """Run all nodes before the node `stop`."""
         while self._nodes[self._position].name != stop:
             node = self._nodes[self._position]
             if node.op != "get_attr":
@@ -113,11 +113,11 @@ class Stepper:
             self._position += 1
 
     def value(self, batch: int, node: fx.Node) -> Any:
-        """What a node gave on a batch; it must still be needed by a node ahead."""
+        """Return the value of a node on a batch. A later node must still need it."""
         return self._interpreters[batch].env[node]
 
     def input_of(self, layer: str) -> Iterator[Tensor]:
-        """The first argument of a node ahead, batch by batch."""
+        """Yield the first argument of a later node for each batch."""
         (node,) = (n for n in self._nodes if n.name == layer)
         for interpreter in self._interpreters:
             yield interpreter.env[source(node)]
@@ -129,7 +129,7 @@ class Stepper:
 
 
 def run_node(interpreter: fx.Interpreter, node: fx.Node) -> Any:
-    """Run one node, with the parameters that it reads as they are now."""
+    """Run one node with the current values of its parameters."""
     parameters = [read for read in node.all_input_nodes if read.op == "get_attr"]
     for parameter in parameters:
         interpreter.env[parameter] = interpreter.fetch_attr(str(parameter.target))
@@ -140,7 +140,7 @@ def run_node(interpreter: fx.Interpreter, node: fx.Node) -> Any:
 
 
 def _last_uses(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """Node → the values that nobody needs after it."""
+    """Return the values that are not needed after each node."""
     last: dict[fx.Node, fx.Node] = {}
     for node in nodes:
         for read in node.all_input_nodes:

@@ -1,4 +1,4 @@
-"""What a part of a network takes and gives, and what stands in its place when something else computes it."""
+"""Shapes of a submodule's input and output, and a module that replaces the submodule."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class FramesAt:
-    """Where the frames of ``n`` sequences lie in a tensor.
+    """Axis of the frames of ``n`` sequences in a tensor.
 
     Attributes:
-        axis: 0 where the first axis holds all frames of all sequences, ``n·s``; another one where it holds
-            frames and the first one sequences; None where there are no frames any more.
+        axis: axis of the frames, with sequences on the first axis. 0 means that the first axis has all
+            frames of all sequences, ``n·s``. None means that the tensor has no frames.
     """
 
     axis: int | None
 
     def to_sequences(self, tensor: Tensor, sequences: int) -> Tensor:
-        """Bring the frames to the second axis: ``[n, s, ...]``."""
+        """Move the frames to the second axis: ``[n, s, ...]``."""
         if self.axis == 0:
             return tensor.unflatten(0, (sequences, -1))
         return tensor if self.axis is None else tensor.movedim(self.axis, 1)
@@ -38,12 +38,12 @@ class FramesAt:
 
 @dataclass(frozen=True)
 class SubmoduleShapes:
-    """What a part takes and gives.
+    """Shapes of a submodule's input and output.
 
     Attributes:
-        given: where the frames lie in its input.
-        result: where they lie in its output.
-        result_shape: of its output, without sequences and frames.
+        given: axis of the frames in the input.
+        result: axis of the frames in the output.
+        result_shape: shape of the output, without sequences and frames.
     """
 
     given: FramesAt
@@ -51,7 +51,7 @@ class SubmoduleShapes:
     result_shape: tuple[int, ...]
 
     def flatten_result(self, result: Tensor, sequences: int) -> Tensor:
-        """The output as a file gives it: ``[n, s, F]``, ``[n, c, F]`` or ``[n, c]``."""
+        """Return the output in the form of a file: ``[n, s, F]``, ``[n, c, F]`` or ``[n, c]``."""
         moved = self.result.to_sequences(result, sequences)
         return moved.flatten(2) if moved.ndim > 3 else moved
 
@@ -61,7 +61,7 @@ class SubmoduleShapes:
         return self.result.from_sequences(flat.reshape(*flat.shape[:leading], *self.result_shape))
 
     def describe(self) -> dict[str, Any]:
-        """For the file; `parse_shapes` reads it."""
+        """Return the shapes for the file; `parse_shapes` reads them."""
         return {
             "given_axis": self.given.axis,
             "result_axis": self.result.axis,
@@ -76,13 +76,13 @@ def parse_shapes(described: Mapping[str, Any]) -> SubmoduleShapes:
 
 
 class Replacement(nn.Module):
-    """Stands in a network in the place of a part, and computes it in another way."""
+    """A module that replaces a submodule of a network and computes it with `run`."""
 
     def __init__(self, run: Run, shapes: SubmoduleShapes) -> None:
         super().__init__()
         self.run, self.shapes = run, shapes
 
     def forward(self, given: Tensor) -> Tensor:
-        """What the part takes to what it gives."""
-        # Where frames of all sequences lie in one axis, they may as well be those of one sequence.
+        """Compute the output of the submodule from its input."""
+        # If all frames are on one axis, they are treated as frames of one sequence.
         return self.shapes.restore_result(self.run(self.shapes.given.to_sequences(given, 1)))

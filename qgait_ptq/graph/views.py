@@ -1,7 +1,7 @@
 """Typed views of FX nodes: arguments by the names of the operator's schema, and the layers among the nodes.
 
-Passes and stages read nodes through these views. Positions in ``node.args`` mean nothing to a reader, and
-arguments that a network gives by keyword, or leaves out, are found here as well.
+Passes and stages read nodes through these views. Unlike positions in ``node.args``, the views have names and
+also find arguments that a network passes by keyword or leaves out.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def argument(node: fx.Node, name: str) -> Any:
 
     Args:
         node: the call.
-        name: as in the schema, such as ``dim``.
+        name: name in the schema, such as ``dim``.
 
     Returns:
-        The argument, or the schema's default where the call leaves it out.
+        The argument, or the schema's default if the call leaves it out.
 
     Raises:
         KeyError: the operator has no such argument.
@@ -45,15 +45,15 @@ def argument(node: fx.Node, name: str) -> Any:
 
 
 def first_argument(node: object) -> Any:
-    """Return the first argument of a node, mostly the tensor that it computes on; None where it has none."""
+    """Return the first argument of a node, usually its input tensor; None if it has none."""
     return node.args[0] if isinstance(node, fx.Node) and node.args else None
 
 
 def source(node: fx.Node) -> fx.Node:
-    """Return the node whose tensor a call computes on: its first argument.
+    """Return the node of a call's first argument, its input tensor.
 
     Raises:
-        TypeError: the first argument is no node.
+        TypeError: the first argument is not a node.
     """
     return of_type(first_argument(node), fx.Node)
 
@@ -76,7 +76,7 @@ class WeightedLayer:
 
     @classmethod
     def of(cls, node: object) -> WeightedLayer | None:
-        """Return the view of a node; None where the node is no weighted layer."""
+        """Return the view of a node; None if the node is not a weighted layer."""
         return cls(node) if isinstance(node, fx.Node) and is_operator(node, WEIGHTED) else None
 
     @property
@@ -96,7 +96,7 @@ class WeightedLayer:
 
     @property
     def bias(self) -> fx.Node | None:
-        """Node that gives the bias; None where the layer has none."""
+        """Node that gives the bias; None if the layer has none."""
         bias: fx.Node | None = argument(self.node, "bias")
         return bias
 
@@ -113,7 +113,7 @@ class WeightedLayer:
 
     @property
     def padding(self) -> list[int]:
-        """Zeros before and behind each spatial axis."""
+        """Number of zeros before and after each spatial axis."""
         return self._for_each_axis("padding")
 
     @property
@@ -146,7 +146,7 @@ class BatchNorm:
 
     @classmethod
     def of(cls, node: object) -> BatchNorm | None:
-        """Return the view of a node; None where the node is no batch norm."""
+        """Return the view of a node; None if the node is not a batch norm."""
         return cls(node) if isinstance(node, fx.Node) and is_operator(node, BATCH_NORMS) else None
 
     @property
@@ -156,7 +156,7 @@ class BatchNorm:
 
     @property
     def parameters(self) -> tuple[fx.Node | None, ...]:
-        """Nodes of weight, bias, running mean and running variance; None where the call leaves one out."""
+        """Nodes of weight, bias, running mean and running variance; None for missing ones."""
         return tuple(argument(self.node, name) for name in ("weight", "bias", "running_mean", "running_var"))
 
     @property
@@ -177,7 +177,7 @@ class ModuleCall:
 
     @classmethod
     def of(cls, node: object) -> ModuleCall | None:
-        """Return the view of a node; None where the node calls no module."""
+        """Return the view of a node; None if the node does not call a module."""
         return cls(node) if isinstance(node, fx.Node) and node.op == "call_module" else None
 
     @property

@@ -1,6 +1,6 @@
 """Exact rewrites of FX graphs, and the list of those that every network goes through.
 
-A pass for one runtime only is listed in the `Target`, in `Target.graph_passes`.
+Passes for a single target are listed in `Target.graph_passes`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qgait_ptq.graph.passes.masks import MASKS_TO_LOGIC
 from qgait_ptq.graph.passes.maxima import DROP_MAXIMA_INDICES
 from qgait_ptq.graph.passes.slices import PIECES_TO_SLICES, STACKS_TO_CONCATENATIONS
 
-# One form for each operation that networks write in several ways.
+# Passes that give each operation a single form.
 CANONICALIZATION: tuple[GraphPass, ...] = (
     DROP_IDENTITIES,
     DROP_WHOLE_SLICES,
@@ -36,7 +36,7 @@ CANONICALIZATION: tuple[GraphPass, ...] = (
     PRODUCTS_TO_LINEAR,
     LINEAR_TO_MATRICES,
 )
-# Then fewer operators.
+# Passes that also reduce the number of operators.
 SIMPLIFICATION: tuple[GraphPass, ...] = (
     *CANONICALIZATION,
     PART_LINEAR_TO_CONVOLUTION,

@@ -1,4 +1,4 @@
-"""Attention with an axis of heads: exporters know PyTorch's operator with four axes only."""
+"""Attention with an axis of heads, because exporters only support PyTorch's operator with four axes."""
 
 from __future__ import annotations
 

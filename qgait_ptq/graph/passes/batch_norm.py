@@ -1,4 +1,4 @@
-"""Batch norms are folded into the layers before them, also through reshapes, as in a BNNeck."""
+"""Folding batch norms into the layers before them, also through reshapes, as in a BNNeck."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qgait_ptq.system.invariants import of_type, present
 
 
 def fold_batch_norms(graph_module: fx.GraphModule) -> None:
-    """Fold each batch norm into the convolution or linear layer before it, where there is one."""
+    """Fold each batch norm into the convolution or linear layer before it, if there is one."""
     for node in list(graph_module.graph.nodes):
         batch_norm = BatchNorm.of(node)
         if batch_norm is None:
@@ -43,9 +43,9 @@ def _layer_before(batch_norm: BatchNorm) -> tuple[WeightedLayer | None, list[fx.
 
 
 def _channel_mapping(layer: WeightedLayer, reshapes: list[fx.Node]) -> Tensor | None:
-    """Return which channel of the batch norm each output channel becomes, ``[c]``; None where reshapes mix.
+    """Return the channel of the batch norm for each output channel, ``[c]``; None if reshapes mix channels.
 
-    Sends channel numbers through the reshapes themselves, so every form of them is understood.
+    Channel numbers are passed through the reshapes themselves, so every form of reshape is supported.
     """
     sizes = observed_shape(layer.node)
     if sizes is None:
@@ -72,7 +72,7 @@ def _fold(graph_module: fx.GraphModule, layer: WeightedLayer, batch_norm: BatchN
     gamma, beta, mean, variance = (tensor_of(graph_module, node) for node in batch_norm.parameters)
     if mean is None or variance is None:
         return
-    # In float64: the quotient is then rounded once.
+    # Computed in float64, so that the result is rounded once.
     factor = (variance.double() + batch_norm.eps).rsqrt()
     factor = factor if gamma is None else factor * gamma.double()
     shift = (0 if beta is None else beta.double()) - mean.double() * factor
@@ -91,7 +91,7 @@ def _fold(graph_module: fx.GraphModule, layer: WeightedLayer, batch_norm: BatchN
 
 
 def _apply_concretely(node: fx.Node, value: Tensor) -> Tensor:
-    """Run a reshape on a small tensor; sizes that are computed get their values on the example."""
+    """Run a reshape on a tensor; computed sizes get their recorded values."""
     arguments: Any = fx.map_arg(node.args[1:], observed_integer)
     function: Callable[..., Tensor] = node.target  # type: ignore[assignment]
     return of_type(function(value, *arguments, **node.kwargs), Tensor)

@@ -1,4 +1,4 @@
-"""Layers without a bias get one of zeros: calibration moves biases, and adding them is free."""
+"""Adding biases of zeros to layers without a bias: calibration changes biases, and they cost nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters that are only reshaped or combined before their use become parameters of their own."""
+"""Folding operations on parameters only, such as reshapes, into new parameters."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, fx
 from qgait_ptq.graph.attributes import add_parameter, origin, tensor_of
 from qgait_ptq.graph.passes.graph_pass import GraphPass
 
-LARGEST_GROWTH = 2  # limit of a folded parameter's size, as a multiple of the parameters that it is made of
+LARGEST_GROWTH = 2  # largest size of a folded parameter, as a multiple of its inputs
 
 
 def fold_constants(graph_module: fx.GraphModule) -> None:
-    """Compute what depends on parameters only, such as a transposed or normalised weight."""
+    """Compute values that depend on parameters only, such as a transposed or normalised weight."""
     for node in list(graph_module.graph.nodes):
         parameters = [tensor_of(graph_module, parameter) for parameter in node.all_input_nodes]
         if node.op != "call_function" or not parameters or any(value is None for value in parameters):

@@ -15,8 +15,8 @@ from qgait_ptq.graph.views import argument
 def einsum_to_matmul(graph_module: fx.GraphModule) -> None:
     """Turn the products of ``einsum`` with a stored tensor into matrix products.
 
-    Two are known: ``…c,cd->…d`` and, with one letter that all three share, ``npc,pcd->npd``; letters in any
-    order.
+    Two forms are supported, with letters in any order: ``…c,cd->…d``, and ``npc,pcd->npd`` with one letter
+    that all three tensors share.
     """
     graph = graph_module.graph
     for node in list(graph.nodes):
@@ -36,7 +36,7 @@ def einsum_to_matmul(graph_module: fx.GraphModule) -> None:
 
 @dataclass(frozen=True)
 class _Product:
-    """Orders of axes that make a matrix product of an einsum."""
+    """Orders of axes that turn an einsum into a matrix product."""
 
     features: list[int]
     weight: list[int]
@@ -44,7 +44,7 @@ class _Product:
 
 
 def _parse_product(equation: str) -> _Product | None:
-    """Return the orders for an equation; None where it is no product of the known kinds."""
+    """Return the orders for an equation; None if its form is not supported."""
     inputs, _, result = equation.replace(" ", "").partition("->")
     left, _, right = inputs.partition(",")
     shared = [letter for letter in right if letter in left and letter in result]

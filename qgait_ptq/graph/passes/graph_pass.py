@@ -22,10 +22,10 @@ class GraphPass:
     """An exact rewrite of an FX graph.
 
     Attributes:
-        name: identifies the pass in errors.
-        rewrite: changes a graph in place. Nodes that it leaves without users are removed by the runner.
-            The shape of every node on the first example is recorded before each pass.
-        needs_free_axes: the runner also records which axes depend on the batch size or the frame count.
+        name: name of the pass in errors.
+        rewrite: function that changes a graph in place. The runner removes nodes without users, and records
+            the shape of every node on the first example before each pass.
+        needs_free_axes: whether the runner also records the axes that depend on batch size or frame count.
     """
 
     name: str
@@ -38,11 +38,11 @@ def run_passes(
 ) -> fx.GraphModule:
     """Run passes one after the other, in place, and check that the graph computes the same after each.
 
-    Every pass is checked on the first example, and the result of all of them on all examples. A pass that
-    changes nothing costs no check.
+    Every pass that changes the graph is checked on the first example. The final result is checked on all
+    examples.
 
     Args:
-        graph_module: a captured network.
+        graph_module: captured network.
         passes: rewrites in order.
         examples: silhouettes ``[n, s, h, w]`` of different batch sizes and frame counts. The shapes of the
             first are recorded in the nodes; its n is at least 2.
@@ -73,16 +73,16 @@ def run_passes(
         free_axes_are_fresh = False
         output = record_shapes(graph_module, examples[0])
         _check(f"the pass {graph_pass.name}", graph_module, original, output, expected[0], examples[0])
-    for silhouettes, wanted in zip(examples[1:], expected[1:], strict=True):
+    for silhouettes, reference in zip(examples[1:], expected[1:], strict=True):
         with torch.inference_mode():
             output = graph_module(silhouettes)
         culprit = f"one of the passes {', '.join(effective)}"
-        _check(culprit, graph_module, original, output, wanted, silhouettes)
+        _check(culprit, graph_module, original, output, reference, silhouettes)
     return graph_module
 
 
 def _fingerprint(graph_module: fx.GraphModule) -> list[tuple[str, str, str, str]]:
-    """What tells two states of a graph apart: all nodes with their arguments."""
+    """Return all nodes with their arguments, to compare two states of a graph."""
     return [
         (node.name, str(node.target), str(node.args), str(node.kwargs)) for node in graph_module.graph.nodes
     ]
@@ -113,7 +113,7 @@ def _check(
 
 
 def _agree_in_double(rewritten: fx.GraphModule, original: fx.GraphModule, silhouettes: Tensor) -> bool:
-    """Return whether a difference in float32 is rounding only: in float64 both graphs compute the same."""
+    """Return whether both graphs compute the same in float64, so that a float32 difference is rounding."""
     with torch.inference_mode():
         output, expected = (in_double(graph)(silhouettes.double()) for graph in (rewritten, original))
     return bool((output - expected).abs().max() <= RELATIVE_TOLERANCE * expected.abs().max())

@@ -1,4 +1,4 @@
-"""Operators without effect in inference are removed: dropout, detach, and slices of a whole axis."""
+"""Removing operators without effect in inference: dropout, detach, and slices of a whole axis."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qgait_ptq.graph.passes.graph_pass import GraphPass
 from qgait_ptq.graph.views import argument, source
 
 SLICES = frozenset({aten.slice.Tensor})
-WHOLE = 2**63 - 1  # end of a slice that is written without an end
+WHOLE = 2**63 - 1  # end of a slice without an explicit end
 
 
 def drop_identities(graph_module: fx.GraphModule) -> None:
@@ -20,7 +20,7 @@ def drop_identities(graph_module: fx.GraphModule) -> None:
 
 
 def drop_whole_slices(graph_module: fx.GraphModule) -> None:
-    """Remove slices that leave nothing out, such as the colons of ``x[:, :, i]``."""
+    """Remove slices of a whole axis, such as the colons of ``x[:, :, i]``."""
     for node in list(graph_module.graph.nodes):
         if not is_operator(node, SLICES):
             continue

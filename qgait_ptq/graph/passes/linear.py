@@ -1,4 +1,4 @@
-"""Products with a stored matrix as linear layers on matrices, and per-part layers as grouped convolutions.
+"""Rewriting products as linear layers on matrices, and per-part layers as grouped convolutions.
 
 Runtimes have integer kernels for these forms. A grouped convolution has a scale for each part and channel.
 """
@@ -34,7 +34,7 @@ def products_to_linear(graph_module: fx.GraphModule) -> None:
 
 
 def linear_to_matrices(graph_module: fx.GraphModule) -> None:
-    """Let linear layers over tokens ``[n, t, c]`` read matrices ``[n·t, c]``: these have integer kernels."""
+    """Let linear layers on tokens ``[n, t, c]`` read matrices ``[n·t, c]``, which have integer kernels."""
     graph = graph_module.graph
     for node in list(graph.nodes):
         layer = WeightedLayer.of(node)

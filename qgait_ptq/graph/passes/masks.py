@@ -1,4 +1,4 @@
-"""Sums and products of masks as logic: ONNX adds and multiplies numbers only."""
+"""Rewriting sums and products of masks as logic, because ONNX only adds and multiplies numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOGIC: tuple[tuple[frozenset[Any], Any], ...] = (
 
 
 def masks_to_logic(graph_module: fx.GraphModule) -> None:
-    """Turn sums of bool tensors into *or* and products into *and*, which is what torch computes."""
+    """Turn sums of bool tensors into *or* and products into *and*, as torch computes them."""
     graph = graph_module.graph
     for node in list(graph.nodes):
         for operators, logic in LOGIC:

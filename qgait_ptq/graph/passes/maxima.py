@@ -1,7 +1,7 @@
-"""Maxima without indices, and pooling with a fixed kernel.
+"""Rewriting maxima without indices, and adaptive pooling with a fixed kernel.
 
-Only maxima whose values alone are read can be computed on integers. Networks mostly write
-``torch.max(features, dim)[0]``, which gives indices, too.
+Maxima can run on integers only if their indices are not used. Most networks write
+``torch.max(features, dim)[0]``, which also gives indices.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ADAPTIVE_POOLS: dict[Any, Callable[..., object]] = {
 
 
 def drop_maxima_indices(graph_module: fx.GraphModule) -> None:
-    """Replace maxima of which only the values are read by maxima without indices."""
+    """Replace maxima whose indices are not used by maxima without indices."""
     graph = graph_module.graph
     for node in list(graph.nodes):
         if node.op != "call_function" or node.target is not operator.getitem:
@@ -45,7 +45,7 @@ def drop_maxima_indices(graph_module: fx.GraphModule) -> None:
 
 
 def _values_only(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    """Insert the same maximum without indices; None where a node is no known maximum."""
+    """Insert the same maximum without indices; return None if the node is not a supported maximum."""
     if is_operator(node, MAXIMA_WITH_INDICES):
         axes, keeps = [argument(node, "dim")], argument(node, "keepdim")
         return graph.call_function(aten.amax.default, (source(node), axes, *([keeps] if keeps else [])))
@@ -59,7 +59,7 @@ def _values_only(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 
 
 def _kernel(pool: fx.Node) -> list[int] | None:
-    """Return kernel and stride of an adaptive pooling with equal windows; None where they differ."""
+    """Return kernel and stride of an adaptive pooling with equal windows; None if windows differ."""
     features, counts = source(pool), argument(pool, "output_size")
     shape = observed_shape(features)
     if shape is None or not isinstance(counts, (list, tuple)):

@@ -1,4 +1,4 @@
-"""LeakyReLU behind maxima instead of before them: it is monotone, so both orders give the same."""
+"""Moving LeakyReLU after maxima: it is monotone, so both orders give the same result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pieces of a tensor as slices, and stacks as concatenations: the forms that have integer kernels."""
+"""Rewriting pieces as slices, and stacks as concatenations, which have integer kernels."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def pieces_to_slices(graph_module: fx.GraphModule) -> None:
 
 
 def _piece(graph: fx.Graph, pieces: fx.Node, index: int) -> fx.Node | None:
-    """Insert the slice that equals a piece; None where its borders depend on the input."""
-    whole, axis = source(pieces), argument(pieces, "dim")
+    """Insert the slice that equals a piece; return None if its bounds depend on the input."""
+    tensor, axis = source(pieces), argument(pieces, "dim")
     if pieces.target is aten.unbind.int:
-        return graph.call_function(aten.select.int, (whole, axis, index))
+        return graph.call_function(aten.select.int, (tensor, axis, index))
     sizes: Any = argument(pieces, SIZES[pieces.target])
     if any(isinstance(size, fx.Node) for size in (sizes if isinstance(sizes, (list, tuple)) else (sizes,))):
         return None  # computed from the batch size or the frame count
-    if pieces.target is aten.chunk.default and is_free(whole, axis):
+    if pieces.target is aten.chunk.default and is_free(tensor, axis):
         return None
     if isinstance(sizes, (list, tuple)):
         bounds = (sum(sizes[:index]), sum(sizes[: index + 1]))
     else:
-        length = present(observed_shape(whole))[int(axis)]
+        length = present(observed_shape(tensor))[int(axis)]
         step = math.ceil(length / sizes) if pieces.target is aten.chunk.default else int(sizes)
         bounds = (index * step, (index + 1) * step)
-    return graph.call_function(aten.slice.Tensor, (whole, axis, *bounds))
+    return graph.call_function(aten.slice.Tensor, (tensor, axis, *bounds))
 
 
 def stacks_to_concatenations(graph_module: fx.GraphModule) -> None:
