@@ -178,7 +178,7 @@ def test_what_is_not_a_part_is_refused(network, walkers):
 )
 def test_stages_that_need_the_embedding_in_the_graph_are_refused(network, walkers, asked):
     pairs = [(walkers[i][0], "anna") for i in (0, 10, 20, 30)]
-    with pytest.raises(ConfigError, match="submodule of this network is captured"):
+    with pytest.raises(ConfigError, match="Only a submodule is captured"):
         qg.quantize(network, pairs, qg.QuantConfig(**asked), submodule="backbone")
 
 
