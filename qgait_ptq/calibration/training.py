@@ -70,7 +70,7 @@ class TrainingOutcome:
 
     @property
     def improved(self) -> bool:
-        """Whether the held-out loss is lower than before."""
+        """Return whether the held-out loss is lower than before."""
         return self.best < self.start
 
 

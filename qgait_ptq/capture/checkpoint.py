@@ -137,7 +137,7 @@ def _same_tensors(one: Candidate, other: Candidate) -> bool:
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...] | None:
-    """Where a dense tensor lies in memory."""
+    """Return the place of a dense tensor in memory."""
     if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         return None
     return tensor.data_ptr() if tensor.numel() else 0, tensor.dtype, tensor.shape, tensor.stride()

@@ -1,4 +1,4 @@
-"""What a training checkpoint holds: dictionaries of tensors, lists of them, and modules, by their keys."""
+"""Contents of a training checkpoint: dictionaries and lists of tensors, and modules, by their keys."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Contents:
-    """What was found in a file.
+    """Contents of a file.
 
     Attributes:
         entries: dictionaries with tensors, the outer ones first.

@@ -1,4 +1,4 @@
-"""What a user is told of the weights that were taken from a file, or why none were."""
+"""Messages about the weights that were taken from a file, or why none were."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Candidate:
 
     @property
     def key(self) -> str:
-        """What ``--checkpoint-key`` calls it."""
+        """Return its key as in ``--checkpoint-key``."""
         return key_text(self.entry.path if self.alone else self.path)
 
     @property
@@ -75,7 +75,7 @@ class Choice:
         return tuple(name for name in self.taken.match.left_out if name not in named)
 
     def notes(self, file: Path) -> list[str]:
-        """What a user should know of the choice, a sentence each."""
+        """Return notes about the choice for users, a sentence each."""
         taken, match = self.taken, self.taken.match
         notes = [
             f"weights taken from {_where(taken.entry.path)} of {file.name}"

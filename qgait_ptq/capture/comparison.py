@@ -16,7 +16,6 @@ from qgait_ptq.graph.network_input import random_silhouettes
 
 TOLERANCE = 1e-4  # relative to the largest value of the embedding
 SMALL = 64  # frames: longer sequences are compared one at a time, so that they fit into memory
-TRIED_ABOVE_SHORTEST = 5  # frame counts
 DRAWS = 8  # of random sequences, where one could agree by accident
 LONGEST_REPEATED = 16  # frames: up to here, it is tried whether the network repeats short sequences
 
@@ -34,8 +33,8 @@ class Comparer:
     """A network and its graph.
 
     Attributes:
-        network: takes ``[n, s, *frame_shape]``.
-        graph_module: takes the same.
+        network: network with input ``[n, s, *frame_shape]``.
+        graph_module: graph with the same input.
         frame_shape: shape of one frame.
     """
 
@@ -77,11 +76,9 @@ class Comparer:
             return self.compare(size) is Comparison.AGREES
 
         shortest, longest = agreeing_sizes(guards.segments(), captured, agrees)
-        # Guards are silent about 1, and a network may refuse what is shorter than its kernels.
-        for count in reversed(range(shortest, min(captured, shortest + TRIED_ABOVE_SHORTEST))):
-            if not agrees(count):
-                shortest = count + 1
-                break
+        # Guards are silent about 1, and a network may refuse what is shorter than its kernels: all are tried.
+        refused = [count for count in range(shortest, captured) if not agrees(count)]
+        shortest = max(refused, default=shortest - 1) + 1
         return FrameCounts(shortest, longest, self._repeats(FrameCounts(shortest, longest), batch))
 
     def batch_is_free(self, guards: SizeGuards, captured: int, frames: int) -> bool:

@@ -1,4 +1,4 @@
-"""Sizes at which a captured graph may stop to compute what the network does.
+"""Sizes at which a captured graph may no longer compute what the network does.
 
 torch.export follows one branch of ``if s < 3`` and records a guard, ``s >= 3``. The graph is right where all
 guards hold. Elsewhere it may still be right, so both sides of each guard are compared with the network.
@@ -41,7 +41,7 @@ class SizeGuards:
 
         Args:
             program: from torch.export, with automatic dynamic shapes.
-            axis: of its input.
+            axis: axis of the program's input.
         """
         self._guards: list[Callable[[int], bool]] = []
         value = next(node.meta["val"] for node in program.graph.nodes if _is_input(node, program))
@@ -53,7 +53,7 @@ class SizeGuards:
         for guard in shape_env.guards:
             expression = guard.expr.subs(hints)
             if expression.free_symbols == {symbol}:
-                self._guards.append(sympy.lambdify(symbol, expression, [FUNCTIONS, "math"]))
+                self._guards.append(as_function(expression, symbol))
 
     def state(self, size: int) -> tuple[bool, ...]:
         """Return which guards hold at a size."""
@@ -103,6 +103,16 @@ def _agrees(segment: Segment, agrees: Callable[[int], bool]) -> bool:
     first, last = segment
     sizes = {first, first + 1, 2 * first + 1, last}
     return all(agrees(size) for size in sorted(sizes) if first <= size <= last and size < LARGEST_SIZE)
+
+
+def as_function(expression: Any, symbol: Any) -> Callable[[int], bool]:
+    """Return a guard as a function of a size."""
+    try:
+        function: Callable[[int], bool] = sympy.lambdify(symbol, expression, [FUNCTIONS, "math"])
+        function(LARGEST_SIZE)
+    except Exception:  # a function that is not in the table: slower, but it must not be overlooked
+        return lambda size: bool(expression.subs(symbol, size))
+    return function
 
 
 def _is_input(node: torch.fx.Node, program: ExportedProgram) -> bool:

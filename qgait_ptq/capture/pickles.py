@@ -1,4 +1,4 @@
-"""What a pickle of weights holds beside tensors, read without importing or running anything that it names.
+"""Contents of a pickle of weights, read without importing or running anything that it names.
 
 Checkpoints hold settings, paths and scores beside the weights. torch's unpickler for weights refuses their
 classes. Here each of them gets a stand-in that only stores: nothing is imported, and nothing is built.
@@ -60,7 +60,7 @@ BUILDERS = frozenset(
 
 
 class Filling(Enum):
-    """What is put into the objects of a class, which decides what stands in for them."""
+    """Kind of content of a class's objects, which determines their stand-in."""
 
     STATE = auto()  # attributes, or nothing
     ITEMS = auto()  # a dictionary
@@ -73,7 +73,7 @@ FILLED |= {"APPEND": Filling.ELEMENTS, "APPENDS": Filling.ELEMENTS}
 
 @dataclass
 class Survey:
-    """What the pickles of a file name.
+    """Names in the pickles of a file.
 
     Attributes:
         names: of classes and functions, with what is put into their objects.

@@ -319,7 +319,7 @@ def _name_as_inside(graph_module: fx.GraphModule, network: nn.Module) -> None:
 
 
 def _must_pin(found: dict[tuple[int, int], Comparison], axis: int, example: Tensor) -> bool:
-    """Whether a free dimension must be fixed: the graph differs at another size, or all are refused."""
+    """Return whether a free dimension must be fixed: another size differs, or all are refused."""
     own = (example.shape[0], example.shape[1])
     others = [
         result

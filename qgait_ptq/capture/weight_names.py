@@ -56,7 +56,7 @@ class NetworkNames:
 
 @dataclass(frozen=True)
 class Match:
-    """How the weights of a file and those of a network go together.
+    """Assignment of a file's weights to those of a network.
 
     Attributes:
         names: names in the network → names in the file.
@@ -83,7 +83,7 @@ class Match:
 
     @property
     def removed(self) -> str:
-        """What was removed from names, for people; empty where nothing was."""
+        """Return the prefixes that were removed from names, as text; empty if there are none."""
         return " and ".join(repr(part) for part in (self.prefix, *self.wrappers) if part)
 
 

@@ -107,7 +107,7 @@ def embed_taken(
     for index, (silhouettes, record) in enumerate(data):
         _check_shape(silhouettes, record, frame_shape)
         try:
-            batch = network_batch(silhouettes, record, frame_shape, frames)
+            batch = network_batch(silhouettes, record, frame_shape, frames, limit=len(silhouettes))
             outputs = [_embed(network, batch, record) for network in networks]
         except DataError as error:
             refused.append(str(error))

@@ -79,7 +79,7 @@ class FrameLayout:
 
     @property
     def has_silhouettes(self) -> bool:
-        """Whether an input holds silhouettes."""
+        """Return whether an input holds silhouettes."""
         return any(entry.kind is InputKind.SILHOUETTES for entry in self.inputs)
 
     def pack(self, arrays: Sequence[NDArray[Any]]) -> NDArray[np.float32]:

@@ -81,7 +81,7 @@ class WeightedLayer:
 
     @property
     def is_convolution(self) -> bool:
-        """Whether the layer is a convolution."""
+        """Return whether the layer is a convolution."""
         return is_operator(self.node, CONVOLUTIONS)
 
     @property

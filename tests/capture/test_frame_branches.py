@@ -4,14 +4,18 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import sympy
 import torch
-from torch import nn
+from torch import fx, nn
 
 import qgait_ptq as qg
+from qgait_ptq.capture.comparison import Comparer
+from qgait_ptq.capture.guards import LARGEST_SIZE, as_function
 from qgait_ptq.capture.trace import capture
 from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.errors import DataError, SequenceLengthWarning
 from qgait_ptq.graph.frame_counts import FrameCounts
+from qgait_ptq.graph.operators import aten
 
 FAST = qg.QuantConfig(idc=IdcConfig(enabled=False), rounding="nearest", bias_correction=False)
 
@@ -58,6 +62,39 @@ def test_the_capture_knows_the_frame_counts_at_which_it_is_right(name):
         if expected.takes(count):
             silhouettes = (torch.rand(2, count, 32, 22) < 0.3).float()
             torch.testing.assert_close(captured.graph_module(silhouettes), network(silhouettes))
+
+
+class NineFramesOrMore(nn.Module):
+    def forward(self, silhouettes):
+        if silhouettes.shape[1] < 9:
+            raise ValueError("too short")
+        return silhouettes.mean((1, 2))
+
+
+class NoGuards:
+    """Guards of a network whose refusals torch.export has not recorded."""
+
+    def segments(self):
+        return [(1, LARGEST_SIZE)]
+
+
+def test_lengths_that_the_network_refuses_are_found_without_a_guard():
+    graph = fx.Graph()
+    graph.output(graph.call_function(aten.mean.dim, (graph.placeholder("x"), [1, 2])))
+    comparer = Comparer(NineFramesOrMore(), fx.GraphModule({}, graph), (32, 22))
+    assert comparer.frame_counts(NoGuards(), 2, 31) == FrameCounts(9)
+
+
+def test_a_guard_with_an_unknown_function_is_evaluated_all_the_same():
+    size = sympy.Symbol("s", integer=True, positive=True)
+
+    class HalfRoundedDown(sympy.Function):
+        @classmethod
+        def eval(cls, value):
+            return value // 2 if value.is_number else None
+
+    guard = as_function(HalfRoundedDown(size) < 10, size)
+    assert [guard(count) for count in (1, 19, 20)] == [True, True, False]
 
 
 def test_a_branch_on_the_batch_size_pins_it():

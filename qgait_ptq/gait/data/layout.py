@@ -28,7 +28,7 @@ OTHER_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sequence is stored.
+    """Location of a sequence in a folder.
 
     Attributes:
         subject: name of the first folder.

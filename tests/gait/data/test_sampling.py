@@ -62,6 +62,14 @@ def test_each_sequence_is_read_once_for_all_networks():
     assert pixels.shape == (2, 44, 1)
 
 
+def test_long_sequences_are_embedded_with_all_frames_as_the_embedder_does():
+    walk = np.full((900, 4, 4), 255, np.uint8)
+    (counts,) = embed_dataset(
+        GaitDataset.from_pairs([(walk, "a")]), [lambda b: b.mean((2, 3)).sum(1, keepdim=True)], (4, 4)
+    )
+    assert counts.item() == 900
+
+
 def test_another_size_is_an_error_that_names_the_sequence():
     data = GaitDataset.from_pairs([(np.full((3, 32, 22), 255, np.uint8), "a")])
     with pytest.raises(DataError, match=r"a/seq-0000/000.*32×22"):
