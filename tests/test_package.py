@@ -52,6 +52,7 @@ def test_examples_in_docstrings_run(name):
 def test_dependencies_are_the_agreed_ones():
     base = {Requirement(r).name.lower() for r in requires("qgait-ptq") if "extra ==" not in r}
     assert base == {
+        "sympy",
         "torch",
         "numpy",
         "click",
