@@ -107,15 +107,16 @@ def _innermost(frames: Iterable[traceback.FrameSummary]) -> CodePlace | None:
     return place
 
 
-def explain_forward_failure(error: BaseException, what: str) -> str:
+def explain_forward_failure(error: BaseException, what: str, remedy: str | None = None) -> str:
     """Return where and why a network's own forward failed, and what helps.
 
     Args:
         error: raised by the network.
         what: says what was tried, for the first words.
+        remedy: what helps; None determines it from the text of the error.
     """
     text = str(error).lower()
-    remedy = next(
+    remedy = remedy or next(
         (remedy for marks, remedy in FORWARD_CAUSES if any(mark in text for mark in marks)), OTHER_CAUSE
     )
     place = find_place(error)

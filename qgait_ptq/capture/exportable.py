@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from qgait_ptq.capture.whole_pooling import MAXIMA, MEANS, reduce_whole_axes
+
 Setting = int | Sequence[int]
 
 
@@ -66,6 +68,8 @@ class ExportableOperators(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Call a function, or its replacement."""
+        if func in MEANS or func in MAXIMA:
+            args, kwargs = reduce_whole_axes(func, args, kwargs or {})
         if func in (torch.max_pool1d, functional.max_pool1d):
             func = max_pool1d
         elif func in ADAPTIVE:

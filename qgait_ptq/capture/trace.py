@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -44,6 +45,10 @@ FRAME_COUNTS = (5, 7, 17)  # shorter, as captured, more than twice as long
 # Sizes of fixed dimensions, if the network, its capture or its file accepts one size only.
 PINNED_BATCH, PINNED_FRAMES = 1, 30
 BATCH_AXIS, FRAME_AXIS = 0, 1
+REMEDY_ALONE = """the evaluation and the file embed one sequence at a time. A squeeze() without an axis, for
+  example, also removes the axis of the batch; name its axes. Or give each sequence twice in an adapter
+  (--adapter module:class wraps the network):
+    return self.network(torch.cat([silhouettes, silhouettes]))[: len(silhouettes)]"""
 
 
 @dataclass(frozen=True)
@@ -139,9 +144,11 @@ def capture(
     """
     set_to_inference(network)
     nothing = fx.GraphModule({}, fx.Graph())
-    length = _example_frames(network, frame_shape) if frames is None else frames
-    captured = Capture(nothing, None, FrameCounts.exactly(frames), frame_shape, (), length)
+    _, (sequences, length) = _first_outputs(network, frame_shape, frames)
+    batch = sequences if sequences == PINNED_BATCH else None
+    captured = Capture(nothing, batch, FrameCounts.exactly(frames), frame_shape, (), length)
     network = embedding_network(network, frame_shape, length, output)
+    _check_single_sequence(network, random_silhouettes(1, length, frame_shape))
     for _ in range(4):  # as captured, with a longer example, then with one and with both dimensions pinned
         example = captured.example()
         _check_embedding(_run_network(network, example), example)
@@ -198,11 +205,10 @@ def embedding_network(
     network: nn.Module, frame_shape: tuple[int, ...], frames: int | None = None, output: str | None = None
 ) -> nn.Module:
     """Return a network with the embedding as its only output, in float32; arguments as of `capture`."""
-    example = random_silhouettes(EXAMPLE_BATCH, frames or EXAMPLE_FRAMES, frame_shape)
     with autocast_disabled() as regions:
-        given = _run_network(network, example)
+        given, (sequences, _) = _first_outputs(network, frame_shape, frames)
     network = WithoutAutocast(network) if regions else network
-    return reduce_to_embedding(network, given, EXAMPLE_BATCH, output)
+    return reduce_to_embedding(network, given, sequences, output)
 
 
 def set_to_inference(network: nn.Module) -> None:
@@ -229,13 +235,24 @@ def quiet_torch() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _example_frames(network: nn.Module, frame_shape: tuple[int, ...]) -> int:
-    """Return the frame count to capture with: a larger one where the network does not take the usual one."""
-    for count in (EXAMPLE_FRAMES, LONGER_EXAMPLE_FRAMES):
-        with suppress(CaptureError):
-            _run_network(network, random_silhouettes(EXAMPLE_BATCH, count, frame_shape))
-            return count
-    return EXAMPLE_FRAMES
+def _first_outputs(
+    network: nn.Module, frame_shape: tuple[int, ...], frames: int | None
+) -> tuple[Any, tuple[int, int]]:
+    """Return the outputs at the first batch size and frame count that the network takes, and these sizes.
+
+    Some networks take one sequence at a time, and some need more frames than others.
+
+    Raises:
+        CaptureError: the network does not run; the error is that of the first sizes.
+    """
+    counts = (EXAMPLE_FRAMES, LONGER_EXAMPLE_FRAMES) if frames is None else (frames,)
+    failures = []
+    for size in product((EXAMPLE_BATCH, PINNED_BATCH), counts):
+        try:
+            return _run_network(network, random_silhouettes(*size, frame_shape)), size
+        except CaptureError as error:
+            failures.append(error)
+    raise failures[0]
 
 
 def _run_network(network: nn.Module, silhouettes: Tensor) -> Any:
@@ -259,6 +276,24 @@ def _check_embedding(embedding: Tensor, example: Tensor) -> None:
         )
     if not torch.isfinite(embedding).all():
         raise CaptureError("the network's embedding has NaN or infinite values; check its weights")
+
+
+def _check_single_sequence(network: nn.Module, single: Tensor) -> None:
+    """Check that a network embeds one sequence alone, as the evaluation and the file do.
+
+    Raises:
+        CaptureError: it fails, or gives something else than ``[1, c, p]`` or ``[1, c]``.
+    """
+    try:
+        with torch.inference_mode():
+            embedding = network(single)
+    except Exception as error:
+        runs = f"the network runs on {EXAMPLE_BATCH} sequences, but not on one alone"
+        raise CaptureError(explain_forward_failure(error, runs, REMEDY_ALONE)) from error
+    try:
+        _check_embedding(embedding, single)
+    except CaptureError as error:
+        raise CaptureError(f"{error}; {REMEDY_ALONE}") from error
 
 
 def _export(

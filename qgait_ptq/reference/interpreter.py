@@ -84,7 +84,7 @@ class _Simulation:
             "ReduceMax": self._reduce,
             "Reshape": lambda node, x: self._move(x, self._reshape(node, x.integers)),
             "Transpose": lambda node, x: self._move(x, x.integers.transpose(attribute(node, "perm"))),
-            "Unsqueeze": lambda node, x: self._move(x, np.expand_dims(x.integers, self._axes(node))),
+            "Unsqueeze": lambda node, x: self._move(x, np.expand_dims(x.integers, self._axes(node) or ())),
             "Squeeze": lambda node, x: self._move(x, np.squeeze(x.integers, self._axes(node))),
             "Slice": lambda node, x: self._move(x, self._slice(node, x.integers)),
             "Gather": self._gather,
@@ -239,7 +239,10 @@ class _Simulation:
     def _constant(self, name: str) -> Array:
         return self.constants[name] if name in self.constants else self.given(name)
 
-    def _axes(self, node: onnx.NodeProto) -> tuple[int, ...]:
+    def _axes(self, node: onnx.NodeProto) -> tuple[int, ...] | None:
+        """Return the axes of a node; None, as in numpy, for a node that names none and takes all."""
+        if len(node.input) < 2 or not node.input[1]:
+            return None
         return tuple(int(axis) for axis in self._constant(node.input[1]))
 
     def _reshape(self, node: onnx.NodeProto, values: Array) -> Array:

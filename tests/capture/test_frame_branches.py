@@ -97,6 +97,21 @@ def test_a_guard_with_an_unknown_function_is_evaluated_all_the_same():
     assert [guard(count) for count in (1, 19, 20)] == [True, True, False]
 
 
+def cut_to_windows(x):
+    """Frames are cut to the largest multiple of half their number: a remainder by zero at one frame."""
+    half = x.shape[1] // 2
+    return x[:, : x.shape[1] - 1] if x.shape[1] > 2 and x.shape[1] % half else x
+
+
+def test_a_guard_without_a_value_at_some_size_does_not_hold_there():
+    network = Windows(cut_to_windows).eval()
+    captured = capture(network, (32, 22))
+    for count in (1, 2, 29, 30, 31):
+        if captured.frame_counts.takes(count):
+            silhouettes = (torch.rand(2, count, 32, 22) < 0.3).float()
+            torch.testing.assert_close(captured.graph_module(silhouettes), network(silhouettes))
+
+
 def test_a_branch_on_the_batch_size_pins_it():
     captured = capture(Windows(lambda x: x * 2 if x.shape[0] > 6 else x).eval(), (32, 22))
     assert (captured.batch, captured.frames) == (1, None)

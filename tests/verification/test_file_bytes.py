@@ -137,3 +137,18 @@ def test_a_leaky_rectifier_may_be_followed_by_a_move(moved):
     expected = simulate(model, feed.__getitem__)["out.quantized"]
     (values,) = open_onnxruntime(model.SerializeToString(), threads=1, optimised=False).run(None, feed)
     np.testing.assert_array_equal(np.rint(values / np.float32(0.04)).astype(int) + 20, expected)
+
+
+@pytest.mark.parametrize("axes", [None, [2]])
+def test_a_squeeze_is_that_of_onnxruntime_with_and_without_axes(axes):
+    constants = {} if axes is None else {"axes": np.int64(axes)}
+    nodes = [
+        helper.make_node("Squeeze", ["x", *constants], ["squeezed"], name="squeeze"),
+        *qdq("out", "squeezed", 0.05, 100, constants),
+    ]
+    model = make_model(nodes, constants, {"x": [2, 5, 1]}, "out")
+    feed = {"x": np.random.default_rng(0).uniform(-5, 5, (2, 5, 1)).astype(np.float32)}
+    observed = record(model, [feed])
+    assert not [
+        tensor for tensor in compare_with_reference(model, [feed], observed).tensors if tensor.differing
+    ]

@@ -142,14 +142,14 @@ def check_silhouettes(array: Any, where: str) -> NDArray[np.uint8]:
     if array.dtype != np.uint8:
         raise DataError(
             f"{where}: silhouettes of type {array.dtype}; store them as uint8, 0 and 255. For other data, "
-            "such as poses, use --raw, or raw=True in Python"
+            "such as poses, use --raw, or in Python GaitDataset.from_pairs(pairs, raw=True)"
         )
     # The largest value distinguishes {0, 1} masks from 0..255: a person is never completely dark grey.
     largest = int(array.max())
     if array.ndim == 3 and 1 < largest <= FOREGROUND // 2:
         raise DataError(
             f"{where}: values of 0 to {largest} are not silhouettes, which have 0 and 1, or 0 to 255. For "
-            "other data, such as label maps, use --raw, or raw=True in Python"
+            "other data, such as label maps, use --raw, or in Python GaitDataset.from_pairs(pairs, raw=True)"
         )
     return array * np.uint8(FOREGROUND) if largest <= 1 else array
 
