@@ -133,7 +133,7 @@ class Correct(Stage):
         if not left_alone:
             return state
         return state.recording(shared_weights=left_alone).noting(
-            f"weights that several layers share are rounded to nearest: {', '.join(left_alone)}"
+            f"weights that several layers share are rounded to nearest: {', '.join(dict.fromkeys(left_alone))}"
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -55,7 +57,7 @@ class Comparer:
         expected = _run(self.network, silhouettes)
         if expected is None:
             return Comparison.REFUSED
-        actual = _run(self.graph_module, for_graph)
+        actual = _run_graph(self.graph_module, for_graph)
         if actual is None or actual.shape != expected.shape:
             return Comparison.DIFFERS
         scale = expected.abs().max().clamp_min(1e-6)
@@ -112,6 +114,12 @@ class Comparer:
             if self._compare(silhouettes, repeated) is not Comparison.AGREES:
                 return False
         return True
+
+
+def _run_graph(graph_module: fx.GraphModule, silhouettes: Tensor) -> Tensor | None:
+    """Run a graph; where it fails, torch prints its code, which a user cannot act on."""
+    with redirect_stderr(io.StringIO()):
+        return _run(graph_module, silhouettes)
 
 
 def _run(network: Callable[[Tensor], Tensor], silhouettes: Tensor) -> Tensor | None:

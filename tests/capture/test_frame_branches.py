@@ -1,5 +1,6 @@
 """A network that goes another way at some frame counts: the file computes what it does, or refuses."""
 
+import operator
 from contextlib import nullcontext
 
 import numpy as np
@@ -83,6 +84,19 @@ def test_lengths_that_the_network_refuses_are_found_without_a_guard():
     graph.output(graph.call_function(aten.mean.dim, (graph.placeholder("x"), [1, 2])))
     comparer = Comparer(NineFramesOrMore(), fx.GraphModule({}, graph), (32, 22))
     assert comparer.frame_counts(NoGuards(), 2, 31) == FrameCounts(9)
+
+
+def test_a_graph_that_fails_at_a_length_prints_nothing(capsys):
+    graph = fx.Graph()
+    silhouettes = graph.placeholder("x")
+    more_than_five = graph.call_function(
+        operator.sub, (graph.call_function(aten.sym_size.int, (silhouettes, 1)), 5)
+    )
+    frames = graph.call_function(operator.floordiv, (14, more_than_five))  # by zero at five frames
+    graph.output(graph.call_function(aten.view.default, (silhouettes, [2, frames, -1])))
+    comparer = Comparer(nn.Flatten(2), fx.GraphModule({}, graph), (32, 22))
+    assert [comparer.compare((2, count)).name for count in (7, 5)] == ["AGREES", "DIFFERS"]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_guard_with_an_unknown_function_is_evaluated_all_the_same():

@@ -152,3 +152,40 @@ def test_a_squeeze_is_that_of_onnxruntime_with_and_without_axes(axes):
     assert not [
         tensor for tensor in compare_with_reference(model, [feed], observed).tensors if tensor.differing
     ]
+
+
+def layer(name, source, out, channels, constants, rng):
+    """A 1×1 convolution with bytes as input and output; one sum in 64 lies between two bytes."""
+    constants |= {
+        f"{name}.weight": rng.integers(-60, 60, (8, channels, 1, 1)).astype(np.int8),
+        f"{name}.weight.scale": np.float32(0.1),
+        f"{name}.weight.zero": np.int8(0),
+    }
+    weight = [f"{name}.weight", f"{name}.weight.scale", f"{name}.weight.zero"]
+    return [
+        helper.make_node("DequantizeLinear", weight, [f"{name}.float"], name=f"{name}.weight.DQ"),
+        helper.make_node("Conv", [source, f"{name}.float"], [f"{name}.sum"], name=name),
+        *qdq(out, f"{name}.sum", 0.64, 120, constants),
+    ]
+
+
+@pytest.mark.parametrize("bound", ["Relu", "Clip", None])
+def test_layers_behind_floats_are_compared_with_the_floats_of_the_runtime(bound):
+    rng, constants = np.random.default_rng(0), {}
+    nodes = [
+        *qdq("bytes", "x", 0.1, 128, constants),
+        *layer("first", "bytes", "between", 4, constants, rng),
+        helper.make_node("Mul", ["between", "factor"], ["scaled"], name="mul"),
+    ]
+    constants |= {"factor": rng.uniform(0.5, 2, (8, 1, 1)).astype(np.float32)}
+    if bound is not None:
+        limits = ["low", "high"] if bound == "Clip" else []
+        constants |= dict(zip(limits, (np.float32(0), np.float32(60)), strict=False))
+        nodes.append(helper.make_node(bound, ["scaled", *limits], ["bounded"], name="bound"))
+    nodes += qdq("again", "scaled" if bound is None else "bounded", 0.31, 0, constants)
+    nodes += layer("second", "again", "out", 8, constants, rng)
+    model = make_model(nodes, constants, {"x": [1, 4, 40, 40]}, "out")
+    feed = {"x": rng.uniform(-12, 12, (1, 4, 40, 40)).astype(np.float32)}
+    verification = compare_with_reference(model, [feed], record(model, [feed]))
+    assert {"first", "second"} <= {tensor.node for tensor in verification.tensors}
+    assert verification.differing == 0
