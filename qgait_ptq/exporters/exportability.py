@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ def explain_export_failure(error: BaseException, graph_module: fx.GraphModule) -
         chain.append(cause)
         cause = cause.__cause__
     names = [match.group(1) for one in chain if (match := FAILED_NODE.search(str(one)))]
-    failed = [node for node in graph_module.graph.nodes if node.name in names] or unknown_nodes(graph_module)
+    failed = [node for node in graph_module.graph.nodes if node.name in names]
+    failed = failed or _behind(names, unknown_nodes(graph_module))
     if not names or not failed:
         reason = chain[-1]
         return f"the graph cannot be written as ONNX ({type(reason).__name__}: {first_line(reason)})"
@@ -63,3 +65,17 @@ def explain_export_failure(error: BaseException, graph_module: fx.GraphModule) -
         "adapter (--adapter module:class), or quantize the part before it and keep the rest in float "
         "(--capture-submodule NAME)"
     )
+
+
+def _behind(names: Sequence[str], unknown: list[fx.Node]) -> list[fx.Node]:
+    """Return the nodes that the exporter turned into other ones of some names, such as ``_linalg_svd_1``.
+
+    Their operators have similar names. If none is similar, all `unknown` nodes are returned.
+    """
+    operators = {re.sub(r"_\d+$", "", name).strip("_") for name in names}
+    similar = [
+        node
+        for node in unknown
+        if any(operator_name(node).strip("_").startswith(operator) for operator in operators)
+    ]
+    return similar or unknown
