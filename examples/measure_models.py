@@ -41,6 +41,7 @@ MODELS: dict[str, tuple[str, tuple[tuple[int, ...], ...]]] = {
 WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
 CALIBRATION, TESTED = 16, 6
 CALIBRATION_FRAMES, LENGTHS = 12, (15, 30, 61)
+OPENGAIT_SECTION = "## OpenGait's configurations"  # of the page, written by opengait_configs.py
 REPORTED_FRAMES = 30  # frames for which `State.layers` counts multiply-accumulates
 INTRODUCTION = """# Networks
 
@@ -234,6 +235,18 @@ def markdown(measured: dict[str, dict[str, Any]]) -> str:
     return text + "\n".join(lines) + "\n"
 
 
+def split_page(page: Path) -> tuple[str, str]:
+    """The page before the section of OpenGait's configurations, and this section; both may be empty."""
+    before, heading, section = (page.read_text() if page.exists() else "").partition(OPENGAIT_SECTION)
+    return before, heading + section
+
+
+def write_page(page: Path, measured: dict[str, dict[str, Any]]) -> None:
+    """Write the page, and keep the section that another command writes."""
+    _, section = split_page(page)
+    page.write_text(markdown(measured) + (f"\n{section}" if section else ""))
+
+
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default="docs", show_default=True)
 @click.option("--network", "names", multiple=True, type=click.Choice(list(MODELS)), help="Only this one.")
@@ -247,9 +260,9 @@ def main(out: Path, names: tuple[str, ...], again: bool) -> None:
         if name not in measured or again:
             measured[name] = measure(name)
             stored.write_text(json.dumps(measured, indent=1) + "\n")
-            (out / "models.md").write_text(markdown(measured))
+            write_page(out / "models.md", measured)
             click.echo(f"{name}: cosine {measured[name]['cosine']}")
-    (out / "models.md").write_text(markdown(measured))
+    write_page(out / "models.md", measured)
 
 
 if __name__ == "__main__":

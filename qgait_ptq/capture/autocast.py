@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qgait_ptq.capture.diagnosis import find_caller
+from qgait_ptq.graph.code_places import find_caller
 
 UNKNOWN_PLACE = "a decorator or an exported program"  # whose lines are not known
 _enter = torch.autocast.__enter__

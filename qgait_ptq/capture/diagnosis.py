@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import re
-import traceback
-from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import dropwhile, takewhile
-from pathlib import Path
-
-import torch
-
 from qgait_ptq.errors import first_line
+from qgait_ptq.graph.code_places import find_place
 
-PACKAGES = (Path(torch.__file__).parent, Path(__file__).parents[1])  # not the user's code
 # Words of the exporter's message → cause, and the best remedy.
 CONSTRUCTS = (
     (
@@ -63,50 +54,6 @@ FORWARD_CAUSES = (
 OTHER_CAUSE = "run the network on such an input in Python, and mend that line first"
 
 
-@dataclass(frozen=True)
-class CodePlace:
-    """A line of a user's code.
-
-    Attributes:
-        file: path of the file.
-        line: line number.
-        code: stripped text of the line.
-    """
-
-    file: str
-    line: int
-    code: str
-
-
-def find_place(error: BaseException) -> CodePlace | None:
-    """Return the innermost line of a traceback outside torch and the toolkit; None if there is none."""
-    return _innermost(traceback.extract_tb(error.__traceback__))
-
-
-def find_caller() -> CodePlace | None:
-    """Return the line of a network that is being executed; None where its code is in no file."""
-    frames = dropwhile(_is_toolkit, reversed(traceback.extract_stack()))
-    return _innermost(reversed(list(takewhile(lambda frame: not _is_toolkit(frame), frames))))
-
-
-def find_line(stack_trace: str) -> CodePlace | None:
-    """Return the innermost line of a user's code in a stack trace that torch.export wrote as text."""
-    lines = re.findall(r'File "(.+)", line (\d+), in (.+)\n +(.*)', stack_trace)
-    return _innermost(
-        traceback.FrameSummary(file, int(line), name, line=code) for file, line, name, code in lines
-    )
-
-
-def _innermost(frames: Iterable[traceback.FrameSummary]) -> CodePlace | None:
-    place = None
-    for frame in frames:
-        path = Path(frame.filename)
-        is_code = path.is_file() and not any(path.is_relative_to(package) for package in PACKAGES)
-        if is_code and frame.lineno is not None:
-            place = CodePlace(frame.filename, frame.lineno, frame.line or "")
-    return place
-
-
 def explain_forward_failure(error: BaseException, what: str, remedy: str | None = None) -> str:
     """Return where and why a network's own forward failed, and what helps.
 
@@ -122,10 +69,6 @@ def explain_forward_failure(error: BaseException, what: str, remedy: str | None 
     place = find_place(error)
     where = f"\n  at {place.file}:{place.line}\n    {place.code}\n  " if place else "; "
     return f"{what} ({type(error).__name__}: {first_line(error)}){where}{remedy}"
-
-
-def _is_toolkit(frame: traceback.FrameSummary) -> bool:
-    return Path(frame.filename).is_relative_to(PACKAGES[1])
 
 
 def explain_failure(error: BaseException, doing: str) -> str:

@@ -15,9 +15,9 @@ from torch import fx
 from torch._ops import HigherOrderOperator
 from torch.export import ExportedProgram
 
-from qgait_ptq.capture.diagnosis import find_line
 from qgait_ptq.errors import CaptureError
 from qgait_ptq.graph.attributes import attribute
+from qgait_ptq.graph.code_places import find_line
 from qgait_ptq.graph.views import first_argument
 from qgait_ptq.system.invariants import of_type
 

@@ -259,6 +259,8 @@ def _run_network(network: nn.Module, silhouettes: Tensor) -> Any:
     try:
         with torch.inference_mode():
             return network(silhouettes)
+    except CaptureError:
+        raise
     except Exception as error:
         sizes = f"{list(silhouettes.shape)} in [0, 1]"
         if isinstance(network, SeveralInputs):

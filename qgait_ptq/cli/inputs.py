@@ -24,11 +24,9 @@ from qgait_ptq.gait.data.sources import (
     load_directory,
     load_walkers,
 )
-from qgait_ptq.gait.opengait.configuration import (
-    PREFIX,
-    make_opengait_network,
-    read_opengait_config,
-)
+from qgait_ptq.gait.opengait.configuration import read_opengait_config
+from qgait_ptq.gait.opengait.networks import PREFIX, make_opengait_network
+from qgait_ptq.gait.opengait.trainer import own_preparation
 from qgait_ptq.gait.protocols import get_protocol
 from qgait_ptq.gait.zoo import NETWORKS
 from qgait_ptq.report.plain import plain
@@ -66,6 +64,12 @@ def load_network(source: ModelSource, progress: Progress) -> tuple[nn.Module, di
     if loaded.left_out:
         progress.note(f"weights that the network does not have are ignored: {', '.join(loaded.left_out)}")
     network = loaded.network
+    preparation = own_preparation(network)
+    if preparation is not None:
+        progress.note(
+            f"{type(network).__name__} prepares its inputs with code of its own ({preparation}), which is "
+            "not applied; store sequences as this code gives them"
+        )
     if adapter_name is not None:
         adapter = ADAPTERS.get(adapter_name) or import_object(adapter_name, "the adapter")
         network = make_module(adapter, f"the adapter {adapter_name}", network)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qgait_ptq.system.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from qgait_ptq.gait import zoo
+    from qgait_ptq.gait import opengait, zoo
     from qgait_ptq.gait.data.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
     from qgait_ptq.gait.data.partition import read_partition
     from qgait_ptq.gait.data.sampling import PKSampler, draw_frames, to_network_input
@@ -22,7 +22,7 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "": ("zoo",),
+            "": ("opengait", "zoo"),
             "data.dataset": ("GaitDataset", "PackedSilhouettes", "SequenceRecord"),
             "data.partition": ("read_partition",),
             "data.sampling": ("PKSampler", "draw_frames", "to_network_input"),
@@ -57,6 +57,7 @@ __all__ = [
     "load_walkers",
     "make_test_set",
     "network_batch",
+    "opengait",
     "part_distances",
     "rank_gallery",
     "read_partition",

@@ -10,29 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
-ADAPTERS: dict[str, Callable[[nn.Module], nn.Module]] = {}
+from qgait_ptq.gait.opengait.adapter import OpenGaitAdapter
 
-
-class OpenGaitAdapter(nn.Module):
-    """Adapter for networks of OpenGait, which take a tuple of inputs and return a dictionary.
-
-    Sequences lie along the batch axis, without lengths. With lengths, OpenGait packs sequences along time,
-    which fixes the example's lengths in a captured graph.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, *modalities: Tensor) -> Tensor:
-        """Map silhouettes ``[n, s, h, w]``, and other inputs of the network, to ``[n, c, p]``."""
-        # OpenGait converts all modalities to float.
-        floats = [one if one.is_floating_point() else one.float() for one in modalities]
-        result = self.network((floats, None, None, None, None))
-        embedding: Tensor = result["inference_feat"]["embeddings"]
-        return embedding
-
-
-ADAPTERS["opengait"] = OpenGaitAdapter
+ADAPTERS: dict[str, Callable[[nn.Module], nn.Module]] = {"opengait": OpenGaitAdapter}

@@ -102,7 +102,8 @@ def check_all_read(graph_module: fx.GraphModule, network: nn.Module) -> None:
         unread = [entry.name for entry in network.layout.inputs if entry.name not in read]
         if unread:
             raise CaptureError(
-                f"the network does not read its input {', '.join(unread)}; remove it from the data"
+                f"the network does not read its input {', '.join(unread)}; remove it from the data. If other "
+                "code joins the inputs before the network, store them joined"
             )
 
 

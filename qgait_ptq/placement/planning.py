@@ -8,6 +8,7 @@ from qgait_ptq.capture.own_copy import copy_network
 from qgait_ptq.capture.submodule import isolate
 from qgait_ptq.capture.trace import Capture, capture
 from qgait_ptq.config.schema import QuantConfig
+from qgait_ptq.gait.opengait.adapter import check_labels_unread
 from qgait_ptq.graph.annotation import BitWidths
 from qgait_ptq.graph.frame_inputs import check_all_read, join_inputs
 from qgait_ptq.graph.frame_layout import FrameLayout
@@ -58,6 +59,7 @@ def plan(
     network = join_inputs(copy_network(model), layout)
     captured = capture(network, frame_shape, frames, output)
     check_all_read(captured.graph_module, network)
+    check_labels_unread(captured.graph_module)
     examples = [captured.example(), *(captured.example(*sizes) for sizes in captured.checked)]
     passes = (*SIMPLIFICATION, *target.graph_passes)
     graph_module = run_passes(captured.graph_module, passes, examples).requires_grad_(False)

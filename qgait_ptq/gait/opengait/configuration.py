@@ -1,29 +1,15 @@
-"""Networks and configurations of OpenGait.
-
-A network of OpenGait contains its trainer: its constructor needs process groups, GPUs and data. Inference
-needs only ``build_network(model_cfg)``. It is called here on an object without running the constructor.
-OpenGait is not a dependency: its code is searched on the user's path.
-"""
+"""Configurations of OpenGait: YAML files of one network with its data."""
 
 from __future__ import annotations
 
-import importlib
-import re
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from torch import nn
-
 from qgait_ptq.config.recipes import read_yaml
-from qgait_ptq.errors import ConfigError, ModelError, first_line
-from qgait_ptq.gait.opengait.missing_imports import without_missing
+from qgait_ptq.errors import ConfigError
 
-PREFIX = "opengait:"  # prefix of a model factory: ``opengait:Baseline``
 PROTOCOLS_BY_DATA = {
     "casia-b": "casia-b",
     "casia-b*": "casia-b",
@@ -36,7 +22,8 @@ METRICS = {"euc": "euclidean", "cos": "cosine"}
 APPLIED_TRANSFORMS = ("BaseSilTransform", "BaseSilCuttingTransform")
 NO_TRANSFORM = "NoOperation"  # for data other than silhouettes, such as a body model
 FIXED_FRAMES = "fixed"  # prefix of the samplers that give each sequence the same length
-MODELS = "modeling.models"  # package of OpenGait's networks
+SELECTED_FRAMES = "sequence_length"  # setting of transforms that select a part of each sequence
+COMPOSED = "Compose"  # a transform that applies others
 
 
 @dataclass(frozen=True)
@@ -49,8 +36,9 @@ class OpenGaitConfig:
         model_cfg: argument of the network's ``build_network``.
         data: settings of the evaluation by their names in recipes: ``metric``, ``protocol`` (if the toolkit
             has one for the data set), ``cut_columns``, ``longest``, ``modality``, ``raw``.
-        frames: frame count that the sampler gives for each sequence; None for all frames.
+        frames: frame count that a transform or the sampler gives for each sequence; None for all frames.
         not_applied: transforms of the evaluation that the toolkit does not support.
+        sections: all sections of the file, which the code of a network may read.
     """
 
     path: Path
@@ -59,6 +47,7 @@ class OpenGaitConfig:
     data: Mapping[str, Any]
     frames: int | None
     not_applied: tuple[str, ...]
+    sections: Mapping[str, Any]
 
 
 def read_opengait_config(path: Path) -> OpenGaitConfig:
@@ -96,14 +85,19 @@ def read_opengait_config(path: Path) -> OpenGaitConfig:
         model_cfg["model"],
         model_cfg,
         settings,
-        sampler.get("frames_num_fixed") if fixed else None,
+        _selected(transforms) or (sampler.get("frames_num_fixed") if fixed else None),
         tuple(name for name, _ in transforms if name not in (*APPLIED_TRANSFORMS, NO_TRANSFORM)),
+        values,
     )
 
 
 def _mapping(path: Path, values: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     """Return a section, or an empty mapping if it is missing."""
     content = values.get(section) or {}
+    if isinstance(content, list) and section == "data_cfg":
+        raise ConfigError(
+            f"{path}: data_cfg lists {len(content)} data sets; keep the one that is evaluated, as a mapping"
+        )
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: {section} is {content!r}, not a mapping")
     return content
@@ -123,7 +117,21 @@ def _transforms(path: Path, configured: Any) -> list[tuple[str, Mapping[str, Any
     listed = configured if isinstance(configured, list) else [configured] if configured else []
     if not all(isinstance(transform, dict) for transform in listed):
         raise ConfigError(f"{path}: evaluator_cfg.transform is {configured!r}, not a list of mappings")
-    return [(str(transform.get("type")), transform) for transform in listed]
+    return [item for transform in listed for item in _single(path, transform)]
+
+
+def _single(path: Path, transform: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the name and the settings of a transform, or those of the transforms that it is composed of."""
+    if transform.get("type") == COMPOSED and transform.get("trf_cfg"):
+        yield from _transforms(path, transform["trf_cfg"])
+    else:
+        yield str(transform.get("type")), transform
+
+
+def _selected(transforms: list[tuple[str, Mapping[str, Any]]]) -> int | None:
+    """Return the frame count that the last transform of this kind selects; None if there is none."""
+    lengths = [settings[SELECTED_FRAMES] for _, settings in transforms if settings.get(SELECTED_FRAMES)]
+    return lengths[-1] if lengths else None
 
 
 def _cut(transforms: list[tuple[str, Mapping[str, Any]]]) -> dict[str, int]:
@@ -133,86 +141,3 @@ def _cut(transforms: list[tuple[str, Mapping[str, Any]]]) -> dict[str, int]:
     if name == "BaseSilTransform":
         return {"cut_columns": 0}
     return {"cut_columns": settings["cutting"]} if settings.get("cutting") is not None else {}
-
-
-def make_opengait_network(config: OpenGaitConfig, name: str | None = None) -> nn.Module:
-    """Make a network of OpenGait without its trainer.
-
-    Args:
-        config: configuration of the network.
-        name: class name; None for the class in the configuration.
-
-    Raises:
-        ModelError: OpenGait's code is not found, has no such class, or cannot build the network.
-    """
-    name = name or config.network
-    folder = find_opengait()
-    with _importable(folder):
-        network_class = _find_class(folder, name)
-        try:
-            network: nn.Module = network_class.__new__(network_class)
-            nn.Module.__init__(network)
-            network.build_network(dict(config.model_cfg))  # type: ignore[operator]
-        except Exception as error:
-            raise ModelError(
-                f"OpenGait's {name} cannot be built with the model_cfg of {config.path} "
-                f"({type(error).__name__}: {first_line(error)}); check that the file belongs to this network"
-            ) from error
-    return network
-
-
-def find_opengait() -> Path:
-    """Return the folder of OpenGait's packages: ``opengait/`` of its repository, or a folder on the path.
-
-    Raises:
-        ModelError: OpenGait is not on the path.
-    """
-    for entry in (Path.cwd(), *map(Path, filter(None, sys.path))):
-        for folder in (entry, entry / "opengait"):
-            if (folder / "modeling" / "base_model.py").is_file():
-                return folder.resolve()
-    raise ModelError(
-        "OpenGait's code was not found; run from its repository, or put that folder on the path: "
-        "PYTHONPATH=/where/OpenGait qgait-ptq …"
-    )
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Make OpenGait's packages importable, and its package of networks without importing all networks.
-
-    That package imports every network with all dependencies. They include the trainer, whose requirements
-    are often not installed.
-    """
-    package = ModuleType(MODELS)
-    package.__path__ = [str(folder / "modeling" / "models")]
-    sys.path.insert(0, str(folder))
-    try:
-        if MODELS not in sys.modules:
-            importlib.import_module("modeling")
-            sys.modules[MODELS] = package
-        with without_missing(folder):
-            yield
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"OpenGait at {folder} cannot be imported ({type(error).__name__}: {first_line(error)}); install "
-            "its requirements"
-        ) from error
-    finally:
-        sys.path.remove(str(folder))
-
-
-def _find_class(folder: Path, name: str) -> type[nn.Module]:
-    """Import the file that defines a network, and return its class."""
-    known: dict[str, str] = {}
-    for file in sorted((folder / "modeling" / "models").glob("*.py")):
-        for class_name in re.findall(r"^class (\w+)\(", file.read_text(), re.MULTILINE):
-            known[class_name] = file.stem
-    if name not in known:
-        raise ModelError(
-            f"OpenGait at {folder} has no network {name!r}; choose one of {', '.join(sorted(known))}"
-        )
-    network_class: type[nn.Module] = getattr(importlib.import_module(f"{MODELS}.{known[name]}"), name)
-    return network_class

@@ -22,13 +22,18 @@ NEEDS = {"torch.utils.tensorboard": "tensorboard"}
 class _Absent(type):
     """The class of names in modules that are not installed. A call raises an error."""
 
+    missing_name: str  # full name of what is missing, such as ``torchvision.ops.RoIAlign``; inherited
+
     def __call__(cls, *arguments: Any, **named: Any) -> Any:
-        raise ModuleNotFoundError(f"{cls.__qualname__} is needed, but {cls.__module__} is not installed")
+        package = cls.missing_name.partition(".")[0]
+        is_own = cls.__qualname__ != cls.missing_name  # a class of the code base, derived from it
+        needed = f"{cls.__qualname__} needs {cls.missing_name}" if is_own else f"{cls.missing_name} is needed"
+        raise ModuleNotFoundError(f"{needed}, but {package} is not installed", name=package)
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _absent(cls.__module__, f"{cls.__qualname__}.{name}")
+        return _absent(f"{cls.missing_name}.{name}")
 
 
 class AbsentModule(ModuleType):
@@ -39,11 +44,12 @@ class AbsentModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _absent(self.__name__.partition(".")[0], f"{self.__name__}.{name}")
+        return _absent(f"{self.__name__}.{name}")
 
 
-def _absent(package: str, name: str) -> Any:
-    return _Absent(name.rpartition(".")[2], (), {"__module__": package, "__qualname__": name})
+def _absent(name: str) -> Any:
+    namespace = {"__module__": name.partition(".")[0], "__qualname__": name, "missing_name": name}
+    return _Absent(name.rpartition(".")[2], (), namespace)
 
 
 @contextmanager

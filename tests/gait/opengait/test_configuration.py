@@ -54,6 +54,21 @@ def test_a_sampler_of_fixed_length_fixes_the_frame_count(path):
     assert read(path, evaluator={"sampler": sampler}).frames == 30
 
 
+def test_a_transform_that_selects_frames_fixes_the_frame_count(path):
+    sampler = {"sample_type": "fixed_ordered", "frames_num_fixed": 501}
+    select = {"type": "SelectSequenceCenter", "sequence_length": 16}
+    transform = [{"type": "Compose", "trf_cfg": [select, {"type": "GaitGraph1Input"}]}]
+    found = read(path, evaluator={"sampler": sampler, "transform": transform})
+    assert found.frames == 16
+    assert found.not_applied == ("SelectSequenceCenter", "GaitGraph1Input")
+
+
+def test_a_composed_transform_of_silhouettes_is_applied(path):
+    cut = {"type": "BaseSilCuttingTransform", "cutting": 5}
+    found = read(path, evaluator={"transform": [{"type": "Compose", "trf_cfg": [cut]}]})
+    assert (found.data["cut_columns"], found.not_applied) == (5, ())
+
+
 def test_the_modality_in_use_is_the_one_that_is_read(path):
     assert read(path, {"data_in_use": [False, True, False]}).data["modality"] == 1
 
@@ -87,6 +102,7 @@ def test_transforms_that_are_not_known_are_named(path):
         ),
         ("model_cfg: {model: A}\ndata_cfg: {data_in_use: [false, false]}", "selects no modality"),
         ("model_cfg: {model: A}\ndata_cfg: {data_in_use: true}", "not a list of true and false"),
+        ("model_cfg: {model: A}\ndata_cfg: [{}, {}]", "data_cfg lists 2 data sets; keep the one"),
         ("model_cfg: {model: A}\nevaluator_cfg: 5", "evaluator_cfg is 5, not a mapping"),
         ("model_cfg: {model: A}\nevaluator_cfg: {transform: [Cut]}", "not a list of mappings"),
     ],
