@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from torch import fx
 
-from qgait_ptq.graph.attributes import layer_name
+from qgait_ptq.graph.stored_weights import layer_name
 from qgait_ptq.placement.quantized_layers import (
     QuantizedLayer,
     activation_quantizers,
