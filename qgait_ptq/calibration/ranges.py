@@ -85,7 +85,7 @@ def _weight_quantizers(graph_module: fx.GraphModule) -> list[tuple[str, FakeQuan
             for layer in quantized_layers(graph_module)
         ),
         *(
-            (layer_name(weight.node), weight.quantizer, present(tensor_of(graph_module, weight.parameter)))
+            (layer_name(weight.node), weight.quantizer, weight.value(graph_module))
             for weight in weight_only_weights(graph_module)
         ),
     ]

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from fnmatch import fnmatch
 
 from torch import fx
 
@@ -27,8 +25,8 @@ from qgait_ptq.graph.attributes import tensor_of
 from qgait_ptq.graph.frame_inputs import is_network_input
 from qgait_ptq.graph.operators import ADDITIONS, RESHAPES, is_operator, operator_name
 from qgait_ptq.graph.shapes import observed_integer, observed_shape
-from qgait_ptq.graph.stored_weights import layer_name
 from qgait_ptq.graph.views import WeightedLayer, first_argument, source
+from qgait_ptq.placement.patterns import check_patterns, names_layer
 from qgait_ptq.placement.weight_only import (
     NOT_ON_TARGET,
     WeightOnlyPlan,
@@ -38,8 +36,6 @@ from qgait_ptq.placement.weight_only import (
 from qgait_ptq.quantizer.grid import IntegerGrid
 from qgait_ptq.quantizer.pair_order import largest_pair_sum
 from qgait_ptq.system.invariants import present
-
-OPERATOR_PREFIX = "operator:"  # prefix of patterns that select layers by operator
 
 
 def annotate(graph_module: fx.GraphModule, rules: PlacementRules, widths: BitWidths) -> fx.GraphModule:
@@ -57,12 +53,10 @@ def annotate(graph_module: fx.GraphModule, rules: PlacementRules, widths: BitWid
     if not layers:
         raise ConfigError("the network has no convolution and no linear layer with a fixed weight")
     float_layers = weight_only_layers(graph_module)
-    _check_patterns(widths, layers, float_layers)
+    check_patterns(widths, layers, float_layers)
     plan = _Plan(graph_module, rules, widths, layers, float_layers)
     if not plan.layers:
-        raise ConfigError(
-            "include and exclude leave no convolution and no linear layer to quantize; change them"
-        )
+        raise ConfigError("include and exclude leave no layer to quantize on integers; change them")
     for node in graph_module.graph.nodes:
         node.meta.pop(ANNOTATION_KEY, None)
     plan.annotate()
@@ -77,36 +71,6 @@ def weighted_layers(graph_module: fx.GraphModule, rules: PlacementRules) -> list
         if is_operator(node, rules.weighted)
         and tensor_of(graph_module, WeightedLayer(node).weight) is not None
     ]
-
-
-def names_layer(pattern: str, layer: fx.Node) -> bool:
-    """Return whether a pattern matches a layer: by its path, an enclosing module, or ``operator:conv2d``."""
-    if pattern.startswith(OPERATOR_PREFIX):
-        return fnmatch(operator_name(layer), pattern.removeprefix(OPERATOR_PREFIX))
-    name = layer_name(layer)
-    return fnmatch(name, pattern) or fnmatch(name, f"{pattern}.*")
-
-
-def _check_patterns(widths: BitWidths, integer: list[fx.Node], in_float: list[fx.Node]) -> None:
-    layers = [*integer, *in_float]
-    names = sorted({layer_name(layer) for layer in layers})
-    for pattern, (_, activation) in widths.layers.items():
-        if activation is None or any(names_layer(pattern, layer) for layer in integer):
-            continue
-        if any(names_layer(pattern, layer) for layer in in_float):
-            raise ConfigError(
-                f"layers: {pattern!r} names operators that compute in float, so their inputs have no width; "
-                "remove its activation_bits"
-            )
-    for setting in ("layers", "include", "exclude"):
-        for pattern in getattr(widths, setting):
-            if not any(names_layer(pattern, layer) for layer in layers):
-                operators = sorted({f"{OPERATOR_PREFIX}{operator_name(layer)}" for layer in layers})
-                known = operators if pattern.startswith(OPERATOR_PREFIX) else names
-                nearest = get_close_matches(pattern, known, n=3, cutoff=0.0)
-                raise ConfigError(
-                    f"{setting}: {pattern!r} matches no layer; the nearest are {', '.join(nearest)}"
-                )
 
 
 @dataclass

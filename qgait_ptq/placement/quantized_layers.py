@@ -100,6 +100,10 @@ class WeightOnlyWeight:
         """Path of the weight's parameter."""
         return str(self.parameter.target)
 
+    def value(self, graph_module: fx.GraphModule) -> Tensor:
+        """Return the float weight."""
+        return present(tensor_of(graph_module, self.parameter))
+
 
 def weight_only_weights(graph_module: fx.GraphModule) -> list[WeightOnlyWeight]:
     """Return the stored weights of operators in float that are quantized, in graph order."""
