@@ -20,8 +20,8 @@ from qgait_ptq.calibration.blocks import Block, Granularity, find_blocks
 from qgait_ptq.calibration.trained_graph import LearningRates, TrainedGraph
 from qgait_ptq.calibration.training import rate_share
 from qgait_ptq.errors import CalibrationError
-from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.stepping import DEFAULT_MEMORY, Stepper
+from qgait_ptq.graph.stored_weights import layer_name
 from qgait_ptq.quantizer.soft import HARD, TemperatureSchedule
 from qgait_ptq.quantizer.trainable import WeightMode, WeightTrainer
 from qgait_ptq.system.invariants import of_type

@@ -23,10 +23,11 @@ from qgait_ptq.calibration.compensation import (
     round_columns,
 )
 from qgait_ptq.errors import CalibrationError
-from qgait_ptq.graph.attributes import layer_name, set_parameter, shared_parameters, tensor_of
+from qgait_ptq.graph.attributes import set_parameter, shared_parameters, tensor_of
 from qgait_ptq.graph.operators import CONVOLUTIONS, is_operator
 from qgait_ptq.graph.shapes import observed_integer
 from qgait_ptq.graph.stepping import DEFAULT_MEMORY, Stepper
+from qgait_ptq.graph.stored_weights import layer_name
 from qgait_ptq.graph.views import WeightedLayer
 from qgait_ptq.placement.quantized_layers import QuantizedLayer, quantized_layers, weight_of
 from qgait_ptq.quantizer.grid import quantize

@@ -9,8 +9,9 @@ from torch import Tensor, fx
 
 from qgait_ptq.calibration.additions import align_additions
 from qgait_ptq.errors import CalibrationError
-from qgait_ptq.graph.attributes import layer_name, tensor_of
-from qgait_ptq.placement.quantized_layers import quantized_layers, weight_of
+from qgait_ptq.graph.attributes import tensor_of
+from qgait_ptq.graph.stored_weights import layer_name
+from qgait_ptq.placement.quantized_layers import quantized_layers, weight_of, weight_only_weights
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize, set_observing
 from qgait_ptq.quantizer.grid import INT32_MAX
 from qgait_ptq.quantizer.pairs import widened_scale
@@ -33,10 +34,10 @@ def calibrate_ranges(graph_module: fx.GraphModule, batches: Iterable[Tensor]) ->
     """
     set_observing(graph_module, True)
     weights = _weight_quantizers(graph_module)
-    for layer, (quantizer, weight) in weights.items():
+    for name, quantizer, weight in weights:
         if not torch.isfinite(weight).all():
             raise CalibrationError(
-                f"layer {layer_name(layer)}: its weights contain NaN or infinite values; check the checkpoint"
+                f"layer {name}: its weights contain NaN or infinite values; check the checkpoint"
             )
         quantizer.observer(weight)
         quantizer.disable_observer()
@@ -52,7 +53,7 @@ def calibrate_ranges(graph_module: fx.GraphModule, batches: Iterable[Tensor]) ->
         if not torch.isfinite(quantizer.scale).all():
             raise CalibrationError(f"{name}: its range on the calibration data is NaN or infinite")
     align_additions(graph_module)
-    for quantizer, weight in weights.values():
+    for _, quantizer, weight in weights:
         if quantizer.grid.pair_limit is not None:
             quantizer.set_scale(widened_scale(weight, quantizer.scale, quantizer.grid.pair_limit))
     _leave_room_for_bias(graph_module)
@@ -76,12 +77,18 @@ def _quantizers(graph_module: fx.GraphModule) -> dict[str, FakeQuantize]:
     return {n: module for n, module in graph_module.named_modules() if isinstance(module, FakeQuantize)}
 
 
-def _weight_quantizers(graph_module: fx.GraphModule) -> dict[fx.Node, tuple[FakeQuantize, Tensor]]:
-    """Return the quantizer of the weight of each layer, and the weight."""
-    return {
-        layer.node: (layer.weight_quantizer, weight_of(graph_module, layer))
-        for layer in quantized_layers(graph_module)
-    }
+def _weight_quantizers(graph_module: fx.GraphModule) -> list[tuple[str, FakeQuantize, Tensor]]:
+    """Return the name of the layer, the quantizer, and the float values of each quantized weight."""
+    return [
+        *(
+            (layer_name(layer.node), layer.weight_quantizer, weight_of(graph_module, layer))
+            for layer in quantized_layers(graph_module)
+        ),
+        *(
+            (layer_name(weight.node), weight.quantizer, weight.value(graph_module))
+            for weight in weight_only_weights(graph_module)
+        ),
+    ]
 
 
 def _leave_room_for_bias(graph_module: fx.GraphModule) -> None:

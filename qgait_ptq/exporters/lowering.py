@@ -16,7 +16,7 @@ from onnx import TensorProto, numpy_helper
 from qgait_ptq.errors import ExportError
 from qgait_ptq.exporters.markers import DOMAIN, NAME, MarkedKind, Marker
 from qgait_ptq.onnx_graph.editing import make_node
-from qgait_ptq.quantizer.grid import IntegerGrid, quantize, quantize_bias
+from qgait_ptq.quantizer.grid import IntegerGrid, along_channels, quantize, quantize_bias
 from qgait_ptq.system.invariants import present
 from qgait_ptq.targets.target import Storage
 
@@ -109,15 +109,16 @@ class _Lowering:
 
     def _weight(self, marker: Marker, value: torch.Tensor, output: str) -> None:
         grid = _grid(marker)
-        self.layers[output] = marker.layer
-        integers = quantize(value, marker.scale.cpu(), marker.zero_point.cpu(), grid, 0).numpy()
+        if marker.layer:
+            self.layers[output] = marker.layer
+        integers = quantize(value, marker.scale.cpu(), marker.zero_point.cpu(), grid, marker.axis).numpy()
         as_int4 = grid.bits <= INT4_BITS and self.storage.int4_weights
         stored = self._constant(
             f"{marker.name}.quantized", integers.astype(ml_dtypes.int4 if as_int4 else np.int8)
         )
         scale = marker.scale.cpu().numpy()
         if marker.kind is MarkedKind.FLOAT_WEIGHT:
-            column = scale.reshape(-1, *[1] * (integers.ndim - 1))
+            column = along_channels(marker.scale.cpu(), marker.axis, integers.ndim).numpy()
             self._node("Cast", [stored], f"{output}.cast", to=TensorProto.FLOAT)
             self._node("Mul", [f"{output}.cast", self._constant(f"{marker.name}.scale", column)], output)
             return
@@ -128,7 +129,7 @@ class _Lowering:
         zeros = f"{output}.zero_point"
         self.initializers[zeros] = numpy_helper.from_array(np.zeros(scale.shape, np.int8), zeros)
         scales = self._constant(f"{marker.name}.scale", scale)
-        self._node("DequantizeLinear", [stored, scales, zeros], output, axis=0)
+        self._node("DequantizeLinear", [stored, scales, zeros], output, axis=marker.axis)
 
     def _bias(self, marker: Marker, value: torch.Tensor, output: str) -> None:
         integers = quantize_bias(value, marker.scale.cpu()).to(torch.int32).numpy()

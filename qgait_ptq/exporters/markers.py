@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx
 
 from qgait_ptq.graph.annotation import annotation_of
-from qgait_ptq.graph.attributes import layer_name
-from qgait_ptq.graph.views import ModuleCall, source
+from qgait_ptq.graph.stored_weights import layer_name
+from qgait_ptq.graph.views import ModuleCall, WeightedLayer, source
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
 from qgait_ptq.quantizer.grid import IntegerGrid
 from qgait_ptq.system.invariants import of_type
@@ -55,10 +55,12 @@ class Marker:
     Attributes:
         kind: kind of quantized tensor.
         name: name of the quantizer; tensors that share a quantizer share the name.
-        layer: module path of the layer, for a weight; empty for other tensors.
+        layer: module path of the layer, for the weight of a convolution or a fully connected layer; empty
+            for other tensors.
         scale: scale, float32, scalar or ``[c]``.
         zero_point: zero-point, int32, of the same shape.
         grid: grid of the integers; None for a bias, which is int32.
+        axis: axis of a weight with one scale for each channel.
     """
 
     kind: MarkedKind
@@ -67,6 +69,7 @@ class Marker:
     scale: Tensor
     zero_point: Tensor
     grid: IntegerGrid | None
+    axis: int = 0
 
 
 def mark_quantizers(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, list[Marker]]:
@@ -84,7 +87,8 @@ def mark_quantizers(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, list[
             if module.channel_axis is not None:
                 kind, layer = _weight_kind(node)
             name = str(node.target)
-            markers.append(Marker(kind, name, layer, module.scale, module.zero_point, module.grid))
+            axis = module.channel_axis or 0
+            markers.append(Marker(kind, name, layer, module.scale, module.zero_point, module.grid, axis))
         elif isinstance(module, BiasFakeQuantize):
             markers.append(_bias_marker(marked, node))
         else:
@@ -102,6 +106,8 @@ def mark_quantizers(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, list[
 def _weight_kind(node: fx.Node) -> tuple[MarkedKind, str]:
     """Return the kind and the layer of a weight's quantizer."""
     (layer,) = node.users
+    if WeightedLayer.of(layer) is None:
+        return MarkedKind.FLOAT_WEIGHT, ""
     kind = MarkedKind.WEIGHT if annotation_of(layer).integer else MarkedKind.FLOAT_WEIGHT
     return kind, layer_name(layer)
 

@@ -21,10 +21,10 @@ from qgait_ptq.exporters.metadata import LARGEST_MODEL, METADATA_KEY, metadata_t
 from qgait_ptq.exporters.passes import get_pass, layer_path
 from qgait_ptq.exporters.passes.byte_input import byte_input_pass
 from qgait_ptq.exporters.passes.onnx_pass import check_model, run_passes
-from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.graph.frame_inputs import input_nodes, split_inputs, split_values
 from qgait_ptq.graph.frame_layout import InputKind
+from qgait_ptq.graph.stored_weights import layer_name
 from qgait_ptq.placement.quantized_layers import quantized_layers
 from qgait_ptq.reference.pair_sums import bound_pair_sums
 from qgait_ptq.system.reading import check_file

@@ -49,6 +49,21 @@ class BiasSpec:
 
 
 @dataclass(frozen=True)
+class WeightOnlySpec:
+    """A stored weight of an operator that computes in float: integers in the file, float in the operator.
+
+    Attributes:
+        parameter: name of the parameter's node.
+        reader: name of the node that reads the parameter: the operator, or an expansion before it.
+        quantizer: quantizer of the weight.
+    """
+
+    parameter: str
+    reader: str
+    quantizer: OwnSpec
+
+
+@dataclass(frozen=True)
 class Annotation:
     """Quantization of one node.
 
@@ -56,6 +71,7 @@ class Annotation:
         output: quantizer of the output; None leaves it in float.
         weight: quantizer of the weight; None leaves it in float.
         bias: quantization of the bias; None leaves it in float.
+        weight_only: stored weights of an operator that computes in float.
         integer: whether the runtime computes the node on integers.
         reason: reason why it does not.
     """
@@ -63,6 +79,7 @@ class Annotation:
     output: OwnSpec | SharedSpec | None = None
     weight: OwnSpec | None = None
     bias: BiasSpec | None = None
+    weight_only: tuple[WeightOnlySpec, ...] = ()
     integer: bool = False
     reason: str = ""
 
@@ -96,6 +113,7 @@ class PlacementRules:
         hand_over: whether the last tensor on integers is quantized even if only float operators read it.
         saturating_pairs: whether kernels for some processors add two neighbouring products in 16 bits.
             Weights are limited in pairs then; see `quantizer.pairs`.
+        weight_only: operators that compute in float, whose stored weights are integers in the file.
     """
 
     weighted: frozenset[object]
@@ -109,6 +127,7 @@ class PlacementRules:
     one_sided_additions: bool = False
     hand_over: bool = True
     saturating_pairs: bool = False
+    weight_only: frozenset[object] = frozenset()
 
 
 @dataclass(frozen=True)

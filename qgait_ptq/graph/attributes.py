@@ -84,17 +84,6 @@ def remove_unused(graph_module: fx.GraphModule) -> None:
     graph_module.recompile()
 
 
-def layer_name(node: fx.Node) -> str:
-    """Return the module path of a weighted layer in the user's network: the owner of its weight."""
-    weight = node.args[1]
-    while isinstance(weight, fx.Node) and weight.op != "get_attr":
-        weight = weight.args[0]
-    if not isinstance(weight, fx.Node):
-        return node.name
-    owner, _, name = origin(weight).rpartition(".")
-    return owner or name
-
-
 def _make_owner(module: nn.Module, path: str) -> nn.Module:
     for name in filter(None, path.split(".")):
         if not hasattr(module, name):

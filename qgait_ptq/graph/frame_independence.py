@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.frame_rules import (
     COUNTS,
     EXPANSIONS,
@@ -28,6 +27,7 @@ from qgait_ptq.graph.frame_rules import (
 )
 from qgait_ptq.graph.operators import MAXIMA, aten, is_operator, operator_name
 from qgait_ptq.graph.recorder import run_recorded
+from qgait_ptq.graph.stored_weights import layer_name
 from qgait_ptq.graph.views import WeightedLayer, argument, operands, source
 
 PROOF_FRAMES = (7, 17)  # of the examples

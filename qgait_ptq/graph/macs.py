@@ -9,9 +9,12 @@ from torch import fx
 
 from qgait_ptq.graph.operators import (
     ATTENTIONS,
+    BILINEAR,
     EINSUMS,
     MATRIX_PRODUCTS,
     RECURRENT,
+    RECURRENT_CELLS,
+    TRANSPOSED_CONVOLUTIONS,
     WEIGHTED,
     is_operator,
 )
@@ -24,7 +27,7 @@ def count_macs(node: fx.Node) -> int:
 
     As usual, elementwise operators, normalisations and pooling are not counted.
     """
-    if observed_shape(node) is None and not is_operator(node, RECURRENT):
+    if observed_shape(node) is None and not is_operator(node, RECURRENT | RECURRENT_CELLS):
         return 0
     count = next((count for operators, count in COUNTS if is_operator(node, operators)), None)
     return 0 if count is None else count(node)
@@ -57,6 +60,25 @@ def _count_recurrent(node: fx.Node) -> int:
     return math.prod(features[:-1]) * sum(math.prod(shape) for shape in shapes if len(shape) == 2)
 
 
+def _count_cell(node: fx.Node) -> int:
+    """Count both matrices of a recurrent cell once for each row of its input."""
+    features = observed_shape(source(node)) or (0,)
+    shapes = [observed_shape(argument(node, name)) or (0,) for name in ("w_ih", "w_hh")]
+    return math.prod(features[:-1]) * sum(math.prod(shape) for shape in shapes)
+
+
+def _count_transposed(node: fx.Node) -> int:
+    """Count the kernels of all output channels of a group once for each value of the input."""
+    weight = observed_shape(argument(node, "weight")) or (0, 0)
+    return math.prod(observed_shape(source(node)) or (0,)) * math.prod(weight[1:])
+
+
+def _count_bilinear(node: fx.Node) -> int:
+    """Count ``[o, i] · x`` for each value of the other input."""
+    weight = observed_shape(argument(node, "weight")) or (0, 0, 0)
+    return math.prod(observed_shape(node) or (0,)) * math.prod(weight[1:])
+
+
 def _count_einsum(node: fx.Node) -> int:
     """Count one product for each combination of all letters, for two operands without an ellipsis."""
     inputs = str(argument(node, "equation")).replace(" ", "").split("->")[0].split(",")
@@ -76,5 +98,8 @@ COUNTS: tuple[tuple[frozenset[object], Callable[[fx.Node], int]], ...] = (
     (MATRIX_PRODUCTS, _count_product),
     (ATTENTIONS, _count_attention),
     (RECURRENT, _count_recurrent),
+    (RECURRENT_CELLS, _count_cell),
+    (TRANSPOSED_CONVOLUTIONS, _count_transposed),
+    (BILINEAR, _count_bilinear),
     (EINSUMS, _count_einsum),
 )

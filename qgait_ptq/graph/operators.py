@@ -49,6 +49,31 @@ MATRIX_PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default, aten.mm.defa
 ATTENTIONS = frozenset({aten.scaled_dot_product_attention.default})
 EINSUMS = frozenset({aten.einsum.default})
 RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
+RECURRENT_CELLS = frozenset(
+    {
+        aten.lstm_cell.default,
+        aten.gru_cell.default,
+        aten.rnn_tanh_cell.default,
+        aten.rnn_relu_cell.default,
+    }
+)
+EMBEDDINGS = frozenset({aten.embedding.default})
+BILINEAR = frozenset({aten.bilinear.default})
+TRANSPOSED_CONVOLUTIONS = frozenset(
+    {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
+)
+BROADCASTS = frozenset({aten.expand.default})
+# Operators that compute in float, but whose stored weights can be integers in the file.
+WEIGHT_ONLY = (
+    RECURRENT
+    | RECURRENT_CELLS
+    | EMBEDDINGS
+    | BILINEAR
+    | TRANSPOSED_CONVOLUTIONS
+    | MATRIX_PRODUCTS
+    | EINSUMS
+    | ATTENTIONS
+)
 # Operators without effect in inference.
 IDENTITIES = frozenset({aten.dropout.default, aten.feature_dropout.default, aten.detach.default})
 

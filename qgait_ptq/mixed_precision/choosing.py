@@ -32,8 +32,9 @@ from qgait_ptq.mixed_precision.solver import (
     describe,
     pareto_front,
 )
-from qgait_ptq.placement.annotate import annotate, names_layer
+from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.layers import list_layers
+from qgait_ptq.placement.patterns import names_layer
 from qgait_ptq.placement.planning import bit_widths
 from qgait_ptq.stages.stage import run_stages
 from qgait_ptq.stages.state import State
@@ -122,7 +123,11 @@ class WidthChooser:
             candidates = [Candidate(allocation.widths) for allocation in front]
             if self.config.target_accuracy is None:
                 start = [min(admitted) for admitted in options]
-                candidates = list(raise_widths(start, self.groups, damages))
+                candidates = [
+                    candidate
+                    for candidate in raise_widths(start, self.groups, damages)
+                    if self._leaves_integers(candidate)
+                ]
             chosen, drop, looks = self._accurate_enough(candidates)
         description = {
             "by": self.resource.value,
@@ -143,18 +148,22 @@ class WidthChooser:
     def options(self) -> list[tuple[int, ...]]:
         """Return the admissible widths of each group."""
         network = self.state.network
-        layers = {layer.name: layer for layer in list_layers(network)}
-        by_name = {node.name: node for node in network.graph.nodes}
-        nodes = {layer.name: by_name[layer.node] for layer in layers.values()}
+        layers = list_layers(network)
+        nodes = {node.name: node for node in network.graph.nodes}
         options = []
         for group in self.groups:
-            layer = layers[group.layers[0]]
             weights = group.kind is Kind.WEIGHTS
-            configured = layer.weight_bits if weights else layer.activation_bits
-            configured = present(configured)
-            fixed = any(self._is_fixed(nodes[name], group.kind) for name in group.layers)
+            rows = [layer for layer in layers if layer.name in group.layers]
+            widths = [(layer.name, layer.weight_bits if weights else layer.activation_bits) for layer in rows]
+            configured = next(bits for name, bits in widths if name == group.layers[0] and bits is not None)
+            fixed = any(self._is_fixed(nodes[layer.node], group.kind) for layer in rows)
             options.append((configured,) if fixed else self._admitted(group.kind, configured))
         return options
+
+    def _leaves_integers(self, candidate: Candidate) -> bool:
+        """Return whether a candidate leaves a layer that computes on integers."""
+        layers = [layer for layer in list_layers(self.state.network) if layer.weight_bits is not None]
+        return any(not layer.weight_only and layer.name not in candidate.in_float for layer in layers)
 
     def _admitted(self, kind: Kind, configured: int) -> tuple[int, ...]:
         """Return the admissible widths of a group whose width the configuration does not fix."""

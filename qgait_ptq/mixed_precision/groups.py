@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from torch import fx
 
-from qgait_ptq.graph.attributes import layer_name
+from qgait_ptq.graph.stored_weights import layer_name
 from qgait_ptq.placement.quantized_layers import (
-    QuantizedLayer,
     activation_quantizers,
     quantized_layers,
     weight_of,
+    weight_only_weights,
 )
 
 
@@ -50,7 +50,7 @@ class WidthGroup:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Costs of one call of a layer.
+    """Costs of one call of a layer, or of one weight of an operator in float.
 
     Attributes:
         weights: position of the group of its weight.
@@ -74,18 +74,31 @@ def find_groups(quantized: fx.GraphModule) -> list[WidthGroup]:
     """
     layers = quantized_layers(quantized)
     inputs = activation_quantizers(quantized, inputs=False)
-    weights = _connect(layers, lambda layer: layer.weight_path)
+    weights = [_Read(layer.node, layer.weight_path) for layer in layers]
+    weights += [_Read(weight.node, weight.path) for weight in weight_only_weights(quantized)]
     groups = [
-        WidthGroup(Kind.WEIGHTS, _names(group), tuple(layer.node.name for layer in group))
-        for group in weights
+        WidthGroup(Kind.WEIGHTS, _names(group), tuple(dict.fromkeys(read.node.name for read in group)))
+        for group in _connect(quantized, weights)
     ]
-    read = [layer for layer in layers if layer.input_path in inputs]
-    for group in _connect(read, lambda layer: layer.input_path):
-        modules = {layer.input_path for layer in group}
+    reads = [_Read(layer.node, layer.input_path) for layer in layers if layer.input_path in inputs]
+    for group in _connect(quantized, reads):
         # Several nodes may share one module, such as a maximum and its input.
-        first = {module: _first_call(quantized, module) for module in sorted(modules)}
+        first = {module: _first_call(quantized, module) for module in sorted({read.path for read in group})}
         groups.append(WidthGroup(Kind.ACTIVATIONS, _names(group), tuple(first.values())))
     return groups
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A layer that reads a weight or an input.
+
+    Attributes:
+        node: node of the layer.
+        path: path of the parameter, or of the quantizer of the input.
+    """
+
+    node: fx.Node
+    path: str
 
 
 def layer_costs(
@@ -113,27 +126,31 @@ def layer_costs(
                 name,
             )
         )
+    for weight in weight_only_weights(quantized):
+        name = layer_name(weight.node)
+        elements = 0 if weight.path in seen else weight.value(quantized).numel()
+        seen.add(weight.path)
+        # Operations in float do not depend on the width of the stored weight.
+        costs.append(LayerCost(position[Kind.WEIGHTS, name], None, 0, elements, name))
     return costs
 
 
-def _names(layers: Iterable[QuantizedLayer]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(layer_name(layer.node) for layer in layers))
+def _names(reads: Iterable[_Read]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(layer_name(read.node) for read in reads))
 
 
-def _connect(
-    layers: list[QuantizedLayer], key: Callable[[QuantizedLayer], str]
-) -> list[list[QuantizedLayer]]:
-    """Return the connected sets of layers, where equal names or equal keys connect two layers."""
-    groups: list[list[QuantizedLayer]] = []
-    for layer in layers:
-        mine, name, own = [layer], layer_name(layer.node), key(layer)
-        for group in [g for g in groups if any(layer_name(o.node) == name or key(o) == own for o in g)]:
+def _connect(quantized: fx.GraphModule, reads: list[_Read]) -> list[list[_Read]]:
+    """Return the connected sets of reads, where equal names or equal paths connect two."""
+    groups: list[list[_Read]] = []
+    for read in reads:
+        mine, name = [read], layer_name(read.node)
+        for group in [g for g in groups if any(layer_name(o.node) == name or o.path == read.path for o in g)]:
             groups.remove(group)
             mine = group + mine
         groups.append(mine)
-    order = {layer.node.name: i for i, layer in enumerate(layers)}
-    ordered = [sorted(group, key=lambda layer: order[layer.node.name]) for group in groups]
-    return sorted(ordered, key=lambda group: order[group[0].node.name])
+    order = {node: i for i, node in enumerate(quantized.graph.nodes)}
+    ordered = [sorted(group, key=lambda read: order[read.node]) for group in groups]
+    return sorted(ordered, key=lambda group: order[group[0].node])
 
 
 def _first_call(quantized: fx.GraphModule, module: str) -> str:

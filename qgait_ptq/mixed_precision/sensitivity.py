@@ -17,7 +17,7 @@ from qgait_ptq.graph.attributes import tensor_of
 from qgait_ptq.graph.views import source
 from qgait_ptq.mixed_precision.damage import Damage, judge_damage
 from qgait_ptq.mixed_precision.groups import Kind, WidthGroup
-from qgait_ptq.placement.quantized_layers import quantized_layers
+from qgait_ptq.placement.quantized_layers import quantized_layers, weight_only_weights
 from qgait_ptq.stages.training_data import Clips
 
 Embeddings = dict[str, Tensor]
@@ -130,23 +130,27 @@ def _embed_batch(
         runner = _SuffixRunner(reference, batch)
         embeddings = {"": runner.embedding.cpu()}
         for g, call, bits in jobs:
-            value = _quantized_value(by_width[bits], groups[g].kind, call, runner)
-            embeddings[_name(call, bits)] = runner.run_from(call, value).cpu()
+            values = _quantized_values(by_width[bits], groups[g].kind, call, runner)
+            embeddings[_name(call, bits)] = runner.run_from(values).cpu()
     return embeddings
 
 
-def _quantized_value(quantized: fx.GraphModule, kind: Kind, call: str, runner: _SuffixRunner) -> Tensor:
-    """Return the value of a node when only its own quantizer is on."""
+def _quantized_values(
+    quantized: fx.GraphModule, kind: Kind, call: str, runner: _SuffixRunner
+) -> dict[str, Any]:
+    """Return the values that change first when only the quantizers of a call are on, by node."""
     node = runner.nodes[call]
     if kind is Kind.ACTIVATIONS:
-        result: Tensor = quantized.get_submodule(str(node.target))(runner.values[source(node)])
-        return result
+        return {call: quantized.get_submodule(str(node.target))(runner.values[source(node)])}
+    in_float = [weight for weight in weight_only_weights(quantized) if weight.node.name == call]
+    if in_float:
+        return {weight.call.name: weight.quantizer(weight.value(quantized)) for weight in in_float}
     (layer,) = (layer for layer in quantized_layers(quantized) if layer.node.name == call)
     weight = layer.weight_quantizer(tensor_of(quantized, layer.weight_parameter))
     rest = [runner.value(argument) for argument in node.args[2:]]
     if layer.bias_parameter is not None:
         rest[0] = tensor_of(quantized, layer.bias_parameter)
-    return node.target(runner.value(source(node)), weight, *rest, **node.kwargs)
+    return {call: node.target(runner.value(source(node)), weight, *rest, **node.kwargs)}
 
 
 class _SuffixRunner:
@@ -163,15 +167,15 @@ class _SuffixRunner:
         """Return the value of an argument of a node."""
         return fx.map_arg(argument, lambda node: self.values[node])
 
-    def run_from(self, name: str, value: Tensor) -> Tensor:
-        """Return the embedding when one node has another value."""
-        start = self.nodes[name]
-        changed = {start}
+    def run_from(self, values: Mapping[str, Any]) -> Tensor:
+        """Return the embedding when some nodes have other values."""
+        starts = {self.nodes[name]: value for name, value in values.items()}
+        changed = set(starts)
         for node in self.graph_module.graph.nodes:
             if any(source in changed for source in node.all_input_nodes):
                 changed.add(node)
         known = {node: kept for node, kept in self.values.items() if node not in changed}
-        known[start] = value
+        known |= starts
         embedding: Tensor = fx.Interpreter(self.graph_module).run(initial_env=known)
         return embedding
 

@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from fnmatch import fnmatch
 
 from torch import fx
 
@@ -22,16 +21,21 @@ from qgait_ptq.graph.annotation import (
     PlacementRules,
     SharedSpec,
 )
-from qgait_ptq.graph.attributes import layer_name, tensor_of
+from qgait_ptq.graph.attributes import tensor_of
 from qgait_ptq.graph.frame_inputs import is_network_input
 from qgait_ptq.graph.operators import ADDITIONS, RESHAPES, is_operator, operator_name
 from qgait_ptq.graph.shapes import observed_integer, observed_shape
 from qgait_ptq.graph.views import WeightedLayer, first_argument, source
+from qgait_ptq.placement.patterns import check_patterns, names_layer
+from qgait_ptq.placement.weight_only import (
+    NOT_ON_TARGET,
+    WeightOnlyPlan,
+    plan_weight_only,
+    weight_only_layers,
+)
 from qgait_ptq.quantizer.grid import IntegerGrid
 from qgait_ptq.quantizer.pair_order import largest_pair_sum
 from qgait_ptq.system.invariants import present
-
-OPERATOR_PREFIX = "operator:"  # prefix of patterns that select layers by operator
 
 
 def annotate(graph_module: fx.GraphModule, rules: PlacementRules, widths: BitWidths) -> fx.GraphModule:
@@ -48,10 +52,11 @@ def annotate(graph_module: fx.GraphModule, rules: PlacementRules, widths: BitWid
     layers = weighted_layers(graph_module, rules)
     if not layers:
         raise ConfigError("the network has no convolution and no linear layer with a fixed weight")
-    _check_patterns(widths, layers)
-    plan = _Plan(graph_module, rules, widths, layers)
+    float_layers = weight_only_layers(graph_module)
+    check_patterns(widths, layers, float_layers)
+    plan = _Plan(graph_module, rules, widths, layers, float_layers)
     if not plan.layers:
-        raise ConfigError("include and exclude leave no layer to quantize; change them")
+        raise ConfigError("include and exclude leave no layer to quantize on integers; change them")
     for node in graph_module.graph.nodes:
         node.meta.pop(ANNOTATION_KEY, None)
     plan.annotate()
@@ -68,27 +73,6 @@ def weighted_layers(graph_module: fx.GraphModule, rules: PlacementRules) -> list
     ]
 
 
-def names_layer(pattern: str, layer: fx.Node) -> bool:
-    """Return whether a pattern matches a layer: by its path, an enclosing module, or ``operator:conv2d``."""
-    if pattern.startswith(OPERATOR_PREFIX):
-        return fnmatch(operator_name(layer), pattern.removeprefix(OPERATOR_PREFIX))
-    name = layer_name(layer)
-    return fnmatch(name, pattern) or fnmatch(name, f"{pattern}.*")
-
-
-def _check_patterns(widths: BitWidths, layers: list[fx.Node]) -> None:
-    names = sorted({layer_name(layer) for layer in layers})
-    for setting in ("layers", "include", "exclude"):
-        for pattern in getattr(widths, setting):
-            if not any(names_layer(pattern, layer) for layer in layers):
-                operators = sorted({f"{OPERATOR_PREFIX}{operator_name(layer)}" for layer in layers})
-                known = operators if pattern.startswith(OPERATOR_PREFIX) else names
-                nearest = get_close_matches(pattern, known, n=3, cutoff=0.0)
-                raise ConfigError(
-                    f"{setting}: {pattern!r} matches no layer; the nearest are {', '.join(nearest)}"
-                )
-
-
 @dataclass
 class _Plan:
     """State of one placement: the nodes that compute on integers, and the widths of quantizers."""
@@ -97,6 +81,7 @@ class _Plan:
     rules: PlacementRules
     widths: BitWidths
     candidates: list[fx.Node]  # all layers whose weight could be quantized
+    in_float: list[fx.Node]  # operators in float with stored weights
 
     def __post_init__(self) -> None:
         self.layers = [layer for layer in self.candidates if self._is_chosen(layer)]
@@ -108,6 +93,13 @@ class _Plan:
         for node in self.nodes:
             if self._runs_on_integers(node):
                 self.integer.add(node)
+        self.weight_only = self._plan_weight_only()
+
+    def _plan_weight_only(self) -> dict[fx.Node, WeightOnlyPlan]:
+        chosen = [n for n in self.in_float if self._is_chosen(n) and is_operator(n, self.rules.weight_only)]
+        return plan_weight_only(
+            self.graph_module, chosen, self.layers, self._weight_only_bits, self.widths.weight_observer
+        )
 
     def _is_chosen(self, layer: fx.Node) -> bool:
         widths = self.widths
@@ -126,6 +118,8 @@ class _Plan:
             if node in self.layers:
                 features = node.all_input_nodes[0]  # always quantized, because a layer reads it
                 annotation = self._with_weight(node, annotation, bits[quantized[features]])
+            if node in self.weight_only:
+                annotation = replace(annotation, weight_only=self.weight_only[node].specs)
             if annotation != Annotation():
                 node.meta[ANNOTATION_KEY] = annotation
 
@@ -240,9 +234,18 @@ class _Plan:
 
     def _layer_bits(self, layer: fx.Node) -> tuple[int, int]:
         """Return weight and activation bits of a layer; the last matching pattern wins."""
+        is_edge = layer in (self.candidates[0], self.candidates[-1]) or self._is_input(source(layer))
+        return self._configured_bits(layer, is_edge=is_edge)
+
+    def _weight_only_bits(self, layer: fx.Node) -> int:
+        """Return the width of the weights of an operator in float."""
+        reads_input = any(self._is_input(read) for read in layer.all_input_nodes)
+        return self._configured_bits(layer, is_edge=reads_input or _leaves_network(layer))[0]
+
+    def _configured_bits(self, layer: fx.Node, *, is_edge: bool) -> tuple[int, int]:
         widths = self.widths
         weight, activation = widths.weight, widths.activation
-        if layer in (self.candidates[0], self.candidates[-1]) or self._is_input(source(layer)):
+        if is_edge:
             weight = activation = widths.edge
         for pattern, (own_weight, own_activation) in widths.layers.items():
             if names_layer(pattern, layer):
@@ -284,6 +287,10 @@ class _Plan:
     def _reason(self, node: fx.Node) -> str:
         if node in self.float_layers:
             return "gives the embedding: weights and input are quantized, the sums stay in float"
+        if node in self.weight_only:
+            return self.weight_only[node].reason
+        if node in self.in_float:
+            return NOT_ON_TARGET if self._is_chosen(node) else "left in float by include or exclude"
         if is_operator(node, self.rules.weighted) and node not in self.layers:
             asked = node in self.candidates
             return "left in float by include or exclude" if asked else "its weight is computed, not stored"
@@ -310,6 +317,6 @@ def _leaves_network(layer: fx.Node) -> bool:
         if node in seen or len(node.all_input_nodes) == 0:
             continue
         seen.add(node)
-        if is_operator(node, RESHAPES):
+        if is_operator(node, RESHAPES) or node.target is operator.getitem:
             pending.extend(node.users)
     return False

@@ -19,7 +19,7 @@ def insert_quantizers(graph_module: fx.GraphModule) -> fx.GraphModule:
     """Copy an annotated graph and insert its fake-quantize modules.
 
     Activations get a module call after the node, which all users read. Weights and biases get one between
-    the parameter and the layer. Tensors that share a quantizer call the same module.
+    the parameter and the node that reads it. Tensors that share a quantizer call the same module.
     """
     quantized = copy.deepcopy(graph_module)
     nodes = {node.name: node for node in quantized.graph.nodes}
@@ -35,6 +35,8 @@ def insert_quantizers(graph_module: fx.GraphModule) -> fx.GraphModule:
         annotation = annotation_of(node)
         if annotation.weight is not None:
             _quantize_parameters(quantized, node, annotation)
+        for weight in annotation.weight_only:
+            _quantize_stored(quantized, nodes[weight.parameter], nodes[weight.reader], weight.quantizer)
     quantized.graph.lint()
     quantized.recompile()
     return quantized
@@ -69,3 +71,17 @@ def _quantize_parameters(graph_module: fx.GraphModule, node: fx.Node, annotation
             weight_scale = graph.get_attr(f"{name}.scale")
             bias = graph.call_module(node.name + BIAS_SUFFIX, (bias, input_scale, weight_scale))
     layer.replace_parameters(weight, bias)
+
+
+def _quantize_stored(
+    graph_module: fx.GraphModule, parameter: fx.Node, reader: fx.Node, spec: OwnSpec
+) -> None:
+    """Let a node read a stored weight through a quantizer; readers of one parameter have one each."""
+    name = f"{reader.name}_{parameter.name}{WEIGHT_SUFFIX}"
+    axis = present(spec.channel_axis)
+    graph_module.add_module(
+        name, FakeQuantize(spec.grid, WEIGHT_OBSERVERS[spec.observer](spec.grid, axis), axis)
+    )
+    with graph_module.graph.inserting_before(reader):
+        call = graph_module.graph.call_module(name, (parameter,))
+    reader.replace_input_with(parameter, call)

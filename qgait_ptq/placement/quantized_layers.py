@@ -79,6 +79,45 @@ def _describe(graph_module: fx.GraphModule, node: fx.Node) -> QuantizedLayer:
     )
 
 
+@dataclass(frozen=True)
+class WeightOnlyWeight:
+    """A stored weight of an operator that computes in float.
+
+    Attributes:
+        node: node of the operator.
+        call: call of the weight's quantizer.
+        parameter: node of the float weight.
+        quantizer: quantizer of the weight.
+    """
+
+    node: fx.Node
+    call: fx.Node
+    parameter: fx.Node
+    quantizer: FakeQuantize
+
+    @property
+    def path(self) -> str:
+        """Path of the weight's parameter."""
+        return str(self.parameter.target)
+
+    def value(self, graph_module: fx.GraphModule) -> Tensor:
+        """Return the float weight."""
+        return present(tensor_of(graph_module, self.parameter))
+
+
+def weight_only_weights(graph_module: fx.GraphModule) -> list[WeightOnlyWeight]:
+    """Return the stored weights of operators in float that are quantized, in graph order."""
+    nodes = {node.name: node for node in graph_module.graph.nodes}
+    found = []
+    for node in nodes.values():
+        for spec in annotation_of(node).weight_only:
+            calls = map(ModuleCall.of, nodes[spec.reader].all_input_nodes)
+            call = next(c for c in calls if c is not None and c.input.name == spec.parameter)
+            quantizer = of_type(graph_module.get_submodule(call.path), FakeQuantize)
+            found.append(WeightOnlyWeight(node, call.node, call.input, quantizer))
+    return found
+
+
 def activation_quantizers(graph_module: fx.GraphModule, *, inputs: bool = True) -> dict[str, FakeQuantize]:
     """Return the quantizers of activations by module name, in the order of their first call.
 

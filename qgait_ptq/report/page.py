@@ -199,9 +199,12 @@ def _notes(report: Report) -> Iterator[str]:
     elif counts != ANY_FRAME_COUNT:
         yield f"the file takes {counts}; evaluation left out other sequences, and the Embedder refuses them"
     for part in report["model"].get("in_float", []):
-        share = _percent(part["parameters"], report["model"]["parameters"])
+        stored, everything = part.get("weight_only", 0), report["model"]["parameters"]
+        share = f"{_percent(part['parameters'] + stored, everything)} % of the parameters"
+        if stored:
+            share += f" ({_percent(stored, everything)} % stored as integers)"
         work = _percent(part["macs"], report["model"]["macs"])
-        yield f"{part['operator']} in float: {share} % of the parameters, {work} % of the MACs"
+        yield f"{part['operator']} in float: {share}, {work} % of the MACs"
     if report["model"]["batch"] is not None:
         yield f"the file takes a batch size of {report['model']['batch']} only"
     if report["slow_layers"]:

@@ -249,7 +249,9 @@ def sensitivity_figure(entries: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _with_bits(layer: Mapping[str, Any]) -> str:
-    widths = (
-        "float" if layer["weight_bits"] is None else f"W{layer['weight_bits']}A{layer['activation_bits']}"
-    )
+    widths = f"W{layer['weight_bits']}A{layer['activation_bits']}"
+    if layer["weight_bits"] is None:
+        widths = "float"
+    elif layer["activation_bits"] is None:
+        widths = f"W{layer['weight_bits']}, weight-only"
     return f"{layer['name']} ({widths})"

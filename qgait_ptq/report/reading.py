@@ -42,6 +42,7 @@ class _Layer(_Section):
     macs: Count
     sqnr_db: float | None = None
     equalization_factors: list[Number] | None = None
+    weight_only: bool = False
 
 
 class _Data(_Section):

@@ -49,11 +49,15 @@ class InputPart(Section):
 
 
 class FloatOperator(Section):
-    """Operators of one kind that compute in float: their parameters and multiply-accumulates."""
+    """Operators of one kind that compute in float: their parameters and multiply-accumulates.
+
+    ``parameters`` are stored in float, and ``weight_only`` as integers.
+    """
 
     operator: str
     parameters: Count
     macs: Count
+    weight_only: Count = 0
 
 
 class AcceptedFrameCounts(Section):
@@ -79,6 +83,7 @@ class Model(Section):
     parts: Count
     parameters: Count
     quantized_parameters: Count | None = None
+    weight_only_parameters: Count = 0
     macs: Count
     integer_macs: Count | None = None
     in_float: list[FloatOperator] = []
@@ -196,7 +201,7 @@ class PairSumsOf(Section):
 
 
 class Scales(Section):
-    """Scales of a layer. ``weight_scales`` has one entry for each output channel."""
+    """Scales of a layer. ``weight_scales`` has one entry for each output channel of each weight."""
 
     activation_scale: float | None = None
     activation_zero_point: int | None = None
@@ -205,13 +210,17 @@ class Scales(Section):
 
 
 class Layer(Section):
-    """A layer with weights: widths, cost, and its error."""
+    """A layer with weights: widths, cost, and its error.
+
+    ``weight_only``: the operator computes in float, and only its weights can be quantized.
+    """
 
     name: str
     op: str
     weight_bits: Width | None
     activation_bits: Width | None
     integer: bool
+    weight_only: bool = False
     note: str
     parameters: Count
     macs: Count

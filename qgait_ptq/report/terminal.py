@@ -25,6 +25,7 @@ from qgait_ptq.report.widths import allocation_lines, widths_label
 
 COLUMNS = {"float": "float", "quantized": "quantized", "onnx": "ONNX file"}
 MEGABYTE = 1e6
+NAMED_LAYERS = 3  # in one line
 
 
 class TerminalProgress:
@@ -114,6 +115,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
     return [
         str(report["data"]["description"]),
         *_part_line(report["model"]),
+        *_weight_only_line(report),
         *allocation_lines(report),
         *_stage_lines(report["calibration"]),
         f"embeddings against float: cosine {agreement['cosine_mean']:.4f} mean, "
@@ -131,6 +133,20 @@ def _part_line(model: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"the file and its size are those of {submodule['name']} alone; accuracy is that of the whole "
             "network with the file inside"
+        )
+
+
+def _weight_only_line(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the operators in float whose weights are stored as integers."""
+    stored = report["model"].get("weight_only_parameters", 0)
+    if stored:
+        layers = [layer for layer in report["layers"] if layer.get("weight_only") and layer["weight_bits"]]
+        names = list(dict.fromkeys(f"{layer['name']} ({layer['weight_bits']} bits)" for layer in layers))
+        shown = ", ".join(names[:NAMED_LAYERS])
+        more = f" and {len(names) - NAMED_LAYERS} more" if len(names) > NAMED_LAYERS else ""
+        yield (
+            f"weight-only: {stored / 1e6:.2f} M weights are stored as integers and compute in float: "
+            f"{shown}{more}"
         )
 
 

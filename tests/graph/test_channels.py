@@ -7,8 +7,9 @@ from torch import nn
 from qgait_ptq.calibration.equalization import Equalization, equalize
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import CalibrationError
-from qgait_ptq.graph.attributes import layer_name, tensor_of
+from qgait_ptq.graph.attributes import tensor_of
 from qgait_ptq.graph.channels import find_channel_groups
+from qgait_ptq.graph.stored_weights import layer_name
 from qgait_ptq.placement.planning import plan
 from tests.conftest import make_gaitbase, make_gaitset
 

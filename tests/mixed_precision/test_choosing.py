@@ -1,14 +1,17 @@
 """Widths chosen for a budget or for an accuracy, from Python."""
 
 import pytest
+import torch
 
 import qgait_ptq as qg
 from qgait_ptq.config.schema import BudgetConfig
 from qgait_ptq.errors import CalibrationError, ConfigError, DataError
 from qgait_ptq.gait.data.sources import GaitData
 from qgait_ptq.report.page import render_report
+from qgait_ptq.report.terminal import summary_lines
 from qgait_ptq.report.widths import allocation_lines
 from tests.conftest import make_gaitbase
+from tests.weight_only_networks import OverFrames, Recurrent
 
 FAST = {
     "calibration_sequences": 20,
@@ -147,3 +150,19 @@ def test_sensitivity_needs_two_people(people):
 def test_goals_that_make_no_sense_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         qg.QuantConfig(**settings)
+
+
+def test_weights_of_an_lstm_take_part_in_a_budget(people):
+    """At 8 bits, the LSTM alone exceeds the budget."""
+    torch.manual_seed(0)
+    network = OverFrames(Recurrent("LSTM", 96), 96).eval()
+    config = {**FAST, **QUICK, "calibration_sequences": 8, "budget": {"size_mb": 0.05}}
+    result = qg.quantize(
+        network, GaitData(people.choose(8), people.choose(4)), qg.QuantConfig(**config), device="cpu"
+    )
+    (row,) = [layer for layer in result.report.layers if layer.weight_only]
+    assert row.weight_bits == 4
+    assert row.parameters > 50_000
+    assert result.report.size_bytes["onnx"] <= 50_000
+    assert any(line.startswith("weight-only: 0.05 M weights") for line in summary_lines(result.report.to_json()))
+    assert "inner.rnn: weight-only" in render_report(result.report.to_json())

@@ -12,10 +12,12 @@ from qgait_ptq.mixed_precision.damage import judge_damage
 from qgait_ptq.mixed_precision.groups import Kind, find_groups, layer_costs
 from qgait_ptq.mixed_precision.sensitivity import measure_sensitivity
 from qgait_ptq.placement.layers import list_layers
+from qgait_ptq.placement.quantized_layers import weight_only_weights
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
 from qgait_ptq.stages.training_data import Clips
 from tests.conftest import make_gaitbase
 from tests.networks import quantize_network
+from tests.weight_only_networks import make_network, random_batches
 
 NO_STATES = SavedStates(None, "", resume=False)
 
@@ -122,6 +124,47 @@ def test_costs_know_which_tensor_a_layer_reads(by_width):
     assert costs["stem.0"].activations is None
     assert costs["blocks.1.conv1"].activations == costs["blocks.1.shortcut.0"].activations
     assert all(cost.macs > 0 and cost.elements > 0 for cost in costs.values())
+
+
+@pytest.fixture(scope="module")
+def recurrent():
+    return {
+        bits: quantize_network(
+            make_network("lstm of two layers and directions"),
+            random_batches(4),
+            weight_bits=bits,
+            activation_bits=bits,
+            edge_bits=bits,
+        )
+        for bits in (3, 8)
+    }
+
+
+def test_all_weights_of_an_lstm_are_one_group_whose_operations_do_not_count(recurrent):
+    quantized = recurrent[8]
+    groups = find_groups(quantized.graph)
+    (group,) = [group for group in groups if group.layers == ("inner.rnn",)]
+    assert (group.kind, len(group.calls)) == (Kind.WEIGHTS, 1)
+    macs = {layer.node: layer.macs for layer in list_layers(quantized.float_graph)}
+    costs = [c for c in layer_costs(quantized.graph, groups, macs) if c.name == "inner.rnn"]
+    assert sum(cost.elements for cost in costs) == 2 * 4 * 48 * ((32 + 48) + (96 + 48))
+    assert {(groups[cost.weights], cost.activations, cost.macs) for cost in costs} == {(group, None, 0)}
+
+
+def test_weights_of_an_lstm_are_measured_alone(recurrent):
+    reference = quantized_copy(recurrent[8])
+    set_quantizing(reference, False)
+    batch = torch.cat(random_batches(4))
+    clips = Clips((255 * batch).to(torch.uint8), torch.tensor([0, 0, 1, 1]))
+    groups, damages = measure(recurrent, clips, reference)
+    number = next(i for i, group in enumerate(groups) if group.layers == ("inner.rnn",))
+    alone = quantized_copy(recurrent[3])
+    set_quantizing(alone, False)
+    for weight in weight_only_weights(alone):
+        weight.quantizer.enable_fake_quant(True)
+    expected = judge_damage(reference(batch), alone(batch), clips.labels)
+    assert damages[number, 3].distortion == pytest.approx(expected.distortion, rel=1e-3)
+    assert 0 < damages[number, 8].distortion < damages[number, 3].distortion
 
 
 def test_equal_embeddings_are_not_damaged():

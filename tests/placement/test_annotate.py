@@ -5,11 +5,11 @@ from qgait_ptq.capture.trace import capture
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.graph.annotation import BitWidths, OwnSpec, SharedSpec, annotation_of
-from qgait_ptq.graph.attributes import layer_name
 from qgait_ptq.graph.operators import WEIGHTED, is_operator, operator_name
 from qgait_ptq.graph.passes import SIMPLIFICATION
 from qgait_ptq.graph.passes.graph_pass import run_passes
 from qgait_ptq.graph.shapes import record_shapes
+from qgait_ptq.graph.stored_weights import layer_name
 from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.insert import insert_quantizers
 from qgait_ptq.placement.layers import float_operators, list_layers

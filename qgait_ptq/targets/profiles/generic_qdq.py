@@ -10,6 +10,7 @@ from qgait_ptq.graph.operators import (
     MAXIMA,
     RECTIFIERS,
     VALUE_PRESERVING,
+    WEIGHT_ONLY,
     WEIGHTED,
 )
 from qgait_ptq.targets.target import Storage, Target
@@ -24,6 +25,7 @@ TARGET = Target(
         value_preserving=VALUE_PRESERVING,
         reducing=MAX_POOLS | MAXIMA,
         saturating_pairs=True,
+        weight_only=WEIGHT_ONLY,
     ),
     Storage(int4_weights=False),
     opset=18,

@@ -11,6 +11,7 @@ from qgait_ptq.graph.operators import (
     MAXIMA,
     RECTIFIERS,
     VALUE_PRESERVING,
+    WEIGHT_ONLY,
     WEIGHTED,
 )
 from qgait_ptq.graph.passes.sink_leaky_relu import SINK_LEAKY_RELU
@@ -29,6 +30,7 @@ TARGET = Target(
         reducing=MAX_POOLS | MAXIMA,
         last_layer=LastLayer.INTEGER_SUMS,
         saturating_pairs=True,
+        weight_only=WEIGHT_ONLY,
     ),
     Storage(integer_operators=frozenset({"ConvInteger"})),
     # Without these passes, layers with float results are computed in float. Reductions of an outer

@@ -11,6 +11,7 @@ from qgait_ptq.graph.operators import (
     MAXIMA,
     RECTIFIERS,
     VALUE_PRESERVING,
+    WEIGHT_ONLY,
     WEIGHTED,
 )
 from qgait_ptq.targets.target import Target
@@ -27,6 +28,7 @@ TARGET = Target(
         last_layer=LastLayer.INTEGER_SUMS,
         one_sided_additions=True,
         saturating_pairs=True,
+        weight_only=WEIGHT_ONLY,
     ),
     runtimes=("openvino",),
     limits=("float parts compute in bfloat16 where the processor has it, unless told otherwise",),
