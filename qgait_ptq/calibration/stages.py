@@ -132,8 +132,9 @@ class Correct(Stage):
         state = replace(state, maybe_quantized=quantized)
         if not left_alone:
             return state
+        names = ", ".join(dict.fromkeys(left_alone))  # a layer that is called twice is there twice
         return state.recording(shared_weights=left_alone).noting(
-            f"weights that several layers share are rounded to nearest: {', '.join(dict.fromkeys(left_alone))}"
+            f"weights that several layers share are rounded to nearest: {names}"
         )
 
 

@@ -17,8 +17,8 @@ from qgait_ptq.runtime.optimized_graph import written_name
 from qgait_ptq.runtime.sessions import Session
 from qgait_ptq.verification.emulation import record_elsewhere
 from qgait_ptq.verification.recording import Recording, record
+from qgait_ptq.verification.runtime_floats import BEFORE, known_values
 
-BEFORE = "_pre_q"  # onnxruntime appends it to the input of a quantizer that it moved
 LAYOUT_KEEPING = frozenset({"QLinearLeakyRelu", "QLinearAdd", "Clip", "QLinearSigmoid", "QLinearConcat"})
 REARRANGED = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Clip"})
 SUMMING = frozenset({"ConvInteger"})  # 32 bits wide
@@ -110,42 +110,12 @@ def compare_with_reference(
     totals: dict[str, TensorCheck] = {}
     unknown: dict[str, None] = {}
     for feed, as_written, as_run in zip(feeds, recording.as_written, recording.as_run, strict=True):
-        values = _known_values(written, optimised, as_written, as_run) | feed
+        values = known_values(written, optimised, as_written, as_run) | feed
         expected = simulate(model, values.__getitem__, saturating=saturating)
         comparison = _Comparison(optimised, written, expected, as_run, dict(feed))
         for check in _compare(comparison, unknown):
             totals[check.name] = _sum_up(totals.get(check.name), check)
     return Verification(tuple(totals.values()), tuple(unknown))
-
-
-def _known_values(
-    written: OnnxGraph, optimised: OnnxGraph, as_written: dict[str, Array], as_run: dict[str, Array]
-) -> dict[str, Array]:
-    """Return values of the file's tensors, with the floats that the runtime quantizes.
-
-    The runtime computes floats in other orders than the unoptimised file, so its own are taken where possible.
-    It renames a float tensor that it quantizes earlier, and drops the name of one whose ReLU it leaves to the
-    quantizer or whose axes it reorders.
-    """
-    named = {name.removesuffix(BEFORE): value for name, value in as_run.items()}
-    quantizers = {
-        written_name(node.name): node.input[0]
-        for node in optimised.nodes
-        if node.op_type == "QuantizeLinear" and node.input[0] in as_run
-    }
-    values = as_written | named
-    for node in written.nodes:
-        name = node.input[0] if node.op_type == "QuantizeLinear" else ""
-        if name in as_written and name not in named and node.name in quantizers:
-            values[name] = _in_order_of(as_written[name], as_run[quantizers[node.name]])
-    return values
-
-
-def _in_order_of(expected: Array, actual: Array) -> Array:
-    """Return a tensor of the runtime with the axes of the file; that of the file if there are none."""
-    orders = [actual, np.moveaxis(actual, -1, 1)] if actual.ndim > 1 else [actual]
-    fitting = [values for values in orders if values.shape == expected.shape]
-    return min(fitting, key=lambda values: float(np.abs(values - expected).sum()), default=expected)
 
 
 def saturation_damage(path: Path, batches: Sequence[Sequence[Array]]) -> float:
