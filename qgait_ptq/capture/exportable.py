@@ -1,7 +1,8 @@
 """Operators in a form in which torch.export keeps batch and frames free.
 
 torch.export turns the frame count into a constant where a network calls ``max_pool1d``. The same pooling over
-two axes, one of them of size 1, stays free. The results are equal.
+two axes, one of them of size 1, stays free. It does so too where the frame count is a kernel size, as in an
+average over all frames with ``avg_pool1d``. The mean over the axes stays free. The results are equal.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -53,6 +55,32 @@ def adaptive_max_pool(
     return input.amax(tuple(range(-dimensions, 0)), keepdim=True)
 
 
+def average_pool(
+    input: Tensor,
+    kernel_size: Setting,
+    stride: Setting | None = None,
+    padding: Setting = 0,
+    *others: Any,
+    dimensions: int,
+    original: Callable[..., Any],
+    **named: Any,
+) -> Any:
+    """Return the mean over the pooled axes if the kernel has their free sizes; else what torch computes."""
+    kernel = kernel_size if isinstance(kernel_size, Sequence) else [kernel_size]
+    kernel = kernel if len(kernel) == dimensions else [kernel[0]] * dimensions
+    sizes = input.shape[-dimensions:]
+    is_free = any(isinstance(size, torch.SymInt) for size in kernel)
+    is_plain = padding == 0 and not others and not named
+    if is_free and is_plain and all(map(_same_size, kernel, sizes)):
+        return input.mean(tuple(range(-dimensions, 0)), keepdim=True)
+    return original(input, kernel_size, stride, padding, *others, **named)
+
+
+def _same_size(first: int | torch.SymInt, second: int | torch.SymInt) -> bool:
+    """Return whether two sizes are always equal, without fixing a free one."""
+    return bool(statically_known_true(first == second))
+
+
 def _one(setting: Setting) -> int:
     return setting if isinstance(setting, int) else setting[0]
 
@@ -74,6 +102,8 @@ class ExportableOperators(TorchFunctionMode):
             func = max_pool1d
         elif func in ADAPTIVE:
             return adaptive_max_pool(*args, dimensions=ADAPTIVE[func], original=func, **(kwargs or {}))
+        elif func in AVERAGE:
+            return average_pool(*args, dimensions=AVERAGE[func], original=func, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -81,4 +111,9 @@ ADAPTIVE: dict[Callable[..., Any], int] = {
     functional.adaptive_max_pool1d: 1,
     functional.adaptive_max_pool2d: 2,
     functional.adaptive_max_pool3d: 3,
+}
+AVERAGE: dict[Callable[..., Any], int] = {
+    functional.avg_pool1d: 1,
+    functional.avg_pool2d: 2,
+    functional.avg_pool3d: 3,
 }
