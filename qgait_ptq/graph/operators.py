@@ -63,6 +63,7 @@ TRANSPOSED_CONVOLUTIONS = frozenset(
     {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 )
 BROADCASTS = frozenset({aten.expand.default})
+INSERTIONS = frozenset({aten.unsqueeze.default})
 # Operators that compute in float, but whose stored weights can be integers in the file.
 WEIGHT_ONLY = (
     RECURRENT

@@ -18,12 +18,14 @@ from qgait_ptq.graph.operators import (
     BROADCASTS,
     EINSUMS,
     EMBEDDINGS,
+    INSERTIONS,
     MATRIX_PRODUCTS,
     RECURRENT,
     RECURRENT_CELLS,
     TRANSPOSED_CONVOLUTIONS,
     is_operator,
 )
+from qgait_ptq.graph.shapes import observed_integer, observed_shape
 from qgait_ptq.graph.views import ModuleCall, WeightedLayer, argument, first_argument, operands, source
 from qgait_ptq.system.invariants import of_type
 
@@ -36,7 +38,7 @@ class StoredWeight:
 
     Attributes:
         parameter: node of the parameter.
-        reader: node that reads the parameter: the operator, or an expansion before it.
+        reader: node that reads the parameter: the operator, or a node before it that expands the weight.
         axis: axis with a scale for each slice.
     """
 
@@ -52,10 +54,10 @@ def stored_weights(graph_module: fx.GraphModule, node: fx.Node) -> list[StoredWe
     """
     found = []
     for weight, axis in _weight_arguments(node):
-        parameter, reader = _before_expansion(weight, node)
+        parameter, reader = _before_expansion(weight, node, axis)
         value = tensor_of(graph_module, parameter)
         if value is not None and value.is_floating_point() and value.ndim > 1:
-            found.append(StoredWeight(parameter, reader, axis % value.ndim))
+            found.append(StoredWeight(of_type(parameter, fx.Node), reader, axis % value.ndim))
     return found
 
 
@@ -68,7 +70,7 @@ def layer_name(node: fx.Node) -> str:
             weight = first_argument(weight)
         return node.name if weight is None else owner_name(of_type(weight, fx.Node))
     for weight, _ in _weight_arguments(node):
-        while is_operator(weight, BROADCASTS) or ModuleCall.of(weight) is not None:
+        while is_operator(weight, BROADCASTS | INSERTIONS) or ModuleCall.of(weight) is not None:
             weight = first_argument(weight)
         if isinstance(weight, fx.Node) and weight.op == "get_attr":
             return owner_name(weight)
@@ -86,11 +88,23 @@ def _weight_arguments(node: fx.Node) -> Weights:
     return iter(()) if find is None else find(node)
 
 
-def _before_expansion(weight: object, reader: fx.Node) -> tuple[fx.Node, fx.Node]:
-    """Return the node before expansions of a weight, and the node that reads it."""
-    while is_operator(weight, BROADCASTS):
-        reader, weight = weight, source(weight)  # type: ignore[arg-type,assignment]
-    return weight, reader  # type: ignore[return-value]
+def _before_expansion(weight: object, reader: fx.Node, axis: int) -> tuple[object, fx.Node]:
+    """Return the node before expansions of a weight, and the node that reads it.
+
+    An axis that is inserted before the axis with scales leaves that axis where it is, counted from the end.
+    """
+    while is_operator(weight, BROADCASTS) or _inserts_before(weight, axis):
+        reader = of_type(weight, fx.Node)
+        weight = source(reader)
+    return weight, reader
+
+
+def _inserts_before(weight: object, axis: int) -> bool:
+    if not is_operator(weight, INSERTIONS):
+        return False
+    node = of_type(weight, fx.Node)
+    dimensions = len(observed_shape(node) or ())
+    return axis < 0 and observed_integer(argument(node, "dim")) % max(dimensions, 1) < dimensions + axis
 
 
 def _of_recurrent(node: fx.Node) -> Weights:
