@@ -1,7 +1,8 @@
 """Operators in a form in which torch.export keeps batch and frames free.
 
 torch.export turns the frame count into a constant where a network calls ``max_pool1d``. The same pooling over
-two axes, one of them of size 1, stays free. The results are equal.
+two axes, one of them of size 1, stays free. It does the same for adaptive maxima over pixels that keep the
+frames. The same maxima of each frame stay free. The results are equal.
 """
 
 from __future__ import annotations
@@ -44,11 +45,23 @@ def adaptive_max_pool(
     dimensions: int,
     original: Callable[..., Any],
 ) -> Any:
-    """Return the maximum over all pooled axes where one value is left of each; else what torch computes."""
-    sizes = output_size if isinstance(output_size, Sequence) else [output_size]
-    if return_indices or any(size != 1 for size in sizes):
+    """Return an adaptive maximum in which axes that keep their size are batches; else what torch computes."""
+    sizes = list(output_size) if isinstance(output_size, Sequence) else [output_size] * dimensions
+    axes = range(input.dim() - dimensions, input.dim())
+    kept = [axis for axis, size in zip(axes, sizes, strict=True) if size is None]
+    if return_indices or not kept:
         return original(input, output_size, return_indices)
-    return input.amax(tuple(range(-dimensions, 0)), keepdim=True)
+    pooled = [axis for axis in axes if axis not in kept]
+    if not pooled:
+        return input
+    order = [*range(axes.start), *kept, *pooled]
+    moved = input.permute(order)
+    batches = moved.shape[: -len(pooled)]
+    pool = tuple(ADAPTIVE)[len(pooled) - 1]
+    result = pool(
+        moved.flatten(0, len(batches) - 1).unsqueeze(0), [sizes[axis - axes.start] for axis in pooled]
+    )
+    return result.squeeze(0).unflatten(0, batches).permute([order.index(axis) for axis in range(input.dim())])
 
 
 def _one(setting: Setting) -> int:

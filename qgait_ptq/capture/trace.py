@@ -40,7 +40,7 @@ EXAMPLE_FRAMES = 7  # prime, so that arithmetic on it does not work by accident
 LONGER_EXAMPLE_FRAMES = 31  # for networks that go another way with fewer frames than usual
 BATCHES = (1, 2, 3)
 LARGEST_TRIED = 64  # frames, of an end of the frame counts that is tried, too
-FRAME_COUNTS = (5, 7, 17)  # shorter, as captured, more than twice as long
+FRAME_COUNTS = (5, 7, 12, 17)  # shorter, as captured, with many divisors, more than twice as long
 # Sizes of fixed dimensions, if the network, its capture or its file accepts one size only.
 PINNED_BATCH, PINNED_FRAMES = 1, 30
 BATCH_AXIS, FRAME_AXIS = 0, 1
