@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -116,7 +118,8 @@ class Comparer:
 
 def _run(network: Callable[[Tensor], Tensor], silhouettes: Tensor) -> Tensor | None:
     try:
-        with torch.inference_mode():
+        # A graph that fails prints the failed line.
+        with torch.inference_mode(), redirect_stderr(io.StringIO()):
             return network(silhouettes)
     except Exception:  # whatever a network raises at a size that it does not take
         return None

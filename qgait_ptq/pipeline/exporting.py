@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qgait_ptq.calibration.batches import taken_batches
-from qgait_ptq.capture.trace import FRAME_AXIS, Capture
+from qgait_ptq.capture.captured import FRAME_AXIS, Capture
 from qgait_ptq.errors import ExportError
 from qgait_ptq.exporters.onnx_file import export_float, export_quantized
 from qgait_ptq.exporters.passes.first_layer_table import FIRST_LAYER_TABLE, LARGEST_KERNEL, layers_in_tables

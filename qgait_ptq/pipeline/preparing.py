@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from qgait_ptq.calibration.stages import LEARNING
 from qgait_ptq.capture.autocast import disabled_regions
-from qgait_ptq.capture.trace import BATCH_AXIS, FRAME_AXIS, Capture
+from qgait_ptq.capture.captured import BATCH_AXIS, FRAME_AXIS, Capture
 from qgait_ptq.exporters.exportability import unknown_nodes
 from qgait_ptq.exporters.onnx_file import export_float
 from qgait_ptq.graph.conversion import to_device

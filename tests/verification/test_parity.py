@@ -2,7 +2,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from qgait_ptq.capture.trace import BATCH_AXIS, FRAME_AXIS, Capture
+from qgait_ptq.capture.captured import BATCH_AXIS, FRAME_AXIS, Capture
 from qgait_ptq.errors import ExportError
 from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.graph.network_input import random_silhouettes

@@ -1,4 +1,4 @@
-"""Rewriting adaptive pooling in forms that exporters write: over any number of frames, and in unequal windows.
+"""Rewriting adaptive pooling in forms that exporters write, over any number of frames.
 
 Adaptive pooling treats each axis separately. An axis that becomes one value is a mean or a maximum. An axis
 that keeps its size has windows of one entry. Of any other axis, each window is a slice with computed bounds.
