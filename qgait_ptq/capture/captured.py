@@ -91,6 +91,11 @@ class Capture:
         """Return a copy with the cause that fixes or limits an axis; an empty one is not kept."""
         return replace(self, causes={**self.causes, axis: cause}) if cause else self
 
+    def described_causes(self) -> dict[str, str]:
+        """Return the causes by the name of the axis, ``batch`` or ``frames``."""
+        names = {BATCH_AXIS: "batch", FRAME_AXIS: "frames"}
+        return {name: self.causes[axis] for axis, name in names.items() if axis in self.causes}
+
     def pin(self, axes: Iterable[int]) -> Capture:
         """Return a copy in which some free dimensions are fixed: one sequence, `PINNED_FRAMES` frames."""
         free = self.free_axes.intersection(axes)

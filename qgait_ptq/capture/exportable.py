@@ -2,7 +2,8 @@
 
 torch.export turns the frame count into a constant where a network calls ``max_pool1d``. The same pooling over
 two axes, one of them of size 1, stays free. It does the same for adaptive maxima over pixels that keep the
-frames. The same maxima of each frame stay free. The results are equal.
+frames. The same maxima of each frame stay free. ``linspace`` is computed from numbered steps. The results are
+equal.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import SymInt, Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -64,8 +65,23 @@ def adaptive_max_pool(
     return result.squeeze(0).unflatten(0, batches).permute([order.index(axis) for axis in range(input.dim())])
 
 
+def linspace(start: float, end: float, steps: int, **keywords: Any) -> Tensor:
+    """Return what ``torch.linspace`` returns, for a free number of steps; from both ends, as torch does."""
+    positions = torch.arange(steps, **keywords).to(torch.get_default_dtype())
+    last = positions[-1:]
+    step = (end - start) / last.clamp_min(1)
+    in_first_half = (positions * 2 + 1 <= last) | (positions == 0)
+    return torch.where(in_first_half, positions * step + start, (positions - last) * step + end)
+
+
 def _one(setting: Setting) -> int:
     return setting if isinstance(setting, int) else setting[0]
+
+
+def _is_free(start: object = None, end: object = None, steps: object = None, **keywords: object) -> bool:
+    """Return whether a call of ``torch.linspace`` has numbers as its ends, and a free number of steps."""
+    plain = all(isinstance(value, int | float) for value in (start, end))
+    return plain and isinstance(steps, SymInt) and keywords.keys() <= {"device", "requires_grad"}
 
 
 class ExportableOperators(TorchFunctionMode):
@@ -81,6 +97,8 @@ class ExportableOperators(TorchFunctionMode):
         """Call a function, or its replacement."""
         if func in (torch.max_pool1d, functional.max_pool1d):
             func = max_pool1d
+        elif func is torch.linspace and _is_free(*args, **(kwargs or {})):
+            func = linspace
         elif func in ADAPTIVE:
             return adaptive_max_pool(*args, dimensions=ADAPTIVE[func], original=func, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
