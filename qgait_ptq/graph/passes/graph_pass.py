@@ -84,11 +84,14 @@ def run_passes(
 
 
 def _inherit_places(graph_module: fx.GraphModule, before: set[fx.Node]) -> None:
-    """Give new nodes the source location of the node that they replace: they stand before it."""
+    """Give new nodes the source location of the node that they replace: it stands behind them, unused."""
+    unused: set[fx.Node] = set()
     replaced = ""
     for node in reversed(graph_module.graph.nodes):
         if node in before:
-            replaced = place_of(node) if not node.users else ""
+            if node.op != "output" and unused.issuperset(node.users):
+                unused.add(node)
+            replaced = place_of(node) if node in unused else ""
         elif replaced and not place_of(node):
             node.meta[PLACE_KEY] = replaced
 
