@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from qgait_ptq.calibration.ranges import calibrate_ranges
 from qgait_ptq.calibration.training import embed_clips
-from qgait_ptq.capture.trace import Capture
+from qgait_ptq.capture.captured import Capture
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.gait.data.clips import cut_clips, split_identities_off
 from qgait_ptq.gait.data.dataset import GaitDataset

@@ -31,7 +31,9 @@ from qgait_ptq.calibration.ranges import calibrate_ranges
 from qgait_ptq.calibration.resuming import SavedStates
 from qgait_ptq.calibration.trained_graph import LearningRates
 from qgait_ptq.calibration.training import TrainingSettings
+from qgait_ptq.capture.captured import FRAME_AXIS
 from qgait_ptq.config.schema import QuantConfig
+from qgait_ptq.errors import CalibrationError
 from qgait_ptq.placement.insert import insert_quantizers
 from qgait_ptq.placement.quantized_layers import quantized_layers
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
@@ -100,7 +102,17 @@ class SetRanges(Stage):
                 seen += 1
                 yield batch
 
-        calibrate_ranges(quantized, batches())
+        try:
+            calibrate_ranges(quantized, batches())
+        except CalibrationError:
+            if seen or not len(state.chosen):
+                raise
+            cause = state.captured.causes.get(FRAME_AXIS)
+            raise CalibrationError(
+                "no calibration sequence has a usable length: the network is captured for "
+                f"{state.captured.frame_counts}{f'; {cause}' if cause else ''}. Use sequences of such a "
+                "length, or name the frame count of yours with --frames"
+            ) from None
         reference = copy.deepcopy(quantized)
         set_quantizing(reference, False)
         if seen < len(state.chosen):

@@ -50,7 +50,8 @@ def autocast_disabled() -> Iterator[set[str]]:
     """Let regions of `torch.autocast` compute in float32 in this thread.
 
     A region turns autocast on when it is entered, so the method that enters regions is replaced for a while.
-    Other threads are not affected.
+    Other threads are not affected. torch has no public way to be told: function modes see the operators in
+    a region, but neither the region nor its line, and a guard around the network ends where a region begins.
 
     Returns:
         The places, ``file:line``, of the enabled regions that were entered so far.

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qgait_ptq.capture.pickles import StandIn
+from qgait_ptq.capture.stand_ins import StandIn
 
 TOP = "."  # the key of the file's top level
 DEEPEST, MOST_CONTAINERS = 8, 1_000_000  # levels, dictionaries and lists of a file that are searched

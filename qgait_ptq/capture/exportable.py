@@ -1,8 +1,9 @@
 """Operators in a form in which torch.export keeps batch and frames free.
 
 torch.export turns the frame count into a constant where a network calls ``max_pool1d``. The same pooling over
-two axes, one of them of size 1, stays free. It does so too where the frame count is a kernel size, as in an
-average over all frames with ``avg_pool1d``. The mean over the axes stays free. The results are equal.
+two axes, one of them of size 1, stays free. It does the same for adaptive maxima over pixels that keep the
+frames. The same maxima of each frame stay free. ``linspace`` is computed from numbered steps. The results are
+equal.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch import SymInt, Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -48,41 +48,42 @@ def adaptive_max_pool(
     dimensions: int,
     original: Callable[..., Any],
 ) -> Any:
-    """Return the maximum over all pooled axes where one value is left of each; else what torch computes."""
-    sizes = output_size if isinstance(output_size, Sequence) else [output_size]
-    if return_indices or any(size != 1 for size in sizes):
+    """Return an adaptive maximum in which axes that keep their size are batches; else what torch computes."""
+    sizes = list(output_size) if isinstance(output_size, Sequence) else [output_size] * dimensions
+    axes = range(input.dim() - dimensions, input.dim())
+    kept = [axis for axis, size in zip(axes, sizes, strict=True) if size is None]
+    if return_indices or not kept:
         return original(input, output_size, return_indices)
-    return input.amax(tuple(range(-dimensions, 0)), keepdim=True)
+    pooled = [axis for axis in axes if axis not in kept]
+    if not pooled:
+        return input
+    order = [*range(axes.start), *kept, *pooled]
+    moved = input.permute(order)
+    batches = moved.shape[: -len(pooled)]
+    pool = tuple(ADAPTIVE)[len(pooled) - 1]
+    result = pool(
+        moved.flatten(0, len(batches) - 1).unsqueeze(0), [sizes[axis - axes.start] for axis in pooled]
+    )
+    return result.squeeze(0).unflatten(0, batches).permute([order.index(axis) for axis in range(input.dim())])
 
 
-def average_pool(
-    input: Tensor,
-    kernel_size: Setting,
-    stride: Setting | None = None,
-    padding: Setting = 0,
-    *others: Any,
-    dimensions: int,
-    original: Callable[..., Any],
-    **named: Any,
-) -> Any:
-    """Return the mean over the pooled axes if the kernel has their free sizes; else what torch computes."""
-    kernel = kernel_size if isinstance(kernel_size, Sequence) else [kernel_size]
-    kernel = kernel if len(kernel) == dimensions else [kernel[0]] * dimensions
-    sizes = input.shape[-dimensions:]
-    is_free = any(isinstance(size, torch.SymInt) for size in kernel)
-    is_plain = padding == 0 and not others and not named
-    if is_free and is_plain and all(map(_same_size, kernel, sizes)):
-        return input.mean(tuple(range(-dimensions, 0)), keepdim=True)
-    return original(input, kernel_size, stride, padding, *others, **named)
-
-
-def _same_size(first: int | torch.SymInt, second: int | torch.SymInt) -> bool:
-    """Return whether two sizes are always equal, without fixing a free one."""
-    return bool(statically_known_true(first == second))
+def linspace(start: float, end: float, steps: int, **keywords: Any) -> Tensor:
+    """Return what ``torch.linspace`` returns, for a free number of steps; from both ends, as torch does."""
+    positions = torch.arange(steps, **keywords).to(torch.get_default_dtype())
+    last = positions[-1:]
+    step = (end - start) / last.clamp_min(1)
+    in_first_half = (positions * 2 + 1 <= last) | (positions == 0)
+    return torch.where(in_first_half, positions * step + start, (positions - last) * step + end)
 
 
 def _one(setting: Setting) -> int:
     return setting if isinstance(setting, int) else setting[0]
+
+
+def _is_free(start: object = None, end: object = None, steps: object = None, **keywords: object) -> bool:
+    """Return whether a call of ``torch.linspace`` has numbers as its ends, and a free number of steps."""
+    plain = all(isinstance(value, int | float) for value in (start, end))
+    return plain and isinstance(steps, SymInt) and keywords.keys() <= {"device", "requires_grad"}
 
 
 class ExportableOperators(TorchFunctionMode):
@@ -100,10 +101,10 @@ class ExportableOperators(TorchFunctionMode):
             args, kwargs = reduce_whole_axes(func, args, kwargs or {})
         if func in (torch.max_pool1d, functional.max_pool1d):
             func = max_pool1d
+        elif func is torch.linspace and _is_free(*args, **(kwargs or {})):
+            func = linspace
         elif func in ADAPTIVE:
             return adaptive_max_pool(*args, dimensions=ADAPTIVE[func], original=func, **(kwargs or {}))
-        elif func in AVERAGE:
-            return average_pool(*args, dimensions=AVERAGE[func], original=func, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -111,9 +112,4 @@ ADAPTIVE: dict[Callable[..., Any], int] = {
     functional.adaptive_max_pool1d: 1,
     functional.adaptive_max_pool2d: 2,
     functional.adaptive_max_pool3d: 3,
-}
-AVERAGE: dict[Callable[..., Any], int] = {
-    functional.avg_pool1d: 1,
-    functional.avg_pool2d: 2,
-    functional.avg_pool3d: 3,
 }

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from qgait_ptq.capture.trace import quiet_torch
+from qgait_ptq.capture.quiet import quiet_torch
 from qgait_ptq.errors import ModelError, first_line
 
 

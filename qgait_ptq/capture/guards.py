@@ -6,8 +6,9 @@ guards hold. Elsewhere it may still be right, so both sides of each guard are co
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import sympy  # type: ignore[import-untyped]
 import torch
@@ -15,6 +16,7 @@ from torch.export import ExportedProgram
 
 LARGEST_SIZE = 1024  # guards beyond it are believed, not tried
 TRIED_SEGMENTS = 8  # on either side of the capture
+STATE_TRIED = 2  # times, after which segments of the same guards are believed
 # Functions of torch's symbolic sizes, on numbers.
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "Mod": lambda a, b: a % b,
@@ -30,7 +32,20 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "IntTrueDiv": lambda a, b: a / b,
     "ToFloat": float,
 }
-Segment = tuple[int, int]  # first and last size
+
+
+class Segment(NamedTuple):
+    """A stretch of sizes over which the same guards hold.
+
+    Attributes:
+        first: smallest size.
+        last: largest size.
+        state: which guards hold.
+    """
+
+    first: int
+    last: int
+    state: tuple[bool, ...]
 
 
 class SizeGuards:
@@ -44,6 +59,7 @@ class SizeGuards:
             axis: axis of the program's input.
         """
         self._guards: list[Callable[[int], bool]] = []
+        self._conditions: list[Any] = []
         value = next(node.meta["val"] for node in program.graph.nodes if _is_input(node, program))
         size = value.shape[axis]
         if isinstance(size, int):
@@ -54,22 +70,36 @@ class SizeGuards:
             expression = guard.expr.subs(hints)
             if expression.free_symbols == {symbol}:
                 self._guards.append(as_function(expression, symbol))
+                self._conditions.append(guard.expr)
 
     def state(self, size: int) -> tuple[bool, ...]:
         """Return which guards hold at a size."""
         return tuple(_holds(guard, size) for guard in self._guards)
 
+    def violated(self, size: int) -> list[Any]:
+        """Return the conditions, as torch's expressions, that do not hold at a size."""
+        return [
+            condition
+            for condition, holds in zip(self._conditions, self.state(size), strict=True)
+            if not holds
+        ]
+
+    def changes(self, captured: int) -> list[int]:
+        """Return the sizes around a captured one at which other guards hold, nearest first."""
+        segments = self.segments()
+        above = [one.first for one in segments if one.first > captured][:TRIED_SEGMENTS]
+        below = [one.last for one in segments if one.last < captured][-TRIED_SEGMENTS:]
+        return sorted(above + below, key=lambda size: abs(size - captured))
+
     def segments(self) -> list[Segment]:
         """Return the stretches of sizes from 1 to `LARGEST_SIZE` over which the same guards hold."""
         segments: list[Segment] = []
-        before: tuple[bool, ...] | None = None
         for size in range(1, LARGEST_SIZE + 1):
             state = self.state(size)
-            if state == before:
-                segments[-1] = (segments[-1][0], size)
+            if segments and state == segments[-1].state:
+                segments[-1] = segments[-1]._replace(last=size)
             else:
-                segments.append((size, size))
-            before = state
+                segments.append(Segment(size, size, state))
         return segments
 
 
@@ -86,21 +116,30 @@ def agreeing_sizes(
     Returns:
         The ends of the stretch around `captured`; None as the largest where no guard limits it.
     """
-    own = next(index for index, (first, last) in enumerate(segments) if first <= captured <= last)
-    low, high = own, own
-    tried = 0
-    while high + 1 < len(segments) and tried < TRIED_SEGMENTS and _agrees(segments[high + 1], agrees):
-        high, tried = high + 1, tried + 1
-    tried = 0
-    while low > 0 and tried < TRIED_SEGMENTS and _agrees(segments[low - 1], agrees):
-        low, tried = low - 1, tried + 1
-    largest = segments[high][1]
-    return segments[low][0], None if largest >= LARGEST_SIZE else largest
+    own = next(index for index, one in enumerate(segments) if one.first <= captured <= one.last)
+    low = high = own
+    tried = Counter({segments[own].state: STATE_TRIED})
+
+    def is_right(index: int, steps: int) -> bool:
+        """Return whether a segment agrees; guards that alternate with the size have many short ones."""
+        segment = segments[index]
+        if tried[segment.state] >= STATE_TRIED:
+            return True
+        right = steps <= TRIED_SEGMENTS and _agrees(segment, agrees)
+        tried[segment.state] += right
+        return right
+
+    while high + 1 < len(segments) and is_right(high + 1, high + 1 - own):
+        high += 1
+    while low > 0 and is_right(low - 1, own - low + 1):
+        low -= 1
+    largest = segments[high].last
+    return segments[low].first, None if largest >= LARGEST_SIZE else largest
 
 
 def _agrees(segment: Segment, agrees: Callable[[int], bool]) -> bool:
     """Return whether graph and network agree at both ends of a stretch, and at some sizes between."""
-    first, last = segment
+    first, last, _ = segment
     sizes = {first, first + 1, 2 * first + 1, last}
     return all(agrees(size) for size in sorted(sizes) if first <= size <= last and size < LARGEST_SIZE)
 

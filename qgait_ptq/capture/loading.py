@@ -8,15 +8,11 @@ code: they are loaded only if the user trusts the file.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import io
-import os
 import re
-import stat
-import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,17 +24,17 @@ from torch import nn
 from qgait_ptq.capture.checkpoint import choose_weights, preferred_module
 from qgait_ptq.capture.checkpoint_contents import children, key_text, listed, search
 from qgait_ptq.capture.exported_program import load_exported_program
+from qgait_ptq.capture.factories import Factory, import_object, make_module, named_architecture
+from qgait_ptq.capture.model_file import archive_members, read_file
 from qgait_ptq.capture.own_copy import check_usable, without_wrapper
-from qgait_ptq.capture.pickles import LEGACY_START, StandIn, is_of_tensors, stand_ins, survey_pickles
+from qgait_ptq.capture.pickles import LEGACY_START, is_of_tensors, survey_pickles
+from qgait_ptq.capture.stand_ins import StandIn, stand_ins
 from qgait_ptq.capture.trace import set_to_inference
 from qgait_ptq.capture.weight_names import names_of
 from qgait_ptq.capture.weights import check_tensors, fill_network, is_safetensors, read_safetensors
-from qgait_ptq.errors import ModelError, QgaitError, first_line
+from qgait_ptq.errors import ModelError, first_line
 
 ARCHITECTURE_KEY = "architecture"  # {"name": ..., "arguments": {...}} beside the weights
-LARGEST_FILE = 16 * 2**30  # bytes of a model
-LARGEST_ARGUMENT, LONGEST_LIST, DEEPEST_LIST = 4096, 64, 3  # limits of arguments that a file gives
-Factory = Callable[..., nn.Module]
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,7 @@ def load_model(
         ModelError: the file cannot be loaded; the text names the kind of file and the problem.
         CaptureError: the network in the file cannot be used, such as one that is quantized already.
     """
-    data = _read(path)
+    data = read_file(path)
     loaded = _load(Loading(path, data, factory, arguments or {}, zoo or {}, trust_code, checkpoint_key))
     network = without_wrapper(loaded.network)
     check_usable(network)
@@ -109,49 +105,11 @@ def load_model(
     return replace(loaded, network=network, sha256=hashlib.sha256(data).hexdigest())
 
 
-def import_object(name: str, what: str) -> Any:
-    """Import ``module:name``. The current folder is searched too.
-
-    Raises:
-        ModelError: the module or the name does not exist, or the import fails.
-    """
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise ModelError(f"{what} {name!r} does not have the form module:name")
-    folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        imported: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            imported = getattr(imported, part)
-    except Exception as error:
-        raise ModelError(
-            f"{what} {name!r} cannot be imported ({type(error).__name__}: {first_line(error)})"
-        ) from error
-    return imported
-
-
-def _read(path: Path) -> bytes:
-    """Return the content of a regular file. A pipe or a device could be endless."""
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ModelError(f"{path}: the model cannot be read (not a regular file)")
-        if status.st_size > LARGEST_FILE:
-            raise ModelError(
-                f"{path}: {status.st_size / 2**30:.1f} GiB; the limit is {LARGEST_FILE >> 30} GiB"
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path}: the model cannot be read ({error.strerror or error})") from None
-
-
 def _load(file: Loading) -> LoadedModel:
     path, data = file.path, file.data
     if is_safetensors(path, data):
         return _from_content(file, read_safetensors(path, data))
-    members = _members(path, data)
+    members = archive_members(path, data)
     names = [member.filename for member in members]
     if any(name.endswith("archive_format") for name in names) or any("/models/" in name for name in names):
         return _without_key(
@@ -193,20 +151,6 @@ def _load(file: Loading) -> LoadedModel:
         what = ", ".join(f"{name} at {key_text(path)!r}" for path, name in contents.pickled.items())
         return _from_unpickled(file, _unpickle(file, f"a pickled module ({what})"))
     return _from_content(file, content)
-
-
-def _members(path: Path, data: bytes) -> list[zipfile.ZipInfo]:
-    """Return the members of a zip archive; none for other files, such as those of torch before 1.6.
-
-    Raises:
-        ModelError: the archive is damaged.
-    """
-    try:
-        if not zipfile.is_zipfile(io.BytesIO(data)):
-            return []
-        return zipfile.ZipFile(io.BytesIO(data)).infolist()
-    except Exception as error:  # damaged directories raise many kinds
-        raise ModelError(f"{path}: a damaged archive ({first_line(error)})") from None
 
 
 def _unpickle(file: Loading, what: str) -> Any:
@@ -267,7 +211,7 @@ def _from_content(file: Loading, content: Any) -> LoadedModel:
     if isinstance(make, str):
         make = import_object(make, "the model factory")
     elif make is None and isinstance(content, dict) and ARCHITECTURE_KEY in content:
-        make, arguments = _named_architecture(path, content[ARCHITECTURE_KEY], file.zoo)
+        make, arguments = named_architecture(path, content[ARCHITECTURE_KEY], file.zoo)
         kind = "checkpoint that names its network"
         # The arguments come from the file. The check against its weights runs before memory is allocated.
         with torch.device("meta"):
@@ -313,59 +257,6 @@ def _describe(content: Any) -> str:
     if isinstance(content, dict):
         return f"a dictionary with the keys {listed([name for name, _ in children(content)])}"
     return f"a {type(content).__name__}"
-
-
-def _named_architecture(
-    path: Path,
-    architecture: Any,
-    zoo: Mapping[str, Factory],
-) -> tuple[Factory, Mapping[str, Any]]:
-    """Return the built-in network that a file names, and its arguments.
-
-    Raises:
-        ModelError: the network does not exist, or the arguments are not small numbers and texts.
-    """
-    described = dict(children(architecture)) if isinstance(architecture, dict) else {"name": architecture}
-    name, arguments = described.get("name"), described.get("arguments", {})
-    if not isinstance(name, str) or name not in zoo:
-        raise ModelError(f"{path}: unknown network {name!r}; built-in networks are {', '.join(zoo)}")
-    if not isinstance(arguments, dict) or not all(
-        isinstance(key, str) and _is_plain(value) for key, value in dict.items(arguments)
-    ):
-        raise ModelError(
-            f"{path}: the arguments of its network must be names with texts, numbers up to "
-            f"{LARGEST_ARGUMENT}, or short lists of these"
-        )
-    return zoo[name], dict(children(arguments))
-
-
-def _is_plain(value: Any, levels: int = DEEPEST_LIST) -> bool:
-    """Return whether an argument is a small number, a text, or a short list of these."""
-    if isinstance(value, list | tuple):
-        return levels > 0 and len(value) <= LONGEST_LIST and all(_is_plain(one, levels - 1) for one in value)
-    if isinstance(value, str):
-        return len(value) <= LARGEST_ARGUMENT
-    return isinstance(value, int | float) and abs(value) <= LARGEST_ARGUMENT
-
-
-def make_module(factory: Callable[..., Any], name: str, *arguments: Any, **keywords: Any) -> nn.Module:
-    """Call a user's factory or adapter.
-
-    Raises:
-        ModelError: the call fails, or its result is not a module.
-    """
-    try:
-        network = factory(*arguments, **keywords)
-    except QgaitError:
-        raise
-    except Exception as error:
-        settings = f" with {keywords}" if keywords else ""
-        raise ModelError(
-            f"{name} cannot make a network{settings} ({type(error).__name__}: {first_line(error)})"
-        ) from error
-    if not isinstance(network, nn.Module):
-        raise ModelError(f"{name} returns a {type(network).__name__}, not a torch.nn.Module")
-    return network
 
 
 def _check_finite(network: nn.Module, path: Path) -> None:

@@ -19,7 +19,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 
-from qgait_ptq.capture.trace import quiet_torch, set_to_inference
+from qgait_ptq.capture.autocast_programs import compute_in_float32
+from qgait_ptq.capture.quiet import quiet_torch
+from qgait_ptq.capture.trace import set_to_inference
 from qgait_ptq.errors import CaptureError, first_line
 
 TRANSPARENT = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)  # call their ``module``
@@ -53,6 +55,7 @@ def copy_network(model: nn.Module) -> nn.Module:
     with quiet_torch():
         network = network.cpu().float()
     set_to_inference(network)
+    compute_in_float32(network)
     compute_weights(network)
     return network
 

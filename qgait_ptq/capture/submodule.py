@@ -15,13 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qgait_ptq.capture.captured import EXAMPLE_BATCH, EXAMPLE_FRAMES
 from qgait_ptq.capture.own_copy import copy_network
-from qgait_ptq.capture.trace import (
-    EXAMPLE_BATCH,
-    EXAMPLE_FRAMES,
-    embedding_network,
-    unwrap,
-)
+from qgait_ptq.capture.program import unwrap
+from qgait_ptq.capture.trace import embedding_network
 from qgait_ptq.errors import CaptureError, ConfigError, first_line
 from qgait_ptq.graph.frame_inputs import join_inputs
 from qgait_ptq.graph.frame_layout import FrameLayout

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from qgait_ptq.capture.loading import import_object, load_model, make_module
+from qgait_ptq.capture.factories import import_object, make_module
+from qgait_ptq.capture.loading import load_model
 from qgait_ptq.capture.trace import set_to_inference
 from qgait_ptq.config.schema import DataSource, ModelSource
 from qgait_ptq.errors import ConfigError, ModelError

@@ -148,6 +148,7 @@ def command(
         *totals.lines(),
         totals.describe(),
         f"batch {captured.batch or 'free'}, {_frames_text(captured.frame_counts)}",
+        *(f"{name}: {cause}" for name, cause in captured.described_causes().items()),
     ):
         write_line(console, line)
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qgait_ptq.capture.autocast_programs import has_regions
+from qgait_ptq.capture.own_copy import copy_network
 from qgait_ptq.capture.trace import embedding_network
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import CalibrationError, DataError
@@ -49,7 +51,8 @@ def evaluate_network(
         DataError: the data have no gallery and probes, or sequences differ in size.
     """
     chosen = choose_device(device)
-    joined = join_inputs(network.cpu(), data.layout)
+    own = copy_network(network) if has_regions(network) else network.cpu()
+    joined = join_inputs(own, data.layout)
     network = embedding_network(joined, data.frame_shape, frames, output).to(chosen)
     return _evaluate(lambda batch: network(batch.to(chosen)), data, frames, progress or Silent())
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qgait_ptq.capture.trace import quiet_torch
+from qgait_ptq.capture.quiet import quiet_torch
 from qgait_ptq.errors import first_line
 from qgait_ptq.graph.operators import operator_name
 from qgait_ptq.graph.places import place_of

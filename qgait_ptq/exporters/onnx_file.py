@@ -12,7 +12,8 @@ import torch
 from onnx.external_data_helper import uses_external_data
 from torch import fx
 
-from qgait_ptq.capture.trace import Capture, quiet_torch
+from qgait_ptq.capture.captured import Capture
+from qgait_ptq.capture.quiet import quiet_torch
 from qgait_ptq.errors import ExportError, ModelError
 from qgait_ptq.exporters.exportability import explain_export_failure
 from qgait_ptq.exporters.lowering import lower_markers

@@ -15,7 +15,8 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the operators
 from torch import Tensor, fx
 
-from qgait_ptq.capture.trace import Capture, quiet_torch
+from qgait_ptq.capture.captured import Capture
+from qgait_ptq.capture.quiet import quiet_torch
 from qgait_ptq.errors import ExportError, first_line
 from qgait_ptq.graph.attributes import attribute, remove_unused
 from qgait_ptq.graph.conversion import to_device

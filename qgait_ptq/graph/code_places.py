@@ -38,24 +38,25 @@ def find_place(error: BaseException, folder: Path | None = None) -> CodePlace | 
     """
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if folder is not None and Path(frame.filename).is_relative_to(folder)]
-    return _innermost(own) or _innermost(frames)
+    return innermost(own) or innermost(frames)
 
 
 def find_caller() -> CodePlace | None:
     """Return the line of a network that is being executed; None where its code is in no file."""
     frames = dropwhile(_is_toolkit, reversed(traceback.extract_stack()))
-    return _innermost(reversed(list(takewhile(lambda frame: not _is_toolkit(frame), frames))))
+    return innermost(reversed(list(takewhile(lambda frame: not _is_toolkit(frame), frames))))
 
 
 def find_line(stack_trace: str) -> CodePlace | None:
     """Return the innermost line of a user's code in a stack trace that torch.export wrote as text."""
     lines = re.findall(r'File "(.+)", line (\d+), in (.+)\n +(.*)', stack_trace)
-    return _innermost(
+    return innermost(
         traceback.FrameSummary(file, int(line), name, line=code) for file, line, name, code in lines
     )
 
 
-def _innermost(frames: Iterable[traceback.FrameSummary]) -> CodePlace | None:
+def innermost(frames: Iterable[traceback.FrameSummary]) -> CodePlace | None:
+    """Return the last line of some frames that is a user's code; None if there is none."""
     place = None
     for frame in frames:
         path = Path(frame.filename)

@@ -14,17 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from qgait_ptq.graph.frame_rules import (
-    COUNTS,
-    EXPANSIONS,
-    MEETS,
-    REGROUPINGS,
-    UNKNOWN,
-    FrameAxis,
-    FrameCall,
-    find_rule,
-    without_axis,
-)
+from qgait_ptq.graph.frame_calls import COUNTS, MEETS, UNKNOWN, FrameAxis, FrameCall
+from qgait_ptq.graph.frame_rules import EXPANSIONS, REGROUPINGS, find_rule, without_axis
 from qgait_ptq.graph.operators import MAXIMA, aten, is_operator, operator_name
 from qgait_ptq.graph.recorder import run_recorded
 from qgait_ptq.graph.stored_weights import layer_name

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from qgait_ptq.capture.trace import Capture
+from qgait_ptq.capture.captured import Capture
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.placement.layers import LayerPlan
 from qgait_ptq.placement.planning import REPORTED_FRAMES

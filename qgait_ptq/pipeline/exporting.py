@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from qgait_ptq.calibration.batches import taken_batches
-from qgait_ptq.capture.trace import FRAME_AXIS, Capture
+from qgait_ptq.capture.captured import FRAME_AXIS, Capture
 from qgait_ptq.errors import ExportError
 from qgait_ptq.exporters.onnx_file import export_float, export_quantized
 from qgait_ptq.exporters.passes.first_layer_table import FIRST_LAYER_TABLE, LARGEST_KERNEL, layers_in_tables
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.graph.frame_counts import ANY_FRAME_COUNT
 from qgait_ptq.graph.frame_independence import PROOF_FRAMES, prove_frame_independence
+from qgait_ptq.graph.operators import operator_name
+from qgait_ptq.graph.places import place_of
 from qgait_ptq.pipeline.preparing import pinned_notes
 from qgait_ptq.placement.layers import layer_sqnr, list_layers
 from qgait_ptq.reference.proof import prove_exactness
@@ -38,6 +40,7 @@ from qgait_ptq.verification.parity import (
     layers_without_integer_kernel,
 )
 from qgait_ptq.verification.recording import record
+from qgait_ptq.verification.wrong_nodes import find_wrong_node
 
 PARITY_SEQUENCES, SQNR_SEQUENCES = 50, 8
 
@@ -176,14 +179,34 @@ def _export(state: State) -> tuple[Capture, onnx.ModelProto, Session, list[str]]
         if not failing:
             return captured, model, session, [*notes, *_table_notes(state, model)]
         _refuse_wrong_kernels(state, clips, model, session)
-        wrong = failing & captured.free_axes
+        wrong = set(failing) & captured.free_axes
         wrong = {FRAME_AXIS} & wrong or wrong
         if not wrong:
             break
-        captured = captured.pin(wrong)
+        captured = _with_cause(state, captured, {axis: failing[axis] for axis in wrong}, clips).pin(wrong)
         clips = _clips(state, captured)
         notes += pinned_notes(captured, wrong, "at another, the file differs from the simulation")
     raise ExportError("the file differs from the simulation even at a fixed batch size and frame count")
+
+
+def _with_cause(
+    state: State, captured: Capture, failing: Mapping[int, tuple[int, int]], clips: Tensor
+) -> Capture:
+    """Return a capture with the operator that makes its file wrong at some sizes, if it can be found.
+
+    Args:
+        state: state with the float network.
+        captured: capture with the axes that were free in the file.
+        failing: axes with a size (batch, frames) at which the file is wrong.
+        clips: inputs, at least as large as these sizes.
+    """
+    for axis, (batch, frames) in failing.items():
+        node = find_wrong_node(state.network, captured, state.target.opset, clips[:batch, :frames])
+        if node is not None:
+            where = f" at {place_of(node)}" if place_of(node) else ""
+            cause = f"{operator_name(node)}{where} is written for one size only by torch's ONNX exporter"
+            captured = captured.because(axis, cause)
+    return captured
 
 
 def _refuse_wrong_kernels(state: State, clips: Tensor, model: onnx.ModelProto, session: Session) -> None:
@@ -197,7 +220,11 @@ def _refuse_wrong_kernels(state: State, clips: Tensor, model: onnx.ModelProto, s
     if state.runtime != ONNXRUNTIME or ONNXRUNTIME not in state.target.runtimes:
         return
     feeds = [name_inputs(model, as_session_inputs(clips[:1].numpy(), session.inputs))]
-    verification = compare_with_reference(model, feeds, record(model, feeds))
+    try:
+        recording = record(model, feeds)
+    except Exception:  # the file does not run at this size, so there is nothing to compare
+        return
+    verification = compare_with_reference(model, feeds, recording)
     wrong = next((tensor for tensor in verification.tensors if tensor.differing), None)
     if wrong is not None:
         raise ExportError(

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from qgait_ptq.calibration.stages import LEARNING
 from qgait_ptq.capture.autocast import disabled_regions
-from qgait_ptq.capture.trace import BATCH_AXIS, FRAME_AXIS, Capture
+from qgait_ptq.capture.captured import BATCH_AXIS, FRAME_AXIS, Capture
 from qgait_ptq.exporters.exportability import unknown_nodes
 from qgait_ptq.exporters.onnx_file import export_float
 from qgait_ptq.graph.conversion import to_device
@@ -74,7 +74,7 @@ class CaptureNetwork(Stage):
         if captured.frames is None and captured.frame_counts != ANY_FRAME_COUNT:
             notes.append(
                 f"the network is captured for {captured.frame_counts}: at other frame counts it computes "
-                "something else, or does not run. The file is for these"
+                f"something else, or does not run{_cause(captured, FRAME_AXIS)}. The file is for these"
             )
         notes += autocast_notes(disabled_regions(taken.isolated.host) if taken else captured.without_autocast)
         return replace(state, maybe_captured=captured, maybe_network=network).noting(*notes)
@@ -181,10 +181,15 @@ def pinned_notes(captured: Capture, axes: set[int], why: str) -> list[str]:
     """Return a note for each dimension that is fixed in the file."""
     sizes = ((BATCH_AXIS, "batch size", captured.batch), (FRAME_AXIS, "frame count", captured.frames))
     return [
-        f"the network is taken with a {name} of {size} only: {why}"
+        f"the network is taken with a {name} of {size} only: {why}{_cause(captured, axis)}"
         for axis, name, size in sizes
         if axis in axes and size is not None
     ]
+
+
+def _cause(captured: Capture, axis: int) -> str:
+    """Return what fixes or limits an axis, as the end of a note; empty if it is not known."""
+    return f"; {captured.causes[axis]}" if axis in captured.causes else ""
 
 
 def autocast_notes(regions: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ import onnx
 from torch import fx
 
 from qgait_ptq.calibration.resuming import SavedStates
-from qgait_ptq.capture.trace import Capture
+from qgait_ptq.capture.captured import Capture
 from qgait_ptq.config.recipes import recipe_yaml
 from qgait_ptq.config.schema import Recipe
 from qgait_ptq.exporters.torch_program import export_program

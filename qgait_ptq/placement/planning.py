@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from qgait_ptq.capture.captured import Capture
 from qgait_ptq.capture.own_copy import copy_network
 from qgait_ptq.capture.submodule import isolate
-from qgait_ptq.capture.trace import Capture, capture
+from qgait_ptq.capture.trace import capture
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.gait.opengait.adapter import check_labels_unread
 from qgait_ptq.graph.annotation import BitWidths

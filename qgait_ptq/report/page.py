@@ -191,13 +191,17 @@ def _notes(report: Report) -> Iterator[str]:
     if left_out:
         yield str(left_out)
     counts = parse_frame_counts(report["model"].get("frame_counts"), report["model"]["frames"])
+    causes = report["model"].get("size_causes") or {}
     if counts.fixed is not None:
         yield (
             f"the file takes {counts}; in evaluation and deployment alike, shorter sequences are repeated in "
-            "a circle, and of longer ones the first frames are taken"
+            f"a circle, and of longer ones the first frames are taken{_cause(causes, 'frames')}"
         )
     elif counts != ANY_FRAME_COUNT:
-        yield f"the file takes {counts}; evaluation left out other sequences, and the Embedder refuses them"
+        yield (
+            f"the file takes {counts}; evaluation left out other sequences, and the Embedder refuses them"
+            f"{_cause(causes, 'frames')}"
+        )
     for part in report["model"].get("in_float", []):
         stored, everything = part.get("weight_only", 0), report["model"]["parameters"]
         share = f"{_percent(part['parameters'] + stored, everything)} % of the parameters"
@@ -206,7 +210,7 @@ def _notes(report: Report) -> Iterator[str]:
         work = _percent(part["macs"], report["model"]["macs"])
         yield f"{part['operator']} in float: {share}, {work} % of the MACs"
     if report["model"]["batch"] is not None:
-        yield f"the file takes a batch size of {report['model']['batch']} only"
+        yield f"the file takes a batch size of {report['model']['batch']} only{_cause(causes, 'batch')}"
     if report["slow_layers"]:
         yield f"no integer kernel in the runtime for: {', '.join(report['slow_layers'])}"
     for layer in report["layers"]:
@@ -221,6 +225,10 @@ def _notes(report: Report) -> Iterator[str]:
         yield processors_line(report["pair_sums"])
     if report["speed"].get("noisy"):
         yield "other programs used the machine while speed was measured; 'qgait-ptq bench' measures longer"
+
+
+def _cause(causes: Mapping[str, str], axis: str) -> str:
+    return f"; {causes[axis]}" if axis in causes else ""
 
 
 def _layers(report: Report) -> list[dict[str, Any]]:

@@ -74,6 +74,7 @@ def _describe_model(state: State, layers: list[LayerPlan], about: dict[str, Any]
         "frames": captured.frames,
         "frame_counts": captured.frame_counts.describe(),
         "batch": captured.batch,
+        "size_causes": captured.described_causes(),
         "channels": embedding.shape[1],
         "parts": embedding.shape[2],
         "parameters": totals.parameters,

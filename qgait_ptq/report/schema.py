@@ -69,7 +69,10 @@ class AcceptedFrameCounts(Section):
 
 
 class Model(Section):
-    """The network. ``path``, ``kind`` and ``sha256`` describe its file; a caller can add entries."""
+    """The network. ``path``, ``kind`` and ``sha256`` describe its file; a caller can add entries.
+
+    ``size_causes`` says what fixes or limits ``batch`` and ``frames``, where it is known.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
@@ -79,6 +82,7 @@ class Model(Section):
     frames: int | None
     frame_counts: AcceptedFrameCounts | None = None
     batch: int | None
+    size_causes: dict[str, str] = Field(default_factory=dict)
     channels: Count
     parts: Count
     parameters: Count

@@ -11,7 +11,7 @@ import onnx
 import torch
 from torch import Tensor, fx
 
-from qgait_ptq.capture.trace import Capture
+from qgait_ptq.capture.captured import Capture
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import StageOrderError
 from qgait_ptq.gait.data.dataset import GaitDataset

@@ -119,7 +119,7 @@ def find_failing_axes(
     silhouettes: Tensor,
     sizes: Iterable[tuple[int, int]],
     minimum_cosine: float,
-) -> set[int]:
+) -> dict[int, tuple[int, int]]:
     """Find free axes of a file's input at which the file is wrong for some sizes.
 
     Exporters can fix a dimension silently, so a file is run at several sizes.
@@ -133,12 +133,12 @@ def find_failing_axes(
             equally well.
 
     Returns:
-        Axes 0 (batch) or 1 (frames) along which a wrong size differs from the median size; both if the
-        median size itself is wrong.
+        Axes 0 (batch) or 1 (frames) along which a wrong size differs from the median size, with the first
+        wrong size; both axes if the median size itself is wrong.
     """
     sizes = sorted(sizes)
     usual = tuple(int(np.median(values)) for values in zip(*sizes, strict=True))
-    failing: set[int] = set()
+    failing: dict[int, tuple[int, int]] = {}
     # Between vectors of equal length: |a - b|² = 2 (1 - cosine) |a|².
     allowed = math.sqrt(2 * (1 - minimum_cosine))
     for batch, frames in sizes:
@@ -154,7 +154,7 @@ def find_failing_axes(
             actual = expected.new_empty(0)
         if actual.shape != expected.shape or not _is_close(expected, actual, allowed, simulation, inputs):
             differing = {axis for axis, size in enumerate((batch, frames)) if size != usual[axis]}
-            failing |= differing or {0, 1}
+            failing = dict.fromkeys(differing or {0, 1}, (batch, frames)) | failing
     return failing
 
 

@@ -1,15 +1,22 @@
 """Networks that turn autocast on themselves are captured and compared in float32."""
 
 import copy
+import io
 import threading
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
-from qgait_ptq.capture.autocast import WithoutAutocast, autocast_disabled, disabled_regions
+import qgait_ptq as qg
+from qgait_ptq.capture.autocast import UNKNOWN_PLACE, WithoutAutocast, autocast_disabled, disabled_regions
+from qgait_ptq.capture.exported_program import load_exported_program
+from qgait_ptq.capture.own_copy import copy_network
 from qgait_ptq.capture.trace import capture
 from qgait_ptq.config.schema import QuantConfig
+from qgait_ptq.evaluation.accuracy import evaluate_network
+from qgait_ptq.gait.protocols import get_protocol, make_test_set
 from qgait_ptq.placement.planning import plan
 from tests.conftest import randomise_batch_norms
 from tests.small_network import Small, quantize
@@ -53,6 +60,64 @@ def test_the_graph_computes_in_float32_what_the_network_does_without_autocast(ma
     with autocast_disabled():
         torch.testing.assert_close(given, network(silhouettes))
     assert not torch.equal(given, network(silhouettes).float())  # in half precision
+
+
+class OutsideOfIt(Small):
+    """The type is checked outside of the region, where torch.export writes the conversion to float32."""
+
+    def forward(self, silhouettes):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            embedding = self.fc(self.features(silhouettes))
+        return embedding.float() * 2
+
+
+def saved_and_loaded(network, strict):
+    """Return the network as a program in a file, as `load_model` gives it."""
+    free = ({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO},)
+    program = torch.export.export(network, (torch.rand(2, 7, 32, 22),), dynamic_shapes=free, strict=strict)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    return load_exported_program(Path("model.pt2"), file.getvalue(), trust_code=True)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("make", [Autocast, Decorated, HalfEmbedding, OutsideOfIt])
+def test_an_exported_program_with_a_region_computes_in_float32(make, strict):
+    network = randomise_batch_norms(make())
+    program = saved_and_loaded(network, strict)
+    captured, graph_module, layers = plan(program, (32, 22), QuantConfig())
+    assert [layer.name for layer in layers] == ["conv", "fc"]
+    assert captured.without_autocast == (UNKNOWN_PLACE,)
+    silhouettes = captured.example(3, 19)
+    with autocast_disabled():
+        torch.testing.assert_close(graph_module(silhouettes), network(silhouettes))
+    assert not any("bfloat16" in str(node.args) for node in graph_module.graph.nodes)
+
+
+def test_the_program_of_the_user_is_left_as_it_is():
+    program = saved_and_loaded(randomise_batch_norms(Autocast()), strict=False)
+    before = [str(one.graph) for one in program.modules() if isinstance(one, fx.GraphModule)]
+    copy_network(program)
+    assert before == [str(one.graph) for one in program.modules() if isinstance(one, fx.GraphModule)]
+
+
+def test_the_accuracy_of_a_program_with_a_region_is_measured(walkers):
+    network = randomise_batch_norms(Autocast())
+    test_set = make_test_set(walkers, get_protocol("casia-b"))
+    data = qg.GaitData(walkers, walkers, test_set)
+    accuracy = evaluate_network(saved_and_loaded(network, strict=False), data, "cpu")
+    assert accuracy == evaluate_network(network, data, "cpu")
+
+
+def test_a_conversion_of_a_program_without_regions_stays():
+    class Rounded(Small):
+        def forward(self, silhouettes):
+            return self.fc(self.features(silhouettes).to(torch.bfloat16).float())
+
+    network = randomise_batch_norms(Rounded())
+    copied = copy_network(saved_and_loaded(network, strict=False))
+    silhouettes = torch.rand(2, 5, 32, 22)
+    torch.testing.assert_close(copied(silhouettes), network(silhouettes))
 
 
 def test_the_user_is_told_which_regions_have_no_effect():

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 import qgait_ptq as qg
 from qgait_ptq.capture.comparison import Comparer
-from qgait_ptq.capture.guards import LARGEST_SIZE, as_function
+from qgait_ptq.capture.guards import LARGEST_SIZE, Segment, as_function
 from qgait_ptq.capture.trace import capture
 from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.errors import DataError, SequenceLengthWarning
@@ -76,7 +76,7 @@ class NoGuards:
     """Guards of a network whose refusals torch.export has not recorded."""
 
     def segments(self):
-        return [(1, LARGEST_SIZE)]
+        return [Segment(1, LARGEST_SIZE, ())]
 
 
 def test_lengths_that_the_network_refuses_are_found_without_a_guard():

@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch import nn
 
-from qgait_ptq.capture import pickles
 from qgait_ptq.capture.loading import load_model
+from qgait_ptq.capture.pickles import survey_pickles
+from qgait_ptq.capture.stand_ins import stand_ins
 from qgait_ptq.errors import ModelError
 from qgait_ptq.gait.zoo import NETWORKS, gaitbase_small
 
@@ -259,9 +260,9 @@ def test_classes_that_the_program_allows_are_read_as_they_are(tmp_path):
     data = file.getvalue()
     with zipfile.ZipFile(file) as opened:
         members = [member for member in opened.infolist() if member.filename.endswith("data.pkl")]
-    survey = pickles.survey_pickles(tmp_path, data, members)
+    survey = survey_pickles(tmp_path, data, members)
     with torch.serialization.safe_globals([Settings]):
-        with pickles.stand_ins(survey):
+        with stand_ins(survey):
             read = torch.load(io.BytesIO(data), weights_only=True)
         assert isinstance(read["settings"], Settings)
         assert Settings in torch.serialization.get_safe_globals()

@@ -19,6 +19,8 @@ from qgait_ptq.graph.passes.linear import (
 )
 from qgait_ptq.graph.passes.masks import MASKS_TO_LOGIC
 from qgait_ptq.graph.passes.maxima import DROP_MAXIMA_INDICES
+from qgait_ptq.graph.passes.ordering import ORDER_STATISTICS_TO_SORT
+from qgait_ptq.graph.passes.pooling import ADAPTIVE_POOLS_OVER_FRAMES
 from qgait_ptq.graph.passes.slices import PIECES_TO_SLICES, STACKS_TO_CONCATENATIONS
 
 # Passes that give each operation a single form.
@@ -26,6 +28,8 @@ CANONICALIZATION: tuple[GraphPass, ...] = (
     DROP_IDENTITIES,
     DROP_WHOLE_SLICES,
     MASKS_TO_LOGIC,
+    ADAPTIVE_POOLS_OVER_FRAMES,
+    ORDER_STATISTICS_TO_SORT,
     DROP_MAXIMA_INDICES,
     ATTENTION_TO_FOUR_AXES,
     PIECES_TO_SLICES,

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from qgait_ptq.errors import CaptureError
 from qgait_ptq.graph.attributes import remove_unused
 from qgait_ptq.graph.conversion import in_double
+from qgait_ptq.graph.places import PLACE_KEY, place_of
 from qgait_ptq.graph.shapes import record_free_axes, record_shapes
 
 RELATIVE_TOLERANCE = 1e-5  # of the largest value of the output
@@ -64,8 +65,9 @@ def run_passes(
         if graph_pass.needs_free_axes and not free_axes_are_fresh:
             record_free_axes(graph_module, examples)
             free_axes_are_fresh = True
-        before = _fingerprint(graph_module)
+        before, nodes = _fingerprint(graph_module), set(graph_module.graph.nodes)
         graph_pass.rewrite(graph_module)
+        _inherit_places(graph_module, nodes)
         remove_unused(graph_module)
         if _fingerprint(graph_module) == before:
             continue
@@ -79,6 +81,19 @@ def run_passes(
         culprit = f"one of the passes {', '.join(effective)}"
         _check(culprit, graph_module, original, output, reference, silhouettes)
     return graph_module
+
+
+def _inherit_places(graph_module: fx.GraphModule, before: set[fx.Node]) -> None:
+    """Give new nodes the source location of the node that they replace: it stands behind them, unused."""
+    unused: set[fx.Node] = set()
+    replaced = ""
+    for node in reversed(graph_module.graph.nodes):
+        if node in before:
+            if node.op != "output" and unused.issuperset(node.users):
+                unused.add(node)
+            replaced = place_of(node) if node in unused else ""
+        elif replaced and not place_of(node):
+            node.meta[PLACE_KEY] = replaced
 
 
 def _fingerprint(graph_module: fx.GraphModule) -> list[tuple[str, str, str, str]]:
