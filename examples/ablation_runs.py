@@ -58,7 +58,7 @@ COMMON: dict[str, Any] = {
     "calibration_frames": 16,
     "correction_frames": 24,
     "minimum_agreement": -1.0,
-    "idc": {"steps": 48, "frames": 16, "identities": 4},
+    "idc": {"frames": 16, "identities": 4},
     "finetune": {"block_steps": 100, "steps": 60},
 }
 # What makes figures comparable; runs under other terms are not mixed with these.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor, fx
 
 from qgait_ptq.calibration.batches import (
@@ -27,11 +28,15 @@ from qgait_ptq.calibration.distances import IdcLoss
 from qgait_ptq.calibration.equalization import Equalization, equalize
 from qgait_ptq.calibration.finetuning import Finetuning
 from qgait_ptq.calibration.idc import calibrate_distances
+from qgait_ptq.calibration.pool import FEW_SEQUENCES, collect_pool, judge, pool_records
 from qgait_ptq.calibration.ranges import calibrate_ranges
 from qgait_ptq.calibration.resuming import SavedStates
 from qgait_ptq.calibration.trained_graph import LearningRates
-from qgait_ptq.calibration.training import TrainingSettings
+from qgait_ptq.calibration.training import HeldOut, TrainingOutcome, TrainingSettings
+from qgait_ptq.calibration.training_batches import BatchSource, LabelledBatches, MixedBatches, PoolBatches
 from qgait_ptq.config.schema import QuantConfig
+from qgait_ptq.gait.data.frame_pool import FramePool
+from qgait_ptq.graph.frame_independence import PROOF_FRAMES, prove_frame_independence
 from qgait_ptq.placement.insert import insert_quantizers
 from qgait_ptq.placement.quantized_layers import quantized_layers
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
@@ -157,21 +162,56 @@ class CalibrateDistances(Stage):
             steps=config.steps,
             rates=LearningRates(config.learning_rate, config.learning_rate, config.bias_learning_rate),
             temperature=TemperatureSchedule(config.temperature, config.temperature),
-            evaluate_every=config.evaluate_every,
-            patience=config.patience,
-            micro_batch=clips_at_once(state),
+            averaged=config.averaged,
+            micro_batch=clips_at_once(state, config.batch_frames),
             seed=state.config.seed,
         )
         quantized, reference = _copies(state)
-        training = present(state.training)
-        loss = idc_loss(state.config)
-        outcome = calibrate_distances(quantized, reference, training, loss, settings, state.device, advance)
+        training, loss = present(state.training), idc_loss(state.config)
+        held_out = HeldOut(
+            training.held_out,
+            training.held_out_embeddings,
+            loss,
+            labelled=True,
+            batch=clips_at_once(state),
+            device=state.device,
+        )
+        batches = labelled_batches(state, config.batch_frames)
+        outcome = calibrate_distances(quantized, reference, batches, held_out, loss, settings, advance)
         if outcome.diverged:
             text = f"IDC: the loss became NaN or infinite at step {outcome.steps}; stopped there"
             state = state.noting(text)
         if not outcome.improved:
-            state = state.noting("IDC: no step improved the held-out identities; the ranges are kept")
+            state = state.noting("IDC did not improve the held-out identities; the ranges are kept")
         return replace(state, maybe_quantized=quantized).recording(idc=_describe_training(outcome))
+
+
+class CollectFrames(Stage):
+    """Read frames of many sequences for fine-tuning, which needs no labels."""
+
+    name = "unlabelled frames"
+
+    def wanted(self, state: State) -> bool:
+        """Return whether fine-tuning is enabled."""
+        return state.config.finetune.enabled
+
+    def steps(self, state: State) -> int:
+        """Return the number of sequences."""
+        return len(pool_records(state))
+
+    def apply(self, state: State, advance: Advance = nothing) -> State:
+        """Set ``pool``.
+
+        Raises:
+            DataError: a sequence has another frame size than the network takes, or cannot be read.
+        """
+        pool = collect_pool(state, pool_records(state), advance)
+        if len(pool) < FEW_SEQUENCES:
+            state = state.noting(
+                f"fine-tuning has {len(pool)} sequences; fewer than {FEW_SEQUENCES} are easily learned by "
+                "heart. More can be passed without labels (--unlabelled)"
+            )
+        return replace(state, maybe_pool=pool)
 
 
 class Finetune(Stage):
@@ -186,9 +226,9 @@ class Finetune(Stage):
     def steps(self, state: State) -> int:
         """Return the largest number of training steps."""
         config = state.config.finetune
-        quantized = state.quantized
-        blocks = count_blocks(quantized, Granularity(config.granularity)) * config.block_steps
-        return blocks + (config.steps if state.training else 0)
+        return (
+            count_blocks(state.quantized, Granularity(config.granularity)) * config.block_steps + config.steps
+        )
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
         """Replace ``quantized``, and record ``finetune``."""
@@ -196,14 +236,23 @@ class Finetune(Stage):
             state = state.noting("no saved state to resume; fine-tuning starts from the beginning")
         quantized, reference = _copies(state)
         saved = SavedStates(state.work_folder, fingerprint(state, quantized), state.resume)
-        loss, batches = idc_loss(state.config), unlabelled_batches(state)
-        run = Finetuning(quantized, reference, batches, state.training, loss, state.device, saved)
-        outcome = run.run(_block_settings(state.config), _end_to_end_settings(state), advance)
+        loss = idc_loss(state.config)
+        pool, held_out = judge(state, loss, clips_at_once(state))
+        source = _end_to_end_batches(state, pool)
+        run = Finetuning(quantized, reference, unlabelled_batches(state), held_out, saved)
+        outcome = run.run(_block_settings(state.config), source, loss, _end_to_end_settings(state), advance)
+        if outcome.end_to_end and outcome.end_to_end.diverged:
+            stopped = f"the loss became NaN or infinite at step {outcome.end_to_end.steps}; stopped there"
+            state = state.noting(f"fine-tuning: {stopped}")
         if outcome.kept == "start":
-            state = state.noting("fine-tuning did not improve the held-out identities; reverted")
+            state = state.noting("fine-tuning did not improve the held-out clips; reverted")
         return replace(state, maybe_quantized=quantized).recording(
             finetune={
-                "held_out_loss": {"start": outcome.start, "blocks": outcome.blocks},
+                "held_out_loss": outcome.losses,
+                "judged_by": "held-out identities"
+                if held_out.labelled
+                else "held-out sequences without labels",
+                "sequences": len(pool),
                 "end_to_end": _describe_training(outcome.end_to_end) if outcome.end_to_end else None,
                 "kept": outcome.kept,
             }
@@ -211,7 +260,7 @@ class Finetune(Stage):
 
 
 WITHOUT_LABELS: tuple[Stage, ...] = (ChooseClips(), Equalize(), SetRanges(), Correct())
-LEARNING: tuple[Stage, ...] = (CalibrateDistances(), Finetune())
+LEARNING: tuple[Stage, ...] = (CalibrateDistances(), CollectFrames(), Finetune())
 CALIBRATION: tuple[Stage, ...] = (*WITHOUT_LABELS, *LEARNING)
 
 
@@ -238,6 +287,9 @@ def fingerprint(state: State, graph_module: fx.GraphModule) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     digest.update(state.unlabelled.numpy().tobytes())
+    digest.update(state.pool.stretches.tobytes())
+    for start, length in state.pool.stretches:  # a mapped file is not read at once
+        digest.update(np.ascontiguousarray(state.pool.frames[start : start + length]).tobytes())
     return digest.hexdigest()
 
 
@@ -264,22 +316,50 @@ def _block_settings(config: QuantConfig) -> BlockSettings:
 def _end_to_end_settings(state: State) -> TrainingSettings:
     stage = state.config.finetune
     return TrainingSettings(
-        steps=stage.steps if state.training else 0,
+        steps=stage.steps,
         rates=LearningRates(stage.learning_rate, stage.weight_learning_rate, stage.learning_rate),
         temperature=TemperatureSchedule(stage.temperature_start, stage.temperature_end),
-        evaluate_every=state.config.idc.evaluate_every,
-        patience=stage.patience,
-        micro_batch=clips_at_once(state),
+        averaged=stage.averaged,
+        micro_batch=clips_at_once(state, stage.frames),
         seed=state.config.seed + 1,  # other batches than those of stage 1
     )
 
 
-def _describe_training(outcome: Any) -> dict[str, Any]:
+def labelled_batches(state: State, frames: int) -> LabelledBatches:
+    """Return the source of P×K batches of labelled clips, of at most `frames` frames."""
+    training, counts = present(state.training), state.captured.frame_counts
+    return LabelledBatches(
+        training.clips,
+        training.embeddings,
+        training.sampler,
+        counts.nearest(min(frames, training.clips.silhouettes.shape[1])),
+        consecutive=not _frames_are_independent(state),
+    )
+
+
+def _end_to_end_batches(state: State, pool: FramePool) -> BatchSource:
+    """Return the batches of the end-to-end part: frames of the pool, and labelled clips if there are any."""
+    config = state.config.finetune
+    frames = state.captured.frame_counts.nearest(config.frames)
+    clips = state.captured.batch or config.clips
+    unlabelled = PoolBatches(pool, clips, frames, consecutive=not _frames_are_independent(state))
+    if state.training is None or config.labelled_every == 0:
+        return unlabelled
+    return MixedBatches(labelled_batches(state, frames), unlabelled, config.labelled_every)
+
+
+def _frames_are_independent(state: State) -> bool:
+    """Return whether any frames of a sequence make a clip, because the network treats each alone."""
+    examples = [state.captured.example(1, count).to(state.device) for count in PROOF_FRAMES]
+    counts = state.captured.frame_counts
+    return all(map(counts.fits, PROOF_FRAMES)) and prove_frame_independence(state.network, examples).holds
+
+
+def _describe_training(outcome: TrainingOutcome) -> dict[str, Any]:
     return {
-        "held_out_loss": {"start": outcome.start, "best": outcome.best},
-        "best_step": outcome.best_step,
+        "held_out_loss": dict(outcome.losses),
         "steps": outcome.steps,
         "curve": outcome.curve,
         "diverged": outcome.diverged,
-        "kept": outcome.improved,
+        "kept": outcome.kept,
     }

@@ -138,6 +138,13 @@ DATA_OPTIONS = (
         help="Columns to cut from each side of a frame.",
     ),
 )
+UNLABELLED_OPTION = option(
+    "--unlabelled",
+    group=DATA,
+    type=PATH,
+    metavar="FOLDER",
+    help="More sequences for --finetune, in the same layout; their labels are not read.",
+)
 TARGET_OPTION = option(
     "--target",
     group=WIDTHS,

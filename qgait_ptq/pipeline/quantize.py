@@ -117,9 +117,11 @@ def begin(
     with watch.stage("data"):
         if data is None:
             watch.note("no data given: using the built-in synthetic walkers")
-        gait_data = load_walkers() if data is None else as_gait_data(data)
+        settings = config or QuantConfig()
+        unlabelled = settings.finetune.unlabelled if settings.finetune.enabled else 0
+        gait_data = load_walkers(unlabelled=unlabelled) if data is None else as_gait_data(data)
     chosen = choose_device(device)
-    state = State(source, config or QuantConfig(), chosen, gait_data, gait_data, work_folder, resume)
+    state = State(source, settings, chosen, gait_data, gait_data, work_folder, resume)
     return state.timed(watch.seconds)
 
 
