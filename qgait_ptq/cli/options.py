@@ -224,6 +224,13 @@ SEED_OPTION = option(
     help="Random seed for choosing calibration sequences.",
 )
 CALIBRATION_OPTIONS = (
+    option(
+        "--effort",
+        group=CALIBRATION,
+        type=click.Choice(["quick", "standard", "thorough"]),
+        default_text="standard",
+        help="quick: corrections without training. standard: with IDC. thorough: with IDC and fine-tuning.",
+    ),
     count("--calibration-sequences", "Number of calibration sequences.", CALIBRATION, default_text="128"),
     option(
         "--observer",

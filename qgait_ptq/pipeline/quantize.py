@@ -16,6 +16,7 @@ from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sources import GaitData, as_gait_data, load_walkers
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.pipeline.evaluating import Evaluate, MeasureSpeed
+from qgait_ptq.pipeline.expectation import ExpectTime
 from qgait_ptq.pipeline.exporting import CheckParity, Export, MeasureLayers, check_budget
 from qgait_ptq.pipeline.preparing import (
     CaptureNetwork,
@@ -44,7 +45,7 @@ PREPARATION: tuple[Stage, ...] = (
 CALIBRATION: tuple[Stage, ...] = (ChooseWidths(), *WITHOUT_LABELS, KeepAccuracy(), MeasureLayers())
 EXPORT: tuple[Stage, ...] = (Export(), CheckParity())
 EVALUATION: tuple[Stage, ...] = (Evaluate(), MeasureSpeed())
-STAGES = (*PREPARATION, *CALIBRATION, *EXPORT, *EVALUATION)
+STAGES = (*PREPARATION, ExpectTime(), *CALIBRATION, *EXPORT, *EVALUATION)
 
 
 def quantize(
