@@ -24,6 +24,7 @@ import qgait_ptq as qg
 from qgait_ptq.calibration import (
     CalibrateDistances,
     ChooseClips,
+    CollectFrames,
     Correct,
     Equalize,
     Finetune,
@@ -58,7 +59,7 @@ COMMON: dict[str, Any] = {
     "calibration_frames": 16,
     "correction_frames": 24,
     "minimum_agreement": -1.0,
-    "idc": {"steps": 48, "frames": 16, "identities": 4},
+    "idc": {"frames": 16, "identities": 4},
     "finetune": {"block_steps": 100, "steps": 60},
 }
 # What makes figures comparable; runs under other terms are not mixed with these.
@@ -215,7 +216,7 @@ def _calibrate(state: qg.State, job: Job, timer: Timer, states: Path) -> qg.Stat
         name = _digest([name, config.idc.model_dump(), job.variant.labels])
         state = _shared(CalibrateDistances(), state, states / name, timer)
     if stages.startswith("finetune"):
-        state = qg.run_stages([Finetune()], state, timer)
+        state = qg.run_stages([CollectFrames(), Finetune()], state, timer)
     return state
 
 

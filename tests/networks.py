@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from qgait_ptq.calibration.distances import IdcLoss
 from qgait_ptq.calibration.ranges import calibrate_ranges
-from qgait_ptq.calibration.training import embed_clips
+from qgait_ptq.calibration.training import HeldOut, embed_clips
+from qgait_ptq.calibration.training_batches import LabelledBatches
 from qgait_ptq.capture.captured import Capture
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.gait.data.clips import cut_clips, split_identities_off
@@ -40,4 +42,14 @@ def training_data(people: GaitDataset, float_graph: fx.GraphModule) -> TrainingD
     learned, held_out = split_identities_off(clips.subjects, 0.25, seed=0)
     sampler = PKSampler([clips.subjects[i] for i in learned], 4, 2)
     seen, unseen = everything.take(learned), everything.take(held_out)
-    return TrainingData(seen, embeddings[learned], sampler, unseen, embeddings[held_out])
+    subjects = frozenset(clips.subjects[i] for i in held_out)
+    return TrainingData(seen, embeddings[learned], sampler, unseen, embeddings[held_out], subjects)
+
+
+def labelled_batches(data: TrainingData, frames: int = 6) -> LabelledBatches:
+    return LabelledBatches(data.clips, data.embeddings, data.sampler, frames, consecutive=False)
+
+
+def held_out_judge(data: TrainingData) -> HeldOut:
+    embeddings, cpu = data.held_out_embeddings, torch.device("cpu")
+    return HeldOut(data.held_out, embeddings, IdcLoss(), labelled=True, batch=8, device=cpu)

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from qgait_ptq.calibration.stages import LEARNING
+from qgait_ptq.calibration.learning_stages import LEARNING
 from qgait_ptq.capture.trace import capture
 from qgait_ptq.cli.main import COMMANDS, cli
 from qgait_ptq.pipeline.preparing import KeepAccuracy

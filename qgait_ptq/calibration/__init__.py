@@ -7,25 +7,21 @@ from typing import TYPE_CHECKING
 from qgait_ptq.system.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from qgait_ptq.calibration.stages import (
-        CalibrateDistances,
-        ChooseClips,
-        Correct,
-        Equalize,
-        Finetune,
-        SetRanges,
-    )
+    from qgait_ptq.calibration.learning_stages import CalibrateDistances, CollectFrames, Finetune
+    from qgait_ptq.calibration.stages import ChooseClips, Correct, Equalize, SetRanges
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "stages": ("CalibrateDistances", "ChooseClips", "Correct", "Equalize", "Finetune", "SetRanges"),
+            "learning_stages": ("CalibrateDistances", "CollectFrames", "Finetune"),
+            "stages": ("ChooseClips", "Correct", "Equalize", "SetRanges"),
         },
     )
 
 __all__ = [
     "CalibrateDistances",
     "ChooseClips",
+    "CollectFrames",
     "Correct",
     "Equalize",
     "Finetune",

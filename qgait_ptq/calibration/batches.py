@@ -78,6 +78,7 @@ def with_training_data(state: State, clips: LabelledClips) -> State:
         PKSampler(subjects, identities, config.sequences),
         everything.take(held_out),
         embeddings[held_out],
+        frozenset(clips.subjects[index] for index in held_out),
     )
     return replace(state, training=training)
 
@@ -129,12 +130,17 @@ def batch_size(state: State) -> int:
     return state.captured.batch or CLIPS_PER_BATCH
 
 
-def clips_at_once(state: State) -> int:
-    """Return the number of clips that fit into the memory for the backward pass."""
+def clips_at_once(state: State, frames: int | None = None) -> int:
+    """Return the number of clips that fit into the memory for the backward pass.
+
+    Args:
+        state: state with a network.
+        frames: frames of a clip; None for those of IDC's clips.
+    """
     captured, network = state.captured, state.network
     if captured.batch is not None:
         return captured.batch
-    frames = captured.frame_counts.nearest(state.config.idc.frames)
+    frames = captured.frame_counts.nearest(frames or state.config.idc.frames)
     shapes = [observed_shape(node) for node in network.graph.nodes]
     example = next(shape for shape in shapes if shape is not None)  # the silhouettes, [n, s, h, w]
     bytes_each = 4 * sum(math.prod(shape) for shape in shapes if shape) * frames / (example[0] * example[1])

@@ -83,6 +83,11 @@ class IdcLoss:
                 total = total + weight * term
         return total
 
+    @staticmethod
+    def anchor(quantized: Tensor, reference: Tensor) -> Tensor:
+        """Return L_anchor of embeddings ``[n, c, p]`` or ``[n, c]``, which needs no labels."""
+        return _relative_error(by_part(quantized), by_part(reference.detach()))
+
     def terms(self, student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """Return L_neg, L_pos, L_anchor and the neighbour term, unweighted, of embeddings ``[p, n, c]``."""
         same = labels[:, None] == labels[None]
@@ -94,12 +99,17 @@ class IdcLoss:
             teacher_distances[:, unlike if bool(unlike.any()) else others].mean().clamp_min(SMALLEST_SQUARE)
         )
         error = F.huber_loss(student_distances / unit, teacher_distances / unit, reduction="none")
-        spread = (teacher - teacher.mean(1, keepdim=True)).square().sum().clamp_min(SMALLEST_SQUARE)
-        anchor = (student - teacher).square().sum() / spread
+        anchor = _relative_error(student, teacher)
         neighbour = _neighbour_divergence(
             student_distances.mean(0) / unit, teacher_distances.mean(0) / unit, others
         )
         return _mean(error, unlike), _mean(error, same & others), anchor, neighbour
+
+
+def _relative_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the squared error as a share of the spread of the float network's embeddings ``[p, n, c]``."""
+    spread = (teacher - teacher.mean(1, keepdim=True)).square().sum().clamp_min(SMALLEST_SQUARE)
+    return (student - teacher).square().sum() / spread
 
 
 def _mean(error: Tensor, pairs: Tensor) -> Tensor:

@@ -1,19 +1,20 @@
-"""Stage 2, fine-tuning: blocks, then end to end with the soft quantizer and the IDC loss.
+"""Stage 2, fine-tuning: blocks, then end to end with the soft quantizer.
 
-The temperature rises from 1 to 3 in the end-to-end part. It is 0 (straight-through) before, because a soft
-quantizer hinders convergence when used from the start (an observation of the QGait paper). The candidate with
-the lowest held-out loss is kept: the input network, the network after the blocks, or the best end-to-end
-step.
+The end-to-end part imitates the float embeddings of many sequences without labels, and keeps the distances of
+labelled ones (IDC). Few sequences would be learned by heart. The temperature of the soft quantizer rises in
+the end-to-end part; it is 0 (straight-through) before, because a soft quantizer hinders convergence when used
+from the start (an observation of the QGait paper). Held-out clips choose once between the network before
+the stage, the network after the blocks, after the last step, and the average of the last steps.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from qgait_ptq.calibration.block_training import BlockSettings, reconstruct_blocks
@@ -21,10 +22,19 @@ from qgait_ptq.calibration.correction import CorrectionSettings, Rounding, corre
 from qgait_ptq.calibration.distances import IdcLoss
 from qgait_ptq.calibration.resuming import SavedStates
 from qgait_ptq.calibration.trained_graph import TrainedGraph, output_magnitudes
-from qgait_ptq.calibration.training import EmbeddingTraining, TrainingOutcome, TrainingSettings, embed_clips
+from qgait_ptq.calibration.training import (
+    START,
+    EmbeddingTraining,
+    HeldOut,
+    TrainingOutcome,
+    TrainingSettings,
+)
+from qgait_ptq.calibration.training_batches import BatchSource
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.quantizer.trainable import WeightMode
-from qgait_ptq.stages.training_data import TrainingData
+
+SAVE_EVERY = 50  # steps between two saved states of the end-to-end part
+BLOCKS = "blocks"  # name of the candidate after the blocks
 
 
 @dataclass(frozen=True)
@@ -32,16 +42,14 @@ class FinetuneOutcome:
     """Result of fine-tuning.
 
     Attributes:
-        start: held-out loss of the input network.
-        blocks: held-out loss after the blocks; None if none were trained.
-        end_to_end: result of the end-to-end part; None without steps or data.
-        kept: the candidate that was kept: ``start``, ``blocks`` or ``end_to_end``.
+        losses: held-out loss of each candidate: ``start``, ``blocks``, ``end`` and ``average``.
+        kept: the candidate with the lowest loss.
+        end_to_end: result of the end-to-end part; None without steps.
     """
 
-    start: float | None
-    blocks: float | None
-    end_to_end: TrainingOutcome | None
+    losses: dict[str, float]
     kept: str
+    end_to_end: TrainingOutcome | None
 
 
 class Finetuning:
@@ -52,9 +60,7 @@ class Finetuning:
         quantized: fx.GraphModule,
         reference: fx.GraphModule,
         batches: list[Tensor],
-        data: TrainingData | None,
-        loss: IdcLoss,
-        device: torch.device,
+        held_out: HeldOut,
         saved: SavedStates,
     ) -> None:
         """Collect the inputs of the stage.
@@ -63,19 +69,18 @@ class Finetuning:
             quantized: calibrated graph.
             reference: the same graph with its quantizers switched off.
             batches: silhouettes ``[n, s, h, w]`` for the blocks.
-            data: labelled clips for the end-to-end part and for the choice. Without them (None), the blocks
-                are kept unconditionally.
-            loss: loss of the end-to-end part.
-            device: device of both graphs.
+            held_out: clips that choose between the candidates.
             saved: saved states, so that a run can be resumed.
         """
         self.quantized, self.reference, self.batches = quantized, reference, batches
-        self.data, self.loss, self.device, self.saved = data, loss, device, saved
+        self.held_out, self.saved = held_out, saved
         self.magnitudes = output_magnitudes(quantized, batches[0])
 
     def run(
         self,
         blocks: BlockSettings,
+        source: BatchSource,
+        loss: IdcLoss,
         end_to_end: TrainingSettings,
         advance: Callable[[], None] = lambda: None,
     ) -> FinetuneOutcome:
@@ -83,6 +88,8 @@ class Finetuning:
 
         Args:
             blocks: settings of the block-by-block part.
+            source: source of end-to-end batches.
+            loss: loss of the end-to-end part.
             end_to_end: settings of the end-to-end part.
             advance: called after each step of either part.
 
@@ -90,19 +97,20 @@ class Finetuning:
             CalibrationError: a loss became NaN or infinite.
         """
         came_in = copy.deepcopy(self.quantized.state_dict())
-        start = self._held_out_loss()
-        after_blocks = self._train_blocks(blocks, advance) if blocks.steps else None
+        losses = {START: self.held_out(self.quantized)}
+        if blocks.steps:
+            losses[BLOCKS] = self._train_blocks(blocks, advance)
         outcome = None
-        if self.data is not None and end_to_end.steps:
-            outcome = self._train_end_to_end(self.data, end_to_end, advance)
-        best = outcome.best if outcome else after_blocks
-        kept = "end_to_end" if outcome and outcome.improved else "blocks"
-        if start is not None and best is not None and not best < start:
+        if end_to_end.steps:
+            outcome = self._train_end_to_end(source, loss, end_to_end, advance)
+            losses |= {name: value for name, value in outcome.losses.items() if name != START}
+        kept = min(losses, key=lambda name: losses[name] if math.isfinite(losses[name]) else math.inf)
+        if kept == START:
             self.quantized.load_state_dict(came_in)
-            kept = "start"
-        return FinetuneOutcome(start, after_blocks, outcome, kept)
+        return FinetuneOutcome(losses, kept, outcome)
 
-    def _train_blocks(self, settings: BlockSettings, advance: Callable[[], None]) -> float | None:
+    def _train_blocks(self, settings: BlockSettings, advance: Callable[[], None]) -> float:
+        """Train the blocks and return the held-out loss."""
         state = self.saved.load("blocks")
         done = 0
         if state is not None:
@@ -127,8 +135,8 @@ class Finetuning:
         # Each block was fitted to the errors of the blocks before it. Refit scales and biases after the last.
         refit = CorrectionSettings(Rounding.KEPT, seed=settings.seed, memory=settings.memory)
         correct_layers(self.reference, self.quantized, self.batches, refit)
-        loss = self._held_out_loss()
-        if loss is not None and not loss < float("inf"):
+        loss = self.held_out(self.quantized)
+        if not math.isfinite(loss):
             raise CalibrationError(
                 "fine-tuning: the embeddings are NaN or infinite after the blocks; "
                 "lower the learning rates in finetune"
@@ -136,26 +144,30 @@ class Finetuning:
         return loss
 
     def _train_end_to_end(
-        self, data: TrainingData, settings: TrainingSettings, advance: Callable[[], None]
+        self,
+        source: BatchSource,
+        loss: IdcLoss,
+        settings: TrainingSettings,
+        advance: Callable[[], None],
     ) -> TrainingOutcome:
+        """Train end to end, and keep the network before it, after it, or the average."""
         trained = TrainedGraph(self.quantized, self.reference, self.magnitudes, WeightMode.LATENT)
-        training = EmbeddingTraining(trained, data, self.loss, settings, self.device)
+        device = self.held_out.device
+        training = EmbeddingTraining(trained, self.reference, source, loss, settings, device)
         state: dict[str, Any] | None = self.saved.load("end-to-end")
         if state is not None:
             training.load(state)
-            for _ in range(training.step):
+            for _ in range(training.progress.step):
                 advance()
-        training.run(advance, lambda: self.saved.save("end-to-end", training.state()))
-        if training.outcome.improved:
+
+        def keep(step: int) -> None:
+            if step % SAVE_EVERY == 0:
+                self.saved.save("end-to-end", training.state())
+
+        training.run(advance, keep)
+        outcome = training.keep_best(self.held_out)
+        if outcome.improved:
             trained.settle()
         else:
             trained.discard()
-        return training.outcome
-
-    def _held_out_loss(self) -> float | None:
-        if self.data is None:
-            return None
-        held_out, size = self.data.held_out, len(self.batches[0])
-        embeddings = embed_clips(self.quantized, held_out, size, self.device)
-        labels = held_out.labels.to(self.device)
-        return float(self.loss(embeddings, self.data.held_out_embeddings, labels))
+        return outcome

@@ -1,8 +1,8 @@
 """Stage 1: inter-class distance-guided calibration (IDC).
 
 Scales and zero-points of activations, scales of weights, and biases are trained so that distances between
-people match the float network (`distances`). The integers of the weights do not change. The step with the
-lowest loss on held-out identities is kept. If no step improves on stage 0, its ranges are kept.
+people match the float network (`distances`). The integers of the weights do not change. The network before
+the stage is kept if the network after it is worse on held-out identities.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import fx
 
 from qgait_ptq.calibration.distances import IdcLoss
 from qgait_ptq.calibration.trained_graph import TrainedGraph, output_magnitudes
-from qgait_ptq.calibration.training import EmbeddingTraining, TrainingOutcome, TrainingSettings
+from qgait_ptq.calibration.training import EmbeddingTraining, HeldOut, TrainingOutcome, TrainingSettings
+from qgait_ptq.calibration.training_batches import LabelledBatches
 from qgait_ptq.quantizer.trainable import WeightMode
-from qgait_ptq.stages.training_data import TrainingData
 
 
 def calibrate_distances(
     quantized: fx.GraphModule,
     reference: fx.GraphModule,
-    data: TrainingData,
+    batches: LabelledBatches,
+    held_out: HeldOut,
     loss: IdcLoss,
     settings: TrainingSettings,
-    device: torch.device,
     advance: Callable[[], None] = lambda: None,
 ) -> TrainingOutcome:
     """Train the ranges and biases of a calibrated graph in place.
@@ -33,22 +33,23 @@ def calibrate_distances(
     Args:
         quantized: graph whose ranges are set.
         reference: the same graph with its quantizers switched off.
-        data: clips and the float network's embeddings of them.
+        batches: source of labelled batches.
+        held_out: clips of other identities, which decide whether the trained values are kept.
         loss: loss to minimise.
         settings: settings of the training.
-        device: device of both graphs.
         advance: called after each step.
 
     Raises:
-        CalibrationError: the loss is NaN or infinite before the first step.
+        CalibrationError: the held-out loss is NaN or infinite before the first step.
     """
-    few = torch.arange(min(len(data.clips), settings.micro_batch))
-    magnitudes = output_magnitudes(quantized, data.clips.batch(few, device))
+    few = torch.arange(min(len(batches.clips), settings.micro_batch))
+    magnitudes = output_magnitudes(quantized, batches.clips.batch(few, held_out.device))
     trained = TrainedGraph(quantized, reference, magnitudes, WeightMode.SCALES)
-    training = EmbeddingTraining(trained, data, loss, settings, device)
+    training = EmbeddingTraining(trained, reference, batches, loss, settings, held_out.device)
     training.run(advance)
-    if training.outcome.improved:
+    outcome = training.keep_best(held_out)
+    if outcome.improved:
         trained.settle()
     else:
         trained.discard()
-    return training.outcome
+    return outcome

@@ -1,47 +1,33 @@
-"""The calibrating stages, in order: clips, equalization, ranges, rounding, IDC, fine-tuning."""
+"""The calibrating stages without labels, in order: clips, equalization, ranges, rounding."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor, fx
 
 from qgait_ptq.calibration.batches import (
     MEGABYTE,
     calibration_sequences,
-    clips_at_once,
     cut,
     taken_batches,
     unlabelled_batches,
     with_training_data,
     with_unlabelled_clips,
 )
-from qgait_ptq.calibration.block_training import BlockSettings, count_blocks
-from qgait_ptq.calibration.blocks import Granularity
 from qgait_ptq.calibration.correction import CorrectionSettings, Rounding, correct_layers
-from qgait_ptq.calibration.distances import IdcLoss
 from qgait_ptq.calibration.equalization import Equalization, equalize
-from qgait_ptq.calibration.finetuning import Finetuning
-from qgait_ptq.calibration.idc import calibrate_distances
 from qgait_ptq.calibration.ranges import calibrate_ranges
-from qgait_ptq.calibration.resuming import SavedStates
-from qgait_ptq.calibration.trained_graph import LearningRates
-from qgait_ptq.calibration.training import TrainingSettings
 from qgait_ptq.capture.captured import FRAME_AXIS
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.placement.insert import insert_quantizers
 from qgait_ptq.placement.quantized_layers import quantized_layers
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
-from qgait_ptq.quantizer.soft import TemperatureSchedule
-from qgait_ptq.quantizer.trainable import WeightMode
 from qgait_ptq.stages.stage import Stage, nothing
 from qgait_ptq.stages.state import State
-from qgait_ptq.system.invariants import present
 from qgait_ptq.system.progress import Advance
 
 EQUALIZATION_BATCHES = 4
@@ -150,82 +136,7 @@ class Correct(Stage):
         )
 
 
-class CalibrateDistances(Stage):
-    """Stage 1, IDC: train ranges and biases so that distances between people match the float network."""
-
-    name = "IDC"
-
-    def wanted(self, state: State) -> bool:
-        """Return whether there are enough labels and IDC is not disabled."""
-        return state.training is not None and state.config.idc.enabled is not False
-
-    def steps(self, state: State) -> int:
-        """Return the largest number of training steps."""
-        return state.config.idc.steps
-
-    def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Replace ``quantized``, and record ``idc``."""
-        config = state.config.idc
-        settings = TrainingSettings(
-            steps=config.steps,
-            rates=LearningRates(config.learning_rate, config.learning_rate, config.bias_learning_rate),
-            temperature=TemperatureSchedule(config.temperature, config.temperature),
-            evaluate_every=config.evaluate_every,
-            patience=config.patience,
-            micro_batch=clips_at_once(state),
-            seed=state.config.seed,
-        )
-        quantized, reference = _copies(state)
-        training = present(state.training)
-        loss = idc_loss(state.config)
-        outcome = calibrate_distances(quantized, reference, training, loss, settings, state.device, advance)
-        if outcome.diverged:
-            text = f"IDC: the loss became NaN or infinite at step {outcome.steps}; stopped there"
-            state = state.noting(text)
-        if not outcome.improved:
-            state = state.noting("IDC: no step improved the held-out identities; the ranges are kept")
-        return replace(state, maybe_quantized=quantized).recording(idc=_describe_training(outcome))
-
-
-class Finetune(Stage):
-    """Stage 2: blocks, then end to end with the soft quantizer."""
-
-    name = "fine-tuning"
-
-    def wanted(self, state: State) -> bool:
-        """Return whether fine-tuning is enabled."""
-        return state.config.finetune.enabled
-
-    def steps(self, state: State) -> int:
-        """Return the largest number of training steps."""
-        config = state.config.finetune
-        quantized = state.quantized
-        blocks = count_blocks(quantized, Granularity(config.granularity)) * config.block_steps
-        return blocks + (config.steps if state.training else 0)
-
-    def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Replace ``quantized``, and record ``finetune``."""
-        if state.resume and not (state.work_folder and state.work_folder.is_dir()):
-            state = state.noting("no saved state to resume; fine-tuning starts from the beginning")
-        quantized, reference = _copies(state)
-        saved = SavedStates(state.work_folder, fingerprint(state, quantized), state.resume)
-        loss, batches = idc_loss(state.config), unlabelled_batches(state)
-        run = Finetuning(quantized, reference, batches, state.training, loss, state.device, saved)
-        outcome = run.run(_block_settings(state.config), _end_to_end_settings(state), advance)
-        if outcome.kept == "start":
-            state = state.noting("fine-tuning did not improve the held-out identities; reverted")
-        return replace(state, maybe_quantized=quantized).recording(
-            finetune={
-                "held_out_loss": {"start": outcome.start, "blocks": outcome.blocks},
-                "end_to_end": _describe_training(outcome.end_to_end) if outcome.end_to_end else None,
-                "kept": outcome.kept,
-            }
-        )
-
-
 WITHOUT_LABELS: tuple[Stage, ...] = (ChooseClips(), Equalize(), SetRanges(), Correct())
-LEARNING: tuple[Stage, ...] = (CalibrateDistances(), Finetune())
-CALIBRATION: tuple[Stage, ...] = (*WITHOUT_LABELS, *LEARNING)
 
 
 def correction_settings(config: QuantConfig) -> CorrectionSettings:
@@ -238,61 +149,7 @@ def correction_settings(config: QuantConfig) -> CorrectionSettings:
     )
 
 
-def idc_loss(config: QuantConfig) -> IdcLoss:
-    """Return the loss of stage 1 and of the end-to-end part of stage 2."""
-    idc = config.idc
-    return IdcLoss(idc.neg_weight, idc.pos_weight, idc.anchor_weight, idc.neighbour_weight)
-
-
-def fingerprint(state: State, graph_module: fx.GraphModule) -> str:
-    """Return a digest of the settings, the graph and the unlabelled clips."""
-    digest = hashlib.sha256(state.config.model_dump_json().encode())
-    for name, value in sorted(graph_module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    digest.update(state.unlabelled.numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _copies(state: State) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Return a copy of the calibrated graph, to be changed, and the float reference."""
     quantized = copy.deepcopy(state.quantized)
     return quantized, state.reference
-
-
-def _block_settings(config: QuantConfig) -> BlockSettings:
-    stage = config.finetune
-    return BlockSettings(
-        steps=stage.block_steps,
-        granularity=Granularity(stage.granularity),
-        weights=WeightMode(stage.block_weights),
-        rates=LearningRates(stage.learning_rate, stage.block_learning_rate, stage.learning_rate),
-        drop_probability=stage.drop_probability,
-        ranges=stage.learn_ranges,
-        seed=config.seed,
-        memory=stage.memory_mb * MEGABYTE,
-    )
-
-
-def _end_to_end_settings(state: State) -> TrainingSettings:
-    stage = state.config.finetune
-    return TrainingSettings(
-        steps=stage.steps if state.training else 0,
-        rates=LearningRates(stage.learning_rate, stage.weight_learning_rate, stage.learning_rate),
-        temperature=TemperatureSchedule(stage.temperature_start, stage.temperature_end),
-        evaluate_every=state.config.idc.evaluate_every,
-        patience=stage.patience,
-        micro_batch=clips_at_once(state),
-        seed=state.config.seed + 1,  # other batches than those of stage 1
-    )
-
-
-def _describe_training(outcome: Any) -> dict[str, Any]:
-    return {
-        "held_out_loss": {"start": outcome.start, "best": outcome.best},
-        "best_step": outcome.best_step,
-        "steps": outcome.steps,
-        "curve": outcome.curve,
-        "diverged": outcome.diverged,
-        "kept": outcome.improved,
-    }

@@ -18,6 +18,8 @@ from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.quantizer.trainable import ActivationTrainer, BiasTrainer, WeightMode, WeightTrainer
 from qgait_ptq.system.invariants import of_type
 
+Snapshot = dict[str, dict[str, Tensor]]  # trained values by trainer and parameter
+
 SMALLEST_MAGNITUDE = 0.05  # share of the layer's mean magnitude: smallest unit of a bias
 
 
@@ -171,7 +173,7 @@ class TrainedGraph:
             if isinstance(trainer, ActivationTrainer):
                 trainer.set_drop_probability(probability)
 
-    def snapshot(self) -> dict[str, dict[str, Tensor]]:
+    def snapshot(self) -> Snapshot:
         """Return a copy of all trained parameters."""
         kept = {
             name: {key: value.detach().clone() for key, value in trainer.named_parameters()}
@@ -181,7 +183,7 @@ class TrainedGraph:
             kept[path] = {"": parameter.detach().clone()}
         return kept
 
-    def restore(self, snapshot: dict[str, dict[str, Tensor]]) -> None:
+    def restore(self, snapshot: Snapshot) -> None:
         """Restore the parameters of a snapshot."""
         with torch.no_grad():
             for name, trainer in self.trainers():

@@ -1,14 +1,16 @@
 """End-to-end training of quantizers on embeddings: the loop that IDC and fine-tuning share.
 
-Batches are P×K (identities × sequences). The float network's embeddings are computed once. The state with the
-lowest loss on held-out identities is kept.
+The number of steps is fixed, learning rates follow a cosine to zero, and trained values are averaged over the
+last steps. Half way, a network is often worse than at the start, and the gain comes at the end of the
+schedule. Nothing is therefore chosen on the way: `keep_best` compares the start, the end and the average
+once, on held-out clips.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from qgait_ptq.calibration.distances import IdcLoss
-from qgait_ptq.calibration.trained_graph import LearningRates, TrainedGraph
+from qgait_ptq.calibration.trained_graph import LearningRates, Snapshot, TrainedGraph
+from qgait_ptq.calibration.training_batches import Batch, BatchSource
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.quantizer.soft import HARD, TemperatureSchedule
-from qgait_ptq.stages.training_data import Clips, TrainingData
+from qgait_ptq.stages.training_data import Clips
 
-WARM_UP = 0.1  # share of the steps in which the learning rates rise
+WARM_UP = 0.05  # share of the steps in which the learning rates rise
+CURVE_POINTS = 24  # of the curve of training losses
+START, END, AVERAGE = "start", "end", "average"  # candidates
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,10 @@ class TrainingSettings:
     """Settings of end-to-end training.
 
     Attributes:
-        steps: largest number of steps.
-        rates: learning rates at the start. If an evaluation shows no improvement, training returns to the
-            best step and halves them.
+        steps: number of steps.
+        rates: largest learning rates of the schedule.
         temperature: temperature of the soft gradients.
-        evaluate_every: steps between two evaluations on the held-out identities.
-        patience: consecutive halvings after which training stops.
+        averaged: share of the steps, the last ones, whose trained values are averaged; 0 for no average.
         micro_batch: number of clips in one backward pass; results do not depend on it.
         seed: random seed for batches.
     """
@@ -42,36 +45,66 @@ class TrainingSettings:
     steps: int
     rates: LearningRates
     temperature: TemperatureSchedule = HARD
-    evaluate_every: int = 10
-    patience: int = 5
+    averaged: float = 0.2
     micro_batch: int = 16
     seed: int = 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainingOutcome:
     """Result of training.
 
     Attributes:
-        start: held-out loss before training.
-        best: lowest held-out loss.
-        best_step: step of the lowest loss; 0 is before training.
+        losses: held-out loss of each candidate: ``start``, ``end`` and ``average``.
+        kept: the candidate with the lowest loss.
         steps: number of steps taken.
-        curve: step and held-out loss of each evaluation.
-        diverged: whether training stopped because the loss became NaN or infinite.
+        curve: step and mean training loss since the point before.
+        diverged: whether training stopped because the loss became NaN or infinite; the start is kept then.
     """
 
-    start: float
-    best: float
-    best_step: int = 0
+    losses: Mapping[str, float]
+    kept: str
     steps: int = 0
-    curve: list[tuple[int, float]] = field(default_factory=list)
+    curve: tuple[tuple[int, float], ...] = ()
     diverged: bool = False
 
     @property
     def improved(self) -> bool:
-        """Return whether the held-out loss is lower than before."""
-        return self.best < self.start
+        """Return whether another candidate than the start is kept."""
+        return self.kept != START
+
+    @property
+    def best(self) -> float:
+        """Return the held-out loss of the candidate that is kept."""
+        return self.losses[self.kept]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Clips that decide which candidate is kept.
+
+    Attributes:
+        clips: clips that no stage learns from.
+        embeddings: embeddings of `clips` by the float network, ``[n, c, p]`` or ``[n, c]``.
+        loss: loss to compare candidates by; only its anchor counts for clips without labels.
+        labelled: whether the labels of the clips are identities.
+        batch: clips in one forward pass.
+        device: device of the networks.
+    """
+
+    clips: Clips
+    embeddings: Tensor
+    loss: IdcLoss
+    labelled: bool
+    batch: int
+    device: torch.device
+
+    def __call__(self, network: nn.Module) -> float:
+        """Return the loss of a network over all clips."""
+        given = embed_clips(network, self.clips, self.batch, self.device)
+        labels = self.clips.labels.to(self.device) if self.labelled else None
+        with torch.no_grad():
+            return float(batch_loss(self.loss, given, self.embeddings, labels))
 
 
 def embed_clips(network: nn.Module, clips: Clips, size: int, device: torch.device) -> Tensor:
@@ -80,139 +113,191 @@ def embed_clips(network: nn.Module, clips: Clips, size: int, device: torch.devic
         return torch.cat([network(batch) for batch in clips.batches(size, device)])
 
 
+def batch_loss(loss: IdcLoss, given: Tensor, wanted: Tensor, labels: Tensor | None) -> Tensor:
+    """Return the IDC loss of embeddings with labels, and the anchor alone of those without."""
+    return loss.anchor(given, wanted) if labels is None else loss(given, wanted, labels)
+
+
+@dataclass
+class _Progress:
+    """What a run has reached: everything that the rest of it depends on, but for trained values."""
+
+    step: int = 0
+    average: Snapshot | None = None
+    averaged: int = 0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # since the last point of the curve
+    diverged: bool = False
+
+
 class EmbeddingTraining:
-    """State of one training run, which can be saved after any step and resumed."""
+    """One training run, which can be saved after any step and resumed."""
 
     def __init__(
         self,
         trained: TrainedGraph,
-        data: TrainingData,
+        reference: nn.Module,
+        batches: BatchSource,
         loss: IdcLoss,
         settings: TrainingSettings,
         device: torch.device,
     ) -> None:
-        """Evaluate on the held-out identities before the first step.
+        """Prepare a run.
 
-        Raises:
-            CalibrationError: the held-out loss is NaN or infinite.
+        Args:
+            trained: graph whose quantizers are trained.
+            reference: the float network.
+            batches: source of training batches.
+            loss: loss to minimise.
+            settings: settings of the training.
+            device: device of both networks.
         """
-        self.trained, self.data, self.loss = trained, data, loss
+        self.trained, self.reference, self.batches, self.loss = trained, reference, batches, loss
         self.settings, self.device = settings, device
         self.optimizer = torch.optim.Adam(trained.groups(settings.rates), betas=(0.9, 0.99))
-        self.step, self.failures, self.rate_share = 0, 0, 1.0
-        start = self.held_out_loss()
-        if not math.isfinite(start):
-            raise CalibrationError("the loss on the held-out identities is NaN or infinite before any step")
-        self.outcome = TrainingOutcome(start, start, curve=[(0, start)])
-        self.best = trained.snapshot()
+        self.start = trained.snapshot()
+        self.progress = _Progress()
 
     def run(
-        self, advance: Callable[[], None] = lambda: None, after_look: Callable[[], None] = lambda: None
+        self,
+        advance: Callable[[], None] = lambda: None,
+        after_step: Callable[[int], None] = lambda step: None,
     ) -> None:
-        """Train until the steps or the patience are used up; then restore the best step.
+        """Train until the steps are used up, or the loss is NaN or infinite.
 
         Args:
             advance: called after each step.
-            after_look: called after each evaluation.
+            after_step: called after each step with the number of steps taken.
         """
-        while self.step < self.settings.steps and self.failures < self.settings.patience:
-            if not self._train_step():
-                self.outcome = replace(self.outcome, diverged=True)
+        progress = self.progress
+        while progress.step < self.settings.steps and not progress.diverged:
+            loss = self._train_step()
+            if not math.isfinite(loss):
+                progress.diverged = True
                 break
+            progress.losses.append(loss)
+            self._add_to_average()
+            self._add_to_curve()
             advance()
-            if self.step % self.settings.evaluate_every == 0 or self.step == self.settings.steps:
-                self._look()
-                after_look()
-        self.outcome = replace(self.outcome, steps=self.step)
-        self.trained.restore(self.best)
+            after_step(progress.step)
 
-    def held_out_loss(self) -> float:
-        """Return the loss over all pairs of the held-out clips."""
-        data = self.data
-        embeddings = embed_clips(
-            self.trained.graph_module, data.held_out, self.settings.micro_batch, self.device
-        )
-        labels = data.held_out.labels.to(self.device)
-        with torch.no_grad():
-            return float(self.loss(embeddings, data.held_out_embeddings, labels))
+    def keep_best(self, held_out: HeldOut) -> TrainingOutcome:
+        """Restore the candidate with the lowest held-out loss: the start, the end or the average.
+
+        Raises:
+            CalibrationError: the held-out loss of the start is NaN or infinite.
+        """
+        progress = self.progress
+        candidates: dict[str, Snapshot] = {START: self.start}
+        if not progress.diverged and progress.step:
+            candidates[END] = self.trained.snapshot()
+            if progress.average is not None:
+                candidates[AVERAGE] = progress.average
+        losses: dict[str, float] = {}
+        for name, snapshot in candidates.items():
+            self.trained.restore(snapshot)
+            losses[name] = held_out(self.trained.graph_module)
+        if not math.isfinite(losses[START]):
+            raise CalibrationError("the loss on the held-out identities is NaN or infinite before any step")
+        kept = min(losses, key=lambda name: losses[name] if math.isfinite(losses[name]) else math.inf)
+        self.trained.restore(candidates[kept])
+        return TrainingOutcome(losses, kept, progress.step, tuple(progress.curve), progress.diverged)
 
     def state(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on."""
-        outcome = self.outcome
+        progress = self.progress
         return {
-            "step": self.step,
-            "failures": self.failures,
-            "rate_share": self.rate_share,
+            "step": progress.step,
+            "average": progress.average,
+            "averaged": progress.averaged,
+            "curve": progress.curve,
+            "losses": progress.losses,
+            "start": self.start,
             "current": self.trained.snapshot(),
-            "best": self.best,
             "optimizer": self.optimizer.state_dict(),
-            "outcome": [outcome.start, outcome.best, outcome.best_step, outcome.curve],
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
-        self.step, self.best = state["step"], state["best"]
-        self.failures, self.rate_share = state["failures"], state["rate_share"]
+        self.progress = _Progress(
+            state["step"],
+            state["average"],
+            state["averaged"],
+            [(int(step), float(loss)) for step, loss in state["curve"]],
+            list(state["losses"]),
+        )
+        self.start = state["start"]
         self.trained.restore(state["current"])
         self.optimizer.load_state_dict(state["optimizer"])
-        start, best, best_step, curve = state["outcome"]
-        self.outcome = TrainingOutcome(start, best, best_step, curve=[tuple(point) for point in curve])
 
-    def _train_step(self) -> bool:
-        """Take one optimizer step; return False if the loss is NaN or infinite."""
-        rng = np.random.default_rng([self.settings.seed, self.step])
-        indices = self.data.sampler.draw(rng)
+    def _train_step(self) -> float:
+        """Take one optimizer step, unless the loss is NaN or infinite; return the loss."""
+        step, steps = self.progress.step, self.settings.steps
+        rng = np.random.default_rng([self.settings.seed, step])
+        batch = self.batches.draw(rng, step)
         torch.manual_seed(int(rng.integers(2**31)))
-        self.trained.set_temperature(self.settings.temperature.at(self.step, self.settings.steps))
+        self.trained.set_temperature(self.settings.temperature.at(step, steps))
         for group in self.optimizer.param_groups:
-            group["lr"] = group["full_rate"] * self.rate_share
+            group["lr"] = group["full_rate"] * rate_share(step, steps)
         self.optimizer.zero_grad()
-        if not self._backward(indices):
-            return False
-        self.optimizer.step()
-        self.step += 1
-        return True
+        loss = self._backward(batch)
+        if math.isfinite(loss):
+            self.optimizer.step()
+            self.progress.step += 1
+        return loss
 
-    def _backward(self, indices: list[int]) -> bool:
-        """Compute the gradients of a batch, holding activations of `micro_batch` clips at a time."""
-        clips, size = self.data.clips, self.settings.micro_batch
-        targets = self.data.embeddings[indices]
-        labels = clips.labels[indices].to(self.device)
-        if len(indices) <= size:
-            loss = self.loss(self._embed(clips, indices), targets, labels)
-            if not bool(torch.isfinite(loss)):
-                return False
-            loss.backward()
-            return True
+    def _backward(self, batch: Batch) -> float:
+        """Compute the gradients of a batch, holding activations of `micro_batch` clips at a time.
+
+        Without a finite loss, there are no gradients.
+        """
+        pieces = batch.clips.split(self.settings.micro_batch)
+        labels = None if batch.labels is None else batch.labels.to(self.device)
+        targets = self._targets(batch, pieces)
+        if len(pieces) == 1:
+            loss = batch_loss(self.loss, self.trained(pieces[0].to(self.device)), targets, labels)
+            if bool(torch.isfinite(loss)):
+                loss.backward()
+            return float(loss.detach())
         # The loss needs all embeddings, but their autograd graphs need not exist together. Embed without
         # gradients, differentiate the loss by the embeddings, then embed each piece again with that gradient.
-        pieces = [indices[start : start + size] for start in range(0, len(indices), size)]
         with torch.no_grad():
-            embeddings = torch.cat([self._embed(clips, piece) for piece in pieces])
+            embeddings = torch.cat([self.trained(piece.to(self.device)) for piece in pieces])
         embeddings.requires_grad_(True)
-        loss = self.loss(embeddings, targets, labels)
-        if not bool(torch.isfinite(loss)):
-            return False
-        (gradient,) = torch.autograd.grad(loss, embeddings)
-        for piece, part in zip(pieces, gradient.split(size), strict=True):
-            self._embed(clips, piece).backward(part)
-        return True
+        loss = batch_loss(self.loss, embeddings, targets, labels)
+        if bool(torch.isfinite(loss)):
+            (gradient,) = torch.autograd.grad(loss, embeddings)
+            for piece, part in zip(pieces, gradient.split(self.settings.micro_batch), strict=True):
+                self.trained(piece.to(self.device)).backward(part)
+        return float(loss.detach())
 
-    def _embed(self, clips: Clips, indices: list[int]) -> Tensor:
-        return self.trained(clips.batch(indices, self.device))
+    def _targets(self, batch: Batch, pieces: tuple[Tensor, ...]) -> Tensor:
+        """Return the embeddings of a batch by the float network."""
+        if batch.embeddings is not None:
+            return batch.embeddings.to(self.device)
+        with torch.no_grad():
+            return torch.cat([self.reference(piece.to(self.device)) for piece in pieces])
 
-    def _look(self) -> None:
-        loss = self.held_out_loss()
-        self.outcome.curve.append((self.step, loss))
-        if loss < self.outcome.best:
-            self.outcome = replace(self.outcome, best=loss, best_step=self.step)
-            self.best = self.trained.snapshot()
-            self.failures = 0
-        else:
-            self.trained.restore(self.best)
-            self.optimizer.state.clear()  # the averages belong to the steps that were discarded
-            self.rate_share /= 2
-            self.failures += 1
+    def _add_to_average(self) -> None:
+        """Add the trained values to their average, in the last part of the steps."""
+        progress, settings = self.progress, self.settings
+        if settings.averaged == 0 or progress.step <= (1 - settings.averaged) * settings.steps:
+            return
+        current = self.trained.snapshot()
+        progress.averaged += 1
+        if progress.average is None:
+            progress.average = current
+            return
+        for name, parameters in progress.average.items():
+            for key, mean in parameters.items():
+                mean.lerp_(current[name][key], 1 / progress.averaged)
+
+    def _add_to_curve(self) -> None:
+        progress = self.progress
+        every = max(1, self.settings.steps // CURVE_POINTS)
+        if progress.step % every == 0 or progress.step == self.settings.steps:
+            progress.curve.append((progress.step, float(np.mean(progress.losses))))
+            progress.losses = []
 
 
 def rate_share(step: int, steps: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from qgait_ptq.errors import ConfigError, ModelError
 from qgait_ptq.exporters.metadata import parse_metadata
 from qgait_ptq.exporters.onnx_file import read_model
 from qgait_ptq.gait.adapters import ADAPTERS
+from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sequences import Reading
 from qgait_ptq.gait.data.sources import (
     CALIBRATION_WALKERS,
@@ -24,6 +26,7 @@ from qgait_ptq.gait.data.sources import (
     GaitData,
     load_directory,
     load_walkers,
+    unlabelled_identities,
 )
 from qgait_ptq.gait.opengait.configuration import read_opengait_config
 from qgait_ptq.gait.opengait.networks import PREFIX, make_opengait_network
@@ -104,8 +107,13 @@ def _opengait_factory(source: ModelSource, progress: Progress) -> Callable[[], n
     return lambda: make_opengait_network(config, name or None)
 
 
-def load_data(source: DataSource, progress: Progress) -> GaitData:
+def load_data(source: DataSource, progress: Progress, unlabelled: int = 0) -> GaitData:
     """Load the data of a recipe, or the synthetic walkers if it names no data set.
+
+    Args:
+        source: what the recipe says of data.
+        progress: receives notes, and the rendering of walkers as a stage.
+        unlabelled: number of sequences without labels that fine-tuning can use; 0 without fine-tuning.
 
     Raises:
         DataError: the data cannot be used.
@@ -117,7 +125,13 @@ def load_data(source: DataSource, progress: Progress) -> GaitData:
         reading = Reading(source.cut_columns, source.longest, source.modalities, source.raw)
         data = load_directory(source.root, source.partition, source.protocol, source.metric, reading)
         progress.note(data.summary)
-        return data
+        if source.unlabelled is None or not unlabelled:
+            return data
+        more = GaitDataset.from_directory(source.unlabelled, reading=reading)
+        progress.note(f"unlabelled {more.summary}")
+        return replace(data, unlabelled=more)
+    if source.unlabelled is not None:
+        raise ConfigError("--unlabelled needs a data set; name its root folder with --data")
     if source.partition is not None:
         raise ConfigError("--partition needs a data set; name its root folder with --data")
     if source.raw or source.cut_columns:
@@ -128,8 +142,9 @@ def load_data(source: DataSource, progress: Progress) -> GaitData:
     progress.note(
         "no --data: using the built-in synthetic walkers; results on them say nothing about real recordings"
     )
-    with progress.stage("walkers", CALIBRATION_WALKERS + TEST_WALKERS) as advance:
-        return load_walkers(workers=usable_cores(), advance=advance)
+    walkers = CALIBRATION_WALKERS + TEST_WALKERS + unlabelled_identities(unlabelled)
+    with progress.stage("walkers", walkers) as advance:
+        return load_walkers(usable_cores(), advance, unlabelled)
 
 
 def open_embedder(path: Path) -> Embedder:

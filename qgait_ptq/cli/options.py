@@ -138,6 +138,13 @@ DATA_OPTIONS = (
         help="Columns to cut from each side of a frame.",
     ),
 )
+UNLABELLED_OPTION = option(
+    "--unlabelled",
+    group=DATA,
+    type=PATH,
+    metavar="FOLDER",
+    help="More sequences for --finetune, in the same layout; their labels are not read.",
+)
 TARGET_OPTION = option(
     "--target",
     group=WIDTHS,
@@ -217,6 +224,13 @@ SEED_OPTION = option(
     help="Random seed for choosing calibration sequences.",
 )
 CALIBRATION_OPTIONS = (
+    option(
+        "--effort",
+        group=CALIBRATION,
+        type=click.Choice(["quick", "standard", "thorough"]),
+        default_text="standard",
+        help="quick: corrections without training. standard: with IDC. thorough: with IDC and fine-tuning.",
+    ),
     count("--calibration-sequences", "Number of calibration sequences.", CALIBRATION, default_text="128"),
     option(
         "--observer",

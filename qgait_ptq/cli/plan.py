@@ -14,7 +14,7 @@ from qgait_ptq.gait.data.sources import WALKER_FRAME_SHAPE, walker_counts
 from qgait_ptq.pipeline.expectation import Expectation, expect
 from qgait_ptq.placement.planning import plan
 from qgait_ptq.placement.submodule_data import submodule_config
-from qgait_ptq.report.terminal import duration, layer_table
+from qgait_ptq.report.terminal import layer_table
 from qgait_ptq.system.progress import Progress
 from qgait_ptq.targets.registry import get_target
 
@@ -60,9 +60,7 @@ def show_plan(
         f"{min(config.calibration_sequences, sequences[0])} of {sequences[0]} sequences for calibration, "
         f"{sequences[1]} for tests",
         f"estimated file size: {expected.file_bytes / 1e6:.2f} MB",
-        f"estimated time on this machine: {duration(expected.total_seconds)} ("
-        + ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in expected.seconds.items())
-        + "); the real time can be half or twice that",
+        expected.time_line,
         "nothing was quantized (--dry-run)",
     ):
         progress.note(line)

@@ -22,10 +22,12 @@ from qgait_ptq.cli.options import (
     RECIPE_OPTION,
     RUN,
     SUBMODULE_OPTION,
+    UNLABELLED_OPTION,
     WIDTH_OPTIONS,
     apply_options,
 )
 from qgait_ptq.cli.recipe import build_recipe
+from qgait_ptq.errors import ConfigError
 
 if TYPE_CHECKING:
     from qgait_ptq.system.progress import Progress
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     *GOAL_OPTIONS,
     *CALIBRATION_OPTIONS,
     *DATA_OPTIONS,
+    UNLABELLED_OPTION,
     *MODEL_OPTIONS,
     SUBMODULE_OPTION,
     RECIPE_OPTION,
@@ -80,6 +83,9 @@ def command(
       qgait-ptq quantize --recipe casia-w4a8/recipe.yaml --out again
     """
     recipe = build_recipe(model, recipe_file, options)
+    finetune = recipe.quantization.finetune
+    if recipe.data.unlabelled is not None and not finetune.enabled:
+        raise ConfigError("--unlabelled is used by fine-tuning only; add --finetune")
 
     from rich.console import Console
 
@@ -107,7 +113,7 @@ def command(
         if as_json:
             click.echo(json.dumps(asdict(expected)))
         return
-    data = load_data(recipe.data, progress)
+    data = load_data(recipe.data, progress, finetune.unlabelled if finetune.enabled else 0)
     repeatable = recipe.model_copy(
         update={
             "model": recipe.model.model_copy(
@@ -118,7 +124,9 @@ def command(
                 }
             ),
             "data": recipe.data.model_copy(
-                update={"root": absolute(recipe.data.root), "partition": absolute(recipe.data.partition)}
+                update={
+                    name: absolute(getattr(recipe.data, name)) for name in ("root", "partition", "unlabelled")
+                }
             ),
         }
     )

@@ -11,6 +11,12 @@ from qgait_ptq.config.recipes import parse, read_recipe
 from qgait_ptq.config.schema import DataSource, ModelSource, Recipe
 from qgait_ptq.errors import ConfigError
 
+# What each effort turns on (None: if the labels allow it). Other settings keep the values of the recipe.
+EFFORTS: dict[str | None, dict[str, bool | None]] = {
+    "quick": {"idc": False, "finetune": False},
+    "standard": {"idc": None, "finetune": False},
+    "thorough": {"idc": None, "finetune": True},
+}
 ZOO, OPENGAIT_ADAPTER = "qgait_ptq.gait.zoo", "opengait"
 
 
@@ -29,8 +35,12 @@ def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str
         if values["model"].get("path") != str(model):
             values["model"].pop("sha256", None)
         values["model"]["path"] = str(model)
-    _switch(values["quantization"], "idc", options.pop("idc", None))
-    _switch(values["quantization"], "finetune", options.pop("finetune", None))
+    effort = EFFORTS.get(options.pop("effort", None), {})
+    for stage in ("idc", "finetune"):
+        given = options.pop(stage, None)
+        enabled = given if given is not None else effort.get(stage)
+        if enabled is not None or stage in effort:
+            values["quantization"][stage] = {**(values["quantization"].get(stage) or {}), "enabled": enabled}
     if options.get("budget") is not None:
         options["budget"] = _parse_budget(options["budget"])
     bits = options.pop("bits", None)
@@ -116,12 +126,6 @@ def _parse_budget(text: str) -> dict[str, float]:
     raise click.BadParameter(
         f"{text!r} is not a budget such as size=0.6MB or bops=40%", param_hint="--budget"
     )
-
-
-def _switch(quantization: dict[str, Any], stage: str, enabled: bool | None) -> None:
-    """Turn a stage on or off. Its other settings keep the values of the recipe."""
-    if enabled is not None:
-        quantization[stage] = {**(quantization.get(stage) or {}), "enabled": enabled}
 
 
 def _section(option: str) -> str:

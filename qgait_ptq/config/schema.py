@@ -49,16 +49,15 @@ class IdcConfig(_Model):
         pos_weight: loss weight of distances between sequences of one person.
         anchor_weight: loss weight of the difference from float embeddings.
         neighbour_weight: loss weight of the distribution over nearest neighbours.
-        steps: largest number of steps.
-        learning_rate: learning rate of scales and zero-points.
-        bias_learning_rate: learning rate of biases.
+        steps: number of steps.
+        learning_rate: largest learning rate of scales and zero-points; it falls to zero.
+        bias_learning_rate: largest learning rate of biases.
         identities: number P of identities in a P×K batch.
         sequences: number K of sequences of each identity in a batch.
-        frames: number of consecutive frames of each sequence.
-        held_out: share of held-out identities, which decide the best step.
-        evaluate_every: steps between two evaluations on held-out identities.
-        patience: number of consecutive evaluations without improvement that end the stage. Each of them
-            returns to the best step and halves the learning rates.
+        frames: largest number of consecutive frames of a labelled clip.
+        batch_frames: largest number of frames of a clip in a training batch.
+        held_out: share of held-out identities, which choose between the network before and after the stage.
+        averaged: share of the steps, the last ones, whose trained values are averaged; 0 for no average.
         temperature: temperature of the soft quantizer; 0 is straight-through.
         memory_mb: approximate limit in MB of activations for the backward pass.
     """
@@ -68,15 +67,15 @@ class IdcConfig(_Model):
     pos_weight: Weight = 0.25
     anchor_weight: Weight = 1.0
     neighbour_weight: Weight = 0.0
-    steps: Positive = 60
+    steps: Positive = 120
     learning_rate: Rate = 2e-3
     bias_learning_rate: Rate = 2e-3
     identities: Annotated[int, Field(ge=2)] = 8
     sequences: Annotated[int, Field(ge=2)] = 2
     frames: Positive = 24
+    batch_frames: Positive = 8
     held_out: Share = 0.25
-    evaluate_every: Positive = 6
-    patience: Positive = 5
+    averaged: Annotated[float, Field(ge=0, le=1)] = 0.2
     temperature: Weight = 0.0
     memory_mb: Positive = 2000
 
@@ -92,28 +91,39 @@ class FinetuneConfig(_Model):
         block_learning_rate: learning rate of weights in block training, in rounding steps.
         drop_probability: probability that a value is not quantized in block training.
         learn_ranges: whether block training includes scales of activations, and biases.
-        steps: largest number of end-to-end steps; 0 for no end-to-end training.
-        weight_learning_rate: learning rate of weights in end-to-end training, in rounding steps.
-        learning_rate: learning rate of scales, zero-points and biases in end-to-end training.
+        unlabelled: largest number of sequences without labels to train on.
+        clips: number of clips in an end-to-end batch without labels.
+        frames: frames of each of these clips.
+        steps: number of end-to-end steps; 0 for no end-to-end training.
+        labelled_every: one end-to-end step of this number takes a labelled batch with the loss of IDC; 0 for
+            none. The others take clips without labels, and imitate the float embeddings.
+        weight_learning_rate: largest learning rate of weights in end-to-end training, in rounding steps.
+        learning_rate: largest learning rate of scales, zero-points and biases in end-to-end training.
+        averaged: share of the end-to-end steps, the last ones, whose trained values are averaged; 0 for no
+            average.
         temperature_start: temperature of the soft quantizer at the first end-to-end step.
         temperature_end: temperature of the soft quantizer at the last end-to-end step.
-        patience: number of consecutive evaluations without improvement that end training, as in IDC.
-        memory_mb: limit in MB of block activations in memory. More are stored on disk.
+        memory_mb: limit in MB of block activations in memory, and of frames without labels. More are stored
+            on disk.
     """
 
     enabled: bool = False
+    unlabelled: Positive = 2000
+    clips: Positive = 16
+    frames: Positive = 6
     block_steps: Annotated[int, Field(ge=0)] = 200
     granularity: Literal["layer", "block"] = "block"
     block_weights: Literal["rounding", "latent"] = "latent"
     block_learning_rate: Rate = 4e-3
     drop_probability: Annotated[float, Field(ge=0, lt=1)] = 0.5
     learn_ranges: bool = True
-    steps: Annotated[int, Field(ge=0)] = 60
-    weight_learning_rate: Rate = 4e-3
-    learning_rate: Rate = 5e-4
+    steps: Annotated[int, Field(ge=0)] = 1200
+    labelled_every: Annotated[int, Field(ge=0)] = 4
+    weight_learning_rate: Rate = 5e-3
+    learning_rate: Rate = 2e-3
+    averaged: Annotated[float, Field(ge=0, le=1)] = 0.2
     temperature_start: Weight = 1.0
     temperature_end: Weight = 3.0
-    patience: Positive = 5
     memory_mb: Positive = 2000
 
 
@@ -275,6 +285,7 @@ class DataSource(_Model):
     Attributes:
         root: root folder of a data set in the OpenGait layout.
         partition: path of the partition file; None for ``partition.json`` in the root.
+        unlabelled: root folder of more sequences for fine-tuning, in the same layout; labels are not read.
         protocol: protocol of the evaluation.
         metric: distance between embeddings.
         cut_columns: columns to cut from each side of a frame; None for the empty columns of square
@@ -287,6 +298,7 @@ class DataSource(_Model):
 
     root: Path | None = None
     partition: Path | None = None
+    unlabelled: Path | None = None
     protocol: str = "casia-b"
     metric: Metric = "euclidean"
     cut_columns: Annotated[int, Field(ge=0)] | None = None

@@ -13,8 +13,9 @@ from typing import Any
 
 from qgait_ptq.calibration.batches import clips_at_once, cut, unlabelled_batches
 from qgait_ptq.calibration.correction import correct_alone
+from qgait_ptq.calibration.learning_stages import fingerprint
 from qgait_ptq.calibration.resuming import SavedStates
-from qgait_ptq.calibration.stages import Correct, Equalize, SetRanges, correction_settings, fingerprint
+from qgait_ptq.calibration.stages import Correct, Equalize, SetRanges, correction_settings
 from qgait_ptq.errors import DataError
 from qgait_ptq.exporters.onnx_file import export_quantized
 from qgait_ptq.mixed_precision.costs import CostModel

@@ -13,6 +13,10 @@ from qgait_ptq.capture.captured import Capture
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.placement.layers import LayerPlan
 from qgait_ptq.placement.planning import REPORTED_FRAMES
+from qgait_ptq.report.terminal import duration
+from qgait_ptq.stages.stage import Stage, nothing
+from qgait_ptq.stages.state import State
+from qgait_ptq.system.progress import Advance, Progress
 from qgait_ptq.targets.target import Target
 
 INT4_BITS, FLOAT_BITS = 4, 32
@@ -22,6 +26,7 @@ GRAPH_BYTES, LAYER_BYTES = 8_000, 1_500  # nodes, names and metadata of a file
 RANGES, ROUNDING, LEARNING_STEP, BLOCK_STEP = 1.6, 6.0, 5.0, 0.8
 EXPORT_SECONDS = 15.0
 NETWORKS_EVALUATED = 3  # float, simulation, file
+LONG = 60.0  # seconds of a run whose estimate is worth a line
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,36 @@ class Expectation:
     def total_seconds(self) -> float:
         """Return the time of all stages together."""
         return sum(self.seconds.values())
+
+    @property
+    def time_line(self) -> str:
+        """Return a line with the time of all stages."""
+        stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in self.seconds.items())
+        return (
+            f"estimated time on this machine: {duration(self.total_seconds)} ({stages}); the real time can "
+            "be half or twice that"
+        )
+
+
+class ExpectTime(Stage):
+    """Say how long the run will take, if it is long. The estimate is not part of the result."""
+
+    name = "estimate"
+
+    def apply(self, state: State, advance: Advance = nothing) -> State:
+        """Return the state unchanged."""
+        return state
+
+    def run(self, state: State, progress: Progress) -> State:
+        """Note the estimate for a run of more than a minute."""
+        config, device, data = state.config, state.device, state.data
+        sequences = len(data.calibration), len(data.test)
+        expected = expect(
+            config, state.captured, state.network, state.layers, state.target, sequences, device
+        )
+        if expected.total_seconds >= LONG:
+            progress.note(expected.time_line)
+        return state
 
 
 def expect(
@@ -69,14 +104,13 @@ def expect(
         "rounding": ROUNDING * calibrating * config.correction_frames * frame,
     }
     idc, finetune = config.idc, config.finetune
-    step = LEARNING_STEP * idc.identities * idc.sequences * idc.frames * frame
     if idc.enabled is not False:
-        seconds["IDC"] = idc.steps * step
+        seconds["IDC"] = LEARNING_STEP * idc.steps * idc.identities * idc.sequences * idc.batch_frames * frame
     if finetune.enabled:
         blocks = sum(layer.weight_bits is not None for layer in layers)
-        seconds["fine-tuning"] = finetune.steps * step + (
-            BLOCK_STEP * blocks * finetune.block_steps * idc.identities * config.correction_frames * frame
-        )
+        block_frames = finetune.block_steps * idc.identities * config.correction_frames
+        step_frames = finetune.steps * finetune.clips * finetune.frames
+        seconds["fine-tuning"] = (LEARNING_STEP * step_frames + BLOCK_STEP * blocks * block_frames) * frame
     seconds["export"] = EXPORT_SECONDS
     seconds["evaluation"] = NETWORKS_EVALUATED * sequences[1] * config.calibration_frames * frame
     return Expectation(expected_bytes(layers, target), seconds)

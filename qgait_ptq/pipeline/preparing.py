@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qgait_ptq.calibration.stages import LEARNING
+from qgait_ptq.calibration.learning_stages import LEARNING
 from qgait_ptq.capture.autocast import disabled_regions
 from qgait_ptq.capture.captured import BATCH_AXIS, FRAME_AXIS, Capture
 from qgait_ptq.exporters.exportability import unknown_nodes

@@ -16,6 +16,7 @@ from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sources import GaitData, as_gait_data, load_walkers
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.pipeline.evaluating import Evaluate, MeasureSpeed
+from qgait_ptq.pipeline.expectation import ExpectTime
 from qgait_ptq.pipeline.exporting import CheckParity, Export, MeasureLayers, check_budget
 from qgait_ptq.pipeline.preparing import (
     CaptureNetwork,
@@ -44,7 +45,7 @@ PREPARATION: tuple[Stage, ...] = (
 CALIBRATION: tuple[Stage, ...] = (ChooseWidths(), *WITHOUT_LABELS, KeepAccuracy(), MeasureLayers())
 EXPORT: tuple[Stage, ...] = (Export(), CheckParity())
 EVALUATION: tuple[Stage, ...] = (Evaluate(), MeasureSpeed())
-STAGES = (*PREPARATION, *CALIBRATION, *EXPORT, *EVALUATION)
+STAGES = (*PREPARATION, ExpectTime(), *CALIBRATION, *EXPORT, *EVALUATION)
 
 
 def quantize(
@@ -117,9 +118,11 @@ def begin(
     with watch.stage("data"):
         if data is None:
             watch.note("no data given: using the built-in synthetic walkers")
-        gait_data = load_walkers() if data is None else as_gait_data(data)
+        settings = config or QuantConfig()
+        unlabelled = settings.finetune.unlabelled if settings.finetune.enabled else 0
+        gait_data = load_walkers(unlabelled=unlabelled) if data is None else as_gait_data(data)
     chosen = choose_device(device)
-    state = State(source, config or QuantConfig(), chosen, gait_data, gait_data, work_folder, resume)
+    state = State(source, settings, chosen, gait_data, gait_data, work_folder, resume)
     return state.timed(watch.seconds)
 
 

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from qgait_ptq.graph.frame_counts import ANY_FRAME_COUNT, parse_frame_counts
 from qgait_ptq.report.drawing import DARK, LIGHT
+from qgait_ptq.report.losses import loss_change
 from qgait_ptq.report.plots import WORST_LAYERS, report_figures
 from qgait_ptq.report.processors import processors_line
 from qgait_ptq.report.widths import allocation_lines, widths_label
@@ -174,10 +175,9 @@ def _stages(report: Report) -> Iterator[str]:
 
 
 def _outcome(idc: Mapping[str, Any]) -> str:
-    if not idc.get("kept"):
-        return "no step improved the held-out identities; reverted"
-    loss = idc["held_out_loss"]
-    return f"loss on held-out identities {loss['start']:.4f} → {loss['best']:.4f}, step {idc['best_step']}"
+    if idc.get("kept", "start") == "start":
+        return "it did not improve the held-out identities; reverted"
+    return f"{loss_change(idc)} on held-out identities"
 
 
 def _undone(calibration: Mapping[str, Any]) -> bool:

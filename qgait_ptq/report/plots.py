@@ -115,12 +115,12 @@ def scatter_figure(report: Report) -> Figure:
 
 
 def loss_figure(report: Report) -> Figure | None:
-    """Draw the losses of IDC and fine-tuning on held-out identities; None if neither ran."""
+    """Draw the training losses of IDC and fine-tuning; None if neither ran."""
     calibration = report["calibration"]
     idc = calibration.get("idc") or {}
     end_to_end = (calibration.get("finetune") or {}).get("end_to_end") or {}
     curves = [
-        (label, stage["curve"], stage["best_step"], colour, style)
+        (label, stage["curve"], colour, style)
         for label, stage, colour, style in (
             ("IDC", idc, FLOAT, "-"),
             ("fine-tuning, end to end", end_to_end, QUANTIZED, "--"),
@@ -131,19 +131,17 @@ def loss_figure(report: Report) -> Figure | None:
         return None
 
     def paint(axes: Axes) -> None:
-        for label, curve, best, colour, style in curves:
+        for label, curve, colour, style in curves:
             steps, losses = zip(*curve, strict=True)
             axes.plot(steps, losses, style, color=colour, label=label, marker="o", markersize=3)
-            chosen = dict(curve).get(best)
-            if chosen is not None:
-                axes.plot([best], [chosen], "*", color=colour, markersize=12)
-        axes.set(xlabel="step", ylabel="loss on held-out identities")
+        axes.set(xlabel="step", ylabel="training loss", yscale="log")
         axes.legend()
 
     return draw(
         "losses",
         "IDC and fine-tuning",
-        "The star marks the step that was kept. At step 0, it means that no step was better.",
+        "Means over the steps since the point before. Learning rates fall to zero at the last step; held-out "
+        "clips then decide whether the result is kept.",
         paint,
     )
 

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from qgait_ptq.report.losses import loss_change
 from qgait_ptq.report.plain import add_row, cell, plain, title_text, write_line
 from qgait_ptq.report.processors import processors_line
 from qgait_ptq.report.widths import allocation_lines, widths_label
@@ -163,17 +164,11 @@ def _float_gallery_line(accuracy: Mapping[str, Any]) -> Iterator[str]:
 def _stage_lines(calibration: Mapping[str, Any]) -> Iterator[str]:
     """Yield the losses of IDC and fine-tuning on held-out identities."""
     idc, finetune = calibration.get("idc", {}), calibration.get("finetune")
-    if idc.get("kept"):
-        yield f"IDC: {_gain(idc['held_out_loss'])} on held-out identities, step {idc['best_step']}"
-    if finetune and finetune["kept"] != "start" and finetune["held_out_loss"]["start"] is not None:
-        end_to_end = finetune["end_to_end"]
-        best = end_to_end["held_out_loss"]["best"] if end_to_end else finetune["held_out_loss"]["blocks"]
-        losses = {"start": finetune["held_out_loss"]["start"], "best": best}
-        yield f"fine-tuning: {_gain(losses)} on held-out identities"
-
-
-def _gain(losses: Mapping[str, float]) -> str:
-    return f"loss {losses['start']:.4f} → {losses['best']:.4f}"
+    if idc.get("kept", "start") != "start":
+        yield f"IDC: {loss_change(idc)} on held-out identities"
+    if finetune and finetune["kept"] != "start":
+        change, judges = loss_change(finetune), finetune["judged_by"]
+        yield f"fine-tuning with {finetune['sequences']} sequences: {change} on {judges}"
 
 
 def duration(seconds: float) -> str:

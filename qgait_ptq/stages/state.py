@@ -15,6 +15,7 @@ from qgait_ptq.capture.captured import Capture
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import StageOrderError
 from qgait_ptq.gait.data.dataset import GaitDataset
+from qgait_ptq.gait.data.frame_pool import FramePool
 from qgait_ptq.gait.data.sources import GaitData
 from qgait_ptq.placement.layers import LayerPlan, list_layers
 from qgait_ptq.placement.submodule_data import SubmoduleNetwork
@@ -80,6 +81,7 @@ class State:
         maybe_chosen: calibration sequences.
         training: clips to train on and held-out clips; None if the labels do not allow training.
         maybe_unlabelled: clips for stages that need no labels, ``[n, s, h, w]``.
+        maybe_pool: frames of many sequences for fine-tuning, which needs no labels.
         maybe_quantized: simulation, calibrated so far.
         maybe_reference: copy of the graph when its ranges were set, with quantizers off, so in float.
         chosen_drop: drop of held-out rank-1 by the chosen widths, in points.
@@ -103,6 +105,7 @@ class State:
     maybe_chosen: GaitDataset | None = None
     training: TrainingData | None = None
     maybe_unlabelled: Tensor | None = None
+    maybe_pool: FramePool | None = None
     maybe_quantized: fx.GraphModule | None = None
     maybe_reference: fx.GraphModule | None = None
     chosen_drop: float = 0.0
@@ -131,6 +134,11 @@ class State:
     def unlabelled(self) -> Tensor:
         """Return the clips for stages that need no labels, ``[n, s, h, w]``."""
         return needed(self.maybe_unlabelled, "a set of unlabelled clips")
+
+    @property
+    def pool(self) -> FramePool:
+        """Return the frames of many sequences for fine-tuning."""
+        return needed(self.maybe_pool, "a pool of frames")
 
     @property
     def quantized(self) -> fx.GraphModule:

@@ -60,6 +60,7 @@ class TrainingData:
         sampler: sampler of training batches.
         held_out: clips of held-out identities.
         held_out_embeddings: float embeddings of `held_out`.
+        held_out_subjects: names of the held-out identities.
     """
 
     clips: Clips
@@ -67,3 +68,4 @@ class TrainingData:
     sampler: BatchSampler
     held_out: Clips
     held_out_embeddings: Tensor
+    held_out_subjects: frozenset[str] = frozenset()

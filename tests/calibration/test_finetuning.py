@@ -18,14 +18,12 @@ from qgait_ptq.quantizer.fake_quantize import set_quantizing
 from qgait_ptq.quantizer.soft import TemperatureSchedule
 from qgait_ptq.quantizer.trainable import WeightMode
 from tests.conftest import make_gaitbase
-from tests.networks import quantize_network, training_data
+from tests.networks import held_out_judge, labelled_batches, quantize_network, training_data
 
 CPU = torch.device("cpu")
 RATES = LearningRates(scale=1e-3, weight=1e-2, bias=1e-3)
 BLOCKS = BlockSettings(steps=4, rates=RATES, weights=WeightMode.LATENT)
-END_TO_END = TrainingSettings(
-    steps=6, rates=RATES, temperature=TemperatureSchedule(1, 3), evaluate_every=2, patience=9
-)
+END_TO_END = TrainingSettings(steps=6, rates=RATES, temperature=TemperatureSchedule(1, 3), averaged=0.4)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +48,11 @@ def finetuning(calibrated, data, saved=None):
     graph, reference = graphs(calibrated)
     batches = list(data.clips.batches(8, CPU))
     saved = saved or SavedStates(None, "", resume=False)
-    return Finetuning(graph, reference, batches, data, IdcLoss(), CPU, saved)
+    return Finetuning(graph, reference, batches, held_out_judge(data), saved)
+
+
+def run_both(run, data, blocks=BLOCKS, end_to_end=END_TO_END, advance=lambda: None):
+    return run.run(blocks, labelled_batches(data), IdcLoss(), end_to_end, advance)
 
 
 def test_blocks_come_closer_to_the_float_blocks(calibrated, data):
@@ -81,43 +83,34 @@ def test_learned_rounding_is_hard_in_the_end(calibrated, data, granularity):
 
 def test_what_serves_held_out_people_best_is_kept(calibrated, data):
     run = finetuning(calibrated, data)
-    outcome = run.run(BLOCKS, END_TO_END)
-    losses = [outcome.start, outcome.blocks, outcome.end_to_end.best]
-    assert outcome.end_to_end.best <= outcome.blocks
-    assert outcome.kept in ("start", "blocks", "end_to_end")
-    assert run._held_out_loss() == pytest.approx(min(losses), rel=0.02)
+    outcome = run_both(run, data)
+    assert set(outcome.losses) == {"start", "blocks", "end", "average"}
+    assert outcome.losses[outcome.kept] == min(outcome.losses.values())
+    assert held_out_judge(data)(run.quantized) == pytest.approx(outcome.losses[outcome.kept], rel=0.02)
 
 
 def test_what_helps_nobody_is_undone(calibrated, data):
     wild = LearningRates(3.0, 30.0, 3.0)
     run = finetuning(calibrated, data)
-    outcome = run.run(
-        BlockSettings(steps=2, rates=wild, weights=WeightMode.LATENT), TrainingSettings(steps=0, rates=RATES)
-    )
-    if outcome.kept == "start":
-        for name, value in run.quantized.state_dict().items():
-            assert torch.equal(value, calibrated.graph.state_dict()[name]), name
-    else:
-        assert outcome.blocks < outcome.start
-
-
-def test_without_labels_the_blocks_are_trained_and_nothing_end_to_end(calibrated, data):
-    graph, reference = graphs(calibrated)
-    batches = list(data.clips.batches(8, CPU))
-    saved = SavedStates(None, "", resume=False)
-    outcome = Finetuning(graph, reference, batches, None, IdcLoss(), CPU, saved).run(BLOCKS, END_TO_END)
-    assert (outcome.start, outcome.end_to_end, outcome.kept) == (None, None, "blocks")
+    blocks = BlockSettings(steps=2, rates=wild, weights=WeightMode.LATENT)
+    outcome = run_both(run, data, blocks, TrainingSettings(steps=2, rates=wild))
+    assert outcome.kept == "start"
+    for name, value in run.quantized.state_dict().items():
+        assert torch.equal(value, calibrated.graph.state_dict()[name]), name
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(calibrated, data):
     run = finetuning(calibrated, data)
-    run.run(BLOCKS, END_TO_END)
+    run_both(run, data)
     return run.quantized.state_dict()
 
 
 @pytest.mark.parametrize("step", [2, 9, 21, 24])
-def test_a_killed_run_goes_on_with_the_same_result(calibrated, data, uninterrupted, tmp_path, step):
+def test_a_killed_run_goes_on_with_the_same_result(
+    calibrated, data, uninterrupted, tmp_path, step, monkeypatch
+):
+    monkeypatch.setattr("qgait_ptq.calibration.finetuning.SAVE_EVERY", 2)
     folder, count = tmp_path / "states", 0
 
     def kill():
@@ -126,10 +119,11 @@ def test_a_killed_run_goes_on_with_the_same_result(calibrated, data, uninterrupt
         if count == step:
             raise KeyboardInterrupt
 
+    first = finetuning(calibrated, data, SavedStates(folder, "same", resume=False))
     with pytest.raises(KeyboardInterrupt):
-        finetuning(calibrated, data, SavedStates(folder, "same", resume=False)).run(BLOCKS, END_TO_END, kill)
+        run_both(first, data, advance=kill)
     resumed = finetuning(calibrated, data, SavedStates(folder, "same", resume=True))
-    resumed.run(BLOCKS, END_TO_END)
+    run_both(resumed, data)
     for name, value in resumed.quantized.state_dict().items():
         assert torch.equal(value, uninterrupted[name]), name
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from qgait_ptq.cli.recipe import build_recipe
 from qgait_ptq.gait.walkers.population import Split, split_identities
 from qgait_ptq.gait.walkers.rendering import write_walkers
 from tests.cli.test_cli import COMMAND, SMALL, assert_refused, run
@@ -23,7 +24,7 @@ RECIPE = {
         "weight_bits": 3,
         "calibration_sequences": 24,
         "minimum_agreement": -1,
-        "idc": {"steps": 4, "evaluate_every": 2, "frames": 6, "identities": 4},
+        "idc": {"steps": 4, "frames": 6, "identities": 4},
         "finetune": {"block_steps": 20, "steps": 12},
     }
 }
@@ -113,3 +114,36 @@ def test_idc_that_is_asked_for_and_cannot_be_is_refused(root, tmp_path):
     )
     words = ["quantize", root / "weights.pt", *SMALL, "--data", root, "--partition", tmp_path / "few.json"]
     assert_refused(run(*words, "--idc", "--out", tmp_path / "o"), "3 identities with two sequences or more")
+
+
+@pytest.mark.parametrize(
+    ("words", "idc", "finetune"),
+    [
+        ({}, None, False),
+        ({"effort": "quick"}, False, False),
+        ({"effort": "standard"}, None, False),
+        ({"effort": "thorough"}, None, True),
+        ({"effort": "thorough", "idc": False}, False, True),
+        ({"effort": "quick", "finetune": True}, False, True),
+    ],
+)
+def test_an_effort_turns_stages_on_and_a_switch_overrides_it(words, idc, finetune):
+    quantization = build_recipe(Path("model.pt"), None, dict(words)).quantization
+    assert (quantization.idc.enabled, quantization.finetune.enabled) == (idc, finetune)
+
+
+def test_an_effort_keeps_the_other_settings_of_a_recipe(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump({"quantization": {"finetune": {"steps": 7, "enabled": False}}}))
+    finetune = build_recipe(Path("model.pt"), path, {"effort": "thorough"}).quantization.finetune
+    assert (finetune.enabled, finetune.steps) == (True, 7)
+
+
+def test_sequences_without_labels_need_fine_tuning_and_a_data_set(root, tmp_path):
+    words = ["quantize", root / "weights.pt", *SMALL, "--out", tmp_path / "o", "--unlabelled", root]
+    assert_refused(run(*words, "--data", root), "--unlabelled is used by fine-tuning only; add --finetune")
+    assert_refused(run(*words, "--finetune"), "--unlabelled needs a data set")
+    words[-1] = tmp_path / "nothing"
+    assert_refused(run(*words, "--data", root, "--finetune"), "nothing: no such folder of sequences")
+    (tmp_path / "nothing").mkdir()
+    assert_refused(run(*words, "--data", root, "--finetune"), "no sequence found")

@@ -47,7 +47,7 @@ def small(monkeypatch):
     monkeypatch.setattr(ablation_runs, "CALIBRATION_IDENTITIES", 9)
     ablation_runs.read_walkers.cache_clear()
     few = {"calibration_frames": 6, "correction_frames": 6, "calibration_sequences": 18}
-    idc = {"steps": 2, "evaluate_every": 1, "identities": 2, "sequences": 2}
+    idc = {"steps": 2, "identities": 2, "sequences": 2}
     finetune = {"block_steps": 1, "steps": 1}
     changed = {**ablation_runs.COMMON, **few, "idc": idc, "finetune": finetune}
     monkeypatch.setattr(ablation_runs, "COMMON", changed)

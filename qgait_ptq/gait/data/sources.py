@@ -54,6 +54,8 @@ class GaitData:
             frames.
         modalities: indices of the array files in a sequence folder that were read.
         notes: what was left out when the data were read, and what to check.
+        unlabelled: more sequences for fine-tuning, whose labels are not read; None for the calibration
+            sequences alone.
     """
 
     calibration: GaitDataset
@@ -64,6 +66,7 @@ class GaitData:
     cut_columns: int | None = None
     modalities: tuple[int, ...] = (0,)
     notes: DataNotes = field(default_factory=DataNotes)
+    unlabelled: GaitDataset | None = None
 
     @property
     def summary(self) -> str:
@@ -210,12 +213,16 @@ def _protocol_notes(test: GaitDataset, test_set: TestSet, split: Partition) -> D
     return notes
 
 
-def load_walkers(workers: int = 1, advance: Callable[[], None] = lambda: None) -> GaitData:
+def load_walkers(
+    workers: int = 1, advance: Callable[[], None] = lambda: None, unlabelled: int = 0
+) -> GaitData:
     """Render the built-in data: synthetic walkers under the CASIA-B protocol, in memory.
 
     Args:
         workers: number of processes.
         advance: function to call after each identity.
+        unlabelled: number of sequences of other identities to render for fine-tuning, rounded up to whole
+            identities.
     """
     render = partial(render_walkers, workers=workers, advance=advance)
     calibration = render(Split.CALIBRATION, CALIBRATION_WALKERS, views_per_trial=CALIBRATION_VIEWS)
@@ -224,7 +231,19 @@ def load_walkers(workers: int = 1, advance: Callable[[], None] = lambda: None) -
         f"synthetic walkers: {CALIBRATION_WALKERS} identities for calibration, {TEST_WALKERS} others for "
         f"tests ({len(test)} sequences, CASIA-B protocol)"
     )
-    return GaitData(calibration, test, make_test_set(test, PROTOCOLS["casia-b"]), description=description)
+    more = None
+    if unlabelled:
+        count = unlabelled_identities(unlabelled)
+        first = CALIBRATION_WALKERS
+        more = render(Split.CALIBRATION, count, first=first, views_per_trial=CALIBRATION_VIEWS)
+        description += f"; {len(more)} sequences of {count} others for fine-tuning"
+    test_set = make_test_set(test, PROTOCOLS["casia-b"])
+    return GaitData(calibration, test, test_set, description=description, unlabelled=more)
+
+
+def unlabelled_identities(sequences: int) -> int:
+    """Return the number of built-in walkers that have at least so many sequences for fine-tuning."""
+    return -(-sequences // (CALIBRATION_VIEWS * len(TRIALS)))
 
 
 def render_walkers(

@@ -1,0 +1,243 @@
+"""The stages that learn: IDC, and fine-tuning with the frames that it learns from."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+from torch import fx
+
+from qgait_ptq.calibration.batches import (
+    MEGABYTE,
+    clips_at_once,
+    unlabelled_batches,
+)
+from qgait_ptq.calibration.block_training import BlockSettings, count_blocks
+from qgait_ptq.calibration.blocks import Granularity
+from qgait_ptq.calibration.distances import IdcLoss
+from qgait_ptq.calibration.finetuning import Finetuning
+from qgait_ptq.calibration.idc import calibrate_distances
+from qgait_ptq.calibration.pool import FEW_SEQUENCES, collect_pool, judge, pool_records
+from qgait_ptq.calibration.resuming import SavedStates
+from qgait_ptq.calibration.trained_graph import LearningRates
+from qgait_ptq.calibration.training import HeldOut, TrainingOutcome, TrainingSettings
+from qgait_ptq.calibration.training_batches import BatchSource, LabelledBatches, MixedBatches, PoolBatches
+from qgait_ptq.config.schema import QuantConfig
+from qgait_ptq.gait.data.frame_pool import FramePool
+from qgait_ptq.graph.frame_independence import PROOF_FRAMES, prove_frame_independence
+from qgait_ptq.quantizer.soft import TemperatureSchedule
+from qgait_ptq.quantizer.trainable import WeightMode
+from qgait_ptq.stages.stage import Stage, nothing
+from qgait_ptq.stages.state import State
+from qgait_ptq.system.invariants import present
+from qgait_ptq.system.progress import Advance
+
+
+class CalibrateDistances(Stage):
+    """Stage 1, IDC: train ranges and biases so that distances between people match the float network."""
+
+    name = "IDC"
+
+    def wanted(self, state: State) -> bool:
+        """Return whether there are enough labels and IDC is not disabled."""
+        return state.training is not None and state.config.idc.enabled is not False
+
+    def steps(self, state: State) -> int:
+        """Return the largest number of training steps."""
+        return state.config.idc.steps
+
+    def apply(self, state: State, advance: Advance = nothing) -> State:
+        """Replace ``quantized``, and record ``idc``."""
+        config = state.config.idc
+        settings = TrainingSettings(
+            steps=config.steps,
+            rates=LearningRates(config.learning_rate, config.learning_rate, config.bias_learning_rate),
+            temperature=TemperatureSchedule(config.temperature, config.temperature),
+            averaged=config.averaged,
+            micro_batch=clips_at_once(state, config.batch_frames),
+            seed=state.config.seed,
+        )
+        quantized, reference = _copies(state)
+        training, loss = present(state.training), idc_loss(state.config)
+        held_out = HeldOut(
+            training.held_out,
+            training.held_out_embeddings,
+            loss,
+            labelled=True,
+            batch=clips_at_once(state),
+            device=state.device,
+        )
+        batches = labelled_batches(state, config.batch_frames)
+        outcome = calibrate_distances(quantized, reference, batches, held_out, loss, settings, advance)
+        if outcome.diverged:
+            text = f"IDC: the loss became NaN or infinite at step {outcome.steps}; stopped there"
+            state = state.noting(text)
+        if not outcome.improved:
+            state = state.noting("IDC did not improve the held-out identities; the ranges are kept")
+        return replace(state, maybe_quantized=quantized).recording(idc=_describe_training(outcome))
+
+
+class CollectFrames(Stage):
+    """Read frames of many sequences for fine-tuning, which needs no labels."""
+
+    name = "unlabelled frames"
+
+    def wanted(self, state: State) -> bool:
+        """Return whether fine-tuning is enabled."""
+        return state.config.finetune.enabled
+
+    def steps(self, state: State) -> int:
+        """Return the number of sequences."""
+        return len(pool_records(state))
+
+    def apply(self, state: State, advance: Advance = nothing) -> State:
+        """Set ``pool``.
+
+        Raises:
+            DataError: a sequence has another frame size than the network takes, or cannot be read.
+        """
+        pool = collect_pool(state, pool_records(state), advance)
+        if len(pool) < FEW_SEQUENCES:
+            state = state.noting(
+                f"fine-tuning has {len(pool)} sequences; fewer than {FEW_SEQUENCES} are easily learned by "
+                "heart. More can be passed without labels (--unlabelled)"
+            )
+        return replace(state, maybe_pool=pool)
+
+
+class Finetune(Stage):
+    """Stage 2: blocks, then end to end with the soft quantizer."""
+
+    name = "fine-tuning"
+
+    def wanted(self, state: State) -> bool:
+        """Return whether fine-tuning is enabled."""
+        return state.config.finetune.enabled
+
+    def steps(self, state: State) -> int:
+        """Return the largest number of training steps."""
+        config = state.config.finetune
+        blocks = count_blocks(state.quantized, Granularity(config.granularity))
+        return blocks * config.block_steps + config.steps
+
+    def apply(self, state: State, advance: Advance = nothing) -> State:
+        """Replace ``quantized``, and record ``finetune``."""
+        if state.resume and not (state.work_folder and state.work_folder.is_dir()):
+            state = state.noting("no saved state to resume; fine-tuning starts from the beginning")
+        quantized, reference = _copies(state)
+        saved = SavedStates(state.work_folder, fingerprint(state, quantized), state.resume)
+        loss = idc_loss(state.config)
+        pool, held_out = judge(state, loss, clips_at_once(state))
+        source = _end_to_end_batches(state, pool)
+        run = Finetuning(quantized, reference, unlabelled_batches(state), held_out, saved)
+        outcome = run.run(_block_settings(state.config), source, loss, _end_to_end_settings(state), advance)
+        if outcome.end_to_end and outcome.end_to_end.diverged:
+            stopped = f"the loss became NaN or infinite at step {outcome.end_to_end.steps}; stopped there"
+            state = state.noting(f"fine-tuning: {stopped}")
+        if outcome.kept == "start":
+            state = state.noting("fine-tuning did not improve the held-out clips; reverted")
+        return replace(state, maybe_quantized=quantized).recording(
+            finetune={
+                "held_out_loss": outcome.losses,
+                "judged_by": f"held-out {'identities' if held_out.labelled else 'sequences without labels'}",
+                "sequences": len(pool),
+                "end_to_end": _describe_training(outcome.end_to_end) if outcome.end_to_end else None,
+                "kept": outcome.kept,
+            }
+        )
+
+
+LEARNING: tuple[Stage, ...] = (CalibrateDistances(), CollectFrames(), Finetune())
+
+
+def idc_loss(config: QuantConfig) -> IdcLoss:
+    """Return the loss of stage 1 and of the end-to-end part of stage 2."""
+    idc = config.idc
+    return IdcLoss(idc.neg_weight, idc.pos_weight, idc.anchor_weight, idc.neighbour_weight)
+
+
+def fingerprint(state: State, graph_module: fx.GraphModule) -> str:
+    """Return a digest of the settings, the graph, the unlabelled clips, and the pool if there is one."""
+    digest = hashlib.sha256(state.config.model_dump_json().encode())
+    for name, value in sorted(graph_module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    digest.update(state.unlabelled.numpy().tobytes())
+    if state.maybe_pool is not None:
+        for start, length in state.pool.stretches:  # a mapped file is not read at once
+            digest.update(state.pool.frames[start : start + length].tobytes())
+    return digest.hexdigest()
+
+
+def _copies(state: State) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Return a copy of the calibrated graph, to be changed, and the float reference."""
+    quantized = copy.deepcopy(state.quantized)
+    return quantized, state.reference
+
+
+def _block_settings(config: QuantConfig) -> BlockSettings:
+    stage = config.finetune
+    return BlockSettings(
+        steps=stage.block_steps,
+        granularity=Granularity(stage.granularity),
+        weights=WeightMode(stage.block_weights),
+        rates=LearningRates(stage.learning_rate, stage.block_learning_rate, stage.learning_rate),
+        drop_probability=stage.drop_probability,
+        ranges=stage.learn_ranges,
+        seed=config.seed,
+        memory=stage.memory_mb * MEGABYTE,
+    )
+
+
+def _end_to_end_settings(state: State) -> TrainingSettings:
+    stage = state.config.finetune
+    return TrainingSettings(
+        steps=stage.steps,
+        rates=LearningRates(stage.learning_rate, stage.weight_learning_rate, stage.learning_rate),
+        temperature=TemperatureSchedule(stage.temperature_start, stage.temperature_end),
+        averaged=stage.averaged,
+        micro_batch=clips_at_once(state, stage.frames),
+        seed=state.config.seed + 1,  # other batches than those of stage 1
+    )
+
+
+def labelled_batches(state: State, frames: int) -> LabelledBatches:
+    """Return the source of P×K batches of labelled clips, of at most `frames` frames."""
+    training, counts = present(state.training), state.captured.frame_counts
+    return LabelledBatches(
+        training.clips,
+        training.embeddings,
+        training.sampler,
+        counts.nearest(min(frames, training.clips.silhouettes.shape[1])),
+        consecutive=not _frames_are_independent(state),
+    )
+
+
+def _end_to_end_batches(state: State, pool: FramePool) -> BatchSource:
+    """Return the batches of the end-to-end part: frames of the pool, and labelled clips if there are any."""
+    config = state.config.finetune
+    frames = state.captured.frame_counts.nearest(config.frames)
+    clips = state.captured.batch or config.clips
+    unlabelled = PoolBatches(pool, clips, frames, consecutive=not _frames_are_independent(state))
+    if state.training is None or config.labelled_every == 0:
+        return unlabelled
+    return MixedBatches(labelled_batches(state, frames), unlabelled, config.labelled_every)
+
+
+def _frames_are_independent(state: State) -> bool:
+    """Return whether any frames of a sequence make a clip, because the network treats each alone."""
+    examples = [state.captured.example(1, count).to(state.device) for count in PROOF_FRAMES]
+    counts = state.captured.frame_counts
+    return all(map(counts.fits, PROOF_FRAMES)) and prove_frame_independence(state.network, examples).holds
+
+
+def _describe_training(outcome: TrainingOutcome) -> dict[str, Any]:
+    return {
+        "held_out_loss": dict(outcome.losses),
+        "steps": outcome.steps,
+        "curve": outcome.curve,
+        "diverged": outcome.diverged,
+        "kept": outcome.kept,
+    }

@@ -1,0 +1,78 @@
+"""The sequences without labels that fine-tuning learns from, and the clips that judge it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from qgait_ptq.calibration.distances import IdcLoss
+from qgait_ptq.calibration.training import HeldOut, embed_clips
+from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
+from qgait_ptq.gait.data.frame_pool import FramePool, collect_frames
+from qgait_ptq.stages.state import State
+from qgait_ptq.stages.training_data import Clips
+from qgait_ptq.system.progress import Advance
+
+STRETCH = 32  # frames of a sequence in the pool: more than one gait cycle
+FEW_SEQUENCES = 250  # fewer are learned by heart
+JUDGES = (4, 64)  # smallest and largest number of sequences that judge where no labels exist
+JUDGING_SHARE = 8  # one in this number of sequences
+
+
+def pool_records(state: State) -> GaitDataset:
+    """Return the sequences that fine-tuning may learn from.
+
+    These are training sequences and sequences without labels, but none of held-out identities and none of the
+    test set.
+    """
+    data, seed, limit = state.data, state.config.seed, state.config.finetune.unlabelled
+    held_out = state.training.held_out_subjects if state.training else frozenset()
+    own = data.calibration.where(lambda record: record.subject not in held_out).choose(limit, seed)
+    if data.unlabelled is None or len(own) == limit:
+        return own
+    unseen = [*data.test.records, *(r for r in data.calibration.records if r.subject in held_out)]
+    taken = _files([*unseen, *own.records])
+    more = data.unlabelled.where(lambda record: taken.isdisjoint(_files([record])))
+    records = [*own.records, *more.choose(limit - len(own), seed).records]
+    return GaitDataset(records, own.description, own.layout, own.notes)
+
+
+def _files(records: Iterable[SequenceRecord]) -> set[Path]:
+    """Return the files or folders that records are read from."""
+    return {path.resolve() for record in records for path in record.sources}
+
+
+def collect_pool(state: State, records: GaitDataset, advance: Advance) -> FramePool:
+    """Read the frames of the pool, at most `STRETCH` of each sequence."""
+    config, captured = state.config, state.captured
+    longest = max(STRETCH, captured.frame_counts.nearest(config.finetune.frames))
+    return collect_frames(
+        records, longest, captured.frame_shape, config.finetune.memory_mb, config.seed, advance
+    )
+
+
+def judge(state: State, loss: IdcLoss, batch: int) -> tuple[FramePool, HeldOut]:
+    """Return the pool to learn from, and the clips that choose between candidates.
+
+    Clips of held-out identities judge. Without labels, some sequences of the pool do, and leave it.
+
+    Args:
+        state: state with a pool.
+        loss: loss to judge by.
+        batch: clips in one forward pass.
+    """
+    pool, training, device = state.pool, state.training, state.device
+    if training is not None:
+        return pool, HeldOut(training.held_out, training.held_out_embeddings, loss, True, batch, device)
+    rng = np.random.default_rng([state.config.seed, len(pool)])
+    count = min(max(JUDGES[0], len(pool) // JUDGING_SHARE), JUDGES[1], max(1, len(pool) - 1))
+    order = rng.permutation(len(pool))
+    frames = state.captured.frame_counts.nearest(state.config.idc.frames)
+    drawn = pool.take(order[:count]).draw(rng, count, frames, consecutive=True)
+    clips = Clips(torch.from_numpy(drawn), torch.zeros(count, dtype=torch.int64))
+    embeddings = embed_clips(state.network, clips, batch, device)
+    learned = pool.take(order[count:]) if len(pool) > count else pool
+    return learned, HeldOut(clips, embeddings, loss, False, batch, device)

@@ -1,0 +1,112 @@
+"""Batches for end-to-end training: labelled clips, frames of the pool without labels, or both in turn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qgait_ptq.gait.data.frame_pool import FramePool
+from qgait_ptq.graph.network_input import as_network_input
+from qgait_ptq.stages.training_data import BatchSampler, Clips
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch.
+
+    Attributes:
+        clips: network input ``[n, s, h, w]`` in [0, 1], or other values as float32, on the CPU.
+        labels: identity of each clip, ``[n]``; None for clips without labels.
+        embeddings: embeddings by the float network; None if they are not known beforehand.
+    """
+
+    clips: Tensor
+    labels: Tensor | None = None
+    embeddings: Tensor | None = None
+
+
+class BatchSource(Protocol):
+    """Draws training batches. Equal generators and steps give equal batches."""
+
+    def draw(self, rng: np.random.Generator, step: int) -> Batch:
+        """Draw the batch of a step."""
+        ...
+
+
+@dataclass(frozen=True)
+class LabelledBatches:
+    """Batches of labelled clips, such as P identities with K clips each.
+
+    Attributes:
+        clips: clips to draw from.
+        embeddings: embeddings of `clips` by the float network.
+        sampler: draws the indices of a batch.
+        frames: frames of each clip of a batch, at most those of `clips`.
+        consecutive: whether frames follow each other, for networks that look at neighbouring frames.
+    """
+
+    clips: Clips
+    embeddings: Tensor
+    sampler: BatchSampler
+    frames: int
+    consecutive: bool
+
+    def draw(self, rng: np.random.Generator, step: int) -> Batch:
+        """Draw a batch with labels. Embeddings are those of whole clips, so parts of clips have none."""
+        indices = self.sampler.draw(rng)
+        labels, clips = self.clips.labels[indices], self.clips.silhouettes[indices]
+        length = clips.shape[1]
+        if self.frames == length:
+            return Batch(as_network_input(clips), labels, self.embeddings[indices])
+        if self.consecutive:
+            first = int(rng.integers(length - self.frames + 1))
+            return Batch(as_network_input(clips[:, first : first + self.frames]), labels)
+        frames = np.sort(rng.permuted(np.tile(np.arange(length), (len(clips), 1)), axis=1)[:, : self.frames])
+        rows = torch.arange(len(clips))[:, None]
+        return Batch(as_network_input(clips[rows, torch.from_numpy(frames)]), labels)
+
+
+@dataclass(frozen=True)
+class PoolBatches:
+    """Batches of short clips without labels.
+
+    Attributes:
+        pool: frames to draw from.
+        clips: number of clips of a batch.
+        frames: frames of each clip.
+        consecutive: whether frames follow each other, for networks that look at neighbouring frames.
+    """
+
+    pool: FramePool
+    clips: int
+    frames: int
+    consecutive: bool
+
+    def draw(self, rng: np.random.Generator, step: int) -> Batch:
+        """Draw a batch without labels."""
+        drawn = self.pool.draw(rng, self.clips, self.frames, consecutive=self.consecutive)
+        return Batch(as_network_input(torch.from_numpy(drawn)))
+
+
+@dataclass(frozen=True)
+class MixedBatches:
+    """Labelled batches at regular steps, and batches without labels at all others.
+
+    Attributes:
+        labelled: source of the labelled batches.
+        unlabelled: source of the others.
+        every: one step of this number takes a labelled batch.
+    """
+
+    labelled: BatchSource
+    unlabelled: BatchSource
+    every: int
+
+    def draw(self, rng: np.random.Generator, step: int) -> Batch:
+        """Draw the batch of a step."""
+        source = self.labelled if step % self.every == self.every - 1 else self.unlabelled
+        return source.draw(rng, step)
