@@ -17,8 +17,8 @@ def known_values(
     """Return values of the file's tensors, with the floats that the runtime quantizes.
 
     The runtime computes floats in another order than the unoptimised file, so its own are taken if possible.
-    It renames a float tensor that it quantizes earlier. It drops the name of a tensor if the quantizer computes
-    its ReLU, or if it reorders its axes.
+    It renames a float tensor that it quantizes earlier. The name of a tensor is lost if the quantizer applies
+    the ReLU, or if it reorders the axes.
 
     Args:
         written: graph of the file.
