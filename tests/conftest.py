@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,13 @@ from qgait_ptq.gait.zoo import GaitBase, GaitSet
 
 settings.register_profile("shared machines", deadline=None)
 settings.load_profile("shared machines")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Collect garbage seldom: exports make many objects, and looking through all imported code takes long."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def randomise_batch_norms(network: nn.Module) -> nn.Module:
@@ -73,6 +81,12 @@ def walkers_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def walkers(walkers_root: Path) -> GaitDataset:
     return GaitDataset.from_directory(walkers_root)
+
+
+@pytest.fixture(scope="session")
+def few_walkers(walkers: GaitDataset) -> GaitDataset:
+    """Twelve of the walkers' sequences, for tests that need a quantized file and not its accuracy."""
+    return walkers.choose(12)
 
 
 @pytest.fixture(scope="session")
