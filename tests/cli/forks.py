@@ -1,4 +1,4 @@
-"""Commands in processes of their own that need not import torch: a server has imported it, and forks for each.
+"""Commands in processes of their own that need not import torch: a server has imported it and forks.
 
 A fork differs from a command that a user types in its start and its last moment only. Arguments, environment,
 current folder, output and exit code are its own. Tests of signals and of installed commands start real ones.

@@ -19,10 +19,12 @@ CONFIG = {"idc": IdcConfig(enabled=False), "rounding": "nearest", "bias_correcti
 
 
 @pytest.fixture(scope="module")
-def folders(walkers, tmp_path_factory):
+def folders(few_walkers, tmp_path_factory):
     made = {}
     for target in ("onnxruntime", "openvino"):
-        result = qg.quantize(make_gaitbase(), walkers, qg.QuantConfig(target=target, **CONFIG), device="cpu")
+        result = qg.quantize(
+            make_gaitbase(), few_walkers, qg.QuantConfig(target=target, **CONFIG), device="cpu"
+        )
         made[target] = result.save(tmp_path_factory.mktemp(target), float_file=True, torch_file=True)
     return made
 
