@@ -10,6 +10,8 @@ import torch
 from hypothesis import settings
 from torch import nn
 
+import qgait_ptq as qg
+from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sources import render_walkers
 from qgait_ptq.gait.walkers.population import TRIALS, Split, split_identities
@@ -87,6 +89,18 @@ def walkers(walkers_root: Path) -> GaitDataset:
 def few_walkers(walkers: GaitDataset) -> GaitDataset:
     """Twelve of the walkers' sequences, for tests that need a quantized file and not its accuracy."""
     return walkers.choose(12)
+
+
+@pytest.fixture(scope="session")
+def eight_bits(few_walkers: GaitDataset) -> qg.QuantizationResult:
+    """GaitBase in eight bits, for tests that read a result and its file, and change neither."""
+    config = qg.QuantConfig(idc=IdcConfig(enabled=False))
+    return qg.quantize(make_gaitbase(), few_walkers, config, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def eight_bit_file(eight_bits: qg.QuantizationResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return eight_bits.save(tmp_path_factory.mktemp("eight_bits")) / "model.onnx"
 
 
 @pytest.fixture(scope="session")
