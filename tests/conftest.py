@@ -18,6 +18,8 @@ from qgait_ptq.gait.walkers.population import TRIALS, Split, split_identities
 from qgait_ptq.gait.walkers.rendering import write_walkers
 from qgait_ptq.gait.zoo import GaitBase, GaitSet
 
+SHORT = 16  # frames
+
 settings.register_profile("shared machines", deadline=None)
 settings.load_profile("shared machines")
 
@@ -87,8 +89,9 @@ def walkers(walkers_root: Path) -> GaitDataset:
 
 @pytest.fixture(scope="session")
 def few_walkers(walkers: GaitDataset) -> GaitDataset:
-    """Twelve of the walkers' sequences, for tests that need a quantized file and not its accuracy."""
-    return walkers.choose(12)
+    """Twelve short sequences of the walkers, for tests that need a quantized file and not its accuracy."""
+    chosen = walkers.choose(12)
+    return GaitDataset.from_pairs((sequence[:SHORT], record.subject) for sequence, record in chosen)
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +109,7 @@ def eight_bit_file(eight_bits: qg.QuantizationResult, tmp_path_factory: pytest.T
 @pytest.fixture(scope="session")
 def batches(walkers: GaitDataset) -> list[torch.Tensor]:
     """Twelve real sequences of different lengths, ``[1, s, 64, 44]``."""
-    return [torch.from_numpy(walkers[i][0])[None].float() / 255 for i in range(0, 120, 10)]
+    return [torch.from_numpy(walkers[10 * i][0][: SHORT + i])[None].float() / 255 for i in range(12)]
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from qgait_ptq import QuantConfig, quantize
 from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.errors import ModelError
 from qgait_ptq.evaluation.layer_comparison import compare_layers
+from qgait_ptq.gait.data.sequences import Reading
 from qgait_ptq.gait.data.sources import load_directory
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.gait.zoo import GaitGL, GaitPart
@@ -29,7 +30,9 @@ def make_gaitgl():
 
 def write(network, config, walkers_root, folder):
     """Quantize and write; gives the layers of the report."""
-    quantize(network, load_directory(walkers_root), config, device="cpu").save(folder)
+    quantize(network, load_directory(walkers_root, reading=Reading(longest=24)), config, device="cpu").save(
+        folder
+    )
     return json.loads((folder / "report.json").read_text())["layers"]
 
 

@@ -161,7 +161,7 @@ KINDS = [
 ]
 FUNCTIONS = (nn.GELU(), nn.Hardswish(), nn.Mish(), nn.ELU())
 POINTWISE = [module for function in FUNCTIONS for module in (nn.Conv2d(8, 8, 1), function)]
-MAXIMA = [nn.MaxPool2d(2), Function(pool_with_indices), nn.AdaptiveMaxPool2d((2, 2))]
+MAXIMA = [nn.MaxPool2d(2), nn.AdaptiveMaxPool2d((4, 3)), Function(pool_with_indices)]
 MEANS = [nn.AvgPool2d(2), nn.AdaptiveAvgPool2d((4, 3))]
 LARGER = [nn.Upsample(scale_factor=2, mode="bilinear"), nn.Upsample(scale_factor=2)]
 MASKS = {"eq", "ne", "logical_or", "logical_and", "bitwise_not"}

@@ -77,7 +77,7 @@ def make_gaitgl():
 
 def make_gaitpart():
     torch.manual_seed(0)
-    return randomise_batch_norms(GaitPart(channels=(4, 8, 8), parts=2, embedding=16))
+    return randomise_batch_norms(GaitPart(channels=(4, 8, 8), halvings=(0, 1, 1), parts=2, embedding=16))
 
 
 def make_p3d():
@@ -100,8 +100,9 @@ NETWORKS = {
 }
 WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
 FILES = [(network, width) for network in NETWORKS for width in WIDTHS] + [("table", "W8A8")]
-# Weights of 4 bits with activations of 8 run in the kernels of W8A8: one network has them in every run.
-USUAL = [f"{network}-{width}" for network, width in FILES if width != "W4A8" or network == "kinds"]
+# All networks run in W8A8; fewer bits run in the same kernels, so that some networks do for them.
+NARROW = {("kinds", "W4A8"), ("kinds", "W4A4"), ("GaitBase", "W4A4"), ("P3D", "W4A4")}
+USUAL = [f"{network}-{width}" for network, width in FILES if width == "W8A8" or (network, width) in NARROW]
 CASES = [
     pytest.param(case, marks=() if case in USUAL else pytest.mark.slow)
     for case in (f"{network}-{width}" for network, width in FILES)
@@ -124,7 +125,7 @@ class Files:
         return self._recorded_on(processor, cases)[case]
 
     def _record(self, processor, cases):
-        tasks = [(self.model(case), self.feeds) for case in cases]
+        tasks = [(self.model(case), self.feeds[1:]) for case in cases]  # one, since emulation is slow
         return dict(zip(cases, record_elsewhere(processor, tasks), strict=True))
 
 
@@ -180,7 +181,7 @@ def test_no_byte_differs_here(files, case):
 @pytest.mark.parametrize("case", CASES)
 def test_no_byte_differs_on_an_emulated_processor(files, case, processor):
     recording = files.recorded_on(processor, case)
-    verification = compare_with_reference(files.model(case), files.feeds, recording)
+    verification = compare_with_reference(files.model(case), files.feeds[1:], recording)
     assert recording.saturates == (processor == "avx2")  # the emulated processor is of the kind that is meant
     assert sum(tensor.values for tensor in verification.tensors) > 10_000
     assert verification.differing == 0
@@ -189,7 +190,7 @@ def test_no_byte_differs_on_an_emulated_processor(files, case, processor):
 def test_an_unsafe_file_gets_exact_kernels_on_an_emulated_processor(files, processor):
     recording = files.recorded_on(processor, "unsafe")
     assert not bound_pair_sums(files.model("unsafe")).safe
-    assert compare_with_reference(files.model("unsafe"), files.feeds, recording).differing == 0
+    assert compare_with_reference(files.model("unsafe"), files.feeds[1:], recording).differing == 0
 
 
 UNGUARDED = """
