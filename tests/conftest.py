@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,25 @@ import torch
 from hypothesis import settings
 from torch import nn
 
+import qgait_ptq as qg
+from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sources import render_walkers
 from qgait_ptq.gait.walkers.population import TRIALS, Split, split_identities
 from qgait_ptq.gait.walkers.rendering import write_walkers
 from qgait_ptq.gait.zoo import GaitBase, GaitSet
 
+SHORT = 16  # frames
+
 settings.register_profile("shared machines", deadline=None)
 settings.load_profile("shared machines")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Collect garbage seldom: exports make many objects, and looking through all imported code takes long."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def randomise_batch_norms(network: nn.Module) -> nn.Module:
@@ -76,9 +88,28 @@ def walkers(walkers_root: Path) -> GaitDataset:
 
 
 @pytest.fixture(scope="session")
+def few_walkers(walkers: GaitDataset) -> GaitDataset:
+    """Twelve short sequences of the walkers, for tests that need a quantized file and not its accuracy."""
+    chosen = walkers.choose(12)
+    return GaitDataset.from_pairs((sequence[:SHORT], record.subject) for sequence, record in chosen)
+
+
+@pytest.fixture(scope="session")
+def eight_bits(few_walkers: GaitDataset) -> qg.QuantizationResult:
+    """GaitBase in eight bits, for tests that read a result and its file, and change neither."""
+    config = qg.QuantConfig(idc=IdcConfig(enabled=False))
+    return qg.quantize(make_gaitbase(), few_walkers, config, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def eight_bit_file(eight_bits: qg.QuantizationResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return eight_bits.save(tmp_path_factory.mktemp("eight_bits")) / "model.onnx"
+
+
+@pytest.fixture(scope="session")
 def batches(walkers: GaitDataset) -> list[torch.Tensor]:
     """Twelve real sequences of different lengths, ``[1, s, 64, 44]``."""
-    return [torch.from_numpy(walkers[i][0])[None].float() / 255 for i in range(0, 120, 10)]
+    return [torch.from_numpy(walkers[10 * i][0][: SHORT + i])[None].float() / 255 for i in range(12)]
 
 
 @pytest.fixture(scope="session")

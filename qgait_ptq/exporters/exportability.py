@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,19 +24,27 @@ def unknown_nodes(graph_module: fx.GraphModule) -> list[fx.Node]:
     They may still be exportable as compositions of other operators; a trial export shows this.
     """
     calls = [node for node in graph_module.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    registry = _translations()
+    if registry is None:
+        return calls
+    return [
+        node for node in calls if node.target.namespace == "aten" and not registry.is_registered(node.target)
+    ]
+
+
+@cache  # it takes half a second to make
+def _translations() -> Any | None:
+    """Return the exporter's registry of translations; None if this version of torch has no such registry.
+
+    It is a private API, since torch has no public one. Without it, every graph gets a trial export.
+    """
     with quiet_torch():
-        # A private API, since torch has no public one. Without it, every graph gets a trial export.
         try:
             from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-            registry = ONNXRegistry.from_torchlib()
+            return ONNXRegistry.from_torchlib()
         except (ImportError, AttributeError):
-            return calls
-    return [node for node in calls if node.target.namespace == "aten" and not _is_known(registry, node)]
-
-
-def _is_known(registry: Any, node: fx.Node) -> bool:
-    return bool(registry.is_registered(node.target))
+            return None
 
 
 def explain_export_failure(error: BaseException, graph_module: fx.GraphModule) -> str:

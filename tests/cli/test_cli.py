@@ -7,7 +7,6 @@ import os
 import pickle
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,9 @@ import pytest
 import torch
 import yaml
 
+from tests.cli.forks import COMMAND, run_forked
 from tests.conftest import make_gaitbase
 
-COMMAND = str(Path(sys.executable).with_name("qgait-ptq"))
 SMALL = [
     "--model",
     "qgait_ptq.gait.zoo:GaitBase",
@@ -35,6 +34,11 @@ SMALL = [
 
 
 def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return run_forked(list(map(str, arguments)), cwd, {**os.environ, "COLUMNS": "100"})
+
+
+def run_command(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command as it is installed."""
     environment = {**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=cwd, env=environment
@@ -59,7 +63,10 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def quantized(checkpoint, walkers_root, tmp_path_factory):
     out = tmp_path_factory.mktemp("cli") / "out"
-    done = run("quantize", checkpoint, *SMALL, "--bits", 4, "--data", walkers_root, "--out", out)
+    few = ("--calibration-sequences", 12)
+    done = run_command(
+        "quantize", checkpoint, *SMALL, "--bits", 4, *few, "--data", walkers_root, "--out", out
+    )
     assert done.returncode == 0, done.stderr
     return out, done
 
@@ -113,7 +120,7 @@ def test_quantize_writes_four_files_and_prints_the_table(quantized):
 
 def test_the_recipe_repeats_the_run_from_another_folder(quantized, tmp_path):
     out, _ = quantized
-    done = run("quantize", "--recipe", out / "recipe.yaml", "--out", "again", cwd=tmp_path)
+    done = run_command("quantize", "--recipe", out / "recipe.yaml", "--out", "again", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "again" / "model.onnx").read_bytes() == (out / "model.onnx").read_bytes()
 
@@ -181,7 +188,7 @@ def test_help_has_an_example(command):
 
 
 def test_version():
-    assert "qgait-ptq, version" in run("--version").stdout
+    assert "qgait-ptq, version" in run_command("--version").stdout
 
 
 @pytest.mark.parametrize(

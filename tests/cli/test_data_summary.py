@@ -44,6 +44,7 @@ def test_each_command_prints_it_once(command, root, checkpoint):  # noqa: F811
 def test_a_run_prints_it_once_and_keeps_it_in_the_report_alone(root, checkpoint, tmp_path):  # noqa: F811
     done = run(
         *("quantize", checkpoint, *SMALL, "--data", root, "--out", tmp_path / "out", "--json"),
+        *("--calibration-sequences", 6),
         *("--log-file", tmp_path / "log"),
     )
     assert done.returncode == 0, done.stderr

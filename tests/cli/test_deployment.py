@@ -11,30 +11,27 @@ import pytest
 import qgait_ptq as qg
 from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.runtime.embedding_files import read_embeddings
+from tests.cli.forks import run_forked
 from tests.conftest import make_gaitbase
 
 ROOT = Path(__file__).parents[2]
-COMMAND = str(Path(sys.executable).with_name("qgait-ptq"))
 CONFIG = {"idc": IdcConfig(enabled=False), "rounding": "nearest", "bias_correction": False}
 
 
 @pytest.fixture(scope="module")
-def folders(walkers, tmp_path_factory):
+def folders(few_walkers, tmp_path_factory):
     made = {}
     for target in ("onnxruntime", "openvino"):
-        result = qg.quantize(make_gaitbase(), walkers, qg.QuantConfig(target=target, **CONFIG), device="cpu")
+        result = qg.quantize(
+            make_gaitbase(), few_walkers, qg.QuantConfig(target=target, **CONFIG), device="cpu"
+        )
         made[target] = result.save(tmp_path_factory.mktemp(target), float_file=True, torch_file=True)
     return made
 
 
 def run(*arguments, status=0):
-    done = subprocess.run(
-        [COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", "OMP_NUM_THREADS": "1", "HOME": "/tmp"},
-    )
+    environment = {"PATH": "/usr/bin:/bin", "COLUMNS": "200", "HOME": "/tmp"}
+    done = run_forked(list(map(str, arguments)), None, environment)
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done

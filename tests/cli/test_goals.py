@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 
 import pytest
 import torch
 
-from tests.cli.test_cli import COMMAND, SMALL, assert_refused, run
+from tests.cli.forks import run_forked
+from tests.cli.test_cli import SMALL, assert_refused, run
 from tests.conftest import make_gaitbase
 
 
@@ -167,8 +167,7 @@ def test_a_terminal_of_forty_columns_is_enough(logged):
     folder, _ = logged
     environment = {**os.environ, "COLUMNS": "40", "NO_COLOR": "1"}
     for arguments in (("compare", folder / "out"), ("targets",), ("inspect", "--against", folder / "out")):
-        done = subprocess.run(
-            [COMMAND, *map(str, arguments)], env=environment, capture_output=True, text=True, check=True
-        )
+        done = run_forked(list(map(str, arguments)), None, environment)
+        assert done.returncode == 0, done.stderr
         assert max(len(line) for line in done.stdout.splitlines()) <= 40
         assert "\x1b" not in done.stdout

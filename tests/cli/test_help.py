@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from qgait_ptq.cli.main import COMMANDS
-from tests.cli.test_cli import COMMAND, run
+from tests.cli.forks import COMMAND, run_forked
+from tests.cli.test_cli import run
 
 ROOT = Path(__file__).parents[2]
 NETWORK = """
@@ -101,16 +102,15 @@ def test_completion_knows_commands_and_options():
             "COMP_WORDS": words,
             "COMP_CWORD": str(len(words.split()) - 1),
         }
-        done = subprocess.run([COMMAND], env=environment, capture_output=True, text=True, check=False)
+        done = run_forked([], None, environment)
         assert wanted in done.stdout
 
 
 def test_help_fits_a_narrow_terminal():
     environment = {**os.environ, "COLUMNS": "40"}
     for name in COMMANDS:
-        done = subprocess.run(
-            [COMMAND, name, "--help"], env=environment, capture_output=True, text=True, check=True
-        )
+        done = run_forked([name, "--help"], None, environment)
+        assert done.returncode == 0, done.stderr
         prose = [
             line
             for line in done.stdout.splitlines()

@@ -22,7 +22,8 @@ from qgait_ptq.gait.walkers.population import Split, split_identities
 from qgait_ptq.gait.walkers.rendering import write_walkers
 from qgait_ptq.system.locking import locked
 from tests.cli.background_runs import Run, run
-from tests.cli.test_cli import COMMAND, SMALL, assert_refused
+from tests.cli.forks import COMMAND
+from tests.cli.test_cli import SMALL, assert_refused
 from tests.conftest import make_gaitbase
 
 RECIPE = {
@@ -215,9 +216,15 @@ def test_a_read_only_folder_of_states_is_refused(made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["compare out", "compare out --json", "targets", "--help", "completion bash"]
+    ("line", "unbuffered"),
+    [
+        *(("compare out", value) for value in ("", "1")),
+        *(("--help", value) for value in ("", "1")),
+        ("compare out --json", ""),
+        ("targets", ""),
+        ("completion bash", "1"),
+    ],
 )
-@pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_output_that_cannot_be_written(made, line, unbuffered):
     def shell(redirect: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

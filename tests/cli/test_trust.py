@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +11,8 @@ import yaml
 from qgait_ptq.cli.recipe import build_recipe
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.gait.zoo import gaitbase_small
+from tests.cli.forks import run_forked
 
-COMMAND = str(Path(sys.executable).with_name("qgait-ptq"))
 VICTIM = "victim"
 FACTORY = {"factory": "os:system", "arguments": {"command": f"touch {VICTIM}"}}
 
@@ -28,14 +25,8 @@ def folder(tmp_path):
 
 
 def run(folder, *arguments, status=2):
-    done = subprocess.run(
-        [COMMAND, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", "OMP_NUM_THREADS": "1", "HOME": "/tmp"},
-    )
+    environment = {"PATH": "/usr/bin:/bin", "COLUMNS": "200", "HOME": "/tmp"}
+    done = run_forked(list(map(str, arguments)), folder, environment)
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr

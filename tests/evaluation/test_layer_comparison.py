@@ -10,6 +10,7 @@ from qgait_ptq import QuantConfig, quantize
 from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.errors import ModelError
 from qgait_ptq.evaluation.layer_comparison import compare_layers
+from qgait_ptq.gait.data.sequences import Reading
 from qgait_ptq.gait.data.sources import load_directory
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.gait.zoo import GaitGL, GaitPart
@@ -29,8 +30,20 @@ def make_gaitgl():
 
 def write(network, config, walkers_root, folder):
     """Quantize and write; gives the layers of the report."""
-    quantize(network, load_directory(walkers_root), config, device="cpu").save(folder)
+    quantize(network, load_directory(walkers_root, reading=Reading(longest=24)), config, device="cpu").save(
+        folder
+    )
     return json.loads((folder / "report.json").read_text())["layers"]
+
+
+SCALED = QuantConfig(idc=IdcConfig(enabled=False), correction_frames=8, calibration_sequences=24)
+
+
+@pytest.fixture(scope="module")
+def gaitbase_written(walkers_root, tmp_path_factory):
+    """The folder of a result, and the layers of its report."""
+    folder = tmp_path_factory.mktemp("gaitbase")
+    return folder, write(make_gaitbase(), SCALED, walkers_root, folder)
 
 
 def compare(network, config, walkers_root, folder, layers):
@@ -51,18 +64,21 @@ def compare(network, config, walkers_root, folder, layers):
         pytest.param(make_gaitpart, marks=pytest.mark.slow),
     ],
 )
-def test_layers_of_an_eight_bit_file_agree_whatever_equalization_scaled(make, walkers_root, tmp_path):
+def test_layers_of_an_eight_bit_file_agree_whatever_equalization_scaled(
+    make, walkers_root, gaitbase_written, tmp_path
+):
     """Without the factors of equalization in the report, scaled channels would look like errors."""
-    config = QuantConfig(idc=IdcConfig(enabled=False), correction_frames=8)
-    layers = write(make(), config, walkers_root, tmp_path)
-    compared = compare(make(), config, walkers_root, tmp_path, layers)
+    folder, layers = gaitbase_written
+    if make is not make_gaitbase:
+        folder, layers = tmp_path, write(make(), SCALED, walkers_root, tmp_path)
+    compared = compare(make(), SCALED, walkers_root, folder, layers)
     assert len(compared) == len(layers)
     assert [layer.sqnr_db for layer in compared] == sorted(layer.sqnr_db for layer in compared)
     # Other sequences and lengths than those of the report, but the same network.
     assert np.median([abs(layer.sqnr_db - layer.simulation_sqnr_db) for layer in compared]) < 2
     assert compared[0].sqnr_db > 15
     forgotten = [{**layer, "equalization_factors": None} for layer in layers]
-    apart = {layer.name: layer for layer in compare(make(), config, walkers_root, tmp_path, forgotten)}
+    apart = {layer.name: layer for layer in compare(make(), SCALED, walkers_root, folder, forgotten)}
     assert min(layer.sqnr_db for layer in apart.values()) < compared[0].sqnr_db - 3
 
 
@@ -95,8 +111,7 @@ def test_fewer_bits_make_larger_errors_and_float_layers_are_not_listed(walkers_r
             assert last[layer.name].distance_error > layer.distance_error
 
 
-def test_a_file_of_another_network_is_refused(walkers_root, tmp_path):
-    config = QuantConfig(idc=IdcConfig(enabled=False), correction_frames=8)
-    layers = write(make_gaitbase(), config, walkers_root, tmp_path)
+def test_a_file_of_another_network_is_refused(walkers_root, gaitbase_written):
+    folder, layers = gaitbase_written
     with pytest.raises(ModelError, match="exported from another network"):
-        compare(make_gaitset(), config, walkers_root, tmp_path, layers)
+        compare(make_gaitset(), SCALED, walkers_root, folder, layers)

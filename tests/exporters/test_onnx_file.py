@@ -17,7 +17,7 @@ from qgait_ptq.verification.parity import Simulation, compare_with_simulation, l
 from tests.conftest import make_gaitbase, make_gaitset
 from tests.networks import quantize_network
 
-WIDTHS = [(8, 8), (4, 4), (3, 5), (2, 2)]
+WIDTHS = [(8, 8), (4, 4), (3, 5), pytest.param((2, 2), marks=pytest.mark.slow)]
 MAKERS = {"gaitbase": make_gaitbase, "gaitset": make_gaitset}
 
 
@@ -28,15 +28,29 @@ def network(request):
 
 @pytest.fixture(scope="module")
 def files(network, batches):
-    """Quantized network and its file at every width."""
-    made = {}
-    for weight_bits, activation_bits in WIDTHS:
-        quantized = quantize_network(
-            network, batches, weight_bits=weight_bits, activation_bits=activation_bits, edge_bits=weight_bits
-        )
-        model = export_quantized(quantized.graph, quantized.captured, get_target("onnxruntime"))
-        made[weight_bits, activation_bits] = quantized, model
-    return made
+    """Quantized network and its file at every width, made when a test asks for it."""
+
+    class Files(dict):
+        def __missing__(self, widths):
+            weight_bits, activation_bits = widths
+            quantized = quantize_network(
+                network,
+                batches,
+                weight_bits=weight_bits,
+                activation_bits=activation_bits,
+                edge_bits=weight_bits,
+            )
+            model = export_quantized(quantized.graph, quantized.captured, get_target("onnxruntime"))
+            self[widths] = quantized, model
+            return self[widths]
+
+    return Files()
+
+
+@pytest.fixture(scope="module")
+def float_file(files):
+    quantized, _ = files[8, 8]
+    return export_float(quantized.float_graph, quantized.captured, 21)
 
 
 def operators(model):
@@ -127,10 +141,8 @@ def test_every_integer_layer_gets_an_integer_kernel(files, widths):
     assert layers_without_integer_kernel(model.SerializeToString(), integer) == []
 
 
-def test_a_float_layer_is_found_by_the_kernel_check(files):
-    quantized, _ = files[8, 8]
-    model = export_float(quantized.float_graph, quantized.captured, 21)
-    assert layers_without_integer_kernel(model.SerializeToString(), ["stem.0"]) == ["stem.0"]
+def test_a_float_layer_is_found_by_the_kernel_check(float_file):
+    assert layers_without_integer_kernel(float_file.SerializeToString(), ["stem.0"]) == ["stem.0"]
 
 
 def test_the_file_passes_the_checker_and_names_layers_by_module_path(files):
@@ -152,10 +164,8 @@ def test_the_same_graph_gives_the_same_bytes(files):
     assert again.SerializeToString() == model.SerializeToString()
 
 
-def test_the_float_file_computes_the_network(network, files, batches):
-    quantized, _ = files[8, 8]
-    model = export_float(quantized.float_graph, quantized.captured, 21)
-    session = open_session(model.SerializeToString(), spinning=False)
+def test_the_float_file_computes_the_network(network, float_file, batches):
+    session = open_session(float_file.SerializeToString(), spinning=False)
     with torch.inference_mode():
         expected = network(batches[0]).numpy()
     np.testing.assert_allclose(

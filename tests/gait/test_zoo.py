@@ -37,7 +37,7 @@ SILHOUETTES_AND_BODIES = FrameLayout(
 )
 SMALL = {
     "GaitSet": lambda: GaitSet(channels=(4, 8, 8), embedding=16),
-    "GaitPart": lambda: GaitPart(channels=(4, 8, 16), embedding=16),
+    "GaitPart": lambda: GaitPart(channels=(4, 8, 16), halvings=(0, 1, 2), parts=4, embedding=16),
     "GaitGL": lambda: GaitGL(channels=(4, 8, 16)),
     "GaitBase": lambda: GaitBase(channels=(4, 8, 8, 16), embedding=16),
     "DeepGaitV2-P3D": lambda: DeepGaitV2P3D(channels=(4, 8, 8, 16), blocks=(1, 1, 1, 1), embedding=16),

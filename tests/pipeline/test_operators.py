@@ -153,38 +153,39 @@ class Recurrent(nn.Module):
 
 
 # Name → the network, and the operators that stay in float with their layers on integers all the same.
+# Operators of a kind share a network, since each network takes seconds.
+KINDS = [
+    nn.Conv2d(8, 8, 3, padding=1, groups=8),
+    nn.Conv2d(8, 8, 3, padding=1, groups=2),
+    nn.Conv2d(8, 8, 3, padding=2, dilation=2),
+]
+FUNCTIONS = (nn.GELU(), nn.Hardswish(), nn.Mish(), nn.ELU())
+POINTWISE = [module for function in FUNCTIONS for module in (nn.Conv2d(8, 8, 1), function)]
+MAXIMA = [nn.MaxPool2d(2), nn.AdaptiveMaxPool2d((4, 3)), Function(pool_with_indices)]
+MEANS = [nn.AvgPool2d(2), nn.AdaptiveAvgPool2d((4, 3))]
+LARGER = [nn.Upsample(scale_factor=2, mode="bilinear"), nn.Upsample(scale_factor=2)]
 MASKS = {"eq", "ne", "logical_or", "logical_and", "bitwise_not"}
 INNER = {
-    "depthwise convolution": (nn.Conv2d(8, 8, 3, padding=1, groups=8), 8, set()),
-    "grouped convolution": (nn.Conv2d(8, 8, 3, padding=1, groups=2), 8, set()),
-    "dilated convolution": (nn.Conv2d(8, 8, 3, padding=2, dilation=2), 8, set()),
+    "kinds of convolutions": (nn.Sequential(*KINDS), 8, set()),
     "leaky relu": (nn.Sequential(nn.Conv2d(8, 8, 1), nn.LeakyReLU(0.1)), 8, set()),
     "relu6": (nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU6()), 8, {"hardtanh"}),
     "prelu": (nn.Sequential(nn.Conv2d(8, 8, 1), nn.PReLU(8)), 8, {"prelu"}),
-    "gelu": (nn.Sequential(nn.Conv2d(8, 8, 1), nn.GELU()), 8, {"gelu"}),
-    "hardswish": (nn.Sequential(nn.Conv2d(8, 8, 1), nn.Hardswish()), 8, {"hardswish"}),
-    "mish": (nn.Sequential(nn.Conv2d(8, 8, 1), nn.Mish()), 8, {"mish"}),
-    "elu": (nn.Sequential(nn.Conv2d(8, 8, 1), nn.ELU()), 8, {"elu"}),
+    "pointwise functions": (nn.Sequential(*POINTWISE), 8, {"gelu", "hardswish", "mish", "elu"}),
     "sigmoid gate": (Gate(torch.sigmoid), 8, {"mean", "sigmoid", "mul"}),
     "hard gate": (Gate(functional.hardsigmoid), 8, {"mean", "hardsigmoid", "mul"}),
     "unfolded batch norm": (nn.BatchNorm2d(8), 8, {"batch_norm"}),
-    "group norm": (nn.GroupNorm(2, 8), 8, {"group_norm"}),
-    "instance norm": (nn.InstanceNorm2d(8), 8, {"instance_norm"}),
+    "norms": (nn.Sequential(nn.GroupNorm(2, 8), nn.InstanceNorm2d(8)), 8, {"group_norm", "instance_norm"}),
     "layer norm and softmax": (OverPlaces(Attention()), 8, NORMALISED | {"softmax", "matmul", "div"}),
     "fused attention": (OverPlaces(FusedAttention()), 8, NORMALISED | {"scaled_dot_product_attention"}),
     "transformer layer": (OverPlaces(Transformer()), 8, NORMALISED | {"scaled_dot_product_attention"}),
     "recurrent layer": (OverPlaces(Recurrent()), 8, {"mean", "zeros", "lstm", "add"}),
     "convolution over rows": (OverPlaces(nn.Conv1d(8, 8, 3, padding=1)), 8, {"mean"}),
     "transposed convolution": (nn.ConvTranspose2d(8, 8, 2, 2), 8, {"conv_transpose2d"}),
-    "max pooling": (nn.MaxPool2d(2), 8, set()),
-    "max pooling with indices": (Function(pool_with_indices), 8, set()),
+    "max pooling": (nn.Sequential(*MAXIMA), 8, set()),
     "max with indices": (Function(lambda maps: maps.max(3, keepdim=True)[0]), 8, set()),
-    "average pooling": (nn.AvgPool2d(2), 8, {"avg_pool2d"}),
-    "adaptive average pooling": (nn.AdaptiveAvgPool2d((4, 3)), 8, {"adaptive_avg_pool2d"}),
-    "adaptive max pooling": (nn.AdaptiveMaxPool2d((4, 3)), 8, set()),
+    "average pooling": (nn.Sequential(*MEANS), 8, {"avg_pool2d", "adaptive_avg_pool2d"}),
     "gem pooling": (GeneralisedMean(), 8, {"clamp_min", "pow", "mean"}),
-    "interpolation": (nn.Upsample(scale_factor=2, mode="bilinear"), 8, {"upsample_bilinear2d"}),
-    "nearest interpolation": (nn.Upsample(scale_factor=2), 8, {"upsample_nearest2d"}),
+    "interpolation": (nn.Sequential(*LARGER), 8, {"upsample_bilinear2d", "upsample_nearest2d"}),
     "zero padding": (nn.ZeroPad2d(1), 8, {"pad"}),
     "concatenation": (Function(lambda maps: torch.cat([maps, maps.flip(3)], 1)), 16, {"flip", "cat"}),
     "split and multiply": (Function(lambda maps: torch.mul(*maps.chunk(2, 1))), 4, {"mul"}),

@@ -33,7 +33,7 @@ def bodies_of(silhouettes):
 def recordings(people):
     return [
         ({"silhouettes": silhouettes, "bodies": bodies_of(silhouettes)}, record.subject)
-        for silhouettes, record in people
+        for silhouettes, record in ((sequence[:24], record) for sequence, record in people)
     ]
 
 

@@ -182,15 +182,11 @@ def test_stages_that_need_the_embedding_in_the_graph_are_refused(network, walker
         qg.quantize(network, pairs, qg.QuantConfig(**asked), submodule="backbone")
 
 
-def test_embedder_and_submodule_tell_each_others_files(folder, walkers, tmp_path):
+def test_embedder_and_submodule_tell_each_others_files(folder, eight_bit_file):
     with pytest.raises(ModelError, match="holds only the submodule backbone"):
         qg.Embedder(folder / "model.onnx")
-    from tests.conftest import make_gaitbase
-
-    pairs = [(walkers[i][0], "anna") for i in (0, 10, 20, 30)]
-    qg.quantize(make_gaitbase(), pairs, qg.QuantConfig(**NO_CORRECTIONS)).save(tmp_path / "whole")
     with pytest.raises(ModelError, match=r"a complete network; load it with qgait_ptq\.Embedder"):
-        qg.load_submodule(tmp_path / "whole" / "model.onnx")
+        qg.load_submodule(eight_bit_file)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from PIL import Image
 
 import qgait_ptq as qg
 from qgait_ptq.errors import ConfigError
+from qgait_ptq.gait.data.sequences import Reading
 from qgait_ptq.gait.data.sources import load_directory
 from qgait_ptq.report.comparing import compare_reports, pareto_positions, render_comparison
 from qgait_ptq.report.page import render_report, verdict
@@ -23,7 +24,7 @@ WIDTHS = (400, 900, 1600)  # a phone, a tablet, a desk
 
 @pytest.fixture(scope="module")
 def result(walkers_root):
-    data = load_directory(walkers_root)
+    data = load_directory(walkers_root, reading=Reading(longest=24))
     return qg.quantize(make_gaitbase(), data, qg.QuantConfig(weight_bits=4, calibration_sequences=12))
 
 

@@ -18,13 +18,13 @@ from tests.conftest import make_gaitbase, randomise_batch_norms
 
 
 @pytest.fixture(scope="module")
-def result(walkers):
-    return qg.quantize(make_gaitbase(), walkers, qg.QuantConfig(calibration_sequences=12), device="cpu")
+def result(eight_bits):
+    return eight_bits
 
 
 @pytest.fixture(scope="module")
-def path(result, tmp_path_factory):
-    return result.save(tmp_path_factory.mktemp("result")) / "model.onnx"
+def path(eight_bit_file):
+    return eight_bit_file
 
 
 def test_a_sequence_gives_parts_times_channels(path, result, walkers):
@@ -153,15 +153,15 @@ def test_a_long_sequence_in_pieces_gives_the_same_to_the_bit(path, walkers):
     np.testing.assert_array_equal(in_pieces(sequence[:17]), whole(sequence[:17]))
 
 
-def test_networks_whose_frames_meet_otherwise_are_not_streamed(tmp_path, walkers):
+def test_networks_whose_frames_meet_otherwise_are_not_streamed(tmp_path, few_walkers):
     """A mean over frames is no maximum, and a convolution over frames sees neighbours."""
     torch.manual_seed(0)
     config = qg.QuantConfig(idc=IdcConfig(enabled=False), rounding="nearest")
     for name, network in {"mean": MeanOverFrames(), "neighbours": NeighbouringFrames()}.items():
-        folder = qg.quantize(network.eval(), walkers, config, device="cpu").save(tmp_path / name)
+        folder = qg.quantize(network.eval(), few_walkers, config, device="cpu").save(tmp_path / name)
         embedder = qg.Embedder(folder / "model.onnx", longest_piece=8)
         assert not embedder.streams
-        assert embedder(walkers[0][0]).shape == (1, 8)
+        assert embedder(few_walkers[0][0]).shape == (1, 8)
 
 
 def test_several_sequences_of_different_lengths(path, walkers):
@@ -184,9 +184,9 @@ def test_a_sequence_is_matched_with_its_person(path, walkers):
     assert found.distances[0, 0] < found.distances[0, 1]
 
 
-def test_openvino_embeds_what_was_written_for_it_and_refuses_the_rest(path, walkers, tmp_path):
+def test_openvino_embeds_what_was_written_for_it_and_refuses_the_rest(path, walkers, few_walkers, tmp_path):
     config = qg.QuantConfig(target="openvino", idc=IdcConfig(enabled=False), rounding="nearest")
-    result = qg.quantize(make_gaitbase(), walkers, config, device="cpu")
+    result = qg.quantize(make_gaitbase(), few_walkers, config, device="cpu")
     file = result.save(tmp_path, float_file=True) / "model.onnx"
     embedder = qg.Embedder(file, runtime="openvino", threads=1)
     given = torch.from_numpy(embedder(walkers[0][0]))
@@ -227,7 +227,7 @@ class NeighbouringFrames(torch.nn.Module):
 
 def test_wider_silhouettes_are_cut_as_those_that_calibrated(tmp_path, walkers_root):
     """The file remembers the columns: 64×64 lost 16 on each side."""
-    data = qg.load_directory(walkers_root, reading=Reading(cut_columns=16))
+    data = qg.load_directory(walkers_root, reading=Reading(cut_columns=16)).test.choose(12)
     config = qg.QuantConfig(idc=IdcConfig(enabled=False), rounding="nearest")
     result = qg.quantize(make_gaitbase(), data, config, device="cpu")
     embedder = qg.Embedder(result.save(tmp_path) / "model.onnx")

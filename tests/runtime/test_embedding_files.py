@@ -12,21 +12,17 @@ import pytest
 from PIL import Image
 
 import qgait_ptq as qg
-from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.errors import ConfigError, DataError
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sequences import Reading
 from qgait_ptq.runtime.embedding_files import PIECE, _fingerprint, embed_to_file, read_embeddings
-from tests.conftest import make_gaitbase
 
 COUNT = PIECE + 6
 
 
 @pytest.fixture(scope="module")
-def embedder(walkers, tmp_path_factory):
-    config = qg.QuantConfig(calibration_sequences=6, idc=IdcConfig(enabled=False))
-    result = qg.quantize(make_gaitbase(), walkers, config, device="cpu")
-    return qg.Embedder(result.save(tmp_path_factory.mktemp("result")) / "model.onnx", threads=1)
+def embedder(eight_bit_file):
+    return qg.Embedder(eight_bit_file, threads=1)
 
 
 def write_walk(view: Path, number: int, png: bool = False) -> None:

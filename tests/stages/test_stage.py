@@ -106,11 +106,16 @@ def test_calibrating_stages_leave_the_graphs_of_earlier_states_as_they_are(state
     assert prepared.maybe_quantized is None
 
 
-def test_the_staged_calls_give_what_quantize_gives(walkers):
+@pytest.fixture(scope="module")
+def calibrated_and_exported(walkers):
     data = qg.GaitData(walkers.choose(6), walkers.choose(4, 1))
-    prepared = qg.prepare(make_gaitbase(), data, FAST, device="cpu")
-    calibrated = qg.calibrate(prepared)
-    exported = qg.export(calibrated)
+    calibrated = qg.calibrate(qg.prepare(make_gaitbase(), data, FAST, device="cpu"))
+    return calibrated, qg.export(calibrated)
+
+
+def test_the_staged_calls_give_what_quantize_gives(walkers, calibrated_and_exported):
+    data = qg.GaitData(walkers.choose(6), walkers.choose(4, 1))
+    calibrated, exported = calibrated_and_exported
     assert to_onnx(calibrated) == exported.file.model
     assert to_onnx(calibrated, quantized=False) == exported.file.float_model
     staged = qg.evaluate(exported)
@@ -119,9 +124,8 @@ def test_the_staged_calls_give_what_quantize_gives(walkers):
     assert staged.report.agreement == at_once.report.agreement
 
 
-def test_an_exported_state_is_compared_on_inputs_of_your_own(walkers):
-    data = qg.GaitData(walkers.choose(6), walkers.choose(4, 1))
-    exported = qg.export(qg.calibrate(qg.prepare(make_gaitbase(), data, FAST, device="cpu")))
+def test_an_exported_state_is_compared_on_inputs_of_your_own(walkers, calibrated_and_exported):
+    _, exported = calibrated_and_exported
     inputs = [network_batch(*walkers[index], (64, 44), frames) for index, frames in ((0, 5), (7, 12))]
     parity = check_parity(exported, inputs)
     assert parity.sequences == 2

@@ -73,10 +73,10 @@ def test_an_addition_is_that_of_onnxruntime_to_the_byte(left, right, out, zero_a
         pytest.param(make_gaitset, (8, 8), marks=pytest.mark.slow),
     ],
 )
-def test_no_byte_of_a_file_differs(tmp_path, walkers, network, bits):
+def test_no_byte_of_a_file_differs(tmp_path, few_walkers, network, bits):
     config = qg.QuantConfig(weight_bits=bits[0], activation_bits=bits[1], minimum_agreement=-1, **FAST)
-    path = qg.quantize(network(), walkers, config, device="cpu").save(tmp_path) / "model.onnx"
-    batches = [[walkers[index][0][None]] for index in (0, 5)]
+    path = qg.quantize(network(), few_walkers, config, device="cpu").save(tmp_path) / "model.onnx"
+    batches = [[few_walkers[index][0][None]] for index in (0, 5)]
     verification = verify(path, batches)
     assert verification.differing == 0
     assert verification.unknown == ()
@@ -84,11 +84,9 @@ def test_no_byte_of_a_file_differs(tmp_path, walkers, network, bits):
     assert {"QLinearConv", "ReduceMax"} <= {tensor.operator for tensor in verification.tensors}
 
 
-def test_a_changed_weight_is_found_in_its_layer_and_behind_it_only(tmp_path, walkers):
+def test_a_changed_weight_is_found_in_its_layer_and_behind_it_only(eight_bit_file, walkers):
     """The reference reads one file and the runtime another, whose second layer has one other weight."""
-    path = qg.quantize(make_gaitbase(), walkers, qg.QuantConfig(**FAST), device="cpu").save(tmp_path)
-    path = path / "model.onnx"
-    model = onnx.load(path)
+    model = onnx.load(eight_bit_file)
     producers = {name: node for node in model.graph.node for name in node.output}
     (layer,) = (node for node in model.graph.node if node.name == "blocks.1.conv1")
     stored = producers[layer.input[1]].input[0]
@@ -96,7 +94,7 @@ def test_a_changed_weight_is_found_in_its_layer_and_behind_it_only(tmp_path, wal
     changed = numpy_helper.to_array(weight).copy()
     changed.flat[:] = np.clip(changed.flat[:].astype(int) + 9, -127, 127)
     weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
-    original = onnx.load(path)
+    original = onnx.load(eight_bit_file)
     feeds = [name_inputs(original, [walkers[0][0][None]])]
     recording = record(model, feeds)
     verification = compare_with_reference(original, feeds, recording)
