@@ -117,8 +117,13 @@ class _Lowering:
             f"{marker.name}.quantized", integers.astype(ml_dtypes.int4 if as_int4 else np.int8)
         )
         scale = marker.scale.cpu().numpy()
-        if marker.kind is MarkedKind.FLOAT_WEIGHT:
+        if marker.kind in (MarkedKind.FLOAT_WEIGHT, MarkedKind.WEIGHT_ONLY):
             column = along_channels(marker.scale.cpu(), marker.axis, integers.ndim).numpy()
+            if marker.kind is MarkedKind.WEIGHT_ONLY:
+                # OpenVINO takes an int8 or int4 constant with Cast and Mul for a DequantizeLinear. It would
+                # compute the operator on integers, which saturate on some processors, or wrongly.
+                self._node("Cast", [stored], f"{output}.int32", to=TensorProto.INT32)
+                stored = f"{output}.int32"
             self._node("Cast", [stored], f"{output}.cast", to=TensorProto.FLOAT)
             self._node("Mul", [f"{output}.cast", self._constant(f"{marker.name}.scale", column)], output)
             return

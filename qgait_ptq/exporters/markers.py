@@ -45,6 +45,7 @@ class MarkedKind(Enum):
     ACTIVATION = auto()
     WEIGHT = auto()
     FLOAT_WEIGHT = auto()  # stored as integers, but its layer computes in float
+    WEIGHT_ONLY = auto()  # the same for operators that no target computes on integers
     BIAS = auto()
 
 
@@ -107,7 +108,7 @@ def _weight_kind(node: fx.Node) -> tuple[MarkedKind, str]:
     """Return the kind and the layer of a weight's quantizer."""
     (layer,) = node.users
     if WeightedLayer.of(layer) is None:
-        return MarkedKind.FLOAT_WEIGHT, ""
+        return MarkedKind.WEIGHT_ONLY, ""
     kind = MarkedKind.WEIGHT if annotation_of(layer).integer else MarkedKind.FLOAT_WEIGHT
     return kind, layer_name(layer)
 

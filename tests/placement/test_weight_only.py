@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import onnx
+import openvino
 import pytest
 import torch
 from onnx import TensorProto
@@ -69,6 +70,45 @@ def test_the_file_computes_the_simulation(name, target, runtime, bits):
     if bits == 8:
         own, simulated = make_network(name)(silhouettes), network.graph(silhouettes)
         assert torch.cosine_similarity(own, simulated).min() > 0.995
+
+
+class BehindIntegers(nn.Module):
+    """A convolution on integers, and directly behind it an operator in float with a stored weight."""
+
+    def __init__(self, *, product):
+        super().__init__()
+        self.conv, self.product = nn.Conv2d(1, 32, 5, 4, 2), product
+        if product:
+            self.matrix = nn.Parameter(torch.randn(2, 32, 40) / 6)
+        else:
+            self.transposed = nn.ConvTranspose2d(32, 40, 3, 2)
+        self.fc = nn.Linear(40, 16)
+
+    def forward(self, silhouettes):
+        maps = self.conv(silhouettes.flatten(0, 1).unsqueeze(1)).relu()
+        if self.product:
+            maps = torch.matmul(maps.permute(0, 2, 3, 1).flatten(1, 2).unflatten(1, (2, -1)), self.matrix)
+            maps = maps.permute(0, 3, 1, 2)
+        else:
+            maps = self.transposed(maps)
+        return self.fc(maps.unflatten(0, (silhouettes.shape[0], -1)).mean((1, 3, 4)))
+
+
+@pytest.mark.parametrize("target", ["openvino", "generic-qdq"])
+@pytest.mark.parametrize(("product", "operator"), [(True, "MatMul"), (False, "Deconvolution")])
+def test_openvino_computes_the_operator_in_float(product, operator, target):
+    """From integers and a scale, OpenVINO makes an integer operator, which is wrong or can saturate."""
+    torch.manual_seed(0)
+    network = quantize_network(BehindIntegers(product=product).eval(), random_batches(), target=target)
+    core, silhouettes = openvino.Core(), random_batches()[0]
+    model = core.read_model(export(network, target).SerializeToString())
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    found = {fact["layerType"].value: fact["runtimePrecision"].value for fact in facts}
+    assert found["Convolution"] == "u8"
+    assert found[operator] == "f32"
+    given = torch.from_numpy(compiled({"silhouettes": silhouettes.numpy()})[0])
+    torch.testing.assert_close(given, network.graph(silhouettes), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
