@@ -57,7 +57,7 @@ class SizeGuards:
 
     def state(self, size: int) -> tuple[bool, ...]:
         """Return which guards hold at a size."""
-        return tuple(bool(guard(size)) for guard in self._guards)
+        return tuple(holds(guard, size) for guard in self._guards)
 
     def segments(self) -> list[Segment]:
         """Return the stretches of sizes from 1 to `LARGEST_SIZE` over which the same guards hold."""
@@ -103,6 +103,14 @@ def _agrees(segment: Segment, agrees: Callable[[int], bool]) -> bool:
     first, last = segment
     sizes = {first, first + 1, 2 * first + 1, last}
     return all(agrees(size) for size in sorted(sizes) if first <= size <= last and size < LARGEST_SIZE)
+
+
+def holds(guard: Callable[[int], bool], size: int) -> bool:
+    """Return whether a guard holds at a size; not where it has no value, as in a division by zero."""
+    try:
+        return bool(guard(size))
+    except (ArithmeticError, TypeError):  # sympy's "undefined" has no truth value
+        return False
 
 
 def as_function(expression: Any, symbol: Any) -> Callable[[int], bool]:
