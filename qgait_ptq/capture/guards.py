@@ -74,7 +74,7 @@ class SizeGuards:
 
     def state(self, size: int) -> tuple[bool, ...]:
         """Return which guards hold at a size."""
-        return tuple(_holds(guard, size) for guard in self._guards)
+        return tuple(holds(guard, size) for guard in self._guards)
 
     def violated(self, size: int) -> list[Any]:
         """Return the conditions, as torch's expressions, that do not hold at a size."""
@@ -144,11 +144,11 @@ def _agrees(segment: Segment, agrees: Callable[[int], bool]) -> bool:
     return all(agrees(size) for size in sorted(sizes) if first <= size <= last and size < LARGEST_SIZE)
 
 
-def _holds(guard: Callable[[int], bool], size: int) -> bool:
-    """Return whether a guard holds. One without a value, such as a remainder by zero, does not."""
+def holds(guard: Callable[[int], bool], size: int) -> bool:
+    """Return whether a guard holds at a size; not where it has no value, as in a division by zero."""
     try:
         return bool(guard(size))
-    except Exception:  # whatever a function of sizes raises outside its domain
+    except (ArithmeticError, TypeError):  # sympy's "undefined" has no truth value
         return False
 
 

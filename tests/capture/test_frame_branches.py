@@ -11,7 +11,7 @@ from torch import fx, nn
 
 import qgait_ptq as qg
 from qgait_ptq.capture.comparison import Comparer
-from qgait_ptq.capture.guards import LARGEST_SIZE, Segment, as_function
+from qgait_ptq.capture.guards import LARGEST_SIZE, Segment, as_function, holds
 from qgait_ptq.capture.trace import capture
 from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.errors import DataError, SequenceLengthWarning
@@ -124,6 +124,16 @@ def test_a_guard_without_a_value_at_some_size_does_not_hold_there():
         if captured.frame_counts.takes(count):
             silhouettes = (torch.rand(2, count, 32, 22) < 0.3).float()
             torch.testing.assert_close(captured.graph_module(silhouettes), network(silhouettes))
+
+
+def test_a_guard_that_divides_by_zero_at_some_sizes_does_not_hold_there():
+    def in_quarters(x):
+        return x if x.shape[1] % (x.shape[1] // 4) < 40 else x * 2
+
+    captured = capture(Windows(in_quarters).eval(), (32, 22))
+    assert captured.frame_counts.shortest == 4
+    undefined = sympy.nan
+    assert not holds(lambda size: undefined > size, 3)
 
 
 def test_a_branch_on_the_batch_size_pins_it():
