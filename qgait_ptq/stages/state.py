@@ -157,7 +157,7 @@ class State:
 
     @property
     def layers(self) -> list[LayerPlan]:
-        """Return the weighted layers of the float graph with their widths and costs, in graph order.
+        """Return the layers with weights of the float graph, with their widths and costs, in graph order.
 
         Multiply-accumulates are those of one sequence of 30 frames, or of the only frame count that the
         network takes.
