@@ -60,7 +60,7 @@ def make_gaitbase(**changes: object) -> GaitBase:
 
 def make_gaitset() -> GaitSet:
     torch.manual_seed(0)
-    return GaitSet(channels=(4, 8, 8), embedding=16).eval()
+    return GaitSet(channels=(4, 8, 8), strips=(1, 2, 4), embedding=16).eval()
 
 
 @pytest.fixture
