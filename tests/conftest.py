@@ -14,7 +14,7 @@ import qgait_ptq as qg
 from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sources import render_walkers
-from qgait_ptq.gait.walkers.population import TRIALS, Split, split_identities
+from qgait_ptq.gait.walkers.population import TRIALS, Split, WalkerSettings, split_identities
 from qgait_ptq.gait.walkers.rendering import write_walkers
 from qgait_ptq.gait.zoo import GaitBase, GaitSet
 
@@ -60,7 +60,7 @@ def make_gaitbase(**changes: object) -> GaitBase:
 
 def make_gaitset() -> GaitSet:
     torch.manual_seed(0)
-    return GaitSet(channels=(4, 8, 8), embedding=16).eval()
+    return GaitSet(channels=(4, 8, 8), strips=(1, 2, 4), embedding=16).eval()
 
 
 @pytest.fixture
@@ -75,10 +75,16 @@ def gaitset() -> GaitSet:
 
 @pytest.fixture(scope="session")
 def walkers_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three walkers to calibrate with and three to test, from two views, in the OpenGait layout."""
+    """Three walkers to calibrate with and three to test, from two views, in the OpenGait layout.
+
+    Their sequences are shorter than those of other walkers.
+    """
     root = tmp_path_factory.mktemp("walkers")
+    settings = WalkerSettings(shortest=SHORT, longest=2 * SHORT)
     for split in (Split.TRAIN, Split.TEST):
-        write_walkers(root, split, split_identities(split, 3), views_per_trial=2, array_format="npz")
+        write_walkers(
+            root, split, split_identities(split, 3), settings, views_per_trial=2, array_format="npz"
+        )
     return root
 
 

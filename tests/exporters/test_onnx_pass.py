@@ -15,8 +15,8 @@ from qgait_ptq.onnx_graph.view import OnnxGraph
 from qgait_ptq.runtime.sessions import open_onnxruntime
 from qgait_ptq.targets.registry import TARGETS, get_target
 from qgait_ptq.targets.target import Storage, Target
-from tests.conftest import make_gaitset
 from tests.networks import quantize_network
+from tests.small_network import Small
 
 GENERIC = get_target("generic-qdq")
 
@@ -57,7 +57,7 @@ def test_a_new_pass_and_a_new_target_are_one_entry_each(batches, monkeypatch):
         onnx_passes=("double-negation",),
     )
     monkeypatch.setitem(TARGETS, target.name, target)
-    quantized = quantize_network(make_gaitset(), batches, target="house-runtime")
+    quantized = quantize_network(Small().eval(), batches, target="house-runtime")
     model, plain = (
         export_quantized(quantized.graph, quantized.captured, of, byte_input=True)
         for of in (get_target("house-runtime"), dataclasses.replace(target, onnx_passes=()))
@@ -104,7 +104,7 @@ def test_a_pass_that_breaks_the_model_is_refused_with_its_name(rewrite):
 def test_an_export_names_the_pass_that_broke_the_file(batches, monkeypatch):
     monkeypatch.setitem(PASSES, "broken", OnnxPass("broken", remove_last_node))
     target = dataclasses.replace(GENERIC, onnx_passes=("broken",))
-    quantized = quantize_network(make_gaitset(), batches, target="generic-qdq")
+    quantized = quantize_network(Small().eval(), batches, target="generic-qdq")
     with pytest.raises(ExportError, match="after the ONNX pass broken"):
         export_quantized(quantized.graph, quantized.captured, target)
 
@@ -148,7 +148,7 @@ def test_every_target_lists_passes_that_exist_and_can_run_at_its_opset():
 
 
 def test_a_pass_that_does_not_exist_is_refused_with_the_names_of_those_that_do(batches):
-    quantized = quantize_network(make_gaitset(), batches)
+    quantized = quantize_network(Small().eval(), batches)
     target = dataclasses.replace(GENERIC, onnx_passes=("conv-intger",))
     with pytest.raises(ConfigError, match="no ONNX pass 'conv-intger'; the passes are conv-integer, "):
         export_quantized(quantized.graph, quantized.captured, target)

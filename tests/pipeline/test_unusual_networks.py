@@ -31,6 +31,10 @@ class Small(nn.Module):
 
 
 class CalledTwice(Small):
+    def __init__(self):
+        super().__init__()
+        self.classifier, self.temperature = nn.Linear(6, 99), nn.Parameter(torch.ones(3))
+
     def maps(self, frames):
         return functional.relu(self.second(super().maps(frames)))
 
@@ -43,12 +47,6 @@ class TiedWeights(Small):
 
     def maps(self, frames):
         return functional.relu(self.third(super().maps(frames)))
-
-
-class UnusedWeights(Small):
-    def __init__(self):
-        super().__init__()
-        self.classifier, self.temperature = nn.Linear(6, 99), nn.Parameter(torch.ones(3))
 
 
 class NothingToQuantize(nn.Module):
@@ -64,18 +62,18 @@ def changed(change):
     return network
 
 
-def zero_weights(network):
+def silence(network):
+    """Give channels weights of zero, and a bias with which they never fire."""
     for layer, channel in ((network.first, 3), (network.second, 2), (network.head, 1)):
         layer.weight[channel] = 0
+    network.first.bias[:2].fill_(-100)
 
 
 SOUND = {
-    "a channel whose weights are all zeros": lambda: changed(zero_weights),
-    "channels that never fire": lambda: changed(lambda n: n.first.bias[:2].fill_(-100)),
+    "channels of zeros, and some that never fire": lambda: changed(silence),
     "one channel 10,000 times larger": lambda: changed(lambda n: n.second.weight[0].mul_(1e4)),
-    "a layer that is called twice": CalledTwice,
+    "a layer that is called twice, and weights that nothing uses": CalledTwice,
     "layers that share a weight": TiedWeights,
-    "weights that nothing uses": UnusedWeights,
     "half precision": lambda: Small().half(),
     "double precision": lambda: Small().double(),
 }

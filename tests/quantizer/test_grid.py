@@ -36,6 +36,14 @@ def test_affine_range_is_covered_and_zero_is_exact(width, a, b):
     assert torch.all((ends[:2] - torch.stack([low, high])).abs() <= scale * 1.001)
 
 
+@pytest.mark.parametrize(("low", "wanted"), [(-0.4, 0), (-0.6, 1), (-99.7, 100), (-255.0, 255)])
+def test_the_zero_point_is_the_nearest_integer(low, wanted):
+    grid = IntegerGrid(8, signed=False, symmetric=False)
+    scale, zero_point = grid.parameters_for(torch.tensor(low), torch.tensor(255.0 + low))
+    assert scale == pytest.approx(1)
+    assert zero_point == wanted
+
+
 @given(bits, st.lists(values, min_size=1, max_size=30))
 def test_rounding_error_is_at_most_half_a_step_inside_the_range(width, numbers):
     grid = IntegerGrid(width, signed=True, symmetric=True)
