@@ -62,7 +62,7 @@ def export_network(network: nn.Module, example: Tensor, free_axes: frozenset[int
     graph_module = of_type(graph_module, fx.GraphModule)
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     shape = placeholders[0].meta["val"].shape
-    fixed = {axis for axis in dynamic if is_concrete_int(shape[axis])}
+    fixed = {axis for axis in dynamic if isinstance(shape[axis], int)}
     graph_module = _plain_graph_module(graph_module)
     restore_batch_norms(graph_module)
     _name_as_inside(graph_module, network)

@@ -58,7 +58,8 @@ def capture(
     """
     set_to_inference(network)
     nothing = fx.GraphModule({}, fx.Graph())
-    _, (sequences, length) = _first_outputs(network, frame_shape, frames)
+    with autocast_disabled():
+        _, (sequences, length) = _first_outputs(network, frame_shape, frames)
     batch = sequences if sequences == PINNED_BATCH else None
     captured = Capture(nothing, batch, FrameCounts.exactly(frames), frame_shape, (), length)
     network = embedding_network(network, frame_shape, length, output)

@@ -99,7 +99,7 @@ def _import_libraries() -> None:
     """Import the commands, and export a small network: torch imports much of itself only then."""
     import torch
 
-    from qgait_ptq.capture.trace import quiet_torch
+    from qgait_ptq.capture.quiet import quiet_torch
     from qgait_ptq.cli.main import COMMANDS, cli
 
     for name in COMMANDS:
