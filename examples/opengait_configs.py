@@ -10,6 +10,7 @@ quantized. Weights are random, with batch norm statistics of a real pass.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -150,12 +151,12 @@ def cosine(embedding: Tensor, reference: Tensor) -> float:
     return float(embedding_cosine(embedding.T[None], parts.T[None]).mean())
 
 
-def try_configuration(path: Path, rows: set[str]) -> dict[str, Any]:
+def try_configuration(path: Path, root: Path, rows: set[str]) -> dict[str, Any]:
     """Return what becomes of a configuration: measured values, or the reason why it does not work."""
     try:
         config = read_opengait_config(path)
     except QgaitError as error:
-        return {"error": reason(error)}
+        return {"error": reason(error, root)}
     found: dict[str, Any] = {"network": config.network}
     unsupported = why_unsupported(config)
     if unsupported:
@@ -167,13 +168,19 @@ def try_configuration(path: Path, rows: set[str]) -> dict[str, Any]:
     try:
         found |= measure(config, row not in rows)
     except QgaitError as error:
-        return found | {"error": reason(error)}
+        return found | {"error": reason(error, root)}
     return found | {"seconds": round(time.perf_counter() - began, 1)}
 
 
-def reason(error: QgaitError) -> str:
-    """Return the text of an error in one line."""
-    return " ".join(str(error).split())
+def reason(error: QgaitError, root: Path) -> str:
+    """Return the text of an error in one line, with paths in OpenGait's repository."""
+    return " ".join(str(error).replace(f"{root}/", "").split())
+
+
+def brief(error: str) -> str:
+    """Return the exception and its place from the text of an error; the text itself if it names none."""
+    found = re.search(r"\((\w+Error: .+?)\)? at (\S+\.py:\d+)", error)
+    return f"{found[1]} at {found[2]}" if found else error
 
 
 def rows_of(measured: dict[str, dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -185,12 +192,13 @@ def rows_of(measured: dict[str, dict[str, Any]]) -> dict[str, dict[str, dict[str
     return rows
 
 
-def markdown(measured: dict[str, dict[str, Any]], commit: str) -> str:
+def markdown(measured: dict[str, dict[str, Any]], commit: str, total: int) -> str:
     """The section."""
     lengths = ", ".join(map(str, LENGTHS[:-1])) + f" and {LENGTHS[-1]}"
     lines = [
         INTRODUCTION.format(commit=commit, lengths=lengths).rstrip(),
         "",
+        *([f"{len(measured)} of {total} configurations have been run.", ""] if len(measured) < total else []),
         "| network | frame | configurations | quantized | batch | frames | int8 | cosine W8A8 | file |",
         "|---|---|---:|---|---|---|---:|---:|---:|",
     ]
@@ -220,7 +228,7 @@ def markdown(measured: dict[str, dict[str, Any]], commit: str) -> str:
     reasons: dict[tuple[str, str], list[str]] = {}
     for name, found in measured.items():
         if "error" in found:
-            reasons.setdefault((found.get("network", ""), found["error"]), []).append(f"`{name}`")
+            reasons.setdefault((found.get("network", ""), brief(found["error"])), []).append(f"`{name}`")
     lines += [
         f"| {', '.join(names)} | {network} | {why.replace('|', '/')} |"
         for (network, why), names in reasons.items()
@@ -235,14 +243,14 @@ def commit_of(folder: Path) -> str:
     return f"`{done.stdout.strip()}`" if done.returncode == 0 else "unknown"
 
 
-def write(out: Path, measured: dict[str, dict[str, Any]], commit: str) -> None:
+def write(out: Path, measured: dict[str, dict[str, Any]], commit: str, total: int) -> None:
     """Write the stored values, and the section of the page."""
     configurations = dict(sorted(measured.items()))
     stored = {"commit": commit, "configurations": configurations}
     (out / "opengait.json").write_text(json.dumps(stored, indent=1) + "\n")
     page = out / "models.md"
     before, _ = split_page(page)
-    page.write_text(before.rstrip() + ("\n\n" if before else "") + markdown(configurations, commit))
+    page.write_text(before.rstrip() + ("\n\n" if before else "") + markdown(configurations, commit, total))
 
 
 @click.command()
@@ -258,7 +266,8 @@ def main(opengait: Path, out: Path, names: tuple[str, ...], again: bool) -> None
     stored, commit = out / "opengait.json", commit_of(root)
     known: dict[str, Any] = json.loads(stored.read_text()) if stored.exists() else {}
     measured: dict[str, dict[str, Any]] = known["configurations"] if known.get("commit") == commit else {}
-    for path in sorted((root / "configs").rglob("*.yaml")):
+    paths = sorted((root / "configs").rglob("*.yaml"))
+    for path in paths:
         name = str(path.relative_to(root / "configs"))
         if (names and not any(text in name for text in names)) or (name in measured and not again):
             continue
@@ -266,10 +275,10 @@ def main(opengait: Path, out: Path, names: tuple[str, ...], again: bool) -> None
         quantized = {
             row for row, found in rows_of(measured).items() if any("cosine" in f for f in found.values())
         }
-        measured[name] = try_configuration(path, quantized)
-        write(out, measured, commit)
+        measured[name] = try_configuration(path, root, quantized)
+        write(out, measured, commit, len(paths))
         click.echo(f"{name}: {measured[name].get('error', 'works')}")
-    write(out, measured, commit)
+    write(out, measured, commit, len(paths))
 
 
 if __name__ == "__main__":
