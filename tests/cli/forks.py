@@ -9,11 +9,13 @@ from __future__ import annotations
 import atexit
 import gc
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -64,7 +66,9 @@ class Server:
         try:
             given.write(json.dumps(request) + "\n")
             given.flush()
-            return int(taken.readline())
+            line = taken.readline()
+            assert line, "the server has ended; standard error says why"
+            return int(line)
         except BaseException:
             self.end()
             _server.cache_clear()
@@ -99,13 +103,14 @@ def _import_libraries() -> None:
     """Import the commands, and export a small network: torch imports much of itself only then."""
     import torch
 
-    from qgait_ptq.capture.quiet import quiet_torch
     from qgait_ptq.cli.main import COMMANDS, cli
 
     for name in COMMANDS:
         cli.get_command(None, name)  # type: ignore[arg-type]
-    with torch.random.fork_rng(), quiet_torch():
+    logging.disable()
+    with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
         torch.onnx.export(torch.nn.Linear(2, 2).eval(), (torch.zeros(1, 2),), dynamo=True, verbose=False)
+    logging.disable(logging.NOTSET)
 
 
 def _run_command(request: dict[str, Any]) -> None:

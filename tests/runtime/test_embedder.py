@@ -227,7 +227,7 @@ class NeighbouringFrames(torch.nn.Module):
 
 def test_wider_silhouettes_are_cut_as_those_that_calibrated(tmp_path, walkers_root):
     """The file remembers the columns: 64×64 lost 16 on each side."""
-    data = qg.load_directory(walkers_root, reading=Reading(cut_columns=16)).test.choose(12)
+    data = qg.load_directory(walkers_root, reading=Reading(longest=12, cut_columns=16))
     config = qg.QuantConfig(idc=IdcConfig(enabled=False), rounding="nearest")
     result = qg.quantize(make_gaitbase(), data, config, device="cpu")
     embedder = qg.Embedder(result.save(tmp_path) / "model.onnx")
