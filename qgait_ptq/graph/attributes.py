@@ -88,7 +88,7 @@ def layer_name(node: fx.Node) -> str:
     """Return the module path of a weighted layer in the user's network: the owner of its weight."""
     weight = node.args[1]
     while isinstance(weight, fx.Node) and weight.op != "get_attr":
-        weight = weight.args[0]
+        weight = weight.args[0] if weight.args else None  # the network's input has none
     if not isinstance(weight, fx.Node):
         return node.name
     owner, _, name = origin(weight).rpartition(".")
