@@ -82,7 +82,7 @@ class CalibrateDistances(Stage):
 class CollectFrames(Stage):
     """Read frames of many sequences for fine-tuning, which needs no labels."""
 
-    name = "unlabelled frames"
+    name = "frame pool"
 
     def wanted(self, state: State) -> bool:
         """Return whether fine-tuning is enabled."""

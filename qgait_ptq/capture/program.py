@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,8 @@ from qgait_ptq.errors import CaptureError
 from qgait_ptq.graph.attributes import ORIGIN_KEY, remove_unused
 from qgait_ptq.graph.places import PLACE_KEY, read_place
 from qgait_ptq.system.invariants import of_type
+
+RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,24 @@ def export_network(network: nn.Module, example: Tensor, free_axes: frozenset[int
     graph_module = of_type(graph_module, fx.GraphModule)
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     shape = placeholders[0].meta["val"].shape
-    fixed = {axis for axis in dynamic if isinstance(shape[axis], int)}
+    fixed = {
+        axis
+        for axis in dynamic
+        if is_concrete_int(shape[axis]) and not _only_by_recurrence(recorder.decisions, example.shape[axis])
+    }
     graph_module = _plain_graph_module(graph_module)
     restore_batch_norms(graph_module)
     _name_as_inside(graph_module, network)
     return Exported(program, graph_module, fixed, recorder.decisions)
+
+
+def _only_by_recurrence(decisions: Sequence[Decision], size: int) -> bool:
+    """Return whether only recurrent operators fix a size.
+
+    Their check of shapes compares sizes, so that torch notes a number. The operator itself takes any.
+    """
+    fixing = {decision.operator for decision in decisions if decision.fixes(size)}
+    return bool(fixing) and fixing <= RECURRENT
 
 
 def _plain_graph_module(exported: fx.GraphModule) -> fx.GraphModule:

@@ -68,7 +68,9 @@ def test_the_seed_decides_the_places():
 
 
 def test_another_frame_size_and_an_empty_set_are_refused():
-    with pytest.raises(DataError, match=r"seq-0000: silhouettes of 8×6, but the network takes 16×11; resize"):
+    with pytest.raises(
+        DataError, match=r"seq-0000/000: silhouettes of 8×6, but the network takes 16×11; resize"
+    ):
         pool_of(walks((5,), (8, 6)))
     with pytest.raises(DataError, match="no sequence without labels"):
         pool_of(GaitDataset([]))
