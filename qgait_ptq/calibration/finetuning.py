@@ -1,7 +1,7 @@
 """Stage 2, fine-tuning: blocks, then end to end with the soft quantizer.
 
 The end-to-end part imitates the float embeddings of many sequences without labels, and keeps the distances of
-labelled ones (IDC). Few sequences would be learned by heart. The temperature of the soft quantizer rises in
+labelled ones (IDC). Few sequences would be overfitted. The temperature of the soft quantizer rises in
 the end-to-end part; it is 0 (straight-through) before, because a soft quantizer hinders convergence when used
 from the start (an observation of the QGait paper). Held-out clips choose once between the network before
 the stage, the network after the blocks, after the last step, and the average of the last steps.

@@ -9,20 +9,16 @@ from typing import Any
 
 from torch import fx
 
-from qgait_ptq.calibration.batches import (
-    MEGABYTE,
-    clips_at_once,
-    unlabelled_batches,
-)
+from qgait_ptq.calibration.batches import MEGABYTE, clips_at_once, unlabelled_batches
 from qgait_ptq.calibration.block_training import BlockSettings, count_blocks
 from qgait_ptq.calibration.blocks import Granularity
 from qgait_ptq.calibration.distances import IdcLoss
 from qgait_ptq.calibration.finetuning import Finetuning
 from qgait_ptq.calibration.idc import calibrate_distances
-from qgait_ptq.calibration.pool import FEW_SEQUENCES, collect_pool, judge, pool_records
+from qgait_ptq.calibration.pool import FEW_SEQUENCES, collect_pool, held_out_identities, judge, pool_records
 from qgait_ptq.calibration.resuming import SavedStates
 from qgait_ptq.calibration.trained_graph import LearningRates
-from qgait_ptq.calibration.training import HeldOut, TrainingOutcome, TrainingSettings
+from qgait_ptq.calibration.training import TrainingOutcome, TrainingSettings
 from qgait_ptq.calibration.training_batches import BatchSource, LabelledBatches, MixedBatches, PoolBatches
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.gait.data.frame_pool import FramePool
@@ -45,7 +41,7 @@ class CalibrateDistances(Stage):
         return state.training is not None and state.config.idc.enabled is not False
 
     def steps(self, state: State) -> int:
-        """Return the largest number of training steps."""
+        """Return the number of training steps."""
         return state.config.idc.steps
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
@@ -60,16 +56,11 @@ class CalibrateDistances(Stage):
             seed=state.config.seed,
         )
         quantized, reference = _copies(state)
-        training, loss = present(state.training), idc_loss(state.config)
-        held_out = HeldOut(
-            training.held_out,
-            training.held_out_embeddings,
-            loss,
-            labelled=True,
-            batch=clips_at_once(state),
-            device=state.device,
+        loss = idc_loss(state.config)
+        held_out = present(held_out_identities(state, loss, clips_at_once(state)))
+        batches = _labelled_batches(
+            state, config.batch_frames, consecutive=not _frames_are_independent(state)
         )
-        batches = labelled_batches(state, config.batch_frames)
         outcome = calibrate_distances(quantized, reference, batches, held_out, loss, settings, advance)
         if outcome.diverged:
             text = f"IDC: the loss became NaN or infinite at step {outcome.steps}; stopped there"
@@ -90,7 +81,8 @@ class CollectFrames(Stage):
 
     def steps(self, state: State) -> int:
         """Return the number of sequences."""
-        return len(pool_records(state))
+        records, _ = pool_records(state)
+        return len(records)
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
         """Set ``pool``.
@@ -98,11 +90,17 @@ class CollectFrames(Stage):
         Raises:
             DataError: a sequence has another frame size than the network takes, or cannot be read.
         """
-        pool = collect_pool(state, pool_records(state), advance)
+        records, left_out = pool_records(state)
+        pool = collect_pool(state, records, advance)
+        if left_out:
+            state = state.noting(
+                f"fine-tuning leaves out {left_out} sequences of --unlabelled, which are also test sequences "
+                "or held-out ones"
+            )
         if len(pool) < FEW_SEQUENCES:
             state = state.noting(
-                f"fine-tuning has {len(pool)} sequences; fewer than {FEW_SEQUENCES} are easily learned by "
-                "heart. More can be passed without labels (--unlabelled)"
+                f"fine-tuning has {len(pool)} sequences; fewer than {FEW_SEQUENCES} are easily overfitted. "
+                "More can be passed without labels (--unlabelled)"
             )
         return replace(state, maybe_pool=pool)
 
@@ -203,7 +201,7 @@ def _end_to_end_settings(state: State) -> TrainingSettings:
     )
 
 
-def labelled_batches(state: State, frames: int) -> LabelledBatches:
+def _labelled_batches(state: State, frames: int, *, consecutive: bool) -> LabelledBatches:
     """Return the source of P×K batches of labelled clips, of at most `frames` frames."""
     training, counts = present(state.training), state.captured.frame_counts
     return LabelledBatches(
@@ -211,7 +209,7 @@ def labelled_batches(state: State, frames: int) -> LabelledBatches:
         training.embeddings,
         training.sampler,
         counts.nearest(min(frames, training.clips.silhouettes.shape[1])),
-        consecutive=not _frames_are_independent(state),
+        consecutive,
     )
 
 
@@ -219,11 +217,12 @@ def _end_to_end_batches(state: State, pool: FramePool) -> BatchSource:
     """Return the batches of the end-to-end part: frames of the pool, and labelled clips if there are any."""
     config = state.config.finetune
     frames = state.captured.frame_counts.nearest(config.frames)
-    clips = state.captured.batch or config.clips
-    unlabelled = PoolBatches(pool, clips, frames, consecutive=not _frames_are_independent(state))
+    clips, consecutive = state.captured.batch or config.clips, not _frames_are_independent(state)
+    unlabelled = PoolBatches(pool, clips, frames, consecutive)
     if state.training is None or config.labelled_every == 0:
         return unlabelled
-    return MixedBatches(labelled_batches(state, frames), unlabelled, config.labelled_every)
+    labelled = _labelled_batches(state, frames, consecutive=consecutive)
+    return MixedBatches(labelled, unlabelled, config.labelled_every)
 
 
 def _frames_are_independent(state: State) -> bool:

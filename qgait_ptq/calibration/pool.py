@@ -17,27 +17,33 @@ from qgait_ptq.stages.training_data import Clips
 from qgait_ptq.system.progress import Advance
 
 STRETCH = 32  # frames of a sequence in the pool: more than one gait cycle
-FEW_SEQUENCES = 250  # fewer are learned by heart
+FEW_SEQUENCES = 250  # fewer are easily overfitted
 JUDGES = (4, 64)  # smallest and largest number of sequences that judge where no labels exist
 JUDGING_SHARE = 8  # one in this number of sequences
 
 
-def pool_records(state: State) -> GaitDataset:
+def pool_records(state: State) -> tuple[GaitDataset, int]:
     """Return the sequences that fine-tuning may learn from.
 
     These are training sequences and sequences without labels, but none of held-out identities and none of the
     test set.
+
+    Returns:
+        The sequences, and the number of those without labels that are left out, because they are files of
+        test sequences or held-out ones.
     """
     data, seed, limit = state.data, state.config.seed, state.config.finetune.unlabelled
     held_out = state.training.held_out_subjects if state.training else frozenset()
-    own = data.calibration.where(lambda record: record.subject not in held_out).choose(limit, seed)
-    if data.unlabelled is None or len(own) == limit:
-        return own
-    unseen = [*data.test.records, *(r for r in data.calibration.records if r.subject in held_out)]
-    taken = _files([*unseen, *own.records])
-    more = data.unlabelled.where(lambda record: taken.isdisjoint(_files([record])))
-    records = [*own.records, *more.choose(limit - len(own), seed).records]
-    return GaitDataset(records, own.description, own.layout, own.notes)
+    own = data.calibration.where(lambda record: record.subject not in held_out)
+    chosen = own.choose(limit, seed)
+    if data.unlabelled is None:
+        return chosen, 0
+    unseen = _files([*data.test.records, *(r for r in data.calibration.records if r.subject in held_out)])
+    more = data.unlabelled.where(lambda record: unseen.isdisjoint(_files([record])))
+    known = _files(own.records)
+    new = more.where(lambda record: known.isdisjoint(_files([record]))).choose(limit - len(chosen), seed)
+    records = GaitDataset([*chosen.records, *new.records], own.description, own.layout, own.notes)
+    return records, len(data.unlabelled) - len(more)
 
 
 def _files(records: Iterable[SequenceRecord]) -> set[Path]:
@@ -54,19 +60,31 @@ def collect_pool(state: State, records: GaitDataset, advance: Advance) -> FrameP
     )
 
 
-def judge(state: State, loss: IdcLoss, batch: int) -> tuple[FramePool, HeldOut]:
-    """Return the pool to learn from, and the clips that choose between candidates.
-
-    Clips of held-out identities judge. Without labels, some sequences of the pool do, and leave it.
+def held_out_identities(state: State, loss: IdcLoss, batch: int) -> HeldOut | None:
+    """Return the clips of held-out identities, which choose between candidates; None without labels.
 
     Args:
-        state: state with a pool.
+        state: state with training data.
         loss: loss to judge by.
         batch: clips in one forward pass.
     """
-    pool, training, device = state.pool, state.training, state.device
-    if training is not None:
-        return pool, HeldOut(training.held_out, training.held_out_embeddings, loss, True, batch, device)
+    training = state.training
+    if training is None:
+        return None
+    embeddings = training.held_out_embeddings
+    return HeldOut(training.held_out, embeddings, loss, labelled=True, batch=batch, device=state.device)
+
+
+def judge(state: State, loss: IdcLoss, batch: int) -> tuple[FramePool, HeldOut]:
+    """Return the pool to learn from, and the clips that choose between candidates.
+
+    Clips of held-out identities judge. Without labels, some sequences of the pool do, and leave it. The
+    arguments are those of `held_out_identities`.
+    """
+    pool, device = state.pool, state.device
+    held_out = held_out_identities(state, loss, batch)
+    if held_out is not None:
+        return pool, held_out
     rng = np.random.default_rng([state.config.seed, len(pool)])
     count = min(max(JUDGES[0], len(pool) // JUDGING_SHARE), JUDGES[1], max(1, len(pool) - 1))
     order = rng.permutation(len(pool))
@@ -75,4 +93,4 @@ def judge(state: State, loss: IdcLoss, batch: int) -> tuple[FramePool, HeldOut]:
     clips = Clips(torch.from_numpy(drawn), torch.zeros(count, dtype=torch.int64))
     embeddings = embed_clips(state.network, clips, batch, device)
     learned = pool.take(order[count:]) if len(pool) > count else pool
-    return learned, HeldOut(clips, embeddings, loss, False, batch, device)
+    return learned, HeldOut(clips, embeddings, loss, labelled=False, batch=batch, device=device)

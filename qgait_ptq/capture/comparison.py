@@ -124,8 +124,7 @@ def _run_graph(graph_module: fx.GraphModule, silhouettes: Tensor) -> Tensor | No
 
 def _run(network: Callable[[Tensor], Tensor], silhouettes: Tensor) -> Tensor | None:
     try:
-        # A graph that fails prints the failed line.
-        with torch.inference_mode(), redirect_stderr(io.StringIO()):
+        with torch.inference_mode():
             return network(silhouettes)
     except Exception:  # whatever a network raises at a size that it does not take
         return None

@@ -1,9 +1,11 @@
 """Operators in a form in which torch.export keeps batch and frames free.
 
-torch.export turns the frame count into a constant where a network calls ``max_pool1d``. The same pooling over
-two axes, one of them of size 1, stays free. It does the same for adaptive maxima over pixels that keep the
-frames. The same maxima of each frame stay free. ``linspace`` is computed from numbered steps. The results are
-equal.
+torch.export turns the frame count into a constant in some calls. Each has an equal form that stays free:
+
+- ``max_pool1d``: the same pooling over two axes, one of them of size 1,
+- adaptive maxima over pixels that keep the frames: the same maxima of each frame,
+- ``linspace`` with a step for each frame: numbered steps,
+- pooling with a window as long as an axis: see `whole_pooling`.
 """
 
 from __future__ import annotations

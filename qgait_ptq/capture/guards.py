@@ -80,8 +80,8 @@ class SizeGuards:
         """Return the conditions, as torch's expressions, that do not hold at a size."""
         return [
             condition
-            for condition, holds in zip(self._conditions, self.state(size), strict=True)
-            if not holds
+            for condition, is_met in zip(self._conditions, self.state(size), strict=True)
+            if not is_met
         ]
 
     def changes(self, captured: int) -> list[int]:

@@ -18,10 +18,11 @@ from qgait_ptq.capture.side_effects import restore_batch_norms, without_side_eff
 from qgait_ptq.capture.size_decisions import Decision, DecisionRecorder
 from qgait_ptq.errors import CaptureError
 from qgait_ptq.graph.attributes import ORIGIN_KEY, remove_unused
+from qgait_ptq.graph.operators import RECURRENT
 from qgait_ptq.graph.places import PLACE_KEY, read_place
 from qgait_ptq.system.invariants import of_type
 
-RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+RECURRENT_NAMES = frozenset(operator.overloadpacket.__name__ for operator in RECURRENT)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _only_by_recurrence(decisions: Sequence[Decision], size: int) -> bool:
     Their check of shapes compares sizes, so that torch notes a number. The operator itself takes any.
     """
     fixing = {decision.operator for decision in decisions if decision.fixes(size)}
-    return bool(fixing) and fixing <= RECURRENT
+    return bool(fixing) and fixing <= RECURRENT_NAMES
 
 
 def _plain_graph_module(exported: fx.GraphModule) -> fx.GraphModule:

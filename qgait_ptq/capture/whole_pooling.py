@@ -30,10 +30,14 @@ MAXIMA: dict[Pool, int] = {
 }
 # Settings with which an operator does more than to pool each window, and their usual values.
 PLAIN = {"ceil_mode": False, "divisor_override": None, "return_indices": False}
-NAMES = {
-    True: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-    False: ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
-}
+MEAN_ARGUMENTS = (
+    *("input", "kernel_size", "stride", "padding"),
+    *("ceil_mode", "count_include_pad", "divisor_override"),
+)
+MAXIMUM_ARGUMENTS = (
+    *("input", "kernel_size", "stride", "padding"),
+    *("dilation", "ceil_mode", "return_indices"),
+)
 
 
 def reduce_whole_axes(
@@ -51,7 +55,8 @@ def reduce_whole_axes(
         there are no such axes.
     """
     is_mean = pool in MEANS
-    named = dict(zip(("input", *NAMES[is_mean]), args, strict=False)) | dict(kwargs)
+    names = MEAN_ARGUMENTS if is_mean else MAXIMUM_ARGUMENTS
+    named = dict(zip(names, args, strict=False)) | dict(kwargs)
     tensor, axes = named["input"], (MEANS if is_mean else MAXIMA)[pool]
     whole = _whole_axes(tensor, named, axes)
     if not whole:

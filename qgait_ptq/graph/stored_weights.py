@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from torch import fx
+from torch import fx, nn
 
 from qgait_ptq.graph.attributes import origin, tensor_of
 from qgait_ptq.graph.operators import (
@@ -50,13 +50,13 @@ class StoredWeight:
 def stored_weights(graph_module: fx.GraphModule, node: fx.Node) -> list[StoredWeight]:
     """Return the stored weights of a node; none for operators that are not in the table.
 
-    Vectors, such as biases, are left out.
+    Vectors, such as biases, and buffers, such as a fixed graph of joints, are left out.
     """
     found = []
     for weight, axis in _weight_arguments(node):
         parameter, reader = _before_expansion(weight, node, axis)
         value = tensor_of(graph_module, parameter)
-        if value is not None and value.is_floating_point() and value.ndim > 1:
+        if isinstance(value, nn.Parameter) and value.is_floating_point() and value.ndim > 1:
             found.append(StoredWeight(of_type(parameter, fx.Node), reader, axis % value.ndim))
     return found
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from torch import Tensor, float32, fx, nn
+from torch import Tensor, float32, fx
 
 from qgait_ptq.graph.annotation import OwnSpec, WeightOnlySpec
 from qgait_ptq.graph.attributes import tensor_of
@@ -100,8 +100,6 @@ def _float_readers(
 def _why_float(graph_module: fx.GraphModule, weight: StoredWeight, float_readers: Mapping[int, str]) -> str:
     """Return why a weight stays in float; empty if it is stored as integers."""
     value = _value(graph_module, weight)
-    if not isinstance(value, nn.Parameter):
-        return "they are a buffer, such as a fixed graph of joints, and not trained"
     if value.dtype is not float32:
         return f"they are {str(value.dtype).removeprefix('torch.')}"
     if value.data_ptr() in float_readers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from typing import cast
 
 from torch import fx
 
@@ -47,9 +46,11 @@ def add_sizes(graph: fx.Graph, first: Size, second: Size) -> Size:
 
 def multiply(graph: fx.Graph, size: Size, factor: int) -> Size:
     """Return a size times a number."""
-    if isinstance(size, int) or factor == 0:
-        return cast(int, size) * factor if factor else 0
-    return size if factor == 1 else graph.call_function(operator.mul, (size, factor))
+    if isinstance(size, int):
+        return size * factor
+    if factor in (0, 1):
+        return size if factor else 0
+    return graph.call_function(operator.mul, (size, factor))
 
 
 def floor_divide(graph: fx.Graph, size: Size, divisor: int) -> Size:
