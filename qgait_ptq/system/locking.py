@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import get_ident
 
@@ -57,8 +58,9 @@ def temporary_folder(parent: Path, prefix: str = ".qgait-ptq-") -> Iterator[Path
         OSError: the folder cannot be made.
     """
     _remove_abandoned(parent, prefix)
-    folder, owner = _make_owned(parent, prefix)
-    try:
+    folder, owner = parent / f"{prefix}{secrets.token_hex(6)}", None
+    try:  # before the folder exists, so that a signal cannot leave it behind
+        owner = _make_owned(folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -187,18 +189,18 @@ def _read_owner(file: Path) -> str:
         return "just ended"
 
 
-def _make_owned(parent: Path, prefix: str) -> tuple[Path, int | None]:
+def _make_owned(folder: Path) -> int | None:
     """Make a temporary folder, and take the lock that marks it as in use."""
     while True:
-        folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+        with suppress(FileExistsError):  # another run is removing it
+            folder.mkdir(mode=0o700)
         try:
-            return folder, _take(folder / OWNER)
+            return _take(folder / OWNER)
         except (BlockingIOError, FileNotFoundError):
             continue  # another run removed it before it was locked
         except OSError as error:
             if error.errno in NO_LOCKS:
-                return folder, None
-            shutil.rmtree(folder, ignore_errors=True)
+                return None
             raise
 
 
