@@ -33,10 +33,12 @@ class FrameIndependence:
     Attributes:
         holds: whether it is proven.
         reason: the operator that ends the proof, and why; empty where it holds.
+        pooled: names of the nodes that maxima over frames determine.
     """
 
     holds: bool
     reason: str = ""
+    pooled: frozenset[str] = frozenset()
 
 
 def prove_frame_independence(graph_module: fx.GraphModule, examples: Sequence[Tensor]) -> FrameIndependence:
@@ -58,7 +60,7 @@ def prove_frame_independence(graph_module: fx.GraphModule, examples: Sequence[Te
         problem = proof.follow(node)
         if problem is not None:
             return FrameIndependence(False, f"{operator_name(node)}{_place(node)} {problem}")
-    return FrameIndependence(True)
+    return FrameIndependence(True, pooled=frozenset(node.name for node in proof.pooled))
 
 
 @dataclass
