@@ -283,7 +283,7 @@ def _prove_frame_independence(state: State, graph_module: fx.GraphModule) -> Fra
 
 
 def _describe_part(part: TrainablePart) -> dict[str, Any]:
-    return {"trained_layers": part.layers, "of_layers": part.all_layers, "loss_jumps": part.jumps}
+    return {"trained_layers": part.layers, "of_layers": part.all_layers, "loss_jumps": part.jumps_by_layer()}
 
 
 def _describe_training(outcome: TrainingOutcome) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from qgait_ptq.calibration.distances import IdcLoss
 from qgait_ptq.calibration.training_batches import BatchSource
+from qgait_ptq.graph.stored_weights import layer_name, nearest_layer
 from qgait_ptq.placement.quantized_layers import activation_quantizers, quantized_layers
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 
@@ -37,14 +38,25 @@ class TrainablePart:
     Attributes:
         nodes: these nodes.
         jumps: relative rise of the loss at each quantizer of activations where it jumps, by name.
+        places: call of each of these quantizers.
         layers: number of quantized layers among the nodes.
         all_layers: number of quantized layers of the graph.
     """
 
     nodes: tuple[fx.Node, ...]
     jumps: dict[str, float] = field(default_factory=dict)
+    places: dict[str, fx.Node] = field(default_factory=dict)
     layers: int = 0
     all_layers: int = 0
+
+    def jumps_by_layer(self) -> dict[str, float]:
+        """Return the largest rise behind each layer, by the name of the layer."""
+        found: dict[str, float] = {}
+        for name, rise in self.jumps.items():
+            layer = nearest_layer(self.places[name])
+            key = "input" if layer is None else layer_name(layer)
+            found[key] = max(rise, found.get(key, 0.0))
+        return found
 
 
 def find_trainable_part(graph_module: fx.GraphModule, loss: Callable[[nn.Module], float]) -> TrainablePart:
@@ -64,6 +76,7 @@ def find_trainable_part(graph_module: fx.GraphModule, loss: Callable[[nn.Module]
     }
     before = loss(probed)
     jumps: dict[str, float] = {}
+    places: dict[str, fx.Node] = {}
     held: set[fx.Node] = set()
     for node in reversed(graph_module.graph.nodes):
         if any(user in held for user in node.users):
@@ -71,12 +84,12 @@ def find_trainable_part(graph_module: fx.GraphModule, loss: Callable[[nn.Module]
         elif node.op == "call_module" and str(node.target) in quantizers:
             rise = _largest_loss(quantizers[str(node.target)], lambda: loss(probed)) / before - 1
             if rise > LARGEST_RISE:
-                jumps[str(node.target)] = rise
+                jumps[str(node.target)], places[str(node.target)] = rise, node
                 held.add(node)
     layers = [layer.node for layer in quantized_layers(graph_module)]
     left = [layer for layer in layers if layer not in held]
     nodes = [node for node in graph_module.graph.nodes if not left or node not in held]
-    return TrainablePart(tuple(nodes), jumps, len(left) or len(layers), len(layers))
+    return TrainablePart(tuple(nodes), jumps, places, len(left) or len(layers), len(layers))
 
 
 def anchor_loss(

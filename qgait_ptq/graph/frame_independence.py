@@ -18,8 +18,8 @@ from qgait_ptq.graph.frame_calls import COUNTS, MEETS, UNKNOWN, FrameAxis, Frame
 from qgait_ptq.graph.frame_rules import EXPANSIONS, REGROUPINGS, find_rule, without_axis
 from qgait_ptq.graph.operators import MAXIMA, aten, is_operator, operator_name
 from qgait_ptq.graph.recorder import run_recorded
-from qgait_ptq.graph.stored_weights import layer_name
-from qgait_ptq.graph.views import WeightedLayer, argument, operands, source
+from qgait_ptq.graph.stored_weights import layer_name, nearest_layer
+from qgait_ptq.graph.views import argument, operands, source
 
 PROOF_FRAMES = (7, 17)  # of the examples
 SIZES = frozenset({aten.sym_size.int})
@@ -163,14 +163,7 @@ class _Proof:
 
 def _place(node: fx.Node) -> str:
     """Name a layer, or the nearest one before another operator."""
-    if WeightedLayer.of(node) is not None:
-        return f" {layer_name(node)}"
-    pending, seen = [node], {node}
-    while pending:
-        current = pending.pop(0)
-        if WeightedLayer.of(current) is not None:
-            return f" behind {layer_name(current)}"
-        before = [source for source in current.all_input_nodes if source not in seen]
-        seen.update(before)
-        pending.extend(before)
-    return " on the input"
+    layer = nearest_layer(node)
+    if layer is None:
+        return " on the input"
+    return f" {layer_name(layer)}" if layer is node else f" behind {layer_name(layer)}"

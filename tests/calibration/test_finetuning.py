@@ -75,7 +75,9 @@ def test_learned_rounding_is_hard_in_the_end(calibrated, data, granularity):
     graph, reference = graphs(calibrated)
     batches = list(data.clips.batches(8, CPU))
     settings = BlockSettings(steps=5, rates=RATES, granularity=granularity, weights=WeightMode.ROUNDING)
-    reconstruct_blocks(graph, reference, BlockBatches(batches), output_magnitudes(graph, batches[0]), settings)
+    reconstruct_blocks(
+        graph, reference, BlockBatches(batches), output_magnitudes(graph, batches[0]), settings
+    )
     for layer in quantized_layers(graph):
         weight = weight_of(graph, layer)
         torch.testing.assert_close(layer.weight_quantizer(weight), weight, rtol=1e-6, atol=0)
