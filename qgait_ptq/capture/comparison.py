@@ -58,10 +58,7 @@ class Comparer:
         if expected is None:
             return Comparison.REFUSED
         actual = _run_graph(self.graph_module, for_graph)
-        if actual is None or actual.shape != expected.shape:
-            return Comparison.DIFFERS
-        scale = expected.abs().max().clamp_min(1e-6)
-        close = bool((actual - expected).abs().max() <= TOLERANCE * scale)
+        close = actual is not None and are_close(actual, expected)
         return Comparison.AGREES if close else Comparison.DIFFERS
 
     def frame_counts(self, guards: SizeGuards, batch: int, captured: int) -> FrameCounts:
@@ -114,6 +111,14 @@ class Comparer:
             if self._compare(silhouettes, repeated) is not Comparison.AGREES:
                 return False
         return True
+
+
+def are_close(actual: Tensor, expected: Tensor) -> bool:
+    """Return whether two embeddings have the same shape and are equal within `TOLERANCE`."""
+    if actual.shape != expected.shape:
+        return False
+    scale = expected.abs().max().clamp_min(1e-6)
+    return bool((actual - expected).abs().max() <= TOLERANCE * scale)
 
 
 def _run_graph(graph_module: fx.GraphModule, silhouettes: Tensor) -> Tensor | None:

@@ -263,6 +263,13 @@ CALIBRATION_OPTIONS = (
     option("--resume", group=CALIBRATION, is_flag=True, help="Continue an interrupted fine-tuning."),
     SEED_OPTION,
 )
+EVALUATION_OPTION = option(
+    "--evaluate-simulation",
+    group=RUN,
+    is_flag=True,
+    default=None,
+    help="Evaluate the simulation on all test sequences too, not only on a sample.",
+)
 RECIPE_OPTION = option(
     "--recipe",
     "recipe_file",
