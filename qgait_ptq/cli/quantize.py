@@ -24,6 +24,7 @@ from qgait_ptq.cli.options import (
     RUN,
     SUBMODULE_OPTION,
     UNLABELLED_OPTION,
+    WALKER_OPTIONS,
     WIDTH_OPTIONS,
     apply_options,
 )
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     *GOAL_OPTIONS,
     *CALIBRATION_OPTIONS,
     *DATA_OPTIONS,
+    *WALKER_OPTIONS,
     UNLABELLED_OPTION,
     *MODEL_OPTIONS,
     SUBMODULE_OPTION,

@@ -297,6 +297,8 @@ class DataSource(_Model):
         modality: index of the array file in a sequence folder, sorted by name, from 0; a list for a network
             with several inputs.
         raw: whether arrays are unscaled values, such as poses, instead of silhouettes.
+        test_walkers: number of synthetic walkers to test on; None for 20.
+        cache: whether rendered walkers are kept in the user's cache folder.
     """
 
     root: Path | None = None
@@ -308,6 +310,8 @@ class DataSource(_Model):
     longest: Annotated[int, Field(ge=1)] = 720
     modality: Modality | Annotated[tuple[Modality, ...], Field(min_length=1)] = 0
     raw: bool = False
+    test_walkers: Annotated[int, Field(ge=2, le=10_000)] | None = None
+    cache: bool = True
 
     @property
     def modalities(self) -> tuple[int, ...]:
