@@ -50,6 +50,8 @@ from qgait_ptq.gait.zoo import NETWORKS
 CALIBRATION_IDENTITIES, FIRST_CALIBRATION = 16, 1000
 TEST_IDENTITIES, FIRST_TEST, TEST_VIEWS = 30, 1000, 1
 DISTRACTORS = 150
+POOL_WALKERS, FIRST_IN_POOL = 1000, 5000  # two walks of each
+POOL_TRIALS = ((Condition.NORMAL, 1), (Condition.CLOTHES, 1))
 SIZE = (64, 44)
 CONDITIONS = ("nm", "bg", "cl")
 GALLERY = ("nm-01", "nm-02", "nm-03", "nm-04")
@@ -68,7 +70,7 @@ TERMS = json.loads(json.dumps([COMMON, CALIBRATION_IDENTITIES, TEST_IDENTITIES, 
 
 def render_missing(folder: Path, seeds: int) -> None:
     """Render all walkers once; runs read them from files."""
-    for name in ("test", *(f"calibration-{seed}" for seed in range(seeds))):
+    for name in ("test", "pool", *(f"calibration-{seed}" for seed in range(seeds))):
         if not (folder / f"{name}.npz").exists():
             _render(folder / f"{name}.npz", name)
 
@@ -76,6 +78,8 @@ def render_missing(folder: Path, seeds: int) -> None:
 def _render(path: Path, name: str) -> None:
     if name == "test":
         write_walkers(path, render_tested(TEST_IDENTITIES, TEST_VIEWS), render_distractors(DISTRACTORS))
+    elif name == "pool":
+        write_walkers(path, render_pool())
     else:
         write_walkers(path, render_calibration(int(name.rpartition("-")[2])))
 
@@ -84,6 +88,13 @@ def render_calibration(seed: int) -> GaitDataset:
     """Render the calibration walkers of a seed."""
     first = FIRST_CALIBRATION + CALIBRATION_IDENTITIES * seed
     return render_walkers(Split.CALIBRATION, CALIBRATION_IDENTITIES, first=first, views_per_trial=1)
+
+
+def render_pool() -> GaitDataset:
+    """Render the walkers of the pool for fine-tuning. Their labels are not used."""
+    return render_walkers(
+        Split.CALIBRATION, POOL_WALKERS, first=FIRST_IN_POOL, trials=POOL_TRIALS, views_per_trial=1
+    )
 
 
 def render_tested(identities: int, views: int) -> GaitDataset:
@@ -187,7 +198,9 @@ def execute(job: Job, work: Path, threads: int) -> dict[str, Any]:
     data = read_walkers(work / "walkers" / f"calibration-{job.seed}.npz")
     result: dict[str, Any] = {"key": job.key, "job": {**asdict(job), "checkpoint": Path(job.checkpoint).name}}
     result["terms"] = TERMS
-    state = qg.prepare(_load(job), qg.GaitData(data, data), config, device="cpu")
+    pool = read_walkers(work / "walkers" / "pool.npz")
+    given = qg.GaitData(data, data, unlabelled=pool)
+    state = qg.prepare(_load(job), given, config, device="cpu")
     try:
         state = _calibrate(state, job, timer, work / "states")
         result |= judge(job, state.quantized, state.network, work)

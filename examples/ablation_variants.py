@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A3": (3, 3), "W2A4": (2, 4)}
+WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A3": (3, 3), "W2A4": (2, 4), "W2A2": (2, 2)}
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,55 @@ CURVE = tuple(
     Variant(f"+ IDC, {count} sequences", None, {"calibration_sequences": count}, stages="idc")
     for count in (8, 16, 32, 64)
 )
+HARD = {"temperature_start": 0, "temperature_end": 0}
+
+
+def _pool(name: str, against: str, labels: str = "true", **settings: Any) -> Variant:
+    """Return a variant of fine-tuning after the corrections, without IDC, on a pool of sequences."""
+    steps: dict[str, Any] = {"unlabelled": 2000, "steps": 1500, "block_steps": 0, **HARD, **settings}
+    return Variant(f"fine-tuning, {name}", against, _finetune(**steps), "finetune-only", labels)
+
+
+BASE = "fine-tuning, 2,000 sequences, 1,500 steps"
+FINETUNING = (
+    Variant("default rounding", "ranges MSE"),
+    _pool("2,000 sequences, 1,500 steps", "default rounding"),
+    *(
+        _pool(f"{pool:,} sequences, {steps:,} steps", "default rounding", unlabelled=pool, steps=steps)
+        for pool in (60, 250, 1000, 2000)
+        for steps in (500, 1500, 3000)
+        if (pool, steps) != (2000, 1500)
+    ),
+    _pool("labels shuffled", BASE, labels="shuffled"),
+    _pool("anchor only", BASE, labelled_every=0),
+    _pool("blocks first", BASE, block_steps=200),
+    _pool("a: 1 → 3", BASE, temperature_start=1, temperature_end=3),
+    _pool("a = 2", BASE, temperature_start=2, temperature_end=2),
+    _pool("no average", BASE, averaged=0),
+    Variant(
+        "QDrop on the pool",
+        BASE,
+        {**NEAREST, **_finetune(steps=0, unlabelled=2000, block_steps=2000)},
+        stages="finetune-only",
+    ),
+    Variant(
+        "AdaRound on the pool",
+        BASE,
+        {
+            **NEAREST,
+            **_finetune(
+                granularity="layer",
+                drop_probability=0,
+                learn_ranges=False,
+                steps=0,
+                unlabelled=2000,
+                block_steps=1500,
+                block_weights="rounding",
+            ),
+        },
+        stages="finetune-only",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -148,11 +197,14 @@ def plan_jobs(checkpoints: dict[str, str], seeds: int) -> list[Job]:
     parts += [(first, bits, MAIN) for bits in ("W8A8", "W4A8")]
     parts += [(first, "W4A4", CURVE), (first, "W2A4", MAIN)]
     parts += [("gaitset-small", bits, MAIN) for bits in WIDTHS]
-    jobs = []
+    for network in (first, "gaitset-small"):
+        parts += [(network, bits, FINETUNING) for bits in ("W3A3", "W2A4", "W4A4", "W2A2")]
+    jobs: dict[str, Job] = {}
     for network, bits, variants in parts:
         if network not in checkpoints:
             continue
         # The slow stages go on from what the fast ones leave behind.
         for variant in sorted(variants, key=lambda variant: STAGES.index(variant.stages)):
-            jobs += [Job(network, checkpoints[network], bits, variant, seed) for seed in range(seeds)]
-    return jobs
+            planned = [Job(network, checkpoints[network], bits, variant, seed) for seed in range(seeds)]
+            jobs |= {job.key: job for job in planned}  # some variants are part of several comparisons
+    return list(jobs.values())

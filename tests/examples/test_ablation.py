@@ -18,7 +18,12 @@ from qgait_ptq.config.recipes import parse  # noqa: E402
 from qgait_ptq.config.schema import QuantConfig  # noqa: E402
 
 CHECKPOINTS = {"gaitbase-small": str(EXAMPLES / "models" / "gaitbase-small.pt")}
-VARIANTS = (*ablation_variants.MAIN, *ablation_variants.ALTERNATIVES, *ablation_variants.CURVE)
+VARIANTS = (
+    *ablation_variants.MAIN,
+    *ablation_variants.ALTERNATIVES,
+    *ablation_variants.CURVE,
+    *(variant for variant in ablation_variants.FINETUNING if variant not in ablation_variants.MAIN),
+)
 
 
 def test_rows_have_names_of_their_own_valid_settings_and_a_row_to_compare_with():
@@ -45,6 +50,7 @@ def small(monkeypatch):
     monkeypatch.setattr(ablation_runs, "TEST_VIEWS", 1)
     monkeypatch.setattr(ablation_runs, "DISTRACTORS", 3)
     monkeypatch.setattr(ablation_runs, "CALIBRATION_IDENTITIES", 9)
+    monkeypatch.setattr(ablation_runs, "POOL_WALKERS", 2)
     ablation_runs.read_walkers.cache_clear()
     few = {"calibration_frames": 6, "correction_frames": 6, "calibration_sequences": 18}
     idc = {"steps": 2, "identities": 2, "sequences": 2}
