@@ -193,6 +193,7 @@ def execute(job: Job, work: Path, threads: int) -> dict[str, Any]:
     }
     for stage in ("idc", "finetune"):
         settings[stage] = {**COMMON[stage], **job.variant.settings.get(stage, {})}
+    settings["finetune"]["enabled"] = job.variant.stages.startswith("finetune")
     config = qg.QuantConfig.model_validate(settings)
     timer = Timer()
     data = read_walkers(work / "walkers" / f"calibration-{job.seed}.npz")
