@@ -13,6 +13,7 @@ from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord, Silhouettes
 from qgait_ptq.gait.data.sampling import LONGEST_TEST_SEQUENCE, to_network_input
 from qgait_ptq.gait.data.sequences import shape_text
 from qgait_ptq.graph.frame_counts import FrameCounts
+from qgait_ptq.system.exchanging import exchange, for_all, share_of
 
 Embed = Callable[[Tensor], Tensor]
 
@@ -99,12 +100,28 @@ def embed_taken(
 ) -> Embedded:
     """Embed the sequences that all of some networks take; arguments as of `embed_dataset`.
 
+    The processes of a run share the sequences, and each gets the embeddings of all.
+
     Raises:
         DataError: a sequence with frames of another shape, or no sequence that all networks take.
     """
+    own = _embed_some(data, share_of(range(len(data))), networks, frame_shape, frames, for_all(advance))
+    return _join(exchange(own))
+
+
+def _embed_some(
+    data: GaitDataset,
+    indices: Sequence[int],
+    networks: Sequence[Embed],
+    frame_shape: tuple[int, ...],
+    frames: FrameCounts | int | None,
+    advance: Callable[[], None],
+) -> Embedded:
+    """Embed the sequences at some indices; without any that the networks take, there are no embeddings."""
     embeddings: list[list[Tensor]] = [[] for _ in networks]
     kept, refused = [], []
-    for index, (silhouettes, record) in enumerate(data):
+    for index in indices:
+        silhouettes, record = data[index]
         _check_shape(silhouettes, record, frame_shape)
         try:
             batch = network_batch(silhouettes, record, frame_shape, frames, limit=len(silhouettes))
@@ -116,9 +133,23 @@ def embed_taken(
             for so_far, output in zip(embeddings, outputs, strict=True):
                 so_far.append(output)
         advance()
-    if refused and not kept:
-        raise DataError(f"no sequence can be embedded; {refused[0]}")
-    return Embedded([torch.cat(one) for one in embeddings], kept, refused)
+    return Embedded([torch.cat(one) for one in embeddings] if kept else [], kept, refused)
+
+
+def _join(parts: Sequence[Embedded]) -> Embedded:
+    """Return the embeddings of all processes, in the order of the sequences.
+
+    Raises:
+        DataError: there is no sequence that all networks take.
+    """
+    kept = [index for part in parts for index in part.kept]
+    refused = [line for part in parts for line in part.refused]
+    if not kept:
+        raise DataError(f"no sequence can be embedded; {refused[0] if refused else 'the data have none'}")
+    if len(parts) == 1:
+        return parts[0]
+    by_network = zip(*(part.embeddings for part in parts if part.kept), strict=True)
+    return Embedded([torch.cat(embeddings) for embeddings in by_network], kept, refused)
 
 
 def _embed(network: Embed, batch: Tensor, record: SequenceRecord) -> Tensor:

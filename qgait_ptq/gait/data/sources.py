@@ -32,6 +32,8 @@ from qgait_ptq.gait.walkers.clothing import Condition
 from qgait_ptq.gait.walkers.population import TRIALS, VIEWS, Split, split_identities
 from qgait_ptq.gait.walkers.rendering import condition_name, render_identities, subject_name, view_name
 from qgait_ptq.graph.frame_layout import FrameLayout
+from qgait_ptq.system.exchanging import exchange, for_all, share_of
+from qgait_ptq.system.processes import processes
 
 CALIBRATION_WALKERS, TEST_WALKERS = 16, 20
 CALIBRATION_VIEWS, TEST_VIEWS = 1, 11  # views of each walk
@@ -256,7 +258,7 @@ def render_walkers(
     workers: int = 1,
     advance: Callable[[], None] = lambda: None,
 ) -> GaitDataset:
-    """Render synthetic walkers into memory.
+    """Render synthetic walkers into memory. The processes of a run share them, and each gets all.
 
     Args:
         split: identities of different splits differ.
@@ -267,7 +269,8 @@ def render_walkers(
         workers: number of processes.
         advance: called after each identity.
     """
-    identities = split_identities(split, first + count)[first:]
+    identities = share_of(split_identities(split, first + count)[first:])
+    workers, advance = max(1, workers // processes().count), for_all(advance)
     rendered = render_identities(identities, trials=trials, views_per_trial=views_per_trial, workers=workers)
     records: list[SequenceRecord] = []
     with closing(rendered):
@@ -282,7 +285,8 @@ def render_walkers(
                 for label, silhouettes in walks
             )
             advance()
-    return GaitDataset(records, f"{count} synthetic walkers")
+    everything = [record for part in exchange(records) for record in part]
+    return GaitDataset(everything, f"{count} synthetic walkers")
 
 
 def walker_counts() -> tuple[int, int]:
