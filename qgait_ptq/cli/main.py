@@ -138,9 +138,7 @@ class _Stopping:
         self.ignore()
         text = "stopped"
         if processes().count > 1 and self.number != signal.SIGINT:
-            text = (
-                "stopped by torchrun, which stops all processes when it is stopped or when one of them ends"
-            )
+            text = "stopped by torchrun: another process of the run has ended, or torchrun was stopped"
         return _fail(text, SIGNALLED + self.number)
 
     def ignore(self) -> None:
