@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from qgait_ptq.calibration.additions import align_additions
 from qgait_ptq.errors import CalibrationError
@@ -17,7 +18,7 @@ from qgait_ptq.quantizer.grid import INT32_MAX
 from qgait_ptq.quantizer.observers import MergeableObserver, Observer
 from qgait_ptq.quantizer.pairs import widened_scale
 from qgait_ptq.system.exchanging import exchange
-from qgait_ptq.system.invariants import present
+from qgait_ptq.system.invariants import of_type, present
 from qgait_ptq.system.processes import processes
 
 BIAS_HEADROOM = 2.0  # a bias takes at most half of the int32 range; the sums need the rest
@@ -80,10 +81,17 @@ def _activation_observers(graph_module: fx.GraphModule) -> list[Observer]:
 def _merge_observers(graph_module: fx.GraphModule) -> None:
     """Let the observers of each process have seen what those of all processes have."""
     own = [one for one in _activation_observers(graph_module) if isinstance(one, MergeableObserver)]
-    everywhere = exchange(own)
+    everywhere = exchange([_on_cpu(observer) for observer in own])
     for number, observer in enumerate(own):
         for others in everywhere[: processes().rank] + everywhere[processes().rank + 1 :]:
             observer.merge(others[number])
+
+
+def _on_cpu(observer: MergeableObserver) -> MergeableObserver:
+    """Return a copy that processes with other GPUs can receive."""
+    moved = copy.deepcopy(observer)
+    of_type(moved, nn.Module).cpu()
+    return moved
 
 
 def _observe(graph_module: fx.GraphModule, batch: Tensor) -> None:

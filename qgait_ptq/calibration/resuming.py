@@ -49,7 +49,7 @@ class SavedStates:
         if not path.exists():
             return None
         try:
-            saved = dict(torch.load(path, weights_only=True))
+            saved = dict(torch.load(path, map_location="cpu", weights_only=True))
             fingerprint, state = saved["fingerprint"], saved["state"]
         except Exception as error:  # torch and pickle have no common base for a broken file
             raise ConfigError(

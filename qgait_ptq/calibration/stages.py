@@ -94,7 +94,7 @@ class SetRanges(Stage):
         try:
             calibrate_ranges(quantized, batches())
         except CalibrationError:
-            if seen or not len(state.chosen):
+            if seen or not len(chosen):
                 raise
             cause = state.captured.causes.get(FRAME_AXIS)
             raise CalibrationError(

@@ -225,9 +225,12 @@ class EmbeddingTraining:
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
+        average = state["average"]
+        if average is not None:
+            average = {name: _moved(values, self.device) for name, values in average.items()}
         self.progress = _Progress(
             state["step"],
-            state["average"],
+            average,
             state["averaged"],
             [(int(step), float(loss)) for step, loss in state["curve"]],
             list(state["losses"]),
@@ -312,6 +315,10 @@ class EmbeddingTraining:
         if progress.step % every == 0 or progress.step == self.settings.steps:
             progress.curve.append((progress.step, float(np.mean(progress.losses))))
             progress.losses = []
+
+
+def _moved(values: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {key: value.to(device) for key, value in values.items()}
 
 
 def rate_share(step: int, steps: int) -> float:
