@@ -20,7 +20,7 @@ $(VENV)/dev: $(VENV)/base
 	@touch $@
 
 demo: $(VENV)/base  ## Quantize the shipped example network on the built-in walkers.
-	$(BIN)/qgait-ptq quantize examples/models/gaitbase-small.pt --bits 8 --out demo-out
+	$(BIN)/qgait-ptq quantize examples/models/gaitbase-small.pt --bits 8 --test-walkers 6 --out demo-out
 
 test: $(VENV)/dev  ## Run the test suite.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile

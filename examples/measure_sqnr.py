@@ -49,7 +49,9 @@ METHODS: dict[str, dict[str, Any]] = {
 class NineConvolutions(nn.Module):
     """Convolutions with batch norm, maximum over frames, strips, and a fully connected layer per part."""
 
-    def __init__(self, channels: tuple[int, ...] = (16, 16, 16, 32, 32, 64, 64, 128, 128)) -> None:
+    def __init__(
+        self, channels: tuple[int, ...] = (16, 16, 16, 32, 32, 64, 64, 128, 128), parts: int = 16
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         inputs = (1, *channels)
@@ -57,8 +59,8 @@ class NineConvolutions(nn.Module):
             stride = 2 if index in (0, 3) else 1
             layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
-        self.pooling = HorizontalPooling((16,))
-        self.part_linear = PartLinear(16, channels[-1], 128)
+        self.pooling = HorizontalPooling((parts,))
+        self.part_linear = PartLinear(parts, channels[-1], 128)
 
     def forward(self, silhouettes: Tensor) -> Tensor:
         """``[n, s, h, w]`` to ``[n, c, p]``."""

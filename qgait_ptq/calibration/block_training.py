@@ -1,5 +1,6 @@
 """Block-by-block reconstruction: each quantized block is trained to reproduce the output of its float block.
 
+Blocks that treat each frame alone see random frames of many sequences, and the others see sequences.
 Weights learn whether to round up or down (AdaRound, Nagel et al. 2020), or are trained as latent weights
 through the soft quantizer. Scales of activations are trained with them. The input of a block is a random
 mixture of quantized and float values, and a share of its activations stays unquantized (QDrop, Wei et al.
@@ -60,13 +61,35 @@ class BlockSettings:
     memory: int = DEFAULT_MEMORY
 
 
+@dataclass(frozen=True)
+class BlockBatches:
+    """Network inputs ``[n, s, h, w]`` in [0, 1]; each is one training batch.
+
+    Attributes:
+        sequences: clips of several frames.
+        frames: clips of one frame, for blocks before the maximum over frames; none for networks in which
+            frames meet before it.
+        pooled: names of the nodes that depend on the maximum.
+    """
+
+    sequences: Sequence[Tensor]
+    frames: Sequence[Tensor] = ()
+    pooled: frozenset[str] = frozenset()
+
+    def of(self, block: Block) -> Sequence[Tensor]:
+        """Return the batches that a block is trained on."""
+        alone = self.pooled.isdisjoint(node.name for node in block.nodes)
+        return self.frames if self.frames and alone else self.sequences
+
+
 def reconstruct_blocks(
     quantized: fx.GraphModule,
     reference: fx.GraphModule,
-    batches: Sequence[Tensor],
+    batches: BlockBatches,
     magnitudes: dict[str, Tensor],
     settings: BlockSettings,
     *,
+    nodes: Sequence[fx.Node] | None = None,
     done: int = 0,
     advance: Callable[[], None] = lambda: None,
     after_block: Callable[[int], None] = lambda count: None,
@@ -76,9 +99,10 @@ def reconstruct_blocks(
     Args:
         quantized: calibrated graph.
         reference: the same graph with its quantizers switched off.
-        batches: silhouettes ``[n, s, h, w]`` in [0, 1]; each is one training batch.
+        batches: network inputs.
         magnitudes: see `trained_graph.output_magnitudes`.
         settings: settings of the reconstruction.
+        nodes: nodes whose quantizers and layers are trained; None for all.
         done: number of blocks that a resumed run has trained already.
         advance: called after each step.
         after_block: called after each block with the number of blocks done.
@@ -90,21 +114,29 @@ def reconstruct_blocks(
         CalibrationError: the loss of a block became NaN or infinite. The error names the layers.
     """
     blocks = find_blocks(quantized, settings.granularity)
-    steppers = [Stepper(graph, batches, settings.memory) for graph in (reference, quantized)]
+    trained = set(quantized.graph.nodes if nodes is None else nodes)
+    inputs: Sequence[Tensor] | None = None
     for index, block in enumerate(blocks):
+        if index < done or trained.isdisjoint(block.layers):
+            continue
+        if inputs is not batches.of(block):
+            inputs = batches.of(block)
+            steppers = [Stepper(graph, inputs, settings.memory) for graph in (reference, quantized)]
         for stepper in steppers:
             stepper.advance(block.start)
-        if index < done or not block.layers:
-            continue
-        reconstruction = _Reconstruction(block, index, quantized, reference, magnitudes, settings)
+        chosen = [node for node in block.nodes if node in trained]
+        reconstruction = _Reconstruction(block, index, quantized, reference, magnitudes, settings, chosen)
         reconstruction.run(steppers[0], steppers[1], advance)
         after_block(index + 1)
     return len(blocks)
 
 
-def count_blocks(quantized: fx.GraphModule, granularity: Granularity) -> int:
-    """Return the number of blocks that have a layer to train."""
-    return sum(1 for block in find_blocks(quantized, granularity) if block.layers)
+def count_blocks(
+    quantized: fx.GraphModule, granularity: Granularity, nodes: Sequence[fx.Node] | None = None
+) -> int:
+    """Return the number of blocks that have a layer to train; see `reconstruct_blocks`."""
+    trained = set(quantized.graph.nodes if nodes is None else nodes)
+    return sum(not trained.isdisjoint(block.layers) for block in find_blocks(quantized, granularity))
 
 
 class _Reconstruction:
@@ -118,6 +150,7 @@ class _Reconstruction:
         reference: fx.GraphModule,
         magnitudes: dict[str, Tensor],
         settings: BlockSettings,
+        nodes: Sequence[fx.Node],
     ) -> None:
         self.block, self.index, self.settings = block, index, settings
         self.quantized, self.reference = quantized, reference
@@ -126,7 +159,7 @@ class _Reconstruction:
             reference,
             magnitudes,
             settings.weights,
-            block.nodes,
+            nodes,
             ranges=settings.ranges,
         )
         self.trained.set_drop_probability(settings.drop_probability)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
-from qgait_ptq.calibration.block_training import BlockSettings, reconstruct_blocks
+from qgait_ptq.calibration.block_training import BlockBatches, BlockSettings, reconstruct_blocks
 from qgait_ptq.calibration.correction import CorrectionSettings, Rounding, correct_layers
 from qgait_ptq.calibration.distances import IdcLoss
 from qgait_ptq.calibration.resuming import SavedStates
@@ -59,22 +59,24 @@ class Finetuning:
         self,
         quantized: fx.GraphModule,
         reference: fx.GraphModule,
-        batches: list[Tensor],
+        batches: BlockBatches,
         held_out: HeldOut,
         saved: SavedStates,
+        nodes: Sequence[fx.Node] | None = None,
     ) -> None:
         """Collect the inputs of the stage.
 
         Args:
             quantized: calibrated graph.
             reference: the same graph with its quantizers switched off.
-            batches: silhouettes ``[n, s, h, w]`` for the blocks.
+            batches: network inputs for the blocks.
             held_out: clips that choose between the candidates.
             saved: saved states, so that a run can be resumed.
+            nodes: nodes whose quantizers and layers are trained; None for all. See `trainable_part`.
         """
         self.quantized, self.reference, self.batches = quantized, reference, batches
-        self.held_out, self.saved = held_out, saved
-        self.magnitudes = output_magnitudes(quantized, batches[0])
+        self.held_out, self.saved, self.nodes = held_out, saved, nodes
+        self.magnitudes = output_magnitudes(quantized, batches.sequences[0])
 
     def run(
         self,
@@ -128,13 +130,14 @@ class Finetuning:
             self.batches,
             self.magnitudes,
             settings,
+            nodes=self.nodes,
             done=done,
             advance=advance,
             after_block=keep,
         )
         # Each block was fitted to the errors of the blocks before it. Refit scales and biases after the last.
         refit = CorrectionSettings(Rounding.KEPT, seed=settings.seed, memory=settings.memory)
-        correct_layers(self.reference, self.quantized, self.batches, refit)
+        correct_layers(self.reference, self.quantized, self.batches.sequences, refit)
         loss = self.held_out(self.quantized)
         if not math.isfinite(loss):
             raise CalibrationError(
@@ -151,7 +154,7 @@ class Finetuning:
         advance: Callable[[], None],
     ) -> TrainingOutcome:
         """Train end to end, and keep the network before it, after it, or the average."""
-        trained = TrainedGraph(self.quantized, self.reference, self.magnitudes, WeightMode.LATENT)
+        trained = TrainedGraph(self.quantized, self.reference, self.magnitudes, WeightMode.LATENT, self.nodes)
         device = self.held_out.device
         training = EmbeddingTraining(trained, self.reference, source, loss, settings, device)
         state: dict[str, Any] | None = self.saved.load("end-to-end")

@@ -7,7 +7,7 @@ the stage is kept if the network after it is worse on held-out identities.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import fx
@@ -27,6 +27,7 @@ def calibrate_distances(
     loss: IdcLoss,
     settings: TrainingSettings,
     advance: Callable[[], None] = lambda: None,
+    nodes: Sequence[fx.Node] | None = None,
 ) -> TrainingOutcome:
     """Train the ranges and biases of a calibrated graph in place.
 
@@ -38,13 +39,14 @@ def calibrate_distances(
         loss: loss to minimise.
         settings: settings of the training.
         advance: called after each step.
+        nodes: nodes whose quantizers and layers are trained; None for all. See `trainable_part`.
 
     Raises:
         CalibrationError: the held-out loss is NaN or infinite before the first step.
     """
     few = torch.arange(min(len(batches.clips), settings.micro_batch))
     magnitudes = output_magnitudes(quantized, batches.clips.batch(few, held_out.device))
-    trained = TrainedGraph(quantized, reference, magnitudes, WeightMode.SCALES)
+    trained = TrainedGraph(quantized, reference, magnitudes, WeightMode.SCALES, nodes)
     training = EmbeddingTraining(trained, reference, batches, loss, settings, held_out.device)
     training.run(advance)
     outcome = training.keep_best(held_out)

@@ -5,30 +5,41 @@ from __future__ import annotations
 import copy
 import hashlib
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from torch import fx
+import numpy as np
+import torch
+from torch import Tensor, fx
 
 from qgait_ptq.calibration.batches import MEGABYTE, clips_at_once, unlabelled_batches
-from qgait_ptq.calibration.block_training import BlockSettings, count_blocks
+from qgait_ptq.calibration.block_training import BlockBatches, BlockSettings, count_blocks
 from qgait_ptq.calibration.blocks import Granularity
 from qgait_ptq.calibration.distances import IdcLoss
 from qgait_ptq.calibration.finetuning import Finetuning
 from qgait_ptq.calibration.idc import calibrate_distances
 from qgait_ptq.calibration.pool import FEW_SEQUENCES, collect_pool, held_out_identities, judge, pool_records
 from qgait_ptq.calibration.resuming import SavedStates
+from qgait_ptq.calibration.trainable_part import TrainablePart, anchor_loss, find_trainable_part
 from qgait_ptq.calibration.trained_graph import LearningRates
 from qgait_ptq.calibration.training import TrainingOutcome, TrainingSettings
 from qgait_ptq.calibration.training_batches import BatchSource, LabelledBatches, MixedBatches, PoolBatches
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.gait.data.frame_pool import FramePool
-from qgait_ptq.graph.frame_independence import PROOF_FRAMES, prove_frame_independence
+from qgait_ptq.graph.frame_independence import (
+    PROOF_FRAMES,
+    FrameIndependence,
+    prove_frame_independence,
+)
+from qgait_ptq.graph.network_input import as_network_input
 from qgait_ptq.quantizer.soft import TemperatureSchedule
 from qgait_ptq.quantizer.trainable import WeightMode
 from qgait_ptq.stages.stage import Stage, nothing
 from qgait_ptq.stages.state import State
 from qgait_ptq.system.invariants import present
 from qgait_ptq.system.progress import Advance
+
+BLOCK_BATCHES = 32  # batches of single frames for the blocks, drawn once
 
 
 class CalibrateDistances(Stage):
@@ -62,13 +73,18 @@ class CalibrateDistances(Stage):
         batches = _labelled_batches(
             state, config.batch_frames, consecutive=not _frames_are_independent(state)
         )
-        outcome = calibrate_distances(quantized, reference, batches, held_out, loss, settings, advance)
+        part = _trainable_part(state, quantized, reference, batches)
+        outcome = calibrate_distances(
+            quantized, reference, batches, held_out, loss, settings, advance, part.nodes
+        )
         if outcome.diverged:
             text = f"IDC: the loss became NaN or infinite at step {outcome.steps}; stopped there"
             state = state.noting(text)
         if not outcome.improved:
             state = state.noting("IDC did not improve the held-out identities; the ranges are kept")
-        return replace(state, maybe_quantized=quantized).recording(idc=_describe_training(outcome))
+        return replace(state, maybe_quantized=quantized).recording(
+            idc=_describe_training(outcome) | _describe_part(part)
+        )
 
 
 class CollectFrames(Stage):
@@ -130,7 +146,9 @@ class Finetune(Stage):
         loss = idc_loss(state.config)
         pool, held_out = judge(state, loss, clips_at_once(state))
         source = _end_to_end_batches(state, pool)
-        run = Finetuning(quantized, reference, unlabelled_batches(state), held_out, saved)
+        part = _trainable_part(state, quantized, reference, source)
+        batches = _block_batches(state, quantized, pool)
+        run = Finetuning(quantized, reference, batches, held_out, saved, part.nodes)
         outcome = run.run(_block_settings(state.config), source, loss, _end_to_end_settings(state), advance)
         if outcome.end_to_end and outcome.end_to_end.diverged:
             stopped = f"the loss became NaN or infinite at step {outcome.end_to_end.steps}; stopped there"
@@ -144,6 +162,7 @@ class Finetune(Stage):
                 "sequences": len(pool),
                 "end_to_end": _describe_training(outcome.end_to_end) if outcome.end_to_end else None,
                 "kept": outcome.kept,
+                **_describe_part(part),
             }
         )
 
@@ -231,11 +250,46 @@ def _end_to_end_batches(state: State, pool: FramePool) -> BatchSource:
     return MixedBatches(labelled, unlabelled, config.labelled_every)
 
 
+def _trainable_part(
+    state: State, quantized: fx.GraphModule, reference: fx.GraphModule, source: BatchSource
+) -> TrainablePart:
+    """Return the part of the network that the stage trains."""
+    loss = anchor_loss(reference, source, state.config.seed, state.device)
+    return find_trainable_part(quantized, loss)
+
+
+def _block_batches(state: State, quantized: fx.GraphModule, pool: FramePool) -> BlockBatches:
+    """Return batches of sequences for the blocks, and of single frames if the network treats each alone."""
+    config = state.config.finetune
+    proof = _prove_frame_independence(state, quantized)
+    if not proof.holds:
+        return BlockBatches(unlabelled_batches(state))
+    draw = partial(_draw_clips, state, pool)
+    frames = [draw(batch, config.clips * config.frames, 1) for batch in range(BLOCK_BATCHES)]
+    return BlockBatches(unlabelled_batches(state), frames, proof.pooled)
+
+
+def _draw_clips(state: State, pool: FramePool, batch: int, clips: int, frames: int) -> Tensor:
+    """Return a batch of clips of the pool as network input, on the device."""
+    rng = np.random.default_rng([state.config.seed, batch])
+    drawn = pool.draw(rng, clips, frames, consecutive=False)
+    return as_network_input(torch.from_numpy(drawn).to(state.device))
+
+
 def _frames_are_independent(state: State) -> bool:
     """Return whether any frames of a sequence make a clip, because the network treats each alone."""
+    return _prove_frame_independence(state, state.network).holds
+
+
+def _prove_frame_independence(state: State, graph_module: fx.GraphModule) -> FrameIndependence:
     examples = [state.captured.example(1, count).to(state.device) for count in PROOF_FRAMES]
-    counts = state.captured.frame_counts
-    return all(map(counts.fits, PROOF_FRAMES)) and prove_frame_independence(state.network, examples).holds
+    if not all(map(state.captured.frame_counts.fits, (1, *PROOF_FRAMES))):
+        return FrameIndependence(False, "the network does not take these frame counts")
+    return prove_frame_independence(graph_module, examples)
+
+
+def _describe_part(part: TrainablePart) -> dict[str, Any]:
+    return {"trained_layers": part.layers, "of_layers": part.all_layers, "loss_jumps": part.jumps_by_layer()}
 
 
 def _describe_training(outcome: TrainingOutcome) -> dict[str, Any]:

@@ -16,14 +16,13 @@ from qgait_ptq.capture.captured import (
     PINNED_FRAMES,
     Capture,
 )
-from qgait_ptq.capture.comparison import Comparer, Comparison
+from qgait_ptq.capture.comparison import Comparer, Comparison, Size
 from qgait_ptq.capture.guards import SizeGuards
 from qgait_ptq.capture.program import export_network
 from qgait_ptq.capture.size_decisions import cause_of_constant, cause_of_limit
 from qgait_ptq.errors import CaptureError
 from qgait_ptq.graph.frame_counts import FrameCounts
 
-Size = tuple[int, int]  # sequences, frames
 LARGER = {BATCH_AXIS: (1, 0), FRAME_AXIS: (0, 4)}  # by which the example of a second capture is larger
 
 
@@ -80,7 +79,8 @@ class Attempt:
         if counts.shortest > 1 or counts.longest is not None:
             limited = limited.because(FRAME_AXIS, self._limit(FRAME_AXIS))
         checked = tuple(size for size, result in found.items() if result is Comparison.AGREES)
-        return replace(limited, graph_module=self.graph_module, checked=checked), True
+        outputs = {size: self._comparer.outputs[size] for size in checked}
+        return replace(limited, graph_module=self.graph_module, checked=checked, outputs=outputs), True
 
     def _frame_counts(self) -> FrameCounts:
         """Return the frame counts at which the graph is right, by the conditions of torch.export."""

@@ -32,6 +32,7 @@ class Capture:
         frame_counts: frame counts at which the graph computes what the network does.
         frame_shape: shape of one frame: ``(h, w)`` of silhouettes, ``(c, h, w)`` of maps.
         checked: (batch, frames) at which graph and network were compared and agree.
+        outputs: embeddings of the graph, as it was captured, for the examples of these sizes.
         example_frames: frame count of examples.
         without_autocast: places, ``file:line``, of regions of `torch.autocast` that are computed in float32.
         causes: what fixes or limits the size of an axis, by axis, such as ``hann_window at net.py:12 turns
@@ -43,6 +44,7 @@ class Capture:
     frame_counts: FrameCounts
     frame_shape: tuple[int, ...]
     checked: tuple[tuple[int, int], ...]
+    outputs: Mapping[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
     example_frames: int = EXAMPLE_FRAMES
     without_autocast: tuple[str, ...] = ()
     causes: Mapping[int, str] = field(default_factory=dict)

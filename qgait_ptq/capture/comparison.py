@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Callable
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 import torch
@@ -16,6 +16,7 @@ from qgait_ptq.capture.guards import SizeGuards, agreeing_sizes
 from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.graph.network_input import random_silhouettes
 
+Size = tuple[int, int]  # sequences, frames
 TOLERANCE = 1e-4  # relative to the largest value of the embedding
 SMALL = 64  # frames: longer sequences are compared one at a time, so that they fit into memory
 DRAWS = 8  # of random sequences, where one could agree by accident
@@ -38,31 +39,38 @@ class Comparer:
         network: network with input ``[n, s, *frame_shape]``.
         graph_module: graph with the same input.
         frame_shape: shape of one frame.
+        compared: results so far by size, since each size is compared once.
+        outputs: embeddings of the graph at the sizes where it agrees.
     """
 
     network: nn.Module
     graph_module: fx.GraphModule
     frame_shape: tuple[int, ...]
+    compared: dict[Size, Comparison] = field(default_factory=dict)
+    outputs: dict[Size, Tensor] = field(default_factory=dict)
 
-    def compare(self, size: tuple[int, int]) -> Comparison:
+    def compare(self, size: Size) -> Comparison:
         """Compare the embeddings of random silhouettes.
 
         Args:
             size: batch size and frame count.
         """
-        silhouettes = random_silhouettes(*size, self.frame_shape)
-        return self._compare(silhouettes, silhouettes)
+        if size not in self.compared:
+            silhouettes = random_silhouettes(*size, self.frame_shape)
+            self.compared[size], output = self._compare(silhouettes, silhouettes)
+            if output is not None:
+                self.outputs[size] = output
+        return self.compared[size]
 
-    def _compare(self, silhouettes: Tensor, for_graph: Tensor) -> Comparison:
+    def _compare(self, silhouettes: Tensor, for_graph: Tensor) -> tuple[Comparison, Tensor | None]:
+        """Return the result, and the embedding of the graph if it agrees."""
         expected = _run(self.network, silhouettes)
         if expected is None:
-            return Comparison.REFUSED
+            return Comparison.REFUSED, None
         actual = _run_graph(self.graph_module, for_graph)
-        if actual is None or actual.shape != expected.shape:
-            return Comparison.DIFFERS
-        scale = expected.abs().max().clamp_min(1e-6)
-        close = bool((actual - expected).abs().max() <= TOLERANCE * scale)
-        return Comparison.AGREES if close else Comparison.DIFFERS
+        if actual is None or not are_close(actual, expected):
+            return Comparison.DIFFERS, None
+        return Comparison.AGREES, actual
 
     def frame_counts(self, guards: SizeGuards, batch: int, captured: int) -> FrameCounts:
         """Return the frame counts at which the graph computes what the network does.
@@ -111,9 +119,17 @@ class Comparer:
         for _ in range(DRAWS):
             silhouettes = torch.rand(batch, count, *self.frame_shape, generator=generator)
             repeated = torch.cat([silhouettes] * times, 1)
-            if self._compare(silhouettes, repeated) is not Comparison.AGREES:
+            if self._compare(silhouettes, repeated)[0] is not Comparison.AGREES:
                 return False
         return True
+
+
+def are_close(actual: Tensor, expected: Tensor) -> bool:
+    """Return whether two embeddings have the same shape and are equal within `TOLERANCE`."""
+    if actual.shape != expected.shape:
+        return False
+    scale = expected.abs().max().clamp_min(1e-6)
+    return bool((actual - expected).abs().max() <= TOLERANCE * scale)
 
 
 def _run_graph(graph_module: fx.GraphModule, silhouettes: Tensor) -> Tensor | None:

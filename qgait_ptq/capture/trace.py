@@ -58,11 +58,9 @@ def capture(
     """
     set_to_inference(network)
     nothing = fx.GraphModule({}, fx.Graph())
-    with autocast_disabled():
-        _, (sequences, length) = _first_outputs(network, frame_shape, frames)
+    network, (sequences, length) = _reduced(network, frame_shape, frames, output)
     batch = sequences if sequences == PINNED_BATCH else None
-    captured = Capture(nothing, batch, FrameCounts.exactly(frames), frame_shape, (), length)
-    network = embedding_network(network, frame_shape, length, output)
+    captured = Capture(nothing, batch, FrameCounts.exactly(frames), frame_shape, (), example_frames=length)
     _check_single_sequence(network, random_silhouettes(1, length, frame_shape))
     for _ in range(4):  # as captured, with a longer example, then with one and with both dimensions pinned
         example = captured.example()
@@ -77,10 +75,17 @@ def embedding_network(
     network: nn.Module, frame_shape: tuple[int, ...], frames: int | None = None, output: str | None = None
 ) -> nn.Module:
     """Return a network with the embedding as its only output, in float32; arguments as of `capture`."""
+    return _reduced(network, frame_shape, frames, output)[0]
+
+
+def _reduced(
+    network: nn.Module, frame_shape: tuple[int, ...], frames: int | None, output: str | None
+) -> tuple[nn.Module, tuple[int, int]]:
+    """Return `embedding_network`, and the first batch size and frame count that it takes."""
     with autocast_disabled() as regions:
-        given, (sequences, _) = _first_outputs(network, frame_shape, frames)
+        given, size = _first_outputs(network, frame_shape, frames)
     network = WithoutAutocast(network) if regions else network
-    return reduce_to_embedding(network, given, sequences, output)
+    return reduce_to_embedding(network, given, size[0], output), size
 
 
 def set_to_inference(network: nn.Module) -> None:

@@ -55,7 +55,8 @@ def command(
 
     console = Console(stderr=as_json)
     setting = BenchmarkSetting(runtime, threads, frames, batch, rounds)
-    with TerminalProgress(console).stage("rounds", rounds) as advance:
+    steps = rounds + len(against) + 1  # memory is measured once for each file
+    with TerminalProgress(console).stage("speed, memory", steps) as advance:
         measured = benchmark_files([*against, model], setting, advance)
     if as_json:
         rows = [{**asdict(one), "path": str(one.path)} for one in measured]

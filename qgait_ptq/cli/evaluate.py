@@ -16,6 +16,7 @@ from qgait_ptq.cli.options import (
     MODEL_OPTIONS,
     PATH,
     RECIPE_OPTION,
+    WALKER_OPTIONS,
     apply_options,
 )
 from qgait_ptq.cli.recipe import build_recipe
@@ -23,7 +24,7 @@ from qgait_ptq.cli.recipe import build_recipe
 
 @click.command(cls=GroupedCommand)
 @click.argument("model", type=PATH, required=False)
-@apply_options(*DATA_OPTIONS, *MODEL_OPTIONS, RECIPE_OPTION, DEVICE_OPTION, JSON_OPTION)
+@apply_options(*DATA_OPTIONS, *WALKER_OPTIONS, *MODEL_OPTIONS, RECIPE_OPTION, DEVICE_OPTION, JSON_OPTION)
 def command(model: Path | None, recipe_file: Path | None, device: str, as_json: bool, **options: Any) -> None:
     """Measure rank-1 and mAP of MODEL: a float network, or an ONNX file written by quantize.
 

@@ -122,6 +122,8 @@ def load_data(source: DataSource, progress: Progress, unlabelled: int = 0) -> Ga
     """
     get_protocol(source.protocol)
     if source.root is not None:
+        if source.test_walkers is not None:
+            raise ConfigError("--test-walkers is for the built-in walkers only; remove it, or --data")
         reading = Reading(source.cut_columns, source.longest, source.modalities, source.raw)
         data = load_directory(source.root, source.partition, source.protocol, source.metric, reading)
         progress.note(data.summary)
@@ -142,9 +144,17 @@ def load_data(source: DataSource, progress: Progress, unlabelled: int = 0) -> Ga
     progress.note(
         "no --data: using the built-in synthetic walkers; results on them say nothing about real recordings"
     )
-    walkers = CALIBRATION_WALKERS + TEST_WALKERS + unlabelled_identities(unlabelled)
+    tested = source.test_walkers or TEST_WALKERS
+    walkers = CALIBRATION_WALKERS + tested + unlabelled_identities(unlabelled)
     with progress.stage("walkers", walkers) as advance:
-        return load_walkers(usable_cores(), advance, unlabelled)
+        return load_walkers(
+            usable_cores(),
+            advance,
+            unlabelled,
+            test_walkers=tested,
+            cache=source.cache,
+            note=progress.note,
+        )
 
 
 def open_embedder(path: Path) -> Embedder:

@@ -114,22 +114,24 @@ def command(
     from qgait_ptq.report.terminal import TerminalProgress, layer_table
 
     console = Console(stderr=as_json)
-    network, _ = load_network(recipe.model, TerminalProgress(console))
+    progress = TerminalProgress(console)
+    network, _ = load_network(recipe.model, progress)
     square = np.zeros((1, height, height), np.uint8)
     size = (height, width or cut_width(square, recipe.data.cut_columns).shape[-1])
     frame_shape: tuple[int, ...] = size if channels is None else (channels, *size)
     layout = _parse_inputs(inputs)
     if layout is not None:
         frame_shape = (layout.size,)
-    captured, graph_module, layers = plan(
-        network,
-        frame_shape,
-        recipe.quantization,
-        frames=recipe.model.frames,
-        output=recipe.model.output,
-        layout=layout,
-        submodule=recipe.model.submodule,
-    )
+    with progress.stage("capture"):
+        captured, graph_module, layers = plan(
+            network,
+            frame_shape,
+            recipe.quantization,
+            frames=recipe.model.frames,
+            output=recipe.model.output,
+            layout=layout,
+            submodule=recipe.model.submodule,
+        )
     if as_json:
         click.echo(json.dumps([asdict(layer) for layer in layers]))
         return
@@ -196,14 +198,15 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
     embedder = open_embedder(folder / "model.onnx")
     network, _ = load_network(recipe.model, progress)
     data = load_data(recipe.data, progress)
-    _, graph_module, _ = plan(
-        network,
-        embedder.frame_shape,
-        recipe.quantization,
-        frames=recipe.model.frames,
-        output=recipe.model.output,
-        layout=embedder.layout,
-    )
+    with progress.stage("capture"):
+        _, graph_module, _ = plan(
+            network,
+            embedder.frame_shape,
+            recipe.quantization,
+            frames=recipe.model.frames,
+            output=recipe.model.output,
+            layout=embedder.layout,
+        )
     chosen = data.test.choose(COMPARED_SEQUENCES, recipe.quantization.seed)
     limit = recipe.quantization.calibration_frames
     sequences = [

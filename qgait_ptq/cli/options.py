@@ -138,6 +138,23 @@ DATA_OPTIONS = (
         help="Columns to cut from each side of a frame.",
     ),
 )
+WALKER_OPTIONS = (
+    option(
+        "--test-walkers",
+        group=DATA,
+        type=click.IntRange(2, 10_000),
+        metavar="NUMBER",
+        default_text="20",
+        help="Number of synthetic walkers to test on. Fewer are faster, and give coarser figures.",
+    ),
+    option(
+        "--cache/--no-cache",
+        group=DATA,
+        default=None,
+        default_text="on",
+        help="Keep rendered walkers in $XDG_CACHE_HOME/qgait_ptq for later runs.",
+    ),
+)
 UNLABELLED_OPTION = option(
     "--unlabelled",
     group=DATA,
@@ -262,6 +279,13 @@ CALIBRATION_OPTIONS = (
     ),
     option("--resume", group=CALIBRATION, is_flag=True, help="Continue an interrupted fine-tuning."),
     SEED_OPTION,
+)
+EVALUATION_OPTION = option(
+    "--evaluate-simulation",
+    group=RUN,
+    is_flag=True,
+    default=None,
+    help="Evaluate the simulation on all test sequences too, not only on a sample.",
 )
 RECIPE_OPTION = option(
     "--recipe",

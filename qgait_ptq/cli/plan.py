@@ -10,7 +10,7 @@ from torch import nn
 
 from qgait_ptq.cli.inputs import load_data
 from qgait_ptq.config.schema import Recipe
-from qgait_ptq.gait.data.sources import WALKER_FRAME_SHAPE, walker_counts
+from qgait_ptq.gait.data.sources import TEST_WALKERS, WALKER_FRAME_SHAPE, walker_counts
 from qgait_ptq.pipeline.expectation import Expectation, expect
 from qgait_ptq.placement.planning import plan
 from qgait_ptq.placement.submodule_data import submodule_config
@@ -35,7 +35,7 @@ def show_plan(
     if recipe.data.root is None:  # counting the built-in walkers needs no rendering
         frame_shape: tuple[int, ...] = WALKER_FRAME_SHAPE
         layout = None
-        sequences = walker_counts()
+        sequences = walker_counts(recipe.data.test_walkers or TEST_WALKERS)
     else:
         data = load_data(recipe.data, progress)
         frame_shape, layout = data.frame_shape, data.layout

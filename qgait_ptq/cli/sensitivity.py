@@ -20,6 +20,7 @@ from qgait_ptq.cli.options import (
     RUN,
     SEED_OPTION,
     TARGET_OPTION,
+    WALKER_OPTIONS,
     apply_options,
 )
 from qgait_ptq.cli.recipe import build_recipe
@@ -69,6 +70,7 @@ class Widths(click.ParamType[tuple[int, ...]]):
     TARGET_OPTION,
     SEED_OPTION,
     *DATA_OPTIONS,
+    *WALKER_OPTIONS,
     *MODEL_OPTIONS,
     RECIPE_OPTION,
     DEVICE_OPTION,

@@ -117,9 +117,9 @@ class FinetuneConfig(_Model):
     block_learning_rate: Rate = 4e-3
     drop_probability: Annotated[float, Field(ge=0, lt=1)] = 0.5
     learn_ranges: bool = True
-    steps: Annotated[int, Field(ge=0)] = 1200
+    steps: Annotated[int, Field(ge=0)] = 1500
     labelled_every: Annotated[int, Field(ge=0)] = 4
-    weight_learning_rate: Rate = 5e-3
+    weight_learning_rate: Rate = 1.5e-2
     learning_rate: Rate = 2e-3
     averaged: Annotated[float, Field(ge=0, le=1)] = 0.2
     temperature_start: Weight = 1.0
@@ -192,6 +192,8 @@ class QuantConfig(_Model):
         minimum_agreement: lowest accepted mean cosine between quantized and float embeddings. Below it, the
             ranking has collapsed.
         minimum_parity: lowest accepted cosine between the file in the runtime and the simulation.
+        evaluate_simulation: whether to evaluate the simulation on all test sequences. Without it, the
+            simulation runs only on the sample on which the file is compared with it.
         seed: random seed for choosing calibration sequences, batches and held-out identities.
     """
 
@@ -221,6 +223,7 @@ class QuantConfig(_Model):
     calibration_frames: Positive = 60
     minimum_agreement: Annotated[float, Field(ge=-1, le=1)] = 0.5
     minimum_parity: Annotated[float, Field(ge=-1, le=1)] = 0.999
+    evaluate_simulation: bool = False
     seed: int = 0
 
     @model_validator(mode="after")
@@ -294,6 +297,8 @@ class DataSource(_Model):
         modality: index of the array file in a sequence folder, sorted by name, from 0; a list for a network
             with several inputs.
         raw: whether arrays are unscaled values, such as poses, instead of silhouettes.
+        test_walkers: number of synthetic walkers to test on; None for 20.
+        cache: whether rendered walkers are kept in the user's cache folder.
     """
 
     root: Path | None = None
@@ -305,6 +310,8 @@ class DataSource(_Model):
     longest: Annotated[int, Field(ge=1)] = 720
     modality: Modality | Annotated[tuple[Modality, ...], Field(min_length=1)] = 0
     raw: bool = False
+    test_walkers: Annotated[int, Field(ge=2, le=10_000)] | None = None
+    cache: bool = True
 
     @property
     def modalities(self) -> tuple[int, ...]:

@@ -82,16 +82,19 @@ def evaluate_file(embedder: Embedder, data: GaitData, progress: Progress | None 
     def embed(batch: Tensor) -> Tensor:
         return torch.from_numpy(run_session(embedder.session, batch.numpy()))
 
-    return _evaluate(embed, data, embedder.frame_counts, progress or Silent())
+    free = all(entry.shape[0] is None for entry in embedder.session.inputs)
+    return _evaluate(embed, data, embedder.frame_counts, progress or Silent(), batches=free)
 
 
-def _evaluate(embed: Embed, data: GaitData, frames: FrameCounts | int | None, progress: Progress) -> Accuracy:
+def _evaluate(
+    embed: Embed, data: GaitData, frames: FrameCounts | int | None, progress: Progress, batches: bool = False
+) -> Accuracy:
     if data.test_set is None:
         raise DataError(
             "the data have no gallery and probes, which accuracy needs; use --data with a --protocol"
         )
     with progress.stage("evaluation", len(data.test)) as advance:
-        embedded = embed_taken(data.test, [embed], data.frame_shape, frames, advance)
+        embedded = embed_taken(data.test, [embed], data.frame_shape, frames, advance, batches)
     if embedded.refused:
         progress.note(
             f"{len(embedded.refused)} of {len(data.test)} sequences left out: {embedded.refused[0]}"
@@ -100,61 +103,63 @@ def _evaluate(embed: Embed, data: GaitData, frames: FrameCounts | int | None, pr
     return evaluate_embeddings(embedded.embeddings[0], left.test.records, present(left.test_set), left.metric)
 
 
-def accuracy_of(embeddings: list[Tensor], data: GaitData) -> dict[str, Accuracy]:
-    """Compute the accuracy of the float network, the simulation and the file.
+def accuracy_of(embeddings: Mapping[str, Tensor], data: GaitData) -> dict[str, Accuracy]:
+    """Compute the accuracy of each embedded network.
 
     Args:
-        embeddings: embeddings ``[n, c, p]`` of the test sequences by each of the three.
+        embeddings: embeddings ``[n, c, p]`` of the test sequences by ``float`` and ``onnx``, and by
+            ``quantized``, the simulation, if it was evaluated.
         data: data that were embedded.
 
     Returns:
-        Accuracy of ``float``, ``quantized``, ``onnx`` and ``onnx_float_gallery``: probes by the file and the
-        gallery by the float network, for people who were enrolled before. Empty if the data have no gallery
-        and probes.
+        Accuracy of each network, and of ``onnx_float_gallery``: probes by the file and the gallery by the
+        float network, for people who were enrolled before. Empty if the data have no gallery and probes.
     """
     if data.test_set is None:
         return {}
     records, test_set, metric = data.test.records, data.test_set, data.metric
     accuracy = {
         name: evaluate_embeddings(embedding, records, test_set, metric)
-        for name, embedding in zip(("float", "quantized", "onnx"), embeddings, strict=True)
+        for name, embedding in embeddings.items()
     }
-    reference, _, file = embeddings
     return accuracy | {
-        "onnx_float_gallery": evaluate_embeddings(file, records, test_set, metric, known=reference)
+        "onnx_float_gallery": evaluate_embeddings(
+            embeddings["onnx"], records, test_set, metric, known=embeddings["float"]
+        )
     }
 
 
 def comparison_of(
-    embeddings: list[Tensor], accuracy: Mapping[str, Accuracy], data: GaitData, seed: int
+    embeddings: Mapping[str, Tensor], accuracy: Mapping[str, Accuracy], data: GaitData, seed: int
 ) -> dict[str, Any]:
     """Compare quantized embeddings with float embeddings for each identity.
 
     Args:
-        embeddings: embeddings ``[n, c, p]``, as for `accuracy_of`.
+        embeddings: embeddings, as for `accuracy_of`.
         accuracy: result of `accuracy_of`.
         data: data that were embedded.
         seed: random seed for the choice of pairs.
 
     Returns:
-        ``distances``, see `compare_distances`. With accuracy also ``quantized`` and ``onnx``, the paired
-        differences from float.
+        ``distances``, see `compare_distances`. With accuracy also the paired differences from float of
+        ``onnx``, and of ``quantized`` if the simulation was evaluated.
     """
-    reference, _, file = embeddings
-    comparison: dict[str, Any] = {
-        "distances": compare_distances(reference, file, data.test.records, data.metric, seed)
+    distances = compare_distances(
+        embeddings["float"], embeddings["onnx"], data.test.records, data.metric, seed
+    )
+    changes = {
+        name: compare_accuracy(accuracy["float"].identities, accuracy[name].identities)
+        for name in ("quantized", "onnx")
+        if name in accuracy
     }
-    for name in ("quantized", "onnx"):
-        if accuracy:
-            comparison[name] = compare_accuracy(accuracy["float"].identities, accuracy[name].identities)
-    return comparison
+    return {"distances": distances, **changes}
 
 
-def agreement_of(embeddings: list[Tensor], config: QuantConfig) -> dict[str, float]:
-    """Measure the agreement of quantized embeddings with float embeddings.
+def agreement_of(embeddings: Mapping[str, Tensor], config: QuantConfig) -> dict[str, float]:
+    """Measure the agreement of the file's embeddings with float embeddings.
 
     Args:
-        embeddings: embeddings ``[n, c, p]``, as for `accuracy_of`.
+        embeddings: embeddings, as for `accuracy_of`.
         config: settings with the required agreement.
 
     Returns:
@@ -163,7 +168,7 @@ def agreement_of(embeddings: list[Tensor], config: QuantConfig) -> dict[str, flo
     Raises:
         CalibrationError: the ranking has collapsed, or the float network itself does not rank.
     """
-    reference, quantized, _ = embeddings
+    reference, quantized = embeddings["float"], embeddings["onnx"]
     if len(reference) > 1 and bool((reference == reference[:1]).all()):
         raise CalibrationError(
             f"the float network gives the same embedding for all {len(reference)} test sequences, so it "

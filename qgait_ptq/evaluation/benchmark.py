@@ -77,7 +77,7 @@ def benchmark_files(
     Args:
         paths: ONNX files with the same inputs.
         setting: workload and runtime.
-        advance: function to call after each round.
+        advance: function to call after each round, then after the memory of each file is measured.
 
     Raises:
         ModelError: a file cannot be loaded, or does not accept the workload.
@@ -90,7 +90,11 @@ def benchmark_files(
             raise ModelError(f"{path}: no such file")
     calls = [_call(path, setting) for path in paths]
     timings = benchmark_calls(calls, setting.rounds, setting.seconds, advance)
-    return [_describe(path, timing, setting) for path, timing in zip(paths, timings, strict=True)]
+    measured = []
+    for path, timing in zip(paths, timings, strict=True):
+        measured.append(_describe(path, timing, setting))
+        advance()
+    return measured
 
 
 def compare_speed(models: list[bytes], setting: BenchmarkSetting) -> list[Timing]:

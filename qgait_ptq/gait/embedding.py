@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from qgait_ptq.errors import DataError, QgaitError, first_line
 from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord, Silhouettes
 from qgait_ptq.gait.data.sampling import LONGEST_TEST_SEQUENCE, to_network_input
 from qgait_ptq.gait.data.sequences import shape_text
+from qgait_ptq.gait.equal_lengths import BATCH_FRAMES, Numbered, in_equal_shapes
 from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.system.exchanging import exchange, for_all, share_of
 
@@ -97,43 +98,86 @@ def embed_taken(
     frame_shape: tuple[int, ...],
     frames: FrameCounts | int | None = None,
     advance: Callable[[], None] = lambda: None,
+    batches: bool = False,
 ) -> Embedded:
     """Embed the sequences that all of some networks take; arguments as of `embed_dataset`.
 
-    The processes of a run share the sequences, and each gets the embeddings of all.
+    With `batches`, the networks get sequences of equal length as one batch, which is faster. If a batch
+    fails, its sequences are embedded one at a time. The processes of a run share the sequences, and each gets
+    the embeddings of all.
 
     Raises:
         DataError: a sequence with frames of another shape, or no sequence that all networks take.
     """
-    own = _embed_some(data, share_of(range(len(data))), networks, frame_shape, frames, for_all(advance))
-    return _join(exchange(own))
+    advance = for_all(advance)
+    embedding = _Embedding(data, share_of(range(len(data))), networks)
+    sequences = embedding.read(frame_shape, frames, advance)
+    for group in in_equal_shapes(sequences, BATCH_FRAMES if batches else 0):
+        embedding.embed(group)
+        for _ in group:
+            advance()
+    return _join(exchange(embedding.finish()))
 
 
-def _embed_some(
-    data: GaitDataset,
-    indices: Sequence[int],
-    networks: Sequence[Embed],
-    frame_shape: tuple[int, ...],
-    frames: FrameCounts | int | None,
-    advance: Callable[[], None],
-) -> Embedded:
-    """Embed the sequences at some indices; without any that the networks take, there are no embeddings."""
-    embeddings: list[list[Tensor]] = [[] for _ in networks]
-    kept, refused = [], []
-    for index in indices:
-        silhouettes, record = data[index]
-        _check_shape(silhouettes, record, frame_shape)
+@dataclass
+class _Embedding:
+    """Embeddings so far, by the number of the sequence.
+
+    Attributes:
+        data: the sequences.
+        numbers: numbers of the sequences to embed.
+        networks: networks that embed them.
+        done: for each sequence the outputs ``[1, c, p]`` of all networks.
+        refused: for each other sequence a line with the reason.
+    """
+
+    data: GaitDataset
+    numbers: Sequence[int]
+    networks: Sequence[Embed]
+    done: dict[int, list[Tensor]] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
+
+    def read(
+        self,
+        frame_shape: tuple[int, ...],
+        frames: FrameCounts | int | None,
+        advance: Callable[[], None],
+    ) -> Iterator[Numbered]:
+        """Yield the sequences as batches of one."""
+        for number in self.numbers:
+            silhouettes, record = self.data[number]
+            _check_shape(silhouettes, record, frame_shape)
+            try:
+                batch = network_batch(silhouettes, record, frame_shape, frames, limit=len(silhouettes))
+            except DataError as error:
+                self.refused[number] = str(error)
+                advance()
+            else:
+                yield number, batch
+
+    def embed(self, group: list[Numbered]) -> None:
+        """Embed a group of sequences of equal shape."""
+        numbers = [number for number, _ in group]
+        records = [self.data.records[number] for number in numbers]
         try:
-            batch = network_batch(silhouettes, record, frame_shape, frames, limit=len(silhouettes))
-            outputs = [_embed(network, batch, record) for network in networks]
-        except DataError as error:
-            refused.append(str(error))
+            outputs = [_embed(network, [batch for _, batch in group], records) for network in self.networks]
+        except QgaitError as error:
+            if len(group) > 1:
+                for one in group:
+                    self.embed([one])
+            elif isinstance(error, DataError):
+                self.refused[numbers[0]] = str(error)
+            else:
+                raise
         else:
-            kept.append(index)
-            for so_far, output in zip(embeddings, outputs, strict=True):
-                so_far.append(output)
-        advance()
-    return Embedded([torch.cat(one) for one in embeddings] if kept else [], kept, refused)
+            rows = ([output[row : row + 1] for output in outputs] for row in range(len(group)))
+            self.done.update(zip(numbers, rows, strict=True))
+
+    def finish(self) -> Embedded:
+        """Return the embeddings in the order of the sequences; none if no sequence was embedded."""
+        refused, kept = [self.refused[number] for number in sorted(self.refused)], sorted(self.done)
+        columns = zip(*(self.done[number] for number in kept), strict=True)
+        return Embedded([torch.cat(column) for column in columns], kept, refused)
 
 
 def _join(parts: Sequence[Embedded]) -> Embedded:
@@ -152,18 +196,23 @@ def _join(parts: Sequence[Embedded]) -> Embedded:
     return Embedded([torch.cat(embeddings) for embeddings in by_network], kept, refused)
 
 
-def _embed(network: Embed, batch: Tensor, record: SequenceRecord) -> Tensor:
-    """Return the embedding ``[1, c, p]`` of one sequence."""
+def _embed(network: Embed, batches: list[Tensor], records: Sequence[SequenceRecord]) -> Tensor:
+    """Return the embeddings ``[n, c, p]`` of sequences of equal length."""
     try:
         with torch.inference_mode():
-            return as_parts(network(batch)).cpu()
+            embeddings = as_parts(network(torch.cat(batches))).cpu()
     except QgaitError:
         raise
     except Exception as error:  # whatever a network raises at a length that it does not take
         raise DataError(
-            f"{record.name}: the network does not run on {batch.shape[1]} frames "
+            f"{records[0].name}: the network does not run on {batches[0].shape[1]} frames "
             f"({type(error).__name__}: {first_line(error)})"
         ) from error
+    if len(embeddings) != len(batches):
+        raise DataError(
+            f"{records[0].name}: the network gives {len(embeddings)} embeddings for {len(batches)} sequences"
+        )
+    return embeddings
 
 
 def _check_shape(silhouettes: Silhouettes, record: SequenceRecord, frame_shape: tuple[int, ...]) -> None:

@@ -18,8 +18,8 @@ from qgait_ptq.graph.frame_calls import COUNTS, MEETS, UNKNOWN, FrameAxis, Frame
 from qgait_ptq.graph.frame_rules import EXPANSIONS, REGROUPINGS, find_rule, without_axis
 from qgait_ptq.graph.operators import MAXIMA, aten, is_operator, operator_name
 from qgait_ptq.graph.recorder import run_recorded
-from qgait_ptq.graph.stored_weights import layer_name
-from qgait_ptq.graph.views import WeightedLayer, argument, operands, source
+from qgait_ptq.graph.stored_weights import layer_name, nearest_layer
+from qgait_ptq.graph.views import argument, operands, source
 
 PROOF_FRAMES = (7, 17)  # of the examples
 SIZES = frozenset({aten.sym_size.int})
@@ -33,10 +33,12 @@ class FrameIndependence:
     Attributes:
         holds: whether it is proven.
         reason: the operator that ends the proof, and why; empty where it holds.
+        pooled: names of the nodes that maxima over frames determine.
     """
 
     holds: bool
     reason: str = ""
+    pooled: frozenset[str] = frozenset()
 
 
 def prove_frame_independence(graph_module: fx.GraphModule, examples: Sequence[Tensor]) -> FrameIndependence:
@@ -58,7 +60,7 @@ def prove_frame_independence(graph_module: fx.GraphModule, examples: Sequence[Te
         problem = proof.follow(node)
         if problem is not None:
             return FrameIndependence(False, f"{operator_name(node)}{_place(node)} {problem}")
-    return FrameIndependence(True)
+    return FrameIndependence(True, pooled=frozenset(node.name for node in proof.pooled))
 
 
 @dataclass
@@ -161,14 +163,7 @@ class _Proof:
 
 def _place(node: fx.Node) -> str:
     """Name a layer, or the nearest one before another operator."""
-    if WeightedLayer.of(node) is not None:
-        return f" {layer_name(node)}"
-    pending, seen = [node], {node}
-    while pending:
-        current = pending.pop(0)
-        if WeightedLayer.of(current) is not None:
-            return f" behind {layer_name(current)}"
-        before = [source for source in current.all_input_nodes if source not in seen]
-        seen.update(before)
-        pending.extend(before)
-    return " on the input"
+    layer = nearest_layer(node)
+    if layer is None:
+        return " on the input"
+    return f" {layer_name(layer)}" if layer is node else f" behind {layer_name(layer)}"

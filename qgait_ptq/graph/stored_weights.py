@@ -77,6 +77,19 @@ def layer_name(node: fx.Node) -> str:
     return node.name
 
 
+def nearest_layer(node: fx.Node) -> fx.Node | None:
+    """Return the layer with weights that is nearest before a node, the node itself included; None without."""
+    pending, seen = [node], {node}
+    while pending:
+        current = pending.pop(0)
+        if WeightedLayer.of(current) is not None:
+            return current
+        before = [source for source in current.all_input_nodes if source not in seen]
+        seen.update(before)
+        pending.extend(before)
+    return None
+
+
 def owner_name(parameter: fx.Node) -> str:
     """Return the path of the module that owns a parameter; the parameter's name for the network itself."""
     owner, _, name = origin(parameter).rpartition(".")

@@ -25,7 +25,7 @@ GRAPH_BYTES, LAYER_BYTES = 8_000, 1_500  # nodes, names and metadata of a file
 # GaitBase on 2 cores; other machines and networks differ by about half.
 RANGES, ROUNDING, LEARNING_STEP, BLOCK_STEP = 1.6, 6.0, 5.0, 0.8
 EXPORT_SECONDS = 15.0
-NETWORKS_EVALUATED = 3  # float, simulation, file
+NETWORKS_EVALUATED, SIMULATION = 1.0, 1.5  # float and file in the runtime; the simulation in torch
 LONG = 60.0  # seconds of a run whose estimate is worth a line
 
 
@@ -112,7 +112,8 @@ def expect(
         step_frames = finetune.steps * finetune.clips * finetune.frames
         seconds["fine-tuning"] = (LEARNING_STEP * step_frames + BLOCK_STEP * blocks * block_frames) * frame
     seconds["export"] = EXPORT_SECONDS
-    seconds["evaluation"] = NETWORKS_EVALUATED * sequences[1] * config.calibration_frames * frame
+    networks = NETWORKS_EVALUATED + SIMULATION * config.evaluate_simulation
+    seconds["evaluation"] = networks * sequences[1] * config.calibration_frames * frame
     return Expectation(expected_bytes(layers, target), seconds)
 
 

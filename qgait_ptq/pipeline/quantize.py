@@ -120,7 +120,10 @@ def begin(
             watch.note("no data given: using the built-in synthetic walkers")
         settings = config or QuantConfig()
         unlabelled = settings.finetune.unlabelled if settings.finetune.enabled else 0
-        gait_data = load_walkers(unlabelled=unlabelled) if data is None else as_gait_data(data)
+        if data is None:
+            gait_data = load_walkers(unlabelled=unlabelled, note=watch.note)
+        else:
+            gait_data = as_gait_data(data)
     chosen = choose_device(device)
     state = State(source, settings, chosen, gait_data, gait_data, work_folder, resume)
     return state.timed(watch.seconds)

@@ -61,9 +61,13 @@ def plan(
     captured = capture(network, frame_shape, frames, output)
     check_all_read(captured.graph_module, network)
     check_labels_unread(captured.graph_module)
-    examples = [captured.example(), *(captured.example(*sizes) for sizes in captured.checked)]
+    sizes = dict.fromkeys((captured.own_size, *captured.checked))
+    examples, outputs = (
+        [captured.example(*size) for size in sizes],
+        [captured.outputs[size] for size in sizes],
+    )
     passes = (*SIMPLIFICATION, *target.graph_passes)
-    graph_module = run_passes(captured.graph_module, passes, examples).requires_grad_(False)
+    graph_module = run_passes(captured.graph_module, passes, examples, outputs).requires_grad_(False)
     annotate(graph_module, target.rules, widths)
     record_shapes(graph_module, captured.example(sequences=1, length=REPORTED_FRAMES))
     return captured, graph_module, list_layers(graph_module)

@@ -40,7 +40,7 @@ class StreamingHistogram:
         if self.bound == 0:
             self.zeros += tensor.numel()
             return
-        zeros = tensor.numel() - int(torch.count_nonzero(tensor))
+        zeros = int(torch.count_nonzero(tensor == 0))  # faster than counting floats
         counts = torch.histc(tensor.float(), 2 * HALF_BINS, -self.bound, self.bound).double().cpu()
         counts[HALF_BINS] -= zeros  # the bin that starts at zero
         self.counts += counts

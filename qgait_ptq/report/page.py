@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from qgait_ptq.graph.frame_counts import ANY_FRAME_COUNT, parse_frame_counts
 from qgait_ptq.report.drawing import DARK, LIGHT
+from qgait_ptq.report.evaluated import evaluated_networks, evaluation_lines
 from qgait_ptq.report.losses import loss_change
 from qgait_ptq.report.plots import WORST_LAYERS, report_figures
 from qgait_ptq.report.processors import processors_line
@@ -19,7 +20,7 @@ from qgait_ptq.report.widths import allocation_lines, widths_label
 Report = Mapping[str, Any]
 MEGABYTE = 1e6
 LITTLE = 1.0  # points of rank-1 that the verdict calls a small loss
-NETWORKS = ("float", "quantized", "onnx")
+HEADINGS = {"float": "float", "quantized": "simulation", "onnx": "file"}
 
 
 def render_template(name: str, **values: Any) -> str:
@@ -48,6 +49,7 @@ def render_report(report: Report, recipe: str | None = None, sheet: bytes | None
         report=report,
         verdict={"good": good, "text": text},
         tiles=list(_tiles(report)),
+        headings=[HEADINGS[name] for name in evaluated_networks(report)],
         accuracy=list(_accuracy_rows(report)),
         identities=_identities(report),
         figures=report_figures(report),
@@ -127,11 +129,11 @@ def _accuracy_rows(report: Report) -> Iterator[tuple[str, ...]]:
     changes = report["comparison"]["onnx"]
     mixed = accuracy["onnx_float_gallery"]
     for condition in accuracy["float"]["rank1"]:
-        values = [accuracy[name]["rank1"][condition] for name in NETWORKS]
+        values = [accuracy[name]["rank1"][condition] for name in evaluated_networks(report)]
         interval = changes["rank1"] if condition == "mean" else None
         yield _row(f"rank-1 {condition}", values, interval, mixed["rank1"][condition])
     for metric in ("mAP", "mINP"):
-        values = [accuracy[name][metric] for name in NETWORKS]
+        values = [accuracy[name][metric] for name in evaluated_networks(report)]
         yield _row(metric, values, changes.get(metric), mixed[metric])
 
 
@@ -221,6 +223,7 @@ def _notes(report: Report) -> Iterator[str]:
         f"lowest cosine between file and simulation: {parity['cosine_min']:.6f}, over "
         f"{parity['sequences']} sequences"
     )
+    yield from evaluation_lines(report)
     if "pair_sums" in report:  # reports of version 0.1 do not have it
         yield processors_line(report["pair_sums"])
     if report["speed"].get("noisy"):

@@ -25,7 +25,7 @@ WORST_LAYERS, SHOWN_LAYERS = 3, 40
 ROW_HEIGHT = 0.2  # inches, height of a layer's bar
 NETWORKS = (
     ("float", "float", FLOAT, "-"),
-    ("quantized", "quantized", QUANTIZED, "--"),
+    ("quantized", "simulation", QUANTIZED, "--"),
     ("onnx", "file", FILE, ":"),
 )
 PAIRS = (("same", "same person", SAME), ("different", "different people", DIFFERENT))
@@ -46,13 +46,15 @@ def report_figures(report: Report) -> list[Figure]:
 
 
 def cmc_figure(report: Report) -> Figure:
-    """Draw the cumulative match characteristic of float network, simulation and file."""
+    """Draw the cumulative match characteristic of all evaluated networks."""
+    accuracy = report["accuracy"]
+    networks = [network for network in NETWORKS if network[0] in accuracy]
 
     def paint(axes: Axes) -> None:
-        for name, label, colour, style in NETWORKS:
-            curve = report["accuracy"][name]["cmc"]
+        for name, label, colour, style in networks:
+            curve = accuracy[name]["cmc"]
             axes.plot(range(1, len(curve) + 1), curve, style, color=colour, label=label, linewidth=2)
-        lowest = min(report["accuracy"][name]["cmc"][0] for name, *_ in NETWORKS)
+        lowest = min(accuracy[name]["cmc"][0] for name, *_ in networks)
         room = max(0.2, 0.1 * (100 - lowest))
         axes.set_ylim(lowest - room, 100 + room / 4)
         axes.set_xticks([1, 5, 10, 15, 20])

@@ -49,6 +49,7 @@ def build_report(state: State, about: dict[str, Any]) -> Report:
         "accuracy": record["accuracy"],
         "comparison": record["comparison"],
         "agreement": record["agreement"],
+        "evaluation": record["evaluation"],
         "size_bytes": {},
         "parity": record["parity"],
         "pair_sums": {"weight_range": config.weight_range, **record["proof"]},
@@ -64,7 +65,7 @@ def build_report(state: State, about: dict[str, Any]) -> Report:
 
 
 def _describe_model(state: State, layers: list[LayerPlan], about: dict[str, Any]) -> dict[str, Any]:
-    captured, embedding, data = state.captured, state.embeddings[0], state.data
+    captured, embedding, data = state.captured, state.embeddings["float"], state.data
     totals = count_totals(state.network)
     return {
         **about,

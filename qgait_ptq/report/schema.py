@@ -177,11 +177,22 @@ class Comparison(Section):
 
 
 class Agreement(Section):
-    """Agreement of the simulation's embeddings with float."""
+    """Agreement of the file's embeddings with float."""
 
     cosine_mean: Cosine
     cosine_min: Cosine
     sqnr_db: float
+
+
+class Evaluation(Section):
+    """How the test sequences were embedded.
+
+    ``float_runtime``: ``onnxruntime`` if the float file was proven equal to the float network, else
+    ``torch``. ``simulated_sequences``: number of test sequences on which the simulation was evaluated.
+    """
+
+    float_runtime: Literal["onnxruntime", "torch"]
+    simulated_sequences: Count
 
 
 class ParityOf(Section):
@@ -257,6 +268,7 @@ class Report(Section):
     accuracy: dict[str, AccuracyOf]
     comparison: Comparison
     agreement: Agreement
+    evaluation: Evaluation | None = None
     size_bytes: dict[str, Count]
     parity: ParityOf
     pair_sums: PairSumsOf

@@ -12,35 +12,50 @@ from rich.progress import (
     MofNCompleteColumn,
     ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from rich.text import Text
 
+from qgait_ptq.report.evaluated import evaluated_networks, evaluation_lines
 from qgait_ptq.report.losses import loss_change
 from qgait_ptq.report.plain import add_row, cell, plain, title_text, write_line
 from qgait_ptq.report.processors import processors_line
 from qgait_ptq.report.widths import allocation_lines, widths_label
 
-COLUMNS = {"float": "float", "quantized": "quantized", "onnx": "ONNX file"}
+COLUMNS = {"float": "float", "quantized": "simulation", "onnx": "ONNX file"}
 MEGABYTE = 1e6
 NAMED_LAYERS = 3  # in one line
 
 
+class SpeedColumn(ProgressColumn):
+    """Steps a second, such as ``31.4/s``; empty until the first step."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text for a bar."""
+        speed = task.finished_speed or task.speed
+        return Text("" if not speed else f"{speed:.1f}/s")
+
+
 class TerminalProgress:
-    """Shows stages as bars with the time left, and prints notes. Bars need an interactive terminal."""
+    """Shows stages as bars with speed and time left, and prints notes. Bars need an interactive terminal."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     @contextmanager
     def stage(self, name: str, steps: int | None = None) -> Iterator[Callable[[], None]]:
-        """Show a bar while the stage runs, with the time left, or the elapsed time if steps are unknown."""
+        """Show a bar while the stage runs, with the steps a second and the time left.
+
+        If the number of steps is unknown, it shows the elapsed time.
+        """
         columns: tuple[ProgressColumn, ...] = (SpinnerColumn(), TimeElapsedColumn())
         if steps is not None:
-            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (BarColumn(), MofNCompleteColumn(), SpeedColumn(), TimeRemainingColumn())
         bar = RichProgress(
             TextColumn("{task.description:<13}", markup=False),
             *columns,
@@ -58,37 +73,34 @@ class TerminalProgress:
 
 
 def accuracy_table(report: Mapping[str, Any]) -> Table:
-    """Return a table of accuracy and size of the float network, the simulation and the file.
+    """Return a table of accuracy and size of the float network, the file, and the simulation if evaluated.
 
     Args:
         report: content of ``report.json``.
     """
     table = Table()
     table.add_column("")
-    for column in COLUMNS.values():
-        table.add_column(column, justify="right")
-    for name, values in _accuracy_rows(report["accuracy"]):
+    networks = evaluated_networks(report)
+    for network in networks:
+        table.add_column(COLUMNS[network], justify="right")
+    for name, values in _accuracy_rows(report["accuracy"], networks):
         add_row(table, name, *values)
     size, bits = report["size_bytes"], widths_label(report)
     ratio = size["float"] / size["onnx"]
-    add_row(table, "bits", "32", bits, bits)
-    add_row(
-        table,
-        "size, MB",
-        f"{size['float'] / MEGABYTE:.2f}",
-        "",
-        f"{size['onnx'] / MEGABYTE:.2f} ({ratio:.1f}×)",
-    )
+    add_row(table, "bits", "32", *[bits] * (len(networks) - 1))
+    simulation = [""] * (len(networks) - 2)  # it is not a file
+    file = f"{size['onnx'] / MEGABYTE:.2f} ({ratio:.1f}×)"
+    add_row(table, "size, MB", f"{size['float'] / MEGABYTE:.2f}", *simulation, file)
     return table
 
 
-def _accuracy_rows(accuracy: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+def _accuracy_rows(accuracy: Mapping[str, Any], networks: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     if not accuracy:
         return
     for condition in accuracy["float"]["rank1"]:
-        yield f"rank-1 {condition}, %", [f"{accuracy[name]['rank1'][condition]:.2f}" for name in COLUMNS]
+        yield f"rank-1 {condition}, %", [f"{accuracy[name]['rank1'][condition]:.2f}" for name in networks]
     for metric in ("mAP", "mINP"):
-        yield f"{metric}, %", [f"{accuracy[name][metric]:.2f}" for name in COLUMNS]
+        yield f"{metric}, %", [f"{accuracy[name][metric]:.2f}" for name in networks]
 
 
 def evaluation_table(accuracy: Mapping[str, Any], title: str) -> Table:
@@ -124,6 +136,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         *_float_gallery_line(report["accuracy"]),
         f"file against simulation: cosine {parity['cosine_min']:.6f} on the worst of "
         f"{parity['sequences']} sequences",
+        *evaluation_lines(report),
         processors_line(report["pair_sums"]),
     ]
 

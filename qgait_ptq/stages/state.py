@@ -86,7 +86,8 @@ class State:
         maybe_reference: copy of the graph when its ranges were set, with quantizers off, so in float.
         chosen_drop: drop of held-out rank-1 by the chosen widths, in points.
         maybe_file: exported file.
-        embeddings: embeddings of the test sequences from float network, simulation and file.
+        embeddings: embeddings ``[n, c, p]`` of the test sequences by network: ``float``, ``onnx`` for the
+            file, and ``quantized`` for the simulation if it was evaluated.
         record: results of the stages, by section of the report.
         notes: lines for the user.
         seconds: wall time of each stage, by its name.
@@ -110,7 +111,7 @@ class State:
     maybe_reference: fx.GraphModule | None = None
     chosen_drop: float = 0.0
     maybe_file: File | None = None
-    embeddings: tuple[Tensor, ...] = ()
+    embeddings: Mapping[str, Tensor] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)

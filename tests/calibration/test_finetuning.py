@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from qgait_ptq.calibration.block_training import BlockSettings, reconstruct_blocks
+from qgait_ptq.calibration.block_training import BlockBatches, BlockSettings, reconstruct_blocks
 from qgait_ptq.calibration.blocks import Granularity
 from qgait_ptq.calibration.distances import IdcLoss
 from qgait_ptq.calibration.finetuning import Finetuning
@@ -48,7 +48,7 @@ def finetuning(calibrated, data, saved=None):
     graph, reference = graphs(calibrated)
     batches = list(data.clips.batches(8, CPU))
     saved = saved or SavedStates(None, "", resume=False)
-    return Finetuning(graph, reference, batches, held_out_judge(data), saved)
+    return Finetuning(graph, reference, BlockBatches(batches), held_out_judge(data), saved)
 
 
 def run_both(run, data, blocks=BLOCKS, end_to_end=END_TO_END, advance=lambda: None):
@@ -66,7 +66,7 @@ def test_blocks_come_closer_to_the_float_blocks(calibrated, data):
 
     before = error(graph)
     settings = BlockSettings(steps=40, rates=RATES, weights=WeightMode.LATENT)
-    reconstruct_blocks(graph, reference, batches, magnitudes, settings)
+    reconstruct_blocks(graph, reference, BlockBatches(batches), magnitudes, settings)
     assert error(graph) < 0.8 * before
 
 
@@ -75,7 +75,9 @@ def test_learned_rounding_is_hard_in_the_end(calibrated, data, granularity):
     graph, reference = graphs(calibrated)
     batches = list(data.clips.batches(8, CPU))
     settings = BlockSettings(steps=5, rates=RATES, granularity=granularity, weights=WeightMode.ROUNDING)
-    reconstruct_blocks(graph, reference, batches, output_magnitudes(graph, batches[0]), settings)
+    reconstruct_blocks(
+        graph, reference, BlockBatches(batches), output_magnitudes(graph, batches[0]), settings
+    )
     for layer in quantized_layers(graph):
         weight = weight_of(graph, layer)
         torch.testing.assert_close(layer.weight_quantizer(weight), weight, rtol=1e-6, atol=0)
@@ -146,4 +148,4 @@ def test_a_block_whose_loss_is_no_number_is_named(calibrated, data):
     magnitudes = output_magnitudes(graph, batches[0])
     broken = [batch * float("nan") for batch in batches]
     with pytest.raises(CalibrationError, match=r"stem.*NaN or infinite at step 0"):
-        reconstruct_blocks(graph, reference, broken, magnitudes, BLOCKS)
+        reconstruct_blocks(graph, reference, BlockBatches(broken), magnitudes, BLOCKS)

@@ -16,6 +16,7 @@ from qgait_ptq.capture.trace import capture
 from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.errors import DataError, SequenceLengthWarning
 from qgait_ptq.graph.frame_counts import FrameCounts
+from qgait_ptq.graph.network_input import random_silhouettes
 from qgait_ptq.graph.operators import aten
 
 FAST = qg.QuantConfig(idc=IdcConfig(enabled=False), rounding="nearest", bias_correction=False)
@@ -84,6 +85,24 @@ def test_lengths_that_the_network_refuses_are_found_without_a_guard():
     graph.output(graph.call_function(aten.mean.dim, (graph.placeholder("x"), [1, 2])))
     comparer = Comparer(NineFramesOrMore(), fx.GraphModule({}, graph), (32, 22))
     assert comparer.frame_counts(NoGuards(), 2, 31) == FrameCounts(9)
+
+
+def test_each_size_is_compared_once_and_the_output_of_the_graph_is_kept():
+    class Counting(nn.Flatten):
+        calls = 0
+
+        def forward(self, silhouettes):
+            self.calls += 1
+            return super().forward(silhouettes)
+
+    network = Counting(2)
+    graph = fx.Graph()
+    graph.output(graph.call_function(aten.flatten.using_ints, (graph.placeholder("x"), 2)))
+    comparer = Comparer(network, fx.GraphModule({}, graph), (4, 4))
+    for size in ((2, 7), (1, 7), (2, 7)):
+        assert comparer.compare(size).name == "AGREES"
+    assert network.calls == 2
+    assert torch.equal(comparer.outputs[2, 7], network(random_silhouettes(2, 7, (4, 4))))
 
 
 def test_a_graph_that_fails_at_a_length_prints_nothing(capsys):

@@ -8,6 +8,7 @@ from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sequences import cut_width
 from qgait_ptq.gait.data.sources import render_walkers
 from qgait_ptq.gait.walkers.body import build_body
+from qgait_ptq.gait.walkers.camera import COLUMNS, FAR_OUTSIDE, ROWS, rasterise
 from qgait_ptq.gait.walkers.clothing import Condition
 from qgait_ptq.gait.walkers.contact_sheet import draw_contact_sheet, write_contact_sheet
 from qgait_ptq.gait.walkers.kinematics import simulate_walk
@@ -55,6 +56,25 @@ def test_the_body_has_the_stature():
         capsules.start[..., 2] + capsules.start_radius, capsules.end[..., 2] + capsules.end_radius
     ).max(1)
     assert np.allclose(top, style.stature, atol=0.15)
+
+
+def test_the_outline_is_that_of_the_nearest_capsule():
+    rng = np.random.default_rng(0)
+    ends = rng.uniform((-10, -10), (80, 95), (2, 3, 5, 2)).astype(np.float32)
+    radii = rng.uniform(1, 6, (2, 3, 5)).astype(np.float32)
+    found = rasterise(*ends, *radii)
+    columns, rows = np.arange(COLUMNS, dtype=np.float32), np.arange(ROWS, dtype=np.float32)[:, None]
+    for frame in range(3):
+        nearest = np.full((ROWS, COLUMNS), FAR_OUTSIDE)
+        for a, b, ra, rb in zip(*ends[:, frame], *radii[:, frame], strict=True):
+            dx, dy = b - a
+            along = ((columns - a[0]) * dx + (rows - a[1]) * dy) / (dx * dx + dy * dy + 1e-4)
+            along = along.clip(0, 1)
+            to_axis = np.hypot(columns - a[0] - along * dx, rows - a[1] - along * dy)
+            nearest = np.minimum(nearest, to_axis - (ra + along * (rb - ra)))
+        near = nearest < 3  # further away, a capsule may be left out
+        assert np.allclose(found[frame][near], nearest[near], atol=1e-3)
+        assert (found[frame][~near] > 2.9).all()
 
 
 def test_silhouettes_fill_the_height_and_are_centred():

@@ -52,7 +52,7 @@ def of_pairs(walkers):
 
 def test_the_report_has_the_promised_keys(evaluated):
     report = evaluated.report.to_json()
-    for network in ("float", "quantized", "onnx"):
+    for network in ("float", "onnx"):
         assert set(report["accuracy"][network]["rank1"]) == {"nm", "bg", "cl", "mean"}
         assert {"mAP", "mINP"} <= set(report["accuracy"][network])
     assert set(report["size_bytes"]) == {"float", "onnx"}
@@ -76,15 +76,14 @@ def test_ranges_are_those_that_the_integers_stand_for(walkers, of_pairs, target)
 
 def test_eight_bits_rank_as_float_does(evaluated):
     accuracy = evaluated.report.accuracy
-    for name in ("quantized", "onnx"):
-        assert accuracy[name].mAP == pytest.approx(accuracy["float"].mAP, abs=2)
+    assert accuracy["onnx"].mAP == pytest.approx(accuracy["float"].mAP, abs=2)
     assert evaluated.report.agreement.sqnr_db > 40
 
 
 def test_the_report_tells_float_from_quantized(evaluated):
     agreement = evaluated.report.agreement
     assert 0.9 < agreement.cosine_min < 1
-    assert evaluated.report.accuracy["float"].mAP != evaluated.report.accuracy["quantized"].mAP
+    assert evaluated.report.accuracy["float"].mAP != evaluated.report.accuracy["onnx"].mAP
 
 
 def test_pairs_give_agreement_instead_of_accuracy(of_pairs):

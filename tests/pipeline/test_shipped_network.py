@@ -30,7 +30,7 @@ def test_it_loads_without_naming_its_network():
 @pytest.mark.parametrize(("bits", "drop"), [(8, 0.3), (4, 5.0)])
 def test_quantized_it_ranks_unseen_walkers_as_claimed(bits, drop):
     network = load_model(SHIPPED, zoo=NETWORKS).network
-    config = qg.QuantConfig(weight_bits=bits, activation_bits=bits)
+    config = qg.QuantConfig(weight_bits=bits, activation_bits=bits, evaluate_simulation=True)
     report = qg.quantize(network, qg.load_walkers(), config).report
     rank1 = {name: report.accuracy[name].rank1["mean"] for name in ("float", "quantized", "onnx")}
     assert report.accuracy["float"].rank1["nm"] > 85

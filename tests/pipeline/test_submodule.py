@@ -95,7 +95,9 @@ def test_the_whole_network_is_refused_and_the_way_out_is_named(network, walkers_
 
 @pytest.fixture(scope="module")
 def result(network, walkers_root):
-    config = qg.QuantConfig(weight_bits=4, activation_bits=4, edge_bits=4, calibration_sequences=12)
+    config = qg.QuantConfig(
+        weight_bits=4, activation_bits=4, edge_bits=4, calibration_sequences=12, evaluate_simulation=True
+    )
     return qg.quantize(network, load_directory(walkers_root), config, submodule="backbone", device="cpu")
 
 

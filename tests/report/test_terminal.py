@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from qgait_ptq.evaluation.benchmark import FileBenchmark, Timing
@@ -22,6 +23,7 @@ from qgait_ptq.report.runtime_tables import (
     verification_table,
 )
 from qgait_ptq.report.terminal import (
+    SpeedColumn,
     TerminalProgress,
     accuracy_table,
     comparison_table,
@@ -94,6 +96,22 @@ def test_tables_show_names_and_do_not_interpret_them(name):
     assert SHOWN in text
     without_styles = re.sub(r"\x1b\[[\d;]*m", "", text)
     assert all(line.isprintable() for line in without_styles.splitlines())
+
+
+def test_the_table_has_no_column_for_a_network_without_figures():
+    measured = {**REPORT, "accuracy": dict.fromkeys(("float", "onnx"), ACCURACY)}
+    assert "simulation" in render(accuracy_table(REPORT))
+    assert "simulation" not in render(accuracy_table(measured))
+
+
+def test_a_bar_shows_the_steps_a_second():
+    progress = RichProgress(SpeedColumn(), console=terminal())
+    task = progress.add_task("evaluation", total=10)
+    column = SpeedColumn()
+    assert column.render(progress.tasks[task]).plain == ""
+    for _ in range(3):
+        progress.advance(task)
+    assert column.render(progress.tasks[task]).plain.endswith("/s")
 
 
 def test_plain_text_has_one_line_and_no_control_characters():

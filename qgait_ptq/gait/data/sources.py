@@ -28,11 +28,13 @@ from qgait_ptq.gait.data.partition import Partition, read_partition
 from qgait_ptq.gait.data.sequences import DEFAULT_READING, Reading, cut_width
 from qgait_ptq.gait.metrics import Metric
 from qgait_ptq.gait.protocols import PROTOCOLS, TestSet, get_protocol, make_test_set
+from qgait_ptq.gait.walkers.cached import open_walker_cache
 from qgait_ptq.gait.walkers.clothing import Condition
 from qgait_ptq.gait.walkers.population import TRIALS, VIEWS, Split, split_identities
 from qgait_ptq.gait.walkers.rendering import condition_name, render_identities, subject_name, view_name
 from qgait_ptq.graph.frame_layout import FrameLayout
 from qgait_ptq.system.exchanging import exchange, for_all, share_of
+from qgait_ptq.system.file_cache import FileCache
 from qgait_ptq.system.processes import processes
 
 CALIBRATION_WALKERS, TEST_WALKERS = 16, 20
@@ -216,7 +218,13 @@ def _protocol_notes(test: GaitDataset, test_set: TestSet, split: Partition) -> D
 
 
 def load_walkers(
-    workers: int = 1, advance: Callable[[], None] = lambda: None, unlabelled: int = 0
+    workers: int = 1,
+    advance: Callable[[], None] = lambda: None,
+    unlabelled: int = 0,
+    *,
+    test_walkers: int = TEST_WALKERS,
+    cache: bool = True,
+    note: Callable[[str], None] = lambda text: None,
 ) -> GaitData:
     """Render the built-in data: synthetic walkers under the CASIA-B protocol, in memory.
 
@@ -225,12 +233,16 @@ def load_walkers(
         advance: function to call after each identity.
         unlabelled: number of sequences of other identities to render for fine-tuning, rounded up to whole
             identities.
+        test_walkers: number of identities for tests. Fewer are faster, and give coarser figures.
+        cache: whether to keep rendered walkers in ``$XDG_CACHE_HOME/qgait_ptq`` for later runs.
+        note: receives one line for the user if the cache cannot be used.
     """
-    render = partial(render_walkers, workers=workers, advance=advance)
+    kept = open_walker_cache(note) if cache else None
+    render = partial(render_walkers, workers=workers, advance=advance, cache=kept)
     calibration = render(Split.CALIBRATION, CALIBRATION_WALKERS, views_per_trial=CALIBRATION_VIEWS)
-    test = render(Split.TEST, TEST_WALKERS, views_per_trial=TEST_VIEWS)
+    test = render(Split.TEST, test_walkers, views_per_trial=TEST_VIEWS)
     description = (
-        f"synthetic walkers: {CALIBRATION_WALKERS} identities for calibration, {TEST_WALKERS} others for "
+        f"synthetic walkers: {CALIBRATION_WALKERS} identities for calibration, {test_walkers} others for "
         f"tests ({len(test)} sequences, CASIA-B protocol)"
     )
     more = None
@@ -257,6 +269,7 @@ def render_walkers(
     views_per_trial: int = len(VIEWS),
     workers: int = 1,
     advance: Callable[[], None] = lambda: None,
+    cache: FileCache | None = None,
 ) -> GaitDataset:
     """Render synthetic walkers into memory. The processes of a run share them, and each gets all.
 
@@ -268,10 +281,11 @@ def render_walkers(
         views_per_trial: number of views of each walk, drawn at random from eleven.
         workers: number of processes.
         advance: called after each identity.
+        cache: cache of rendered walkers; None for none.
     """
     identities = share_of(split_identities(split, first + count)[first:])
     workers, advance = max(1, workers // processes().count), for_all(advance)
-    rendered = render_identities(identities, trials=trials, views_per_trial=views_per_trial, workers=workers)
+    rendered = render_identities(identities, None, trials, views_per_trial, workers, cache)
     records: list[SequenceRecord] = []
     with closing(rendered):
         for walks in rendered:
@@ -289,10 +303,10 @@ def render_walkers(
     return GaitDataset(everything, f"{count} synthetic walkers")
 
 
-def walker_counts() -> tuple[int, int]:
+def walker_counts(test_walkers: int = TEST_WALKERS) -> tuple[int, int]:
     """Return the numbers of calibration sequences and of test sequences of the built-in walkers."""
     trials = len(TRIALS)
-    return CALIBRATION_WALKERS * CALIBRATION_VIEWS * trials, TEST_WALKERS * TEST_VIEWS * trials
+    return CALIBRATION_WALKERS * CALIBRATION_VIEWS * trials, test_walkers * TEST_VIEWS * trials
 
 
 def as_gait_data(data: Any) -> GaitData:

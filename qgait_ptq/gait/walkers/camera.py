@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ MARGIN = 8  # rows left free above and below
 FAR_OUTSIDE = 99.0  # distance, in pixels, given to pixels that no capsule comes near
 
 Array = NDArray[np.float64]
+Pixels = NDArray[np.float32]
+_COLUMNS, _ROWS = np.arange(COLUMNS, dtype=np.float32), np.arange(ROWS, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def outline_distance(
     centre = np.stack([(start[..., 0].mean(1) + end[..., 0].mean(1)) / 2, (top + bottom) / 2], -1)[:, None]
     # The image's rows count downwards.
     flip, middle = np.array([scale, -scale]), np.array([COLUMNS / 2, ROWS / 2])
-    return _rasterise(
+    return rasterise(
         ((start - centre) * flip + middle).astype(np.float32),
         ((end - centre) * flip + middle).astype(np.float32),
         (start_radius * scale).astype(np.float32),
@@ -77,29 +80,75 @@ def _project(
     return seen[..., :2] / seen[..., 2:], radii / seen[..., 2]
 
 
-def _rasterise(
-    start: NDArray[np.float32],
-    end: NDArray[np.float32],
-    start_radius: NDArray[np.float32],
-    end_radius: NDArray[np.float32],
-) -> NDArray[np.float32]:
-    """Return the minimum over capsules of the signed distance, each in its bounding box only."""
-    frames, capsules = start_radius.shape
+def rasterise(
+    start: Pixels,
+    end: Pixels,
+    start_radius: Pixels,
+    end_radius: Pixels,
+) -> Pixels:
+    """Return the minimum over capsules of the signed distance ``[frames, ROWS, COLUMNS]``.
+
+    Each capsule is drawn in its bounding box only, three pixels larger on each side.
+
+    Args:
+        start: starts of the axes in pixels, ``[frames, capsules, 2]``.
+        end: ends of the axes, likewise.
+        start_radius: radii at the starts, ``[frames, capsules]``.
+        end_radius: radii at the ends, likewise.
+    """
+    frames = len(start)
     distance = np.full((frames, ROWS, COLUMNS), FAR_OUTSIDE, np.float32)
-    rows, columns = np.arange(ROWS, dtype=np.float32), np.arange(COLUMNS, dtype=np.float32)
-    for index in range(capsules):
-        a, b = start[:, index], end[:, index]
-        ra, rb = start_radius[:, index, None, None], end_radius[:, index, None, None]
-        reach = max(ra.max(), rb.max()) + 3
-        low, high = np.minimum(a, b).min(0) - reach, np.maximum(a, b).max(0) + reach + 1
-        x = slice(int(np.clip(low[0], 0, COLUMNS)), int(np.clip(high[0], 0, COLUMNS)))
-        y = slice(int(np.clip(low[1], 0, ROWS)), int(np.clip(high[1], 0, ROWS)))
-        if x.start >= x.stop or y.start >= y.stop:
-            continue
-        px = columns[None, None, x] - a[:, None, None, 0]
-        py = rows[None, y, None] - a[:, None, None, 1]
-        dx, dy = (b - a)[:, None, None, 0], (b - a)[:, None, None, 1]
-        along = np.clip((px * dx + py * dy) / (dx * dx + dy * dy + 1e-4), 0, 1)
-        to_axis = np.sqrt((px - along * dx) ** 2 + (py - along * dy) ** 2)
-        np.minimum(distance[:, y, x], to_axis - (ra + along * (rb - ra)), out=distance[:, y, x])
+    memory = np.empty((3, distance.size), np.float32)  # reused, because new arrays cost more than the sums
+    reach = np.maximum(start_radius.max(0), end_radius.max(0))[:, None] + 3
+    first = np.clip(np.minimum(start, end).min(0) - reach, 0, [COLUMNS, ROWS]).astype(int)
+    last = np.clip(np.maximum(start, end).max(0) + reach + 1, 0, [COLUMNS, ROWS]).astype(int)
+    for index in np.flatnonzero((first < last).all(1)):
+        (x0, y0), (x1, y1) = first[index], last[index]
+        box, shape = (slice(x0, x1), slice(y0, y1)), (frames, y1 - y0, x1 - x0)
+        along, across, other = (one[: math.prod(shape)].reshape(shape) for one in memory)
+        ends = start[:, index], end[:, index], start_radius[:, index], end_radius[:, index]
+        _capsule_distance(*ends, box, along, across, other)
+        np.minimum(distance[:, y0:y1, x0:x1], across, out=distance[:, y0:y1, x0:x1])
     return distance
+
+
+def _capsule_distance(
+    a: Pixels,
+    b: Pixels,
+    ra: Pixels,
+    rb: Pixels,
+    box: tuple[slice, slice],
+    along: Pixels,
+    across: Pixels,
+    other: Pixels,
+) -> None:
+    """Compute the signed distance to one capsule in each frame.
+
+    Args:
+        a: starts of the axis, ``[frames, 2]``.
+        b: ends of the axis, ``[frames, 2]``.
+        ra: radii at the start, ``[frames]``.
+        rb: radii at the end, ``[frames]``.
+        box: columns and rows.
+        along: memory ``[frames, rows, columns]``.
+        across: receives the distance ``[frames, rows, columns]``.
+        other: memory ``[frames, rows, columns]``.
+    """
+    (x, y), (dx, dy) = box, (b - a).T[:, :, None, None]
+    px = _COLUMNS[None, None, x] - a[:, None, None, 0]
+    py = _ROWS[None, y, None] - a[:, None, None, 1]
+    np.add(px * dx, py * dy, out=along)
+    along /= dx * dx + dy * dy + 1e-4
+    np.maximum(along, 0, out=along)
+    np.minimum(along, 1, out=along)  # position on the axis, 0 at the start and 1 at the end
+    np.multiply(along, dx, out=across)
+    np.subtract(px, across, out=across)
+    across *= across
+    np.multiply(along, dy, out=other)
+    np.subtract(py, other, out=other)
+    other *= other
+    across += other
+    np.sqrt(across, out=across)
+    along *= (rb - ra)[:, None, None]
+    along += ra[:, None, None]
+    across -= along

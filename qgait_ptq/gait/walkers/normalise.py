@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,8 +24,9 @@ def normalise_silhouettes(mask: NDArray[np.bool_], size: int = 64) -> NDArray[np
         Silhouettes in {0, 255}, ``[frames, size, size]``.
     """
     silhouettes = np.zeros((len(mask), size, size), np.uint8)
+    occupied = np.asarray(mask.any(2))
     for index, frame in enumerate(mask):
-        rows = np.flatnonzero(frame.any(1))
+        rows = np.flatnonzero(occupied[index])
         if len(rows) < SMALLEST_PERSON:
             if index:
                 silhouettes[index] = silhouettes[index - 1]
@@ -42,6 +45,7 @@ def _resize(image: NDArray[np.float32], scale: float, rows: int) -> NDArray[np.f
     return np.asarray(vertical @ image @ horizontal.T)
 
 
+@lru_cache(maxsize=512)  # persons of one height need the same matrices
 def _interpolation(size: int, source: int, scale: float) -> NDArray[np.float32]:
     """Return the matrix ``[size, source]`` that interpolates linearly between pixel centres."""
     position = np.clip((np.arange(size) + 0.5) / scale - 0.5, 0, source - 1)

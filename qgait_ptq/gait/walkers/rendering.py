@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.partition import Partition, read_partition
+from qgait_ptq.gait.walkers.cached import decode_walks, encode_walks, walker_key
 from qgait_ptq.gait.walkers.clothing import Condition
 from qgait_ptq.gait.walkers.population import (
     TRIALS,
@@ -26,6 +27,7 @@ from qgait_ptq.gait.walkers.population import (
     WalkerSettings,
     render_identity,
 )
+from qgait_ptq.system.file_cache import FileCache
 from qgait_ptq.system.locking import locked, temporary_folder
 from qgait_ptq.system.workers import map_in_processes
 from qgait_ptq.system.writing import make_folder, remove_empty, write_whole
@@ -43,6 +45,7 @@ def render_identities(
     trials: tuple[tuple[Condition, int], ...] = TRIALS,
     views_per_trial: int = len(VIEWS),
     workers: int = 1,
+    cache: FileCache | None = None,
 ) -> Generator[Rendered, None, None]:
     """Render identities in order, each as a list of (label, silhouettes ``[s, 64, 64]``).
 
@@ -53,14 +56,24 @@ def render_identities(
         views_per_trial: number of views of each walk.
         workers: number of processes; 1 for this process only. More processes need a main module that can be
             imported, such as a command or a script with a ``__main__`` guard.
+        cache: cache to take identities from and to store them in; see `open_walker_cache`.
     """
-    render = partial(
-        _render_to_list, settings=settings or WalkerSettings(), trials=trials, views_per_trial=views_per_trial
-    )
-    if workers <= 1:
-        yield from map(render, identities)
-    else:
-        yield from map_in_processes(render, identities, workers)
+    settings = settings or WalkerSettings()
+    render = partial(_render_to_list, settings=settings, trials=trials, views_per_trial=views_per_trial)
+    if cache is None:
+        yield from _render_all(render, identities, workers)
+        return
+    keys = {identity: walker_key(identity, settings, trials, views_per_trial) for identity in identities}
+    missing = [identity for identity, key in keys.items() if not cache.has(key)]
+    with closing(_render_all(render, missing, workers)) as rendered:
+        for identity, key in keys.items():
+            content = None if identity in missing else cache.read(key)
+            if content is not None:
+                yield decode_walks(content)
+                continue
+            walks = next(rendered) if identity in missing else render(identity)
+            cache.write(key, encode_walks(walks))
+            yield walks
 
 
 def write_walkers(
@@ -130,6 +143,15 @@ def condition_name(label: WalkerLabel) -> str:
 def view_name(label: WalkerLabel) -> str:
     """Return the folder name of a view, such as ``090``."""
     return f"{label.view:03d}"
+
+
+def _render_all(
+    render: Callable[[int], Rendered], identities: Sequence[int], workers: int
+) -> Generator[Rendered, None, None]:
+    if workers <= 1 or not identities:
+        yield from map(render, identities)
+    else:
+        yield from map_in_processes(render, identities, workers)
 
 
 def _render_to_list(

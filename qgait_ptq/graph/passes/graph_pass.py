@@ -35,7 +35,10 @@ class GraphPass:
 
 
 def run_passes(
-    graph_module: fx.GraphModule, passes: Iterable[GraphPass], examples: Sequence[Tensor]
+    graph_module: fx.GraphModule,
+    passes: Iterable[GraphPass],
+    examples: Sequence[Tensor],
+    outputs: Sequence[Tensor] | None = None,
 ) -> fx.GraphModule:
     """Run passes one after the other, in place, and check that the graph computes the same after each.
 
@@ -47,6 +50,7 @@ def run_passes(
         passes: rewrites in order.
         examples: silhouettes ``[n, s, h, w]`` of different batch sizes and frame counts. The shapes of the
             first are recorded in the nodes; its n is at least 2.
+        outputs: outputs of the graph for the examples, if they are known; None runs the graph.
 
     Returns:
         The same graph module, with the shapes of the first example recorded.
@@ -57,13 +61,13 @@ def run_passes(
     """
     original = copy.deepcopy(graph_module)
     with torch.inference_mode():
-        expected = [graph_module(silhouettes) for silhouettes in examples]
+        expected = outputs or [graph_module(silhouettes) for silhouettes in examples]
     record_shapes(graph_module, examples[0])
     free_axes_are_fresh = False
     effective: list[str] = []
     for graph_pass in passes:
         if graph_pass.needs_free_axes and not free_axes_are_fresh:
-            record_free_axes(graph_module, examples)
+            record_free_axes(graph_module, _extremes(examples))
             free_axes_are_fresh = True
         before, nodes = _fingerprint(graph_module), set(graph_module.graph.nodes)
         graph_pass.rewrite(graph_module)
@@ -81,6 +85,15 @@ def run_passes(
         culprit = f"one of the passes {', '.join(effective)}"
         _check(culprit, graph_module, original, output, reference, silhouettes)
     return graph_module
+
+
+def _extremes(examples: Sequence[Tensor]) -> list[Tensor]:
+    """Return the first example, and those with the smallest and largest batch size and frame count."""
+    kept = {0}
+    for axis in (0, 1):
+        sizes = [example.shape[axis] for example in examples]
+        kept |= {sizes.index(min(sizes)), sizes.index(max(sizes))}
+    return [examples[index] for index in sorted(kept)]
 
 
 def _inherit_places(graph_module: fx.GraphModule, before: set[fx.Node]) -> None:

@@ -49,6 +49,29 @@ def test_a_pass_that_changes_the_output_is_refused_with_its_name(captured, rewri
         run_passes(captured.graph_module, passes, [captured.example()])
 
 
+def test_known_outputs_are_not_computed_again(captured):
+    runs = []
+    captured.graph_module.register_forward_hook(lambda *_: runs.append(1))
+    example, output = captured.example(), captured.graph_module(captured.example())
+    keeps = GraphPass("keeps", append(aten.mul.Tensor, 1.0))
+    run_passes(captured.graph_module, [keeps], [example], [output])
+    assert len(runs) == 1
+
+
+def test_free_axes_come_from_the_smallest_and_the_largest_sizes(captured):
+    seen = []
+    free = GraphPass("looks", lambda graph_module: seen.append(free_axes(graph_module)), needs_free_axes=True)
+    sizes = ((2, 7), (2, 5), (2, 12), (2, 17), (3, 7), (1, 7))
+    run_passes(captured.graph_module, [free], [captured.example(*size) for size in sizes])
+    assert seen == [{0, 1}]
+
+
+def free_axes(graph_module):
+    """Return the free axes of the input."""
+    (silhouettes,) = (node for node in graph_module.graph.nodes if node.op == "placeholder")
+    return {axis for axis in range(4) if is_free(silhouettes, axis)}
+
+
 def test_a_pass_finds_the_shapes_and_free_axes_of_nodes_that_earlier_passes_inserted(captured):
     seen = []
 

@@ -1,0 +1,127 @@
+"""The part of a network that gradients can train.
+
+A gradient of a rounding step assumes that values are spread over the step. Silhouettes are binary, so whole
+areas of a frame share a few values in the first layers. Where a rounding threshold passes such a value, all
+of them move to another integer at once: the loss jumps, and gradients do not see it. GaitBase-small at W3A3:
+raising the scale after the first layer by 3 % doubles the loss, and the gradient is close to zero.
+
+Training such a layer makes the network worse, and so does training a layer before it. Both are left as they
+are.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from qgait_ptq.calibration.distances import IdcLoss
+from qgait_ptq.calibration.training_batches import BatchSource
+from qgait_ptq.graph.stored_weights import layer_name, nearest_layer
+from qgait_ptq.placement.quantized_layers import activation_quantizers, quantized_layers
+from qgait_ptq.quantizer.fake_quantize import FakeQuantize
+
+CHANGES = (0.97, 1.03)  # factors of a scale, as a few steps of training change it
+LARGEST_RISE = 0.05  # share of the loss; smooth places were seen up to 0.04, jumps from 0.07 to 0.9
+FINE_BITS = 8  # steps of this width are so small that jumps do not hinder training
+PROBED_BATCHES = 2
+
+
+@dataclass(frozen=True)
+class TrainablePart:
+    """The nodes of a graph that gradients can train.
+
+    Attributes:
+        nodes: these nodes.
+        jumps: relative rise of the loss at each quantizer of activations where it jumps, by name.
+        places: call of each of these quantizers.
+        layers: number of quantized layers among the nodes.
+        all_layers: number of quantized layers of the graph.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    jumps: dict[str, float] = field(default_factory=dict)
+    places: dict[str, fx.Node] = field(default_factory=dict)
+    layers: int = 0
+    all_layers: int = 0
+
+    def jumps_by_layer(self) -> dict[str, float]:
+        """Return the largest rise behind each layer, by the name of the layer."""
+        found: dict[str, float] = {}
+        for name, rise in self.jumps.items():
+            layer = nearest_layer(self.places[name])
+            key = "input" if layer is None else layer_name(layer)
+            found[key] = max(rise, found.get(key, 0.0))
+        return found
+
+
+def find_trainable_part(graph_module: fx.GraphModule, loss: Callable[[nn.Module], float]) -> TrainablePart:
+    """Return the nodes that do not lead to a place where the loss jumps.
+
+    If no layer is left, all are returned: the comparison at the end of training decides then.
+
+    Args:
+        graph_module: calibrated graph.
+        loss: returns the loss of a graph on some clips.
+    """
+    probed = copy.deepcopy(graph_module)
+    quantizers = {
+        name: quantizer
+        for name, quantizer in activation_quantizers(probed, inputs=False).items()
+        if quantizer.grid.bits < FINE_BITS
+    }
+    before = loss(probed)
+    jumps: dict[str, float] = {}
+    places: dict[str, fx.Node] = {}
+    held: set[fx.Node] = set()
+    for node in reversed(graph_module.graph.nodes):
+        if any(user in held for user in node.users):
+            held.add(node)
+        elif node.op == "call_module" and str(node.target) in quantizers:
+            rise = _largest_loss(quantizers[str(node.target)], lambda: loss(probed)) / before - 1
+            if rise > LARGEST_RISE:
+                jumps[str(node.target)], places[str(node.target)] = rise, node
+                held.add(node)
+    layers = [layer.node for layer in quantized_layers(graph_module)]
+    left = [layer for layer in layers if layer not in held]
+    nodes = [node for node in graph_module.graph.nodes if not left or node not in held]
+    return TrainablePart(tuple(nodes), jumps, places, len(left) or len(layers), len(layers))
+
+
+def anchor_loss(
+    reference: nn.Module, source: BatchSource, seed: int, device: torch.device
+) -> Callable[[nn.Module], float]:
+    """Return a function that computes L_anchor of a network on a few training batches.
+
+    Args:
+        reference: the float network.
+        source: source of training batches.
+        seed: random seed of the batches.
+        device: device of the networks.
+    """
+    batches = [
+        source.draw(np.random.default_rng([seed, index]), index).clips.to(device)
+        for index in range(PROBED_BATCHES)
+    ]
+
+    def embed(network: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([network(clips) for clips in batches])
+
+    wanted = embed(reference)
+    return lambda network: float(IdcLoss.anchor(embed(network), wanted))
+
+
+def _largest_loss(quantizer: FakeQuantize, loss: Callable[[], float]) -> float:
+    """Return the largest loss with a changed scale."""
+    scale = quantizer.scale.detach().clone()
+    losses = []
+    for change in CHANGES:
+        quantizer.set_scale(scale * change)
+        losses.append(loss())
+    quantizer.set_scale(scale)
+    return max(losses)

@@ -1,0 +1,96 @@
+"""Which part of a network gradients can train."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from qgait_ptq.calibration.trainable_part import LARGEST_RISE, anchor_loss, find_trainable_part
+from qgait_ptq.calibration.training_batches import LabelledBatches
+from qgait_ptq.placement.quantized_layers import activation_quantizers, quantized_layers
+from qgait_ptq.quantizer.fake_quantize import set_quantizing
+from tests.conftest import make_gaitbase
+from tests.networks import labelled_batches, quantize_network, training_data
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def calibrated(batches):
+    return quantize_network(make_gaitbase(), batches, weight_bits=8, activation_bits=3)
+
+
+def coarse(graph):
+    return [name for name, q in activation_quantizers(graph, inputs=False).items() if q.grid.bits < 8]
+
+
+def loss_that_jumps_at(names, graph):
+    """A loss of 1 that doubles when the scale of one of these quantizers changes."""
+    before = {name: float(activation_quantizers(graph, inputs=False)[name].scale) for name in names}
+
+    def loss(changed):
+        found = activation_quantizers(changed, inputs=False)
+        return 1.0 + any(not math.isclose(float(found[name].scale), before[name]) for name in names)
+
+    return loss
+
+
+def test_layers_that_lead_to_a_jump_are_not_trained(calibrated):
+    graph = calibrated.graph
+    second = coarse(graph)[1]
+    part = find_trainable_part(graph, loss_that_jumps_at([second], graph))
+    assert part.jumps == {second: 1.0}
+    after = next(i for i, node in enumerate(graph.graph.nodes) if str(node.target) == second)
+    order = {node: i for i, node in enumerate(graph.graph.nodes)}
+    layers = [layer.node for layer in quantized_layers(graph)]
+    behind = [layer for layer in layers if order[layer] > after]
+    assert {layer for layer in layers if layer in part.nodes} == set(behind)
+    assert (part.layers, part.all_layers) == (len(behind), len(layers))
+
+
+def test_a_smooth_network_is_trained_as_a_whole(calibrated):
+    part = find_trainable_part(calibrated.graph, lambda graph: 1.0)
+    assert part.nodes == tuple(calibrated.graph.graph.nodes)
+    assert not part.jumps
+
+
+def test_a_network_that_jumps_at_its_end_is_trained_as_a_whole(calibrated):
+    """There would be nothing to train. The comparison after training decides."""
+    graph = calibrated.graph
+    last = coarse(graph)[-1]
+    wide = quantized_layers(graph)
+    part = find_trainable_part(graph, loss_that_jumps_at([last], graph))
+    assert last in part.jumps
+    assert part.layers in range(1, len(wide) + 1)
+    assert any(layer.node in part.nodes for layer in wide)
+
+
+def test_scales_are_as_before(calibrated):
+    before = {name: q.scale.clone() for name, q in activation_quantizers(calibrated.graph).items()}
+    find_trainable_part(calibrated.graph, loss_that_jumps_at(coarse(calibrated.graph)[:1], calibrated.graph))
+    for name, quantizer in activation_quantizers(calibrated.graph).items():
+        assert torch.equal(quantizer.scale, before[name])
+
+
+def test_the_loss_is_the_relative_error_on_training_batches(calibrated, people):
+    data = training_data(people, calibrated.float_graph)
+    source: LabelledBatches = labelled_batches(data)
+    clips = torch.cat([source.draw(np.random.default_rng([5, i]), i).clips for i in range(2)])
+    with torch.no_grad():
+        wanted, given = calibrated.float_graph(clips), calibrated.graph(clips)
+    spread = (wanted - wanted.mean(0, keepdim=True)).square().sum()
+    expected = float((given - wanted).square().sum() / spread)
+    loss = anchor_loss(calibrated.float_graph, source, 5, CPU)
+    assert loss(calibrated.graph) == pytest.approx(expected, rel=1e-4)
+    set_quantizing(calibrated.graph, False)
+    assert loss(calibrated.graph) < 1e-9
+    set_quantizing(calibrated.graph, True)
+
+
+def test_silhouettes_make_the_first_layers_jump(calibrated, people):
+    data = training_data(people, calibrated.float_graph)
+    loss = anchor_loss(calibrated.float_graph, labelled_batches(data), 0, CPU)
+    part = find_trainable_part(calibrated.graph, loss)
+    assert coarse(calibrated.graph)[0] in {*part.jumps} or part.layers < part.all_layers
+    assert all(rise > LARGEST_RISE for rise in part.jumps.values())

@@ -1,0 +1,72 @@
+"""What is evaluated: the float network and the file on all test sequences, the simulation on a sample."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import qgait_ptq as qg
+from qgait_ptq.gait.data.sequences import Reading
+from qgait_ptq.report.evaluated import evaluated_networks, evaluation_lines
+from tests.conftest import make_gaitbase
+
+
+@pytest.fixture(scope="module")
+def exported(walkers_root):
+    data = qg.load_directory(walkers_root, reading=Reading(longest=24))
+    config = qg.QuantConfig(idc={"enabled": False}, rounding="nearest", calibration_sequences=4)
+    return qg.export(qg.calibrate(qg.prepare(make_gaitbase(), data, config, device="cpu")))
+
+
+@pytest.fixture(scope="module")
+def usual(exported):
+    return qg.evaluate(exported).report
+
+
+@pytest.fixture(scope="module")
+def complete(exported):
+    config = exported.config.model_copy(update={"evaluate_simulation": True})
+    return qg.evaluate(replace(exported, config=config)).report
+
+
+def test_figures_that_were_not_measured_are_not_in_the_report(usual):
+    assert set(usual.accuracy) == {"float", "onnx", "onnx_float_gallery"}
+    assert usual.comparison.quantized is None
+    assert evaluated_networks(usual.to_json()) == ("float", "onnx")
+
+
+def test_the_report_says_on_how_many_sequences_the_simulation_was_evaluated(usual):
+    assert usual.evaluation.simulated_sequences == usual.parity.sequences < usual.data.test_sequences
+    assert any(
+        f"evaluated on {usual.parity.sequences} of {usual.data.test_sequences} test" in line
+        for line in evaluation_lines(usual.to_json())
+    )
+
+
+def test_the_simulation_is_evaluated_on_all_sequences_if_wanted(usual, complete):
+    assert complete.evaluation.simulated_sequences == complete.data.test_sequences
+    assert evaluated_networks(complete.to_json()) == ("float", "quantized", "onnx")
+    assert complete.accuracy["quantized"].mAP == pytest.approx(complete.accuracy["onnx"].mAP, abs=1)
+    for name in usual.accuracy:
+        assert usual.accuracy[name] == complete.accuracy[name]
+    assert usual.agreement == complete.agreement
+
+
+def test_the_float_network_runs_in_the_runtime_where_its_file_is_equal(usual):
+    assert usual.evaluation.float_runtime == "onnxruntime"
+    assert any("float network was evaluated in onnxruntime" in x for x in evaluation_lines(usual.to_json()))
+
+
+def test_the_float_network_runs_in_torch_where_its_file_differs(exported, usual):
+    changed = onnx.ModelProto()
+    changed.CopyFrom(exported.file.float_model)
+    weight = next(tensor for tensor in changed.graph.initializer if len(tensor.dims) == 4)
+    values = numpy_helper.to_array(weight) * np.float32(1.01)
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    file = replace(exported.file, float_model=changed)
+    report = qg.evaluate(replace(exported, maybe_file=file)).report
+    assert report.evaluation.float_runtime == "torch"
+    assert "the float network was evaluated in torch" in evaluation_lines(report.to_json())
+    assert report.accuracy["float"].mAP == pytest.approx(usual.accuracy["float"].mAP, abs=0.5)
