@@ -64,6 +64,7 @@ class CalibrateDistances(Stage):
             temperature=TemperatureSchedule(config.temperature, config.temperature),
             averaged=config.averaged,
             micro_batch=clips_at_once(state, config.batch_frames),
+            fixed_batch=state.captured.batch is not None,
             seed=state.config.seed,
         )
         quantized, reference = _copies(state)
@@ -141,7 +142,7 @@ class Finetune(Stage):
         if state.resume and not (state.work_folder and state.work_folder.is_dir()):
             state = state.noting("no saved state to resume; fine-tuning starts from the beginning")
         quantized, reference = _copies(state)
-        saved = SavedStates(state.work_folder, fingerprint(state, quantized), state.resume)
+        saved = SavedStates(state.work_folder, fingerprint(state), state.resume)
         loss = idc_loss(state.config)
         pool, held_out = judge(state, loss, clips_at_once(state))
         source = _end_to_end_batches(state, pool)
@@ -175,10 +176,14 @@ def idc_loss(config: QuantConfig) -> IdcLoss:
     return IdcLoss(idc.neg_weight, idc.pos_weight, idc.anchor_weight, idc.neighbour_weight)
 
 
-def fingerprint(state: State, graph_module: fx.GraphModule) -> str:
-    """Return a digest of the settings, the graph, the unlabelled clips, and the pool if there is one."""
+def fingerprint(state: State) -> str:
+    """Return a digest of the settings, the network, the unlabelled clips, and the pool if there is one.
+
+    It is that of the network as captured. Results of earlier stages differ in their last digits if another
+    number of processes or threads computes them.
+    """
     digest = hashlib.sha256(state.config.model_dump_json().encode())
-    for name, value in sorted(graph_module.state_dict().items()):
+    for name, value in sorted(state.captured.graph_module.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     digest.update(state.unlabelled.numpy().tobytes())
@@ -216,6 +221,7 @@ def _end_to_end_settings(state: State) -> TrainingSettings:
         temperature=TemperatureSchedule(stage.temperature_start, stage.temperature_end),
         averaged=stage.averaged,
         micro_batch=clips_at_once(state, stage.frames),
+        fixed_batch=state.captured.batch is not None,
         seed=state.config.seed + 1,  # other batches than those of stage 1
     )
 

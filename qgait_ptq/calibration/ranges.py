@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from qgait_ptq.calibration.additions import align_additions
 from qgait_ptq.errors import CalibrationError
@@ -14,8 +15,11 @@ from qgait_ptq.graph.stored_weights import layer_name
 from qgait_ptq.placement.quantized_layers import quantized_layers, weight_of, weight_only_weights
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize, set_observing
 from qgait_ptq.quantizer.grid import INT32_MAX
+from qgait_ptq.quantizer.observers import MergeableObserver, Observer
 from qgait_ptq.quantizer.pairs import widened_scale
-from qgait_ptq.system.invariants import present
+from qgait_ptq.system.exchanging import exchange
+from qgait_ptq.system.invariants import of_type, present
+from qgait_ptq.system.processes import processes
 
 BIAS_HEADROOM = 2.0  # a bias takes at most half of the int32 range; the sums need the rest
 
@@ -23,11 +27,12 @@ BIAS_HEADROOM = 2.0  # a bias takes at most half of the int32 range; the sums ne
 def calibrate_ranges(graph_module: fx.GraphModule, batches: Iterable[Tensor]) -> fx.GraphModule:
     """Set the parameters of all quantizers from calibration data.
 
-    The network runs in float while its tensors are observed. No batch is kept in memory.
+    The network runs in float while its tensors are observed. No batch is kept in memory. Observations of the
+    processes of a run are merged where `can_share_batches` holds.
 
     Args:
         graph_module: graph with inserted quantizers; changed in place.
-        batches: silhouettes ``[n, s, h, w]`` in [0, 1].
+        batches: silhouettes ``[n, s, h, w]`` in [0, 1]; the share of this process, or all of them.
 
     Raises:
         CalibrationError: there is no batch, or a tensor is not finite. The error names the layer.
@@ -46,8 +51,10 @@ def calibrate_ranges(graph_module: fx.GraphModule, batches: Iterable[Tensor]) ->
         for batch in batches:
             _observe(graph_module, batch)
             seen += 1
-    if seen == 0:
+    if sum(exchange(seen)) == 0:
         raise CalibrationError("there is no calibration sequence; at least one is needed")
+    if can_share_batches(graph_module):
+        _merge_observers(graph_module)
     for name, quantizer in _quantizers(graph_module).items():
         quantizer.take_range()
         if not torch.isfinite(quantizer.scale).all():
@@ -59,6 +66,32 @@ def calibrate_ranges(graph_module: fx.GraphModule, batches: Iterable[Tensor]) ->
     _leave_room_for_bias(graph_module)
     set_observing(graph_module, False)
     return graph_module
+
+
+def can_share_batches(graph_module: fx.GraphModule) -> bool:
+    """Return whether processes can share the batches: no observer depends on the order of all batches."""
+    return all(isinstance(observer, MergeableObserver) for observer in _activation_observers(graph_module))
+
+
+def _activation_observers(graph_module: fx.GraphModule) -> list[Observer]:
+    weights = {quantizer for _, quantizer, _ in _weight_quantizers(graph_module)}
+    return [one.observer for one in _quantizers(graph_module).values() if one not in weights]
+
+
+def _merge_observers(graph_module: fx.GraphModule) -> None:
+    """Let the observers of each process have seen what those of all processes have."""
+    own = [one for one in _activation_observers(graph_module) if isinstance(one, MergeableObserver)]
+    everywhere = exchange([_on_cpu(observer) for observer in own])
+    for number, observer in enumerate(own):
+        for others in everywhere[: processes().rank] + everywhere[processes().rank + 1 :]:
+            observer.merge(others[number])
+
+
+def _on_cpu(observer: MergeableObserver) -> MergeableObserver:
+    """Return a copy that processes with other GPUs can receive."""
+    moved = copy.deepcopy(observer)
+    of_type(moved, nn.Module).cpu()
+    return moved
 
 
 def _observe(graph_module: fx.GraphModule, batch: Tensor) -> None:

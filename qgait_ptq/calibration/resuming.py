@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from qgait_ptq.errors import ConfigError, first_line
+from qgait_ptq.system.exchanging import first_only
+from qgait_ptq.system.processes import processes
 from qgait_ptq.system.writing import make_folder, remove_empty, write_whole
 
 
@@ -17,7 +19,8 @@ class SavedStates:
     """A folder with one file for each part of the stage. Without a folder (None), nothing is saved.
 
     Files are written under another name and renamed, so a killed run leaves the last complete state. Each
-    file has the fingerprint of its run; states of other runs are refused.
+    file has the fingerprint of its run; states of other runs are refused. In a run of several processes, the
+    first one reads and writes. States do not depend on the number of processes.
     """
 
     def __init__(self, folder: Path | None, fingerprint: str, resume: bool) -> None:
@@ -29,7 +32,7 @@ class SavedStates:
             resume: whether to continue from existing states.
         """
         self.folder, self.fingerprint = folder, fingerprint
-        if folder is not None and not resume:
+        if folder is not None and not resume and processes().first:
             self.remove(folder)
 
     def load(self, part: str) -> Any | None:
@@ -39,10 +42,14 @@ class SavedStates:
             ConfigError: the state belongs to a run with other settings, or cannot be read.
         """
         path = self._path(part)
-        if path is None or not path.exists():
+        return None if path is None else first_only(lambda: self._read(path))
+
+    def _read(self, path: Path) -> Any | None:
+        """Return the state in a file; None if there is none."""
+        if not path.exists():
             return None
         try:
-            saved = dict(torch.load(path, weights_only=True))
+            saved = dict(torch.load(path, map_location="cpu", weights_only=True))
             fingerprint, state = saved["fingerprint"], saved["state"]
         except Exception as error:  # torch and pickle have no common base for a broken file
             raise ConfigError(
@@ -62,7 +69,7 @@ class SavedStates:
                 is kept, and no partial file remains.
         """
         path = self._path(part)
-        if path is None:
+        if path is None or not processes().first:
             return
         content = io.BytesIO()  # torch.save does not report why a file cannot be written
         torch.save({"fingerprint": self.fingerprint, "state": state}, content)

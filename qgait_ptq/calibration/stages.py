@@ -19,7 +19,7 @@ from qgait_ptq.calibration.batches import (
 )
 from qgait_ptq.calibration.correction import CorrectionSettings, Rounding, correct_layers
 from qgait_ptq.calibration.equalization import Equalization, equalize
-from qgait_ptq.calibration.ranges import calibrate_ranges
+from qgait_ptq.calibration.ranges import calibrate_ranges, can_share_batches
 from qgait_ptq.capture.captured import FRAME_AXIS
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import CalibrationError
@@ -28,6 +28,7 @@ from qgait_ptq.placement.quantized_layers import quantized_layers
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
 from qgait_ptq.stages.stage import Stage, nothing
 from qgait_ptq.stages.state import State
+from qgait_ptq.system.exchanging import exchange, for_all
 from qgait_ptq.system.progress import Advance
 
 EQUALIZATION_BATCHES = 4
@@ -80,18 +81,20 @@ class SetRanges(Stage):
             CalibrationError: values are not finite, or there is no sequence.
         """
         quantized = insert_quantizers(state.network).to(state.device)
+        shared = can_share_batches(quantized)
+        chosen = state.chosen.share() if shared else state.chosen
         seen = 0
 
         def batches() -> Iterator[Tensor]:
             nonlocal seen
-            for batch in taken_batches(state, state.chosen, advance):
+            for batch in taken_batches(state, chosen, for_all(advance) if shared else advance):
                 seen += 1
                 yield batch
 
         try:
             calibrate_ranges(quantized, batches())
         except CalibrationError:
-            if seen or not len(state.chosen):
+            if seen or not len(chosen):
                 raise
             cause = state.captured.causes.get(FRAME_AXIS)
             raise CalibrationError(
@@ -101,6 +104,7 @@ class SetRanges(Stage):
             ) from None
         reference = copy.deepcopy(quantized)
         set_quantizing(reference, False)
+        seen = sum(exchange(seen)) if shared else seen
         if seen < len(state.chosen):
             state = state.noting(
                 f"{len(state.chosen) - seen} calibration sequences are left out: the network is captured for "

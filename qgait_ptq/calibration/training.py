@@ -9,7 +9,7 @@ once, on held-out clips.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ from qgait_ptq.calibration.training_batches import Batch, BatchSource
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.quantizer.soft import HARD, TemperatureSchedule
 from qgait_ptq.stages.training_data import Clips
+from qgait_ptq.system.exchanging import gather_rows, share_of, sum_gradients
+from qgait_ptq.system.processes import processes
 
 WARM_UP = 0.05  # share of the steps in which the learning rates rise
 CURVE_POINTS = 24  # of the curve of training losses
@@ -39,6 +41,8 @@ class TrainingSettings:
         temperature: temperature of the soft gradients.
         averaged: share of the steps, the last ones, whose trained values are averaged; 0 for no average.
         micro_batch: number of clips in one backward pass; results do not depend on it.
+        fixed_batch: whether the network takes batches of `micro_batch` clips only. Several processes then
+            share the clips of a step only if there are more.
         seed: random seed for batches.
     """
 
@@ -47,6 +51,7 @@ class TrainingSettings:
     temperature: TemperatureSchedule = HARD
     averaged: float = 0.2
     micro_batch: int = 16
+    fixed_batch: bool = False
     seed: int = 0
 
 
@@ -108,9 +113,10 @@ class HeldOut:
 
 
 def embed_clips(network: nn.Module, clips: Clips, size: int, device: torch.device) -> Tensor:
-    """Return embeddings of all clips without gradients, on the device."""
+    """Return embeddings of all clips without gradients, on the device. Processes share the batches."""
+    batches = share_of(torch.arange(len(clips)).split(size))
     with torch.no_grad():
-        return torch.cat([network(batch) for batch in clips.batches(size, device)])
+        return gather_rows([network(clips.batch(indices, device)) for indices in batches], device)
 
 
 def batch_loss(loss: IdcLoss, given: Tensor, wanted: Tensor, labels: Tensor | None) -> Tensor:
@@ -219,9 +225,12 @@ class EmbeddingTraining:
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
+        average = state["average"]
+        if average is not None:
+            average = {name: _moved(values, self.device) for name, values in average.items()}
         self.progress = _Progress(
             state["step"],
-            state["average"],
+            average,
             state["averaged"],
             [(int(step), float(loss)) for step, loss in state["curve"]],
             list(state["losses"]),
@@ -249,11 +258,13 @@ class EmbeddingTraining:
     def _backward(self, batch: Batch) -> float:
         """Compute the gradients of a batch, holding activations of `micro_batch` clips at a time.
 
-        Without a finite loss, there are no gradients.
+        Without a finite loss, there are no gradients. The processes of a run share the clips, and all get
+        the loss and the gradients of the whole batch.
         """
-        pieces = batch.clips.split(self.settings.micro_batch)
+        pieces = self._pieces(batch.clips)
         labels = None if batch.labels is None else batch.labels.to(self.device)
-        targets = self._targets(batch, pieces)
+        targets = batch.embeddings
+        targets = self._embed(self.reference, pieces) if targets is None else targets.to(self.device)
         if len(pieces) == 1:
             loss = batch_loss(self.loss, self.trained(pieces[0].to(self.device)), targets, labels)
             if bool(torch.isfinite(loss)):
@@ -261,22 +272,28 @@ class EmbeddingTraining:
             return float(loss.detach())
         # The loss needs all embeddings, but their autograd graphs need not exist together. Embed without
         # gradients, differentiate the loss by the embeddings, then embed each piece again with that gradient.
-        with torch.no_grad():
-            embeddings = torch.cat([self.trained(piece.to(self.device)) for piece in pieces])
+        embeddings = self._embed(self.trained, pieces)
         embeddings.requires_grad_(True)
         loss = batch_loss(self.loss, embeddings, targets, labels)
         if bool(torch.isfinite(loss)):
             (gradient,) = torch.autograd.grad(loss, embeddings)
-            for piece, part in zip(pieces, gradient.split(self.settings.micro_batch), strict=True):
+            parts = gradient.split([len(piece) for piece in pieces])
+            for piece, part in share_of(list(zip(pieces, parts, strict=True))):
                 self.trained(piece.to(self.device)).backward(part)
+            sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
         return float(loss.detach())
 
-    def _targets(self, batch: Batch, pieces: tuple[Tensor, ...]) -> Tensor:
-        """Return the embeddings of a batch by the float network."""
-        if batch.embeddings is not None:
-            return batch.embeddings.to(self.device)
+    def _pieces(self, clips: Tensor) -> Sequence[Tensor]:
+        """Return clips in pieces of at most `micro_batch`, if possible at least one for each process."""
+        size, count = self.settings.micro_batch, processes().count
+        return clips.split(size if self.settings.fixed_batch else min(size, -(-len(clips) // count)))
+
+    def _embed(self, network: Callable[[Tensor], Tensor], pieces: Sequence[Tensor]) -> Tensor:
+        """Return the embeddings of all pieces without gradients. Processes share several pieces."""
         with torch.no_grad():
-            return torch.cat([self.reference(piece.to(self.device)) for piece in pieces])
+            if len(pieces) == 1:
+                return network(pieces[0].to(self.device))
+            return gather_rows([network(piece.to(self.device)) for piece in share_of(pieces)], self.device)
 
     def _add_to_average(self) -> None:
         """Add the trained values to their average, in the last part of the steps."""
@@ -298,6 +315,10 @@ class EmbeddingTraining:
         if progress.step % every == 0 or progress.step == self.settings.steps:
             progress.curve.append((progress.step, float(np.mean(progress.losses))))
             progress.losses = []
+
+
+def _moved(values: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {key: value.to(device) for key, value in values.items()}
 
 
 def rate_share(step: int, steps: int) -> float:

@@ -45,17 +45,21 @@ def command(model: Path, directory: Path, out: Path, runtime: str, jobs: int | N
     from qgait_ptq.report.terminal import TerminalProgress
     from qgait_ptq.runtime.embedder import Embedder
     from qgait_ptq.runtime.embedding_files import embed_to_file
+    from qgait_ptq.system.exchanging import in_first
     from qgait_ptq.system.locking import locked
+    from qgait_ptq.system.processes import processes
 
     progress = TerminalProgress(Console())
-    click.get_current_context().with_resource(locked(out))
+    click.get_current_context().with_resource(in_first(locked(out)))
     embedder = Embedder(model, threads=1, runtime=runtime)
     # Frames are read uncut: the embedder cuts them in the same way as in calibration.
     reading = Reading(cut_columns=0, raw=embedder.raw, modalities=embedder.modalities)
     data = GaitDataset.from_directory(directory, reading=reading)
     progress.note(data.summary)
     with progress.stage("sequences", len(data)) as advance:
-        resumed = embed_to_file(embedder, data, out, jobs or usable_cores(), advance)
+        resumed = embed_to_file(
+            embedder, data, out, jobs or max(1, usable_cores() // processes().count), advance
+        )
     if resumed:
         progress.note(f"{resumed} sequences were already embedded by an earlier run")
     progress.note(f"wrote {out}: {len(data)} embeddings")

@@ -18,6 +18,13 @@ import click
 
 from qgait_ptq.errors import ProcessorWarning, QgaitError, SequenceLengthWarning
 from qgait_ptq.system.locking import temporary_files
+from qgait_ptq.system.processes import (
+    announced,
+    first_failure,
+    process_group,
+    processes,
+    wait_for_others,
+)
 
 COMMANDS = {
     "quantize": "quantize a network and write an ONNX file for a runtime",
@@ -32,6 +39,7 @@ COMMANDS = {
     "walkers": "write synthetic walkers to disk",
     "completion": "print a script for shell completion",
 }
+IN_PROCESSES = ("quantize", "evaluate", "sensitivity", "embed")  # commands that divide their work
 BAD_INPUT, OUR_FAULT = 2, 1
 SIGNALLED = 128  # shells report a program that a signal ended as 128 + the signal's number
 CLOSED_PIPE = SIGNALLED + 13  # SIGPIPE, as for cat in "… | head -1"; 1 would mean an internal error
@@ -68,7 +76,11 @@ def cli(debug: bool) -> None:
     Example:
       qgait-ptq quantize examples/models/gaitbase-small.pt --bits 4
     """
-    click.get_current_context().with_resource(temporary_files())
+    context = click.get_current_context()
+    command = context.invoked_subcommand
+    if processes().count > 1 and command not in IN_PROCESSES:
+        raise click.UsageError(f"{command} runs in one process; start it without torchrun")
+    context.with_resource(temporary_files())
 
 
 def run() -> None:
@@ -81,12 +93,26 @@ def run() -> None:
     # Only progress goes to stderr. A run whose progress cannot be shown still gives its result.
     sys.stdout, sys.stderr = _guard(sys.stdout, raises=True), _guard(sys.stderr, raises=False)
     stopping = _Stopping()
-    code = _exit_code(lambda: cli.main(prog_name="qgait-ptq", standalone_mode=False), stopping)
+    code = _exit_code(lambda: _run_among_processes(stopping), stopping)
     if code == 0 and stopping.asked:  # the signal came at the end, or a library swallowed the exception
         code = stopping.finish()
     # A failed command has released its stack frames by now, and with them its pools of processes.
     stopping.ignore()
     sys.exit(_exit_code(_flush, stopping) or code)
+
+
+def _run_among_processes(stopping: _Stopping) -> None:
+    """Run the command line in one process of those that torchrun started, usually the only one."""
+    if not announced().first:
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
+    with process_group():
+        code = _exit_code(_run_command, stopping)
+    sys.exit(code)
+
+
+def _run_command() -> None:
+    cli.main(prog_name="qgait-ptq", standalone_mode=False)
+    wait_for_others()  # the first process may fail at the end, when it writes the result
 
 
 class _Stopping:
@@ -110,8 +136,10 @@ class _Stopping:
     def finish(self) -> int:
         """Print that the run was stopped, and return the exit code."""
         self.ignore()
-        click.echo("stopped", err=True)
-        return SIGNALLED + self.number
+        text = "stopped"
+        if processes().count > 1 and self.number != signal.SIGINT:
+            text = "stopped by torchrun: another process of the run has ended, or torchrun was stopped"
+        return _fail(text, SIGNALLED + self.number)
 
     def ignore(self) -> None:
         """Ignore further signals: the run is over."""
@@ -132,9 +160,8 @@ def _exit_code(act: Callable[[], object], stopping: _Stopping) -> int:
         act()
     except _OutputError as lost:
         if lost.reason.errno == errno.EPIPE:  # the reader has ended and needs no message
-            return CLOSED_PIPE
-        click.echo(f"qgait-ptq: {lost}", err=True)
-        return BAD_INPUT
+            return _fail("", CLOSED_PIPE)
+        return _fail(f"qgait-ptq: {lost}", BAD_INPUT)
     except SystemExit as stop:
         if not isinstance(stop.code, int | None):
             raise
@@ -147,9 +174,23 @@ def _exit_code(act: Callable[[], object], stopping: _Stopping) -> int:
         if "--debug" in sys.argv and not isinstance(error, click.ClickException):
             raise
         text, code = _describe(error)
-        click.echo(f"qgait-ptq: {text}", err=True)
-        return code
+        if processes().count > 1:
+            stopping.ignore()  # torchrun stops this process when another one has ended
+        return _fail(f"qgait-ptq: {text}", code)
     return 0
+
+
+def _fail(text: str, code: int) -> int:
+    """Print why the run ends, in one of its processes, and return the exit code of all.
+
+    Args:
+        text: reason of this process; empty to print nothing.
+        code: exit code of this process.
+    """
+    ours, code = first_failure(code)
+    if ours and text:
+        click.echo(text, file=sys.stderr if processes().first else sys.__stderr__)
+    return code
 
 
 def _describe(error: Exception) -> tuple[str, int]:

@@ -100,17 +100,19 @@ def command(
     from qgait_ptq.report.terminal import TerminalProgress, accuracy_table, summary_lines
     from qgait_ptq.report.writing import check_writable
     from qgait_ptq.system.device import choose_device
+    from qgait_ptq.system.exchanging import first_only, in_first
     from qgait_ptq.system.locking import locked
+    from qgait_ptq.system.processes import processes
     from qgait_ptq.targets.registry import get_target
 
     console = Console(stderr=as_json)
     progress: Progress = TerminalProgress(console)
-    if log_file is not None:
+    if log_file is not None and processes().first:
         progress = LoggedProgress(progress, log_file)
     get_target(recipe.quantization.target)
     if not dry_run:
-        click.get_current_context().with_resource(locked(out))
-        check_writable(out)
+        click.get_current_context().with_resource(in_first(locked(out)))
+        first_only(lambda: check_writable(out))
     network, source = load_network(recipe.model, progress)
     if dry_run:
         expected = show_plan(recipe, network, choose_device(device), progress, console)
@@ -148,7 +150,8 @@ def command(
         work_folder=out.with_name(f"{out.name}.finetuning"),
         resume=resume,
     )
-    result.save(out, float_file, torch_file)
+    if processes().first:
+        result.save(out, float_file, torch_file)
     report = result.report.to_json()
     if as_json:
         click.echo(json.dumps(report))

@@ -125,7 +125,9 @@ def command(
     from qgait_ptq.report.writing import check_writable, write_text
     from qgait_ptq.stages.stage import run_stages
     from qgait_ptq.stages.state import Source
+    from qgait_ptq.system.exchanging import first_only, in_first
     from qgait_ptq.system.locking import locked
+    from qgait_ptq.system.processes import processes
 
     if plot is not None and not plot.parent.is_dir():  # checked before minutes of measuring
         raise ConfigError(f"{plot.parent}: the folder does not exist; create it, or pass another --plot")
@@ -134,9 +136,10 @@ def command(
             f"{recipe.model.submodule}: sensitivity needs embeddings, but a submodule gives none; "
             "remove 'submodule' from the recipe"
         )
-    click.get_current_context().with_resource(locked(resume, plot))
+    click.get_current_context().with_resource(in_first(locked(resume, plot)))
     if resume is not None:
-        check_writable(resume)
+        folder = resume
+        first_only(lambda: check_writable(folder))
     console = Console(stderr=as_json)
     progress = TerminalProgress(console)
     network, _ = load_network(recipe.model, progress)
@@ -149,7 +152,7 @@ def command(
     measurement = SensitivityMeasurement(state, progress, sequences)
     sensitivity = measurement.measure({Kind.WEIGHTS: widths, Kind.ACTIVATIONS: inputs})
     entries = describe_sensitivity(sensitivity)
-    if plot is not None:
+    if plot is not None and processes().first:
         write_text(plot, standalone(sensitivity_figure(entries)))
     if as_json:
         click.echo(json.dumps(entries))

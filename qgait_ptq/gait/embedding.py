@@ -14,6 +14,7 @@ from qgait_ptq.gait.data.sampling import LONGEST_TEST_SEQUENCE, to_network_input
 from qgait_ptq.gait.data.sequences import shape_text
 from qgait_ptq.gait.equal_lengths import BATCH_FRAMES, Numbered, in_equal_shapes
 from qgait_ptq.graph.frame_counts import FrameCounts
+from qgait_ptq.system.exchanging import exchange, for_all, share_of
 
 Embed = Callable[[Tensor], Tensor]
 
@@ -102,18 +103,20 @@ def embed_taken(
     """Embed the sequences that all of some networks take; arguments as of `embed_dataset`.
 
     With `batches`, the networks get sequences of equal length as one batch, which is faster. If a batch
-    fails, its sequences are embedded one at a time.
+    fails, its sequences are embedded one at a time. The processes of a run share the sequences, and each gets
+    the embeddings of all.
 
     Raises:
         DataError: a sequence with frames of another shape, or no sequence that all networks take.
     """
-    embedding = _Embedding(data, networks)
+    advance = for_all(advance)
+    embedding = _Embedding(data, share_of(range(len(data))), networks)
     sequences = embedding.read(frame_shape, frames, advance)
     for group in in_equal_shapes(sequences, BATCH_FRAMES if batches else 0):
         embedding.embed(group)
         for _ in group:
             advance()
-    return embedding.finish()
+    return _join(exchange(embedding.finish()))
 
 
 @dataclass
@@ -121,11 +124,15 @@ class _Embedding:
     """Embeddings so far, by the number of the sequence.
 
     Attributes:
+        data: the sequences.
+        numbers: numbers of the sequences to embed.
+        networks: networks that embed them.
         done: for each sequence the outputs ``[1, c, p]`` of all networks.
         refused: for each other sequence a line with the reason.
     """
 
     data: GaitDataset
+    numbers: Sequence[int]
     networks: Sequence[Embed]
     done: dict[int, list[Tensor]] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
@@ -137,7 +144,8 @@ class _Embedding:
         advance: Callable[[], None],
     ) -> Iterator[Numbered]:
         """Yield the sequences as batches of one."""
-        for number, (silhouettes, record) in enumerate(self.data):
+        for number in self.numbers:
+            silhouettes, record = self.data[number]
             _check_shape(silhouettes, record, frame_shape)
             try:
                 batch = network_batch(silhouettes, record, frame_shape, frames, limit=len(silhouettes))
@@ -166,12 +174,26 @@ class _Embedding:
             self.done.update(zip(numbers, rows, strict=True))
 
     def finish(self) -> Embedded:
-        """Return all embeddings in the order of the sequences."""
+        """Return the embeddings in the order of the sequences; none if no sequence was embedded."""
         refused, kept = [self.refused[number] for number in sorted(self.refused)], sorted(self.done)
-        if refused and not kept:
-            raise DataError(f"no sequence can be embedded; {refused[0]}")
         columns = zip(*(self.done[number] for number in kept), strict=True)
         return Embedded([torch.cat(column) for column in columns], kept, refused)
+
+
+def _join(parts: Sequence[Embedded]) -> Embedded:
+    """Return the embeddings of all processes, in the order of the sequences.
+
+    Raises:
+        DataError: there is no sequence that all networks take.
+    """
+    kept = [index for part in parts for index in part.kept]
+    refused = [line for part in parts for line in part.refused]
+    if not kept:
+        raise DataError(f"no sequence can be embedded; {refused[0] if refused else 'the data have none'}")
+    if len(parts) == 1:
+        return parts[0]
+    by_network = zip(*(part.embeddings for part in parts if part.kept), strict=True)
+    return Embedded([torch.cat(embeddings) for embeddings in by_network], kept, refused)
 
 
 def _embed(network: Embed, batches: list[Tensor], records: Sequence[SequenceRecord]) -> Tensor:

@@ -6,7 +6,7 @@ evaluator. Memory holds only one block of rows of the distance matrix at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,7 @@ from torch import Tensor
 Metric = Literal["euclidean", "cosine"]
 LARGEST_SQNR = 200.0  # dB
 CHUNK_BYTES = 64 * 2**20  # size of one block of distances
+DOUBLE_ROWS = 4096  # embeddings that are held in float64 at a time
 
 
 def part_distances(probe: Tensor, gallery: Tensor, metric: Metric = "euclidean") -> Tensor:
@@ -43,8 +44,24 @@ def part_distances(probe: Tensor, gallery: Tensor, metric: Metric = "euclidean")
     return total / parts
 
 
+def row_blocks(probes: int, gallery: int, chunk_bytes: int = CHUNK_BYTES) -> list[slice]:
+    """Return the blocks of rows of a distance matrix, as slices of the probes.
+
+    Args:
+        probes: number of probes.
+        gallery: number of gallery sequences.
+        chunk_bytes: largest size of a block.
+    """
+    rows = max(1, chunk_bytes // (4 * max(1, gallery)))
+    return [slice(start, min(start + rows, probes)) for start in range(0, probes, rows)]
+
+
 def distance_rows(
-    probe: Tensor, gallery: Tensor, metric: Metric = "euclidean", chunk_bytes: int = CHUNK_BYTES
+    probe: Tensor,
+    gallery: Tensor,
+    metric: Metric = "euclidean",
+    chunk_bytes: int = CHUNK_BYTES,
+    blocks: Sequence[slice] | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield the distance matrix in blocks of rows.
 
@@ -53,14 +70,14 @@ def distance_rows(
         gallery: gallery embeddings ``[m, c, p]``.
         metric: ``euclidean`` or ``cosine``; see `part_distances`.
         chunk_bytes: largest size of a block.
+        blocks: some of the blocks of `row_blocks`; None for all.
 
     Yields:
         Slice of the probes, and their distances ``[k, m]``.
     """
     rows = max(1, chunk_bytes // (4 * max(1, len(gallery))))
     columns = max(1, chunk_bytes // (4 * rows))
-    for start in range(0, len(probe), rows):
-        block = slice(start, min(start + rows, len(probe)))
+    for block in row_blocks(len(probe), len(gallery), chunk_bytes) if blocks is None else blocks:
         pieces = [
             part_distances(probe[block], gallery[column : column + columns], metric)
             for column in range(0, len(gallery), columns)
@@ -181,14 +198,15 @@ def embedding_sqnr(reference: Tensor, other: Tensor) -> float:
 
     Equal embeddings give `LARGEST_SQNR`, so that the result is finite.
     """
-    noise = (reference.double() - other.double()).square().sum()
-    signal = reference.double().square().sum()
+    noise, signal = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for original, changed in zip(reference.split(DOUBLE_ROWS), other.split(DOUBLE_ROWS), strict=True):
+        noise = noise + (original.double() - changed.double()).square().sum().cpu()
+        signal = signal + original.double().square().sum().cpu()
     ratio = float(10 * torch.log10(signal / noise))
     return min(ratio, LARGEST_SQNR)
 
 
 def embedding_cosine(reference: Tensor, other: Tensor) -> Tensor:
     """Return the cosines ``[n]`` between embeddings ``[n, ...]``, with all parts as one vector."""
-    return torch.nn.functional.cosine_similarity(
-        reference.flatten(1).double(), other.flatten(1).double(), dim=1
-    )
+    pairs = zip(reference.flatten(1).split(DOUBLE_ROWS), other.flatten(1).split(DOUBLE_ROWS), strict=True)
+    return torch.cat([torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=1) for a, b in pairs])

@@ -22,7 +22,9 @@ from qgait_ptq.gait.metrics import (
     concatenate_rankings,
     distance_rows,
     rank_gallery,
+    row_blocks,
 )
+from qgait_ptq.system.exchanging import exchange, share_of
 
 
 @dataclass(frozen=True)
@@ -219,15 +221,17 @@ def evaluate_embeddings(
         subject = torch.tensor([subjects[records[i].subject] for i in indices])
         view = torch.tensor([view_index[records[i].view] for i in indices])
         blocks, nearest = [], []
-        for block, distances in distance_rows(embeddings[indices], gallery_embeddings, metric):
+        own = share_of(row_blocks(len(indices), len(gallery)))  # whole blocks, so that sums have one order
+        for block, distances in distance_rows(embeddings[indices], gallery_embeddings, metric, blocks=own):
             matches = subject[block, None] == gallery_subject
             admitted = view[block, None] != gallery_view if test_set.protocol.per_view_pair else None
             blocks.append(rank_gallery(distances, matches, admitted))
             if test_set.protocol.per_view_pair:
                 nearest.append(_nearest_per_view(distances, matches, gallery_view, len(views)))
-        rankings[name] = concatenate_rankings(blocks)
+        ranked = exchange((blocks, nearest))
+        rankings[name] = concatenate_rankings([ranking for part, _ in ranked for ranking in part])
         if test_set.protocol.per_view_pair:
-            correct = torch.cat(nearest)
+            correct = torch.cat([rows for _, part in ranked for rows in part])
             rank1[name] = _mean_over_view_pairs(correct, view, len(views))
             own_view = torch.arange(len(views)) == view[:, None]
             firsts[name] = subject, correct.masked_fill(own_view, torch.nan).nanmean(1)

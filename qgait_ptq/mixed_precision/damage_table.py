@@ -77,7 +77,7 @@ class SensitivityMeasurement:
             if Correct().wanted(state):
                 batches, settings = unlabelled_batches(state), correction_settings(config)
                 correct_alone(reference, list(by_width.values()), batches, settings, advance)
-        states = SavedStates(state.work_folder, fingerprint(state, reference) + str(widths), state.resume)
+        states = SavedStates(state.work_folder, fingerprint(state) + str(widths), state.resume)
         size = clips_at_once(state)
         with self.progress.stage("sensitivity", -(-len(clips.subjects) // size)) as advance:
             labelled = Clips(clips.silhouettes, clips.labels)

@@ -19,6 +19,7 @@ from qgait_ptq.mixed_precision.damage import Damage, judge_damage
 from qgait_ptq.mixed_precision.groups import Kind, WidthGroup
 from qgait_ptq.placement.quantized_layers import quantized_layers, weight_only_weights
 from qgait_ptq.stages.training_data import Clips
+from qgait_ptq.system.exchanging import exchange, share_of
 
 Embeddings = dict[str, Tensor]
 
@@ -82,7 +83,7 @@ def measure_sensitivity(
     states: States,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Measurement]:
-    """Measure every group at every width.
+    """Measure every group at every width. The processes of a run share the quantizers.
 
     Args:
         reference: graph with quantizers switched off.
@@ -106,7 +107,8 @@ def measure_sensitivity(
     for number, batch in enumerate(clips.batches(batch_size, device)):
         part = states.load(f"batch-{number}")
         if part is None:
-            part = _embed_batch(reference, by_width, groups, jobs, batch)
+            own = _embed_batch(reference, by_width, groups, share_of(jobs), batch)
+            part = {name: embedding for some in exchange(own) for name, embedding in some.items()}
             states.save(f"batch-{number}", part)
         parts.append(part)
         advance()

@@ -17,6 +17,7 @@ from qgait_ptq.pipeline.float_network import choose_float_network, embed_fitted
 from qgait_ptq.placement.planning import REPORTED_FRAMES
 from qgait_ptq.stages.stage import Stage, nothing
 from qgait_ptq.stages.state import State
+from qgait_ptq.system.exchanging import first_only
 from qgait_ptq.system.progress import Advance
 
 SPEED_ROUNDS, SPEED_SECONDS = 5, 0.05
@@ -87,7 +88,7 @@ class MeasureSpeed(Stage):
             state.runtime, frames=REPORTED_FRAMES, rounds=SPEED_ROUNDS, seconds=SPEED_SECONDS
         )
         models = [file.float_model.SerializeToString(), file.model.SerializeToString()]
-        reference, own = compare_speed(models, setting)
+        reference, own = first_only(lambda: compare_speed(models, setting))  # while other processes rest
         speed: dict[str, Any] = {
             "runtime": state.runtime,
             "threads": setting.threads,

@@ -62,7 +62,8 @@ class FakeQuantize(ao.FakeQuantizeBase):
         # Per-channel parameters are created as scalars and get their shape with their values.
         for name in ("scale", "zero_point"):
             if prefix + name in state:
-                setattr(self, name, torch.empty_like(state[prefix + name]))
+                device = getattr(self, name).device
+                setattr(self, name, torch.empty_like(state[prefix + name], device=device))
         super()._load_from_state_dict(state, prefix, *rest)
 
     def extra_repr(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -44,6 +45,17 @@ class StreamingHistogram:
         counts[HALF_BINS] -= zeros  # the bin that starts at zero
         self.counts += counts
         self.zeros += zeros
+
+    def merge(self, other: StreamingHistogram) -> None:
+        """Count the values of another histogram, too: the result is that of one histogram of all values."""
+        self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
+        self.zeros += other.zeros
+        if other.bound == 0:
+            return
+        self._widen(other.bound)
+        same = copy.deepcopy(other)
+        same._widen(self.bound)
+        self.counts = self.counts + same.counts
 
     def _widen(self, largest: float) -> None:
         if largest <= self.bound:

@@ -8,7 +8,7 @@ so that memory does not grow with the number of sequences.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -41,11 +41,25 @@ def _ao_arguments(grid: IntegerGrid) -> dict[str, Any]:
     }
 
 
+@runtime_checkable
+class MergeableObserver(Observer, Protocol):
+    """An observer whose range does not depend on the order of tensors, so that processes can share them."""
+
+    def merge(self, other: Self) -> None:
+        """Observe all that another observer of the same kind has seen."""
+        ...
+
+
 class MinMaxObserver(ao.MinMaxObserver):
     """Observer of the smallest and largest value."""
 
     def __init__(self, grid: IntegerGrid) -> None:
         super().__init__(**_ao_arguments(grid))
+
+    def merge(self, other: Self) -> None:
+        """Include the smallest and the largest value of another observer."""
+        self.min_val = torch.minimum(self.min_val, other.min_val.to(self.min_val.device))
+        self.max_val = torch.maximum(self.max_val, other.max_val.to(self.max_val.device))
 
     def value_range(self) -> tuple[Tensor, Tensor]:
         """Return the smallest and the largest value."""
@@ -88,6 +102,10 @@ class _HistogramSearch(ao.ObserverBase):
         """Observe a tensor, and return it unchanged."""
         self.histogram.update(tensor.detach())
         return tensor
+
+    def merge(self, other: Self) -> None:
+        """Include the values of another observer."""
+        self.histogram.merge(other.histogram)
 
     def calculate_qparams(self, **_: object) -> tuple[Tensor, Tensor]:
         """Return scale and zero-point for torch.ao."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,16 @@ from numpy.typing import NDArray
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.sequences import frame_files
 from qgait_ptq.runtime.embedder import Embedder
+from qgait_ptq.system.exchanging import exchange, first_only, for_all, in_first, share_of
 from qgait_ptq.system.locking import locked
+from qgait_ptq.system.processes import processes
 from qgait_ptq.system.writing import remove_empty, whole_file
 
 if TYPE_CHECKING:
     from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
 
 PIECE = 64  # sequences of an intermediate file
+DIGITS = 16  # of a fingerprint
 
 
 def embed_to_file(
@@ -39,7 +42,7 @@ def embed_to_file(
     """Embed sequences into a file with ``embeddings [n, parts, channels]`` and ``names [n]``.
 
     Intermediate files of `PIECE` sequences stay beside the file until it is complete, so that an interrupted
-    run can continue.
+    run can continue. The processes of a run share the sequences, and the first one writes.
 
     Args:
         embedder: embedder that all threads share.
@@ -55,26 +58,27 @@ def embed_to_file(
         DataError: a sequence cannot be read or embedded, or the file cannot be written; the text names it.
         ConfigError: another run writes the same file.
     """
-    embed = _SequenceEmbedding(embedder, data, advance)
-    resumed, parts = 0, []
-    with locked(out), _pieces_folder(out, _fingerprint(embedder, data)) as pieces, _threads(jobs) as pool:
-        for start in range(0, len(data), PIECE):
-            count = min(PIECE, len(data) - start)
-            piece = pieces / f"{start:08d}.npy"
-            done = _read_piece(piece, count)
-            if done is None:
-                done = np.stack(list(pool.map(embed, range(start, start + count))))
-                _write(piece, partial(_save_array, done))
-            else:
-                resumed += count
-                for _ in range(count):
+    embed = _SequenceEmbedding(embedder, data, for_all(advance))
+    folder = out.with_name(f".{out.name}.{_fingerprint(embedder, data)}")
+    with in_first(locked(out)), in_first(_intermediate_folder(folder, out)), _threads(jobs) as pool:
+        indices = range(len(data))
+        pieces = {folder / f"{i:08d}.npy": indices[i : i + PIECE] for i in indices[::PIECE]}
+        done = first_only(lambda: {path for path, piece in pieces.items() if _is_whole(path, len(piece))})
+        for path, piece in pieces.items():
+            if path in done:
+                for _ in piece:
                     advance()
-            parts.append(done)
-        names = np.array([record.name for record in data.records])
-        embeddings = np.concatenate(parts)
-        _write(out, lambda file: np.savez(file, embeddings=embeddings, names=names))
-        shutil.rmtree(pieces, ignore_errors=True)
-    return resumed
+            else:
+                own = list(pool.map(embed, share_of(piece)))
+                embeddings = np.stack([embedding for part in exchange(own) for embedding in part])
+                if processes().first:
+                    _write(path, partial(_save_array, embeddings))
+        if processes().first:
+            names = np.array([record.name for record in data.records])
+            everything = np.concatenate([np.load(path, allow_pickle=False) for path in pieces])
+            _write(out, lambda file: np.savez(file, embeddings=everything, names=names))
+            shutil.rmtree(folder, ignore_errors=True)
+    return sum(len(pieces[path]) for path in done)
 
 
 class _SequenceEmbedding:
@@ -95,13 +99,12 @@ class _SequenceEmbedding:
 
 
 @contextmanager
-def _pieces_folder(out: Path, fingerprint: str) -> Iterator[Path]:
+def _intermediate_folder(folder: Path, out: Path) -> Iterator[None]:
     """Make the folder of intermediate files, and remove folders that interrupted runs left for other inputs.
 
     An empty folder is removed at the end.
     """
-    folder = out.with_name(f".{out.name}.{fingerprint}")
-    name = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{{len(fingerprint)}}}")
+    name = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{{DIGITS}}}")
     try:
         for entry in out.parent.iterdir():
             if name.fullmatch(entry.name) and entry != folder and entry.is_dir():
@@ -112,7 +115,7 @@ def _pieces_folder(out: Path, fingerprint: str) -> Iterator[Path]:
             f"{folder}: the folder cannot be created ({error.strerror or error}); choose another --out"
         ) from None
     try:
-        yield folder
+        yield
     finally:
         remove_empty([folder])
 
@@ -156,7 +159,7 @@ def _fingerprint(embedder: Embedder, data: GaitDataset) -> str:
                 digest.update(f"{file.name}/{status.st_size}/{status.st_mtime_ns}\n".encode())
         except OSError as error:
             raise DataError(f"{record.name}: the file cannot be read ({error})") from None
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:DIGITS]
 
 
 def _source_files(record: SequenceRecord) -> Iterator[Path]:
@@ -168,12 +171,12 @@ def _source_files(record: SequenceRecord) -> Iterator[Path]:
             yield source
 
 
-def _read_piece(path: Path, count: int) -> NDArray[Any] | None:
+def _is_whole(path: Path, count: int) -> bool:
+    """Return whether an intermediate file has the embeddings of `count` sequences."""
     try:
-        piece = np.load(path, allow_pickle=False)
+        return len(np.load(path, allow_pickle=False)) == count
     except (OSError, ValueError, EOFError):
-        return None
-    return piece if len(piece) == count else None
+        return False
 
 
 def _save_array(array: NDArray[np.float32], file: BinaryIO) -> None:

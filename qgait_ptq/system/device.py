@@ -5,16 +5,21 @@ from __future__ import annotations
 import torch
 
 from qgait_ptq.errors import ConfigError
+from qgait_ptq.system.processes import processes
 
 
 def choose_device(name: str) -> torch.device:
     """Return the device of a name; ``auto`` is a GPU if there is one, else the CPU.
+
+    In a run of several processes, each takes a GPU of its own: the one with its number on the machine.
 
     Raises:
         ConfigError: the device does not exist on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and processes().count > 1:
+        name = f"cuda:{processes().local_rank}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -57,7 +57,7 @@ def test_a_killed_fine_tuning_is_resumed_to_the_same_file(root, tmp_path):
     killed = subprocess.Popen(
         [COMMAND, *arguments(root, tmp_path / "out")],
         stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     states = tmp_path / "out.finetuning"
     deadline = time.monotonic() + 300

@@ -35,6 +35,7 @@ from qgait_ptq.gait.data.sequences import (
     read_sequence,
 )
 from qgait_ptq.graph.frame_layout import FrameLayout, layout_of
+from qgait_ptq.system.exchanging import share_of
 
 Silhouettes = NDArray[Any]  # uint8; float32 for raw values
 
@@ -269,6 +270,10 @@ class GaitDataset:
             chosen += [queue.pop() for queue in queues[: count - len(chosen)]]
             queues = [queue for queue in queues if queue]
         return self._with([self.records[i] for i in sorted(chosen)])
+
+    def share(self) -> GaitDataset:
+        """Return the sequences that are this process's share in a run of several processes."""
+        return self._with(list(share_of(self.records)))
 
     def _with(self, records: list[SequenceRecord]) -> GaitDataset:
         """Return a set of some of the records."""

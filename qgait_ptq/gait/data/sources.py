@@ -33,7 +33,9 @@ from qgait_ptq.gait.walkers.clothing import Condition
 from qgait_ptq.gait.walkers.population import TRIALS, VIEWS, Split, split_identities
 from qgait_ptq.gait.walkers.rendering import condition_name, render_identities, subject_name, view_name
 from qgait_ptq.graph.frame_layout import FrameLayout
+from qgait_ptq.system.exchanging import exchange, for_all, share_of
 from qgait_ptq.system.file_cache import FileCache
+from qgait_ptq.system.processes import processes
 
 CALIBRATION_WALKERS, TEST_WALKERS = 16, 20
 CALIBRATION_VIEWS, TEST_VIEWS = 1, 11  # views of each walk
@@ -269,7 +271,7 @@ def render_walkers(
     advance: Callable[[], None] = lambda: None,
     cache: FileCache | None = None,
 ) -> GaitDataset:
-    """Render synthetic walkers into memory.
+    """Render synthetic walkers into memory. The processes of a run share them, and each gets all.
 
     Args:
         split: identities of different splits differ.
@@ -281,7 +283,8 @@ def render_walkers(
         advance: called after each identity.
         cache: cache of rendered walkers; None for none.
     """
-    identities = split_identities(split, first + count)[first:]
+    identities = share_of(split_identities(split, first + count)[first:])
+    workers, advance = max(1, workers // processes().count), for_all(advance)
     rendered = render_identities(identities, None, trials, views_per_trial, workers, cache)
     records: list[SequenceRecord] = []
     with closing(rendered):
@@ -296,7 +299,8 @@ def render_walkers(
                 for label, silhouettes in walks
             )
             advance()
-    return GaitDataset(records, f"{count} synthetic walkers")
+    everything = [record for part in exchange(records) for record in part]
+    return GaitDataset(everything, f"{count} synthetic walkers")
 
 
 def walker_counts(test_walkers: int = TEST_WALKERS) -> tuple[int, int]:
