@@ -12,7 +12,7 @@ are.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +24,7 @@ from qgait_ptq.calibration.training_batches import BatchSource
 from qgait_ptq.graph.stored_weights import layer_name, nearest_layer
 from qgait_ptq.placement.quantized_layers import activation_quantizers, quantized_layers
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
+from qgait_ptq.system.exchanging import first_only
 
 CHANGES = (0.97, 1.03)  # factors of a scale, as a few steps of training change it
 LARGEST_RISE = 0.05  # share of the loss; smooth places were seen up to 0.04, jumps from 0.07 to 0.9
@@ -62,7 +63,30 @@ class TrainablePart:
 def find_trainable_part(graph_module: fx.GraphModule, loss: Callable[[nn.Module], float]) -> TrainablePart:
     """Return the nodes that do not lead to a place where the loss jumps.
 
-    If no layer is left, all are returned: the comparison at the end of training decides then.
+    If no layer is left, all are returned: the comparison at the end of training decides then. The first
+    process of a run decides for all.
+
+    Args:
+        graph_module: calibrated graph.
+        loss: returns the loss of a graph on some clips.
+    """
+    jumps = first_only(lambda: find_jumps(graph_module, loss))
+    places = {
+        str(node.target): node
+        for node in graph_module.graph.nodes
+        if node.op == "call_module" and str(node.target) in jumps
+    }
+    held = _leading_to(graph_module, places.values())
+    layers = [layer.node for layer in quantized_layers(graph_module)]
+    left = [layer for layer in layers if layer not in held]
+    nodes = [node for node in graph_module.graph.nodes if not left or node not in held]
+    return TrainablePart(tuple(nodes), jumps, places, len(left) or len(layers), len(layers))
+
+
+def find_jumps(graph_module: fx.GraphModule, loss: Callable[[nn.Module], float]) -> dict[str, float]:
+    """Return the relative rise of the loss at the quantizers where it jumps, by name.
+
+    Quantizers that lead to one of these are not examined.
 
     Args:
         graph_module: calibrated graph.
@@ -76,20 +100,24 @@ def find_trainable_part(graph_module: fx.GraphModule, loss: Callable[[nn.Module]
     }
     before = loss(probed)
     jumps: dict[str, float] = {}
-    places: dict[str, fx.Node] = {}
     held: set[fx.Node] = set()
     for node in reversed(graph_module.graph.nodes):
-        if any(user in held for user in node.users):
-            held.add(node)
-        elif node.op == "call_module" and str(node.target) in quantizers:
-            rise = _largest_loss(quantizers[str(node.target)], lambda: loss(probed)) / before - 1
-            if rise > LARGEST_RISE:
-                jumps[str(node.target)], places[str(node.target)] = rise, node
-                held.add(node)
-    layers = [layer.node for layer in quantized_layers(graph_module)]
-    left = [layer for layer in layers if layer not in held]
-    nodes = [node for node in graph_module.graph.nodes if not left or node not in held]
-    return TrainablePart(tuple(nodes), jumps, places, len(left) or len(layers), len(layers))
+        if node in held or node.op != "call_module" or str(node.target) not in quantizers:
+            continue
+        rise = _largest_loss(quantizers[str(node.target)], lambda: loss(probed)) / before - 1
+        if rise > LARGEST_RISE:
+            jumps[str(node.target)] = rise
+            held |= _leading_to(graph_module, [node])
+    return jumps
+
+
+def _leading_to(graph_module: fx.GraphModule, places: Iterable[fx.Node]) -> set[fx.Node]:
+    """Return some nodes and all nodes that lead to them."""
+    leading = set(places)
+    for node in reversed(graph_module.graph.nodes):
+        if any(user in leading for user in node.users):
+            leading.add(node)
+    return leading
 
 
 def anchor_loss(
