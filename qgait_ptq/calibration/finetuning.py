@@ -1,8 +1,8 @@
-"""Stage 2, fine-tuning: blocks, then end to end with the soft quantizer.
+"""Stage 2, fine-tuning: blocks if requested, then end to end.
 
 The end-to-end part imitates the float embeddings of many sequences without labels, and keeps the distances of
-labelled ones (IDC). Few sequences would be overfitted. The temperature of the soft quantizer rises in
-the end-to-end part; it is 0 (straight-through) before, because a soft quantizer hinders convergence when used
+labelled ones (IDC). Few sequences would be overfitted. The temperature of the soft quantizer can rise in the
+end-to-end part; it is 0 (straight-through) before, because a soft quantizer hinders convergence when used
 from the start (an observation of the QGait paper). Held-out clips choose once between the network before
 the stage, the network after the blocks, after the last step, and the average of the last steps.
 """

@@ -261,12 +261,15 @@ def _trainable_part(
 def _block_batches(state: State, quantized: fx.GraphModule, pool: FramePool) -> BlockBatches:
     """Return batches of sequences for the blocks, and of single frames if the network treats each alone."""
     config = state.config.finetune
+    sequences = unlabelled_batches(state)
+    if not config.block_steps:
+        return BlockBatches(sequences)
     proof = _prove_frame_independence(state, quantized)
     if not proof.holds:
-        return BlockBatches(unlabelled_batches(state))
+        return BlockBatches(sequences)
     draw = partial(_draw_clips, state, pool)
     frames = [draw(batch, config.clips * config.frames, 1) for batch in range(BLOCK_BATCHES)]
-    return BlockBatches(unlabelled_batches(state), frames, proof.pooled)
+    return BlockBatches(sequences, frames, proof.pooled)
 
 
 def _draw_clips(state: State, pool: FramePool, batch: int, clips: int, frames: int) -> Tensor:

@@ -111,7 +111,7 @@ class FinetuneConfig(_Model):
     unlabelled: Positive = 2000
     clips: Positive = 16
     frames: Positive = 6
-    block_steps: Annotated[int, Field(ge=0)] = 200
+    block_steps: Annotated[int, Field(ge=0)] = 0
     granularity: Literal["layer", "block"] = "block"
     block_weights: Literal["rounding", "latent"] = "latent"
     block_learning_rate: Rate = 4e-3
@@ -122,8 +122,8 @@ class FinetuneConfig(_Model):
     weight_learning_rate: Rate = 1.5e-2
     learning_rate: Rate = 2e-3
     averaged: Annotated[float, Field(ge=0, le=1)] = 0.2
-    temperature_start: Weight = 1.0
-    temperature_end: Weight = 3.0
+    temperature_start: Weight = 0.0
+    temperature_end: Weight = 0.0
     memory_mb: Positive = 2000
 
 
