@@ -129,6 +129,10 @@ class Embedder:
         self._check_embedding(embedding)
         return np.ascontiguousarray(embedding[0].reshape(embedding.shape[1], -1).T)
 
+    def __repr__(self) -> str:
+        frame = shape_text(self.frame_shape)
+        return f"Embedder({str(self.path)!r}, {self._runtime}: {self.frame_counts} of {frame})"
+
     def embed(self, sequences: Sequence[Recording]) -> NDArray[np.float32]:
         """Embed sequences of any lengths one by one, and return ``[n, parts, channels]`` float32.
 
