@@ -43,7 +43,8 @@ class Environment:
 
     def run(self, program: str, *arguments: str | Path) -> None:
         """Run a program of the environment. Its output is shown."""
-        print(f"[{self.folder.name}] {program}", *arguments[:4], flush=True)
+        shown = (str(argument).strip().partition("\n")[0] for argument in arguments)
+        print(f"[{self.folder.name}] {program}", *shown, flush=True)
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         command = [self.folder / "venv" / "bin" / program, *arguments]
         subprocess.run(command, cwd=self.folder, env=environment, check=True)
