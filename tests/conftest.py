@@ -115,7 +115,7 @@ def few_walkers(walkers: GaitDataset) -> GaitDataset:
 def eight_bits(few_walkers: GaitDataset) -> qg.QuantizationResult:
     """GaitBase in eight bits, for tests that read a result and its file, and change neither."""
     config = qg.QuantConfig(idc=IdcConfig(enabled=False))
-    return qg.quantize(make_gaitbase(), few_walkers, config, device="cpu")
+    return qg.quantize(make_gaitbase(**SHALLOW), few_walkers, config, device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from qgait_ptq.report.result_table import result_html, result_line
 from qgait_ptq.report.showing import show_page
 from qgait_ptq.report.terminal import TerminalProgress, default_progress, shows_bars
 from qgait_ptq.system.progress import Silent
-from tests.conftest import make_gaitbase
+from tests.conftest import SHALLOW, make_gaitbase
 from tests.report.test_terminal import ACCURACY
 
 RANKED = {
@@ -77,7 +77,7 @@ def test_data_are_counted_and_not_printed(walkers):
 
 
 def test_a_state_says_what_the_stages_have_produced(few_walkers):
-    state = qg.prepare(make_gaitbase(), few_walkers, device="cpu")
+    state = qg.prepare(make_gaitbase(**SHALLOW), few_walkers, device="cpu")
     assert repr(state) == "State(GaitBase, W8A8 for onnxruntime; has captured, network)"
     assert all(len(repr(part)) < 500 for part in (state.source, state.captured))
     exported = qg.export(qg.calibrate(state))

@@ -18,13 +18,13 @@ for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
     os.environ.pop(name, None)
 import numpy as np
 import qgait_ptq as qg
-from tests.conftest import make_gaitbase
+from tests.conftest import SHALLOW, make_gaitbase
 rng = np.random.default_rng(0)
 pairs = [((rng.random((16, 64, 44)) < 0.3).astype(np.uint8), str(number // 2)) for number in range(12)]
 assert not sys.stdout.isatty()
 """
 WITHOUT_WIDGETS = "sys.modules['ipywidgets'] = None"
-QUANTIZING = "result = qg.quantize(make_gaitbase(), pairs)\nresult"
+QUANTIZING = "result = qg.quantize(make_gaitbase(**SHALLOW), pairs)\nresult"
 SHOWING = "page = result.report.show()"
 
 
