@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: help demo test test-slow lint docs check clean
+.PHONY: help demo test test-slow lint docs check release-check clean
 
 help:  ## List the commands.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -38,5 +38,8 @@ docs: $(VENV)/dev  ## Build the documentation into docs-out/; a broken link is a
 
 check: lint docs test  ## What CI runs.
 
+release-check: $(VENV)/dev  ## Build wheels and sdists into dist/, and try each in an empty environment.
+	$(BIN)/python distribution/release_check.py
+
 clean:  ## Remove the environment and what the demo wrote.
-	rm -rf $(VENV) demo-out docs-out
+	rm -rf $(VENV) demo-out docs-out dist

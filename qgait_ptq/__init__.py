@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qgait_ptq.pipeline.exporting import check_parity, to_onnx
     from qgait_ptq.pipeline.quantize import calibrate, evaluate, export, prepare, quantize
     from qgait_ptq.pipeline.result import QuantizationResult
+    from qgait_ptq.report.terminal import TerminalProgress
     from qgait_ptq.runtime.embedder import Embedder
     from qgait_ptq.runtime.submodule_file import load_submodule
     from qgait_ptq.stages.stage import Stage, run_stages
@@ -40,6 +41,7 @@ else:
             "pipeline.exporting": ("check_parity", "to_onnx"),
             "pipeline.quantize": ("calibrate", "evaluate", "export", "prepare", "quantize"),
             "pipeline.result": ("QuantizationResult",),
+            "report.terminal": ("TerminalProgress",),
             "runtime.embedder": ("Embedder",),
             "runtime.submodule_file": ("load_submodule",),
             "stages.stage": ("Stage", "run_stages"),
@@ -57,6 +59,7 @@ __all__ = [
     "QuantizationResult",
     "Stage",
     "State",
+    "TerminalProgress",
     "calibrate",
     "calibration",
     "check_parity",

@@ -20,6 +20,8 @@ from qgait_ptq.gait.walkers.rendering import write_walkers
 from qgait_ptq.gait.zoo import GaitBase, GaitSet
 
 SHORT = 16  # frames
+# Two residual blocks, with and without a convolution as shortcut: for files of which depth is not tested.
+SHALLOW = {"channels": (8, 16), "strides": (1, 2)}
 
 settings.register_profile("shared machines", deadline=None)
 settings.load_profile("shared machines")
@@ -67,9 +69,9 @@ def make_gaitbase(**changes: object) -> GaitBase:
     return network
 
 
-def make_gaitset() -> GaitSet:
+def make_gaitset(strips: tuple[int, ...] = (1, 2, 4)) -> GaitSet:
     torch.manual_seed(0)
-    return GaitSet(channels=(4, 8, 8), strips=(1, 2, 4), embedding=16).eval()
+    return GaitSet(channels=(4, 8, 8), strips=strips, embedding=16).eval()
 
 
 @pytest.fixture
@@ -113,7 +115,7 @@ def few_walkers(walkers: GaitDataset) -> GaitDataset:
 def eight_bits(few_walkers: GaitDataset) -> qg.QuantizationResult:
     """GaitBase in eight bits, for tests that read a result and its file, and change neither."""
     config = qg.QuantConfig(idc=IdcConfig(enabled=False))
-    return qg.quantize(make_gaitbase(), few_walkers, config, device="cpu")
+    return qg.quantize(make_gaitbase(**SHALLOW), few_walkers, config, device="cpu")
 
 
 @pytest.fixture(scope="session")

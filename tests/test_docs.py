@@ -20,7 +20,7 @@ from qgait_ptq.cli.main import COMMANDS, cli
 from qgait_ptq.pipeline.preparing import KeepAccuracy
 from qgait_ptq.pipeline.quantize import STAGES
 from qgait_ptq.report.schema import Report
-from tests.conftest import make_gaitbase
+from tests.conftest import SHALLOW, make_gaitbase
 from tests.test_architecture import ORDER
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, walkers, tmp_path, m
     some = [(sequence[:16], record) for sequence, record in chosen]
     subjects, trials = ("001", "002", "003", "004"), ("nm-01", "nm-05")
     names = {  # what a page speaks of as the reader's own
-        "network": make_gaitbase(),
+        "network": make_gaitbase(**SHALLOW),
         "pairs": [(sequence, record.subject) for sequence, record in some],
         "silhouettes": np.full((5, 64, 44), 255, np.uint8),
         "known": [sequence for sequence, _ in some[:3]],

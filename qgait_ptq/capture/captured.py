@@ -39,7 +39,7 @@ class Capture:
             it into a constant``; an axis without an entry is free, was chosen, or has no known cause.
     """
 
-    graph_module: fx.GraphModule
+    graph_module: fx.GraphModule = field(repr=False)
     batch: int | None
     frame_counts: FrameCounts
     frame_shape: tuple[int, ...]

@@ -133,6 +133,10 @@ class TestSet:
     gallery: list[int]
     probes: dict[str, list[int]]
 
+    def __repr__(self) -> str:
+        probes = ", ".join(f"{len(indices)} {name}" for name, indices in self.probes.items())
+        return f"TestSet({self.protocol.name}: {len(self.gallery)} gallery, probes {probes})"
+
     def with_sequences(self, kept: Sequence[int]) -> TestSet:
         """Return gallery and probes among some of the sequences, with indices into these.
 

@@ -29,11 +29,12 @@ from qgait_ptq.pipeline.preparing import (
 )
 from qgait_ptq.pipeline.result import QuantizationResult
 from qgait_ptq.report.record import build_report
+from qgait_ptq.report.terminal import default_progress
 from qgait_ptq.runtime.sessions import RUNTIMES
 from qgait_ptq.stages.stage import Stage, Stopwatch, run_stages
 from qgait_ptq.stages.state import Source, State
 from qgait_ptq.system.device import choose_device
-from qgait_ptq.system.progress import Progress, Silent
+from qgait_ptq.system.progress import Progress
 
 PREPARATION: tuple[Stage, ...] = (
     TakeSubmodule(),
@@ -79,7 +80,7 @@ def quantize(
             submodule, and `qgait_ptq.load_submodule` puts it back into the network.
         source: entries about the model for the report, such as its path and hash.
         recipe: recipe to store with the result.
-        progress: receives stages and notes.
+        progress: receives stages and notes. None: they are shown in a notebook, and nowhere else.
         work_folder: folder for states of fine-tuning, so that an interrupted run can continue. It is
             removed when the result is saved. None: no states are kept.
         resume: whether to continue from the states in `work_folder`.
@@ -90,7 +91,7 @@ def quantize(
     Raises:
         QgaitError: the input is not valid; the subclass and the text say what is wrong.
     """
-    listener = progress or Silent()
+    listener = progress or default_progress()
     state = begin(
         Source(model, frames, output, submodule),
         data,
@@ -114,7 +115,7 @@ def begin(
     resume: bool = False,
 ) -> State:
     """Return the first state of a run. The arguments are those of `quantize`."""
-    watch = Stopwatch(progress or Silent())
+    watch = Stopwatch(progress or default_progress())
     with watch.stage("data"):
         if data is None:
             watch.note("no data given: using the built-in synthetic walkers")
@@ -150,7 +151,7 @@ def prepare(
         frames: frame count, for networks that accept only one.
         output: name of the embedding, for networks with several outputs.
         submodule: module path of a submodule to capture and quantize alone.
-        progress: receives stages and notes.
+        progress: receives stages and notes. None: they are shown in a notebook, and nowhere else.
 
     Returns:
         A state with ``captured`` and ``network``, the simplified float graph with annotations.
@@ -159,7 +160,8 @@ def prepare(
         QgaitError: the input is not valid; the subclass and the text say what is wrong.
     """
     source = Source(model, frames, output, submodule)
-    return run_stages(PREPARATION, begin(source, data, config, device=device, progress=progress), progress)
+    listener = progress or default_progress()
+    return run_stages(PREPARATION, begin(source, data, config, device=device, progress=listener), listener)
 
 
 def calibrate(state: State, *, progress: Progress | None = None) -> State:
@@ -167,7 +169,7 @@ def calibrate(state: State, *, progress: Progress | None = None) -> State:
 
     Args:
         state: state from `prepare`; it is not changed.
-        progress: receives stages and notes.
+        progress: receives stages and notes. None: they are shown in a notebook, and nowhere else.
 
     Returns:
         A state with ``quantized``, the simulation: the graph with its quantizers.
@@ -175,7 +177,7 @@ def calibrate(state: State, *, progress: Progress | None = None) -> State:
     Raises:
         QgaitError: the data or the settings are not valid; the subclass and the text say what is wrong.
     """
-    return run_stages(CALIBRATION, state, progress)
+    return run_stages(CALIBRATION, state, progress or default_progress())
 
 
 def export(state: State, *, progress: Progress | None = None) -> State:
@@ -183,7 +185,7 @@ def export(state: State, *, progress: Progress | None = None) -> State:
 
     Args:
         state: state from `calibrate`; it is not changed.
-        progress: receives stages and notes.
+        progress: receives stages and notes. None: they are shown in a notebook, and nowhere else.
 
     Returns:
         A state with ``file``: the quantized model, the float model, and a session.
@@ -191,7 +193,7 @@ def export(state: State, *, progress: Progress | None = None) -> State:
     Raises:
         ExportError: the network cannot be exported, or the file differs from the simulation.
     """
-    return run_stages(EXPORT, state, progress)
+    return run_stages(EXPORT, state, progress or default_progress())
 
 
 def evaluate(
@@ -207,12 +209,12 @@ def evaluate(
         state: state from `export`; it is not changed.
         source: entries about the model for the report, such as its path and hash.
         recipe: recipe to store with the result.
-        progress: receives stages and notes.
+        progress: receives stages and notes. None: they are shown in a notebook, and nowhere else.
 
     Raises:
         CalibrationError: the quantized network no longer ranks people.
     """
-    return conclude(run_stages(EVALUATION, state, progress), source, recipe)
+    return conclude(run_stages(EVALUATION, state, progress or default_progress()), source, recipe)
 
 
 def conclude(

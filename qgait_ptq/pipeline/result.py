@@ -18,7 +18,9 @@ from qgait_ptq.config.schema import Recipe
 from qgait_ptq.exporters.torch_program import export_program
 from qgait_ptq.graph.frame_inputs import input_nodes, split_inputs
 from qgait_ptq.report.page import render_report
+from qgait_ptq.report.result_table import result_html, result_line
 from qgait_ptq.report.schema import Report
+from qgait_ptq.report.showing import show_page
 from qgait_ptq.report.writing import write_result
 
 
@@ -55,6 +57,21 @@ class QuantizationResult:
         split_inputs(model)
         return model
 
+    def show(self) -> Path:
+        """Open ``report.html`` in the browser, with calibration silhouettes, and the recipe if there is one.
+
+        Returns:
+            The path of the page, which is printed if no browser can be opened.
+        """
+        return show_page(self._page())
+
+    def __repr__(self) -> str:
+        return f"QuantizationResult({result_line(self.report.to_json())})"
+
+    def _repr_html_(self) -> str:
+        """Return the table of the result. Notebooks show it."""
+        return result_html(self.report.to_json())
+
     def save(self, folder: str | Path, float_file: bool = False, torch_file: bool = False) -> Path:
         """Write ``model.onnx``, ``report.html``, ``report.json`` and ``recipe.yaml``, if there is one.
 
@@ -71,15 +88,13 @@ class QuantizationResult:
             ExportError: torch.export refuses the graph.
             ConfigError: the folder cannot be written; no files are left behind.
         """
-        report = self.report.to_json()
-        recipe = None if self.recipe is None else recipe_yaml(self.recipe)
         contents = {
             "model.onnx": self.onnx_model.SerializeToString(),
-            "report.json": (json.dumps(report, indent=1) + "\n").encode(),
-            "report.html": render_report(report, recipe, self.sheet).encode(),
+            "report.json": (json.dumps(self.report.to_json(), indent=1) + "\n").encode(),
+            "report.html": self._page().encode(),
         }
-        if recipe is not None:
-            contents["recipe.yaml"] = recipe.encode()
+        if self.recipe is not None:
+            contents["recipe.yaml"] = recipe_yaml(self.recipe).encode()
         if float_file and self.float_model is not None:
             contents["float.onnx"] = self.float_model.SerializeToString()
         if torch_file and self.captured is not None:
@@ -88,3 +103,8 @@ class QuantizationResult:
         if self.work_folder is not None:
             SavedStates.remove(self.work_folder)
         return written
+
+    def _page(self) -> str:
+        """Return ``report.html``."""
+        recipe = None if self.recipe is None else recipe_yaml(self.recipe)
+        return render_report(self.report.to_json(), recipe, self.sheet)

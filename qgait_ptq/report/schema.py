@@ -5,9 +5,13 @@ Version 2. Version 1 (toolkit 0.1.0) had no ``schema_version`` and no ``pair_sum
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from qgait_ptq.report.result_table import result_line
+from qgait_ptq.report.showing import show_page
 
 SCHEMA_VERSION: Literal[2] = 2
 Percent = Annotated[float, Field(ge=-0.001, le=100.001)]  # means are rounded
@@ -279,6 +283,19 @@ class Report(Section):
     allocation: dict[str, Any]
     speed: Speed | None
     seconds: dict[str, float]
+
+    def __repr__(self) -> str:
+        return f"Report({result_line(self.to_json())})"
+
+    def show(self) -> Path:
+        """Open ``report.html`` in the browser, without silhouettes and recipe; see `QuantizationResult.show`.
+
+        Returns:
+            The path of the page, which is printed if no browser can be opened.
+        """
+        from qgait_ptq.report.page import render_report  # here: matplotlib takes a while to import
+
+        return show_page(render_report(self.to_json()))
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary for JSON. Entries that were not set are left out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from rich.console import Console
@@ -21,14 +22,14 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from qgait_ptq.report.evaluated import evaluated_networks, evaluation_lines
+from qgait_ptq.report.evaluated import evaluation_lines
 from qgait_ptq.report.losses import loss_change
 from qgait_ptq.report.plain import add_row, cell, plain, title_text, write_line
 from qgait_ptq.report.processors import processors_line
-from qgait_ptq.report.widths import allocation_lines, widths_label
+from qgait_ptq.report.result_table import result_headings, result_rows
+from qgait_ptq.report.widths import allocation_lines
+from qgait_ptq.system.progress import Progress, Silent
 
-COLUMNS = {"float": "float", "quantized": "simulation", "onnx": "ONNX file"}
-MEGABYTE = 1e6
 NAMED_LAYERS = 3  # in one line
 
 
@@ -42,10 +43,15 @@ class SpeedColumn(ProgressColumn):
 
 
 class TerminalProgress:
-    """Shows stages as bars with speed and time left, and prints notes. Bars need an interactive terminal."""
+    """Shows stages as bars with speed and time left, and prints notes, in a terminal or a notebook.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    Bars need an interactive terminal, or a notebook with ipywidgets. A notebook without ipywidgets gets one
+    line for each stage. Other output, such as a file, gets only the notes.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        """Show progress on a console; None for standard output."""
+        self.console = console or Console()
 
     @contextmanager
     def stage(self, name: str, steps: int | None = None) -> Iterator[Callable[[], None]]:
@@ -56,20 +62,35 @@ class TerminalProgress:
         columns: tuple[ProgressColumn, ...] = (SpinnerColumn(), TimeElapsedColumn())
         if steps is not None:
             columns = (BarColumn(), MofNCompleteColumn(), SpeedColumn(), TimeRemainingColumn())
+        shown = shows_bars(self.console)
+        if self.console.is_jupyter and not shown:
+            self.note(f"{name} …")
         bar = RichProgress(
             TextColumn("{task.description:<13}", markup=False),
             *columns,
             console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
+            transient=not self.console.is_jupyter,  # a removed bar leaves empty space in a notebook
+            disable=not shown,
         )
         with bar:
             task = bar.add_task(plain(name), total=steps)
             yield lambda: bar.advance(task)
+            bar.refresh()
 
     def note(self, text: str) -> None:
         """Print a line."""
         write_line(self.console, text)
+
+
+def shows_bars(console: Console) -> bool:
+    """Return whether bars can be redrawn: in a terminal, or in a notebook with ipywidgets."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+
+
+def default_progress() -> Progress:
+    """Return the progress of a call from Python that passes none: shown in a notebook, else silent."""
+    console = Console()
+    return TerminalProgress(console) if console.is_jupyter else Silent()
 
 
 def accuracy_table(report: Mapping[str, Any]) -> Table:
@@ -80,27 +101,11 @@ def accuracy_table(report: Mapping[str, Any]) -> Table:
     """
     table = Table()
     table.add_column("")
-    networks = evaluated_networks(report)
-    for network in networks:
-        table.add_column(COLUMNS[network], justify="right")
-    for name, values in _accuracy_rows(report["accuracy"], networks):
+    for heading in result_headings(report):
+        table.add_column(heading, justify="right")
+    for name, values in result_rows(report):
         add_row(table, name, *values)
-    size, bits = report["size_bytes"], widths_label(report)
-    ratio = size["float"] / size["onnx"]
-    add_row(table, "bits", "32", *[bits] * (len(networks) - 1))
-    simulation = [""] * (len(networks) - 2)  # it is not a file
-    file = f"{size['onnx'] / MEGABYTE:.2f} ({ratio:.1f}×)"
-    add_row(table, "size, MB", f"{size['float'] / MEGABYTE:.2f}", *simulation, file)
     return table
-
-
-def _accuracy_rows(accuracy: Mapping[str, Any], networks: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    if not accuracy:
-        return
-    for condition in accuracy["float"]["rank1"]:
-        yield f"rank-1 {condition}, %", [f"{accuracy[name]['rank1'][condition]:.2f}" for name in networks]
-    for metric in ("mAP", "mINP"):
-        yield f"{metric}, %", [f"{accuracy[name][metric]:.2f}" for name in networks]
 
 
 def evaluation_table(accuracy: Mapping[str, Any], title: str) -> Table:

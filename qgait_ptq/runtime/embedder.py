@@ -19,7 +19,7 @@ from qgait_ptq.graph.frame_counts import parse_frame_counts
 from qgait_ptq.graph.frame_layout import BYTE, InputKind, parse_layout
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.matching import Index, Matches, match
-from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session
+from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, is_installed
 from qgait_ptq.runtime.written_file import open_file, refuse_damage
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Embedder:
             network.
         raw: whether the network takes unscaled values, such as poses, instead of silhouettes.
         streams: whether long sequences are computed in chunks, with bit-identical results. This needs a
-            maximum over frames in the network, and onnxruntime.
+            maximum over frames in the network, onnxruntime, and onnx. Without onnx, they are computed whole.
     """
 
     def __init__(
@@ -100,7 +100,8 @@ class Embedder:
         self._check_inputs()
         self._cut_columns: int | None = data.get("cut_columns")
         self.modalities: tuple[int, ...] = tuple(data.get("modalities", (0,)))
-        self.streams = bool(described.get("streams")) and runtime == ONNXRUNTIME
+        can_split = runtime == ONNXRUNTIME and is_installed("onnx")
+        self.streams = bool(described.get("streams")) and can_split
 
     def __call__(self, sequence: Recording) -> NDArray[np.float32]:
         """Embed one sequence.
@@ -128,6 +129,10 @@ class Embedder:
             embedding = self.session.infer(*self._as_inputs(inputs))
         self._check_embedding(embedding)
         return np.ascontiguousarray(embedding[0].reshape(embedding.shape[1], -1).T)
+
+    def __repr__(self) -> str:
+        frame = shape_text(self.frame_shape)
+        return f"Embedder({str(self.path)!r}, {self._runtime}: {self.frame_counts} of {frame})"
 
     def embed(self, sequences: Sequence[Recording]) -> NDArray[np.float32]:
         """Embed sequences of any lengths one by one, and return ``[n, parts, channels]`` float32.

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qgait_ptq.errors import ProcessorWarning
+from qgait_ptq.errors import ModelError, ProcessorWarning
 from qgait_ptq.exporters.metadata import is_proven_safe, parse_metadata
-from qgait_ptq.runtime.sessions import ONNXRUNTIME, open_unguarded
+from qgait_ptq.runtime.sessions import ONNXRUNTIME, is_installed, model_name, open_unguarded
 
 if TYPE_CHECKING:
     import onnx
@@ -68,8 +68,18 @@ def exact_model(model: Path | bytes, properties: Mapping[str, str], runtime: str
 
     Returns:
         The model with exact kernels; None if the model is exact already, or if the runtime has none.
+
+    Raises:
+        ModelError: the file does not prove that it is exact, and onnx is not installed.
     """
-    if is_proven_safe(parse_metadata(properties)) or not saturates(runtime):
+    if is_proven_safe(parse_metadata(properties)):
+        return None
+    if not is_installed("onnx"):
+        raise ModelError(
+            f"{model_name(model)}: the file does not prove that its sums cannot saturate, and checking it "
+            "needs onnx: pip install onnx, or quantize again with --weight-range safe"
+        )
+    if not saturates(runtime):
         return None
     # Late import: for safe files, onnxruntime and numpy are enough.
     import onnx
@@ -86,7 +96,7 @@ def exact_model(model: Path | bytes, properties: Mapping[str, str], runtime: str
         if exact is not None
         else "it has no exact kernels: THE EMBEDDINGS ARE WRONG"
     )
-    name = model if isinstance(model, Path) else "the model"
+    name = model_name(model)
     warnings.warn(
         f"{name}: {sums.verdict()}. {runtime} saturates on this processor, {describe_processor()}; {remedy}. "
         "Quantize again with --weight-range safe for a file that is exact and fast on every processor",

@@ -125,9 +125,9 @@ def open_unguarded(
     raise ConfigError(f"unknown runtime {runtime!r}; choose {' or '.join(RUNTIMES)}")
 
 
-def is_installed(runtime: str) -> bool:
-    """Return whether a runtime can be imported."""
-    return find_spec(runtime) is not None
+def is_installed(module: str) -> bool:
+    """Return whether a runtime, or another optional module, can be imported."""
+    return find_spec(module) is not None
 
 
 class OnnxRuntimeSession:
@@ -160,10 +160,10 @@ class OpenVinoSession:
 
     def __init__(self, model: Path | bytes, threads: int | None = None) -> None:
         try:
+            import onnx  # late import: in onnxruntime, an `Embedder` does not need it
             import openvino
         except ImportError:
             raise MissingExtraError("running a file in OpenVINO", OPENVINO) from None
-        import onnx  # late import: in onnxruntime, an `Embedder` does not need it
 
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:

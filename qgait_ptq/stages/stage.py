@@ -49,6 +49,9 @@ class Stage(ABC):
 
     name: ClassVar[str]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
     def wanted(self, state: State) -> bool:
         """Return whether the stage has anything to do for a state."""
         return True

@@ -25,6 +25,7 @@ from qgait_ptq.targets.registry import get_target
 from qgait_ptq.targets.target import Target
 
 Thing = TypeVar("Thing")
+MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Source:
         submodule: module path of the submodule that is captured alone.
     """
 
-    model: torch.nn.Module
+    model: torch.nn.Module = field(repr=False)
     frames: int | None = None
     output: str | None = None
     submodule: str | None = None
@@ -57,6 +58,10 @@ class File:
     model: onnx.ModelProto
     float_model: onnx.ModelProto
     session: Session
+
+    def __repr__(self) -> str:
+        size, float_size = (model.ByteSize() / MEGABYTE for model in (self.model, self.float_model))
+        return f"File({size:.2f} MB, float model {float_size:.2f} MB)"
 
     def run(self, batch: Tensor) -> Tensor:
         """Run a batch of network inputs in the runtime, and return the embeddings on the CPU."""
@@ -115,6 +120,21 @@ class State:
     record: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Return the network, the widths, the target, and what the stages have produced so far."""
+        produced = {
+            "captured": self.maybe_captured,
+            "network": self.maybe_network,
+            "quantized": self.maybe_quantized,
+            "file": self.maybe_file,
+        }
+        done = ", ".join(name for name, value in produced.items() if value is not None)
+        widths = f"W{self.config.weight_bits}A{self.config.activation_bits}"
+        return (
+            f"State({type(self.source.model).__name__}, {widths} for {self.config.target}; "
+            f"has {done or 'no results yet'})"
+        )
 
     @property
     def captured(self) -> Capture:

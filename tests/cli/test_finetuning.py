@@ -17,7 +17,7 @@ from qgait_ptq.cli.recipe import build_recipe
 from qgait_ptq.gait.walkers.population import Split, split_identities
 from qgait_ptq.gait.walkers.rendering import write_walkers
 from tests.cli.test_cli import COMMAND, SMALL, assert_refused, run
-from tests.conftest import make_gaitbase
+from tests.conftest import SHALLOW, make_gaitbase
 
 RECIPE = {
     "quantization": {
@@ -38,7 +38,7 @@ def root(tmp_path_factory):
         folder, Split.TRAIN, split_identities(Split.TRAIN, 10), views_per_trial=1, array_format="npz"
     )
     write_walkers(folder, Split.TEST, split_identities(Split.TEST, 2), views_per_trial=2, array_format="npz")
-    torch.save(make_gaitbase().state_dict(), folder / "weights.pt")
+    torch.save(make_gaitbase(**SHALLOW).state_dict(), folder / "weights.pt")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     return folder
 

@@ -10,13 +10,13 @@ import torch
 
 from tests.cli.forks import run_forked
 from tests.cli.test_cli import SMALL, assert_refused, run
-from tests.conftest import make_gaitbase
+from tests.conftest import SHALLOW, make_gaitbase
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "weights.pt"
-    torch.save(make_gaitbase().state_dict(), path)
+    torch.save(make_gaitbase(**SHALLOW).state_dict(), path)
     return path
 
 
@@ -60,7 +60,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(checkpoint, walkers_root, t
     done = run(*arguments, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     for text in (
-        "blocks.3.conv2",
+        "blocks.1.conv2",
         "W4A4",
         "estimated file size",
         "estimated time on this machine",
@@ -112,7 +112,7 @@ def test_sensitivity_prints_a_table_and_draws_it(checkpoint, walkers_root, tmp_p
     arguments = (*sensitivity(checkpoint, walkers_root), "--widths", "2,8")
     done = run(*arguments, "--plot", picture, "--resume", tmp_path / "states")
     assert done.returncode == 0, done.stderr
-    assert "blocks.3.conv2" in done.stdout
+    assert "blocks.1.conv2" in done.stdout
     assert picture.read_text().count("<text") > 20
     assert "var(--" not in picture.read_text()
     again = json.loads(run(*arguments, "--resume", tmp_path / "states", "--json").stdout)

@@ -24,7 +24,7 @@ from qgait_ptq.system.locking import locked
 from tests.cli.background_runs import Run, run
 from tests.cli.forks import COMMAND
 from tests.cli.test_cli import SMALL, assert_refused
-from tests.conftest import make_gaitbase
+from tests.conftest import SHALLOW, make_gaitbase
 
 RECIPE = {
     "quantization": {
@@ -60,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_walkers(
             folder / "data", split, split_identities(split, 2), views_per_trial=1, array_format="npz"
         )
-    torch.save(make_gaitbase().state_dict(), folder / "weights.pt")
+    torch.save(make_gaitbase(**SHALLOW).state_dict(), folder / "weights.pt")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     write_sequences(folder / "people", 480)
     done = run(*words(folder, "quantize"), "--no-finetune", folder=folder)

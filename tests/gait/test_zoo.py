@@ -39,7 +39,7 @@ SMALL = {
     "GaitSet": lambda: GaitSet(channels=(4, 8, 8), embedding=16),
     "GaitPart": lambda: GaitPart(channels=(4, 8, 16), halvings=(0, 1, 2), parts=4, embedding=16),
     "GaitGL": lambda: GaitGL(channels=(4, 8, 16)),
-    "GaitBase": lambda: GaitBase(channels=(4, 8, 8, 16), embedding=16),
+    "GaitBase": lambda: GaitBase(channels=(4, 8), strides=(1, 2), embedding=16),
     "DeepGaitV2-P3D": lambda: DeepGaitV2P3D(channels=(4, 8, 8, 16), blocks=(1, 1, 1, 1), embedding=16),
     "SkeletonGait++": lambda: SkeletonGaitPlus(channels=(4, 8, 8, 16), embedding=16),
     "SwinGait": lambda: SwinGait(channels=(4, 8), heads=2, blocks=2, embedding=16),

@@ -10,14 +10,14 @@ from onnx import numpy_helper
 import qgait_ptq as qg
 from qgait_ptq.gait.data.sequences import Reading
 from qgait_ptq.report.evaluated import evaluated_networks, evaluation_lines
-from tests.conftest import make_gaitbase
+from tests.conftest import SHALLOW, make_gaitbase
 
 
 @pytest.fixture(scope="module")
 def exported(walkers_root):
     data = qg.load_directory(walkers_root, reading=Reading(longest=24))
     config = qg.QuantConfig(idc={"enabled": False}, rounding="nearest", calibration_sequences=4)
-    return qg.export(qg.calibrate(qg.prepare(make_gaitbase(), data, config, device="cpu")))
+    return qg.export(qg.calibrate(qg.prepare(make_gaitbase(**SHALLOW), data, config, device="cpu")))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from qgait_ptq.errors import CalibrationError, CaptureError, ConfigError, DataEr
 from qgait_ptq.gait.data.sequences import Reading
 from qgait_ptq.gait.data.sources import load_directory
 from qgait_ptq.gait.opengait.adapter import OpenGaitAdapter
-from tests.conftest import SHORT, make_gaitbase
+from tests.conftest import SHALLOW, SHORT, make_gaitbase
 
 FAST = {"calibration_sequences": 12}
 
@@ -39,13 +39,13 @@ class Maps(torch.nn.Module):
 @pytest.fixture(scope="module")
 def evaluated(walkers_root):
     data = load_directory(walkers_root, reading=Reading(longest=24))
-    return qg.quantize(make_gaitbase(), data, qg.QuantConfig(**FAST), device="cpu")
+    return qg.quantize(make_gaitbase(**SHALLOW), data, qg.QuantConfig(**FAST), device="cpu")
 
 
 @pytest.fixture(scope="module")
 def of_pairs(walkers):
     """A network, its weights as they were, and the result of quantizing it with pairs."""
-    network = make_gaitbase()
+    network = make_gaitbase(**SHALLOW)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     return network, before, qg.quantize(network, pairs(walkers), qg.QuantConfig(**FAST), device="cpu")
 
@@ -66,7 +66,7 @@ def test_the_report_has_the_promised_keys(evaluated):
 def test_ranges_are_those_that_the_integers_stand_for(walkers, of_pairs, target):
     config = qg.QuantConfig(**FAST, target=target)
     known = {"onnxruntime": of_pairs[2]}
-    result = known.get(target) or qg.quantize(make_gaitbase(), pairs(walkers), config, device="cpu")
+    result = known.get(target) or qg.quantize(make_gaitbase(**SHALLOW), pairs(walkers), config, device="cpu")
     for layer in result.report.layers[1:]:
         low, high = layer.scales.activation_range
         assert low <= 0 < high
@@ -122,7 +122,7 @@ def test_the_users_network_is_left_as_it_was(of_pairs):
 
 def test_the_same_seed_gives_the_same_file(walkers_root, evaluated):
     data = load_directory(walkers_root, reading=Reading(longest=24))
-    again = qg.quantize(make_gaitbase(), data, qg.QuantConfig(**FAST), device="cpu")
+    again = qg.quantize(make_gaitbase(**SHALLOW), data, qg.QuantConfig(**FAST), device="cpu")
     assert again.onnx_model.SerializeToString() == evaluated.onnx_model.SerializeToString()
 
 
@@ -144,7 +144,7 @@ def test_the_opengait_convention_needs_only_the_adapter(walkers):
     class LikeOpenGait(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = make_gaitbase()
+            self.inner = make_gaitbase(**SHALLOW)
 
         def forward(self, inputs):
             silhouettes, *_, lengths = inputs
@@ -159,7 +159,7 @@ def test_the_opengait_convention_needs_only_the_adapter(walkers):
 def test_a_collapsed_result_is_refused_loudly(walkers):
     config = qg.QuantConfig(weight_bits=2, activation_bits=2, edge_bits=2, minimum_agreement=0.9999)
     with pytest.raises(CalibrationError, match="no longer rank"):
-        qg.quantize(make_gaitbase(), pairs(walkers), config)
+        qg.quantize(make_gaitbase(**SHALLOW), pairs(walkers), config)
 
 
 @pytest.mark.parametrize(
@@ -173,23 +173,23 @@ def test_a_collapsed_result_is_refused_loudly(walkers):
 )
 def test_data_that_cannot_be_used_are_refused(data, error, message):
     with pytest.raises(error, match=message):
-        qg.quantize(make_gaitbase(), data)
+        qg.quantize(make_gaitbase(**SHALLOW), data)
 
 
 def test_sequences_of_different_sizes_are_refused(walkers):
     odd = (np.full((3, 32, 22), 255, np.uint8), "z")
     with pytest.raises(DataError, match="32×22"):
-        qg.quantize(make_gaitbase(), [*pairs(walkers, 6), odd, odd], qg.QuantConfig())
+        qg.quantize(make_gaitbase(**SHALLOW), [*pairs(walkers, 6), odd, odd], qg.QuantConfig())
 
 
 def test_unknown_targets_and_devices_are_refused(walkers):
     with pytest.raises(ConfigError, match="onnxruntime"):
-        qg.quantize(make_gaitbase(), pairs(walkers), qg.QuantConfig(target="abacus"))
+        qg.quantize(make_gaitbase(**SHALLOW), pairs(walkers), qg.QuantConfig(target="abacus"))
     with pytest.raises(ConfigError, match="not available"):
-        qg.quantize(make_gaitbase(), pairs(walkers), device="cuda:77")
+        qg.quantize(make_gaitbase(**SHALLOW), pairs(walkers), device="cuda:77")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_what_the_cpu_gives(walkers, evaluated):
-    result = qg.quantize(make_gaitbase(), pairs(walkers), qg.QuantConfig(**FAST), device="cuda")
+    result = qg.quantize(make_gaitbase(**SHALLOW), pairs(walkers), qg.QuantConfig(**FAST), device="cuda")
     assert result.report.parity.cosine_min > 0.999

@@ -9,7 +9,7 @@ from qgait_ptq.quantizer.pair_order import INT16_MAX
 from qgait_ptq.reference.pair_sums import bound_pair_sums
 from qgait_ptq.reference.proof import prove_exactness
 from qgait_ptq.system.progress import Silent
-from tests.conftest import make_gaitbase
+from tests.conftest import SHALLOW, make_gaitbase
 
 SMALL = {
     "weight_bits": 4,
@@ -34,13 +34,13 @@ class Listener(Silent):
 def quantize(data, config, **arguments):
     listener = Listener()
     given = qg.QuantConfig(**config)
-    result = qg.quantize(make_gaitbase(), data, given, device="cpu", progress=listener, **arguments)
+    result = qg.quantize(make_gaitbase(**SHALLOW), data, given, device="cpu", progress=listener, **arguments)
     return result, listener.notes
 
 
 def calibrate(data, config):
     """Run all stages before export."""
-    return qg.calibrate(qg.prepare(make_gaitbase(), data, qg.QuantConfig(**config), device="cpu"))
+    return qg.calibrate(qg.prepare(make_gaitbase(**SHALLOW), data, qg.QuantConfig(**config), device="cpu"))
 
 
 def as_data(people, records=None):

@@ -36,7 +36,7 @@ from qgait_ptq.targets.registry import get_target
 from qgait_ptq.verification.emulation import emulator, record_elsewhere
 from qgait_ptq.verification.file_bytes import compare_with_reference
 from qgait_ptq.verification.recording import record
-from tests.conftest import make_gaitbase, make_gaitset, randomise_batch_norms
+from tests.conftest import SHALLOW, make_gaitbase, make_gaitset, randomise_batch_norms
 
 FRAMES, CROPPED = (5, 4), (64, 44)  # 4 is a count of channels, too: layouts that look alike
 
@@ -91,7 +91,7 @@ def make_kinds():
 
 
 NETWORKS = {
-    "GaitBase": make_gaitbase,
+    "GaitBase": partial(make_gaitbase, **SHALLOW),
     "GaitSet": make_gaitset,
     "GaitPart": make_gaitpart,
     "GaitGL": make_gaitgl,

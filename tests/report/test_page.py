@@ -16,7 +16,7 @@ from qgait_ptq.gait.data.sequences import Reading
 from qgait_ptq.gait.data.sources import load_directory
 from qgait_ptq.report.comparing import compare_reports, pareto_positions, render_comparison
 from qgait_ptq.report.page import render_report, verdict
-from tests.conftest import make_gaitbase
+from tests.conftest import SHALLOW, make_gaitbase
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 WIDTHS = (400, 900, 1600)  # a phone, a tablet, a desk
@@ -25,7 +25,9 @@ WIDTHS = (400, 900, 1600)  # a phone, a tablet, a desk
 @pytest.fixture(scope="module")
 def result(walkers_root):
     data = load_directory(walkers_root, reading=Reading(longest=24))
-    return qg.quantize(make_gaitbase(), data, qg.QuantConfig(weight_bits=4, calibration_sequences=12))
+    return qg.quantize(
+        make_gaitbase(**SHALLOW), data, qg.QuantConfig(weight_bits=4, calibration_sequences=12)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from qgait_ptq.pipeline import evaluating, exporting, preparing
 from qgait_ptq.pipeline.exporting import check_parity, to_onnx
 from qgait_ptq.pipeline.quantize import CALIBRATION, EVALUATION, EXPORT, PREPARATION, STAGES, begin
 from qgait_ptq.stages.state import Source
-from tests.conftest import make_gaitbase
+from tests.conftest import SHALLOW, make_gaitbase
 
 FAST = qg.QuantConfig(
     idc=IdcConfig(enabled=False), rounding="nearest", bias_correction=False, minimum_agreement=-1
@@ -67,7 +67,7 @@ class Never(CountSequences):
 @pytest.fixture(scope="module")
 def state(walkers):
     data = qg.GaitData(walkers.choose(6), walkers.choose(4, 1))
-    return begin(Source(make_gaitbase()), data, FAST, device="cpu")
+    return begin(Source(make_gaitbase(**SHALLOW)), data, FAST, device="cpu")
 
 
 def test_a_stage_gives_a_new_state_and_is_timed_and_told(state):
@@ -109,7 +109,7 @@ def test_calibrating_stages_leave_the_graphs_of_earlier_states_as_they_are(state
 @pytest.fixture(scope="module")
 def calibrated_and_exported(walkers):
     data = qg.GaitData(walkers.choose(6), walkers.choose(4, 1))
-    calibrated = qg.calibrate(qg.prepare(make_gaitbase(), data, FAST, device="cpu"))
+    calibrated = qg.calibrate(qg.prepare(make_gaitbase(**SHALLOW), data, FAST, device="cpu"))
     return calibrated, qg.export(calibrated)
 
 
@@ -119,7 +119,7 @@ def test_the_staged_calls_give_what_quantize_gives(walkers, calibrated_and_expor
     assert to_onnx(calibrated) == exported.file.model
     assert to_onnx(calibrated, quantized=False) == exported.file.float_model
     staged = qg.evaluate(exported)
-    at_once = qg.quantize(make_gaitbase(), data, FAST, device="cpu")
+    at_once = qg.quantize(make_gaitbase(**SHALLOW), data, FAST, device="cpu")
     assert staged.onnx_model.SerializeToString() == at_once.onnx_model.SerializeToString()
     assert staged.report.agreement == at_once.report.agreement
 

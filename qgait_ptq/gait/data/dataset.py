@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class SequenceRecord:
     subject: str
     condition: str
     view: str
-    load: Callable[[], Silhouettes]
+    load: Callable[[], Silhouettes] = field(repr=False)
     sources: tuple[Path, ...] = ()
 
     @property
@@ -77,6 +77,9 @@ class PackedSilhouettes:
         packed = cls(np.zeros((*bits.shape[:-1], 0), np.uint8))
         packed.width, packed.bits = width, bits
         return packed
+
+    def __repr__(self) -> str:
+        return f"PackedSilhouettes({[*self.bits.shape[:-1], self.width]})"
 
     def __call__(self) -> Silhouettes:
         """Return the silhouettes, ``[s, h, w]`` in {0, 255}."""
@@ -216,6 +219,9 @@ class GaitDataset:
                 load = partial(_identity, array)
             records.append(SequenceRecord(str(label), f"seq-{index:04d}", "000", load))
         return cls(records, layout=layout)
+
+    def __repr__(self) -> str:
+        return f"GaitDataset({self.counts})"
 
     def __len__(self) -> int:
         return len(self.records)

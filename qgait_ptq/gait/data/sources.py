@@ -72,6 +72,10 @@ class GaitData:
     notes: DataNotes = field(default_factory=DataNotes)
     unlabelled: GaitDataset | None = None
 
+    def __repr__(self) -> str:
+        tests = "no gallery and probes" if self.test_set is None else repr(self.test_set)
+        return f"GaitData({self.calibration.counts} for calibration, {self.test.counts} for testing, {tests})"
+
     @property
     def summary(self) -> str:
         """One line: the number of sequences by their use, and what was left out when they were read."""
