@@ -39,7 +39,7 @@ docs: $(VENV)/dev  ## Build the documentation into docs-out/; a broken link is a
 check: lint docs test  ## What CI runs.
 
 release-check: $(VENV)/dev  ## Build wheels and sdists into dist/, and try each in an empty environment.
-	$(BIN)/python distribution/release_check.py
+	$(BIN)/python .ci/distribution/release_check.py
 
 clean:  ## Remove the environment and what the demo wrote.
 	rm -rf $(VENV) demo-out docs-out dist

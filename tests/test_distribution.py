@@ -38,7 +38,7 @@ WALK = "walk = (np.random.default_rng(0).random((40, 64, 44)) < 0.3).astype(np.u
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runtime")
-    subprocess.run([sys.executable, ROOT / "distribution" / "runtime_sources.py", folder], check=True)
+    subprocess.run([sys.executable, ROOT / ".ci" / "distribution" / "runtime_sources.py", folder], check=True)
     return folder
 
 

@@ -1,6 +1,6 @@
 """Print what an installation downloads, and what imports cost, as the tables of docs/installation.md.
 
-    python distribution/measure_install.py [DIST]
+    python .ci/distribution/measure_install.py [DIST]
 
 DIST holds the wheels from `make release-check` (default: dist). Run it in the environment of the toolkit.
 """

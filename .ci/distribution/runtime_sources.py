@@ -1,6 +1,6 @@
 """Write the sources of qgait-ptq-runtime: `Embedder` and the modules that it imports, without torch.
 
-    python distribution/runtime_sources.py FOLDER
+    python .ci/distribution/runtime_sources.py FOLDER
     python -m build FOLDER
 
 The modules are copies of those of qgait_ptq in a package of another name, `qgait_ptq_runtime`. Both
@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TEMPLATES = Path(__file__).parent / "runtime"
 PACKAGE, COPY = "qgait_ptq", "qgait_ptq_runtime"
 FIRST = f"{PACKAGE}.runtime.embedder"

@@ -1,6 +1,6 @@
 """Build what is released, install each file in an empty environment outside the checkout, and use it there.
 
-    python distribution/release_check.py [FOLDER]
+    python .ci/distribution/release_check.py [FOLDER]
 
 FOLDER receives the wheels and sdists (default: dist). Needs the package `build`, and a package index.
 """
