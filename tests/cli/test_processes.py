@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from qgait_ptq.gait.walkers.population import Split, WalkerSettings, split_identities
 from qgait_ptq.gait.walkers.rendering import write_walkers
 from tests.cli.test_cli import SMALL, run
-from tests.conftest import make_gaitbase
+from tests.conftest import SHALLOW, make_gaitbase
 from tests.system.torchrun import finish, start, torchrun
 
 STOPPED = 60  # seconds in which all processes of a run end when one has died
@@ -41,7 +41,7 @@ RECIPE = {
 def folder(tmp_path_factory, walkers_root):
     """Weights, a recipe, and walkers."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.save(make_gaitbase().state_dict(), folder / "weights.pt")
+    torch.save(make_gaitbase(**SHALLOW).state_dict(), folder / "weights.pt")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     shutil.copytree(walkers_root, folder / "people")
     return folder
