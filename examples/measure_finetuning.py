@@ -41,8 +41,10 @@ ONE_WALK = ((Condition.NORMAL, 1),)
 def render(split: Split, count: int, first: int) -> GaitDataset:
     """Return one walk of each of `count` people: 6 frames over a gait cycle, at half the size."""
     full = render_walkers(split, count, first=first, trials=ONE_WALK, views_per_trial=1)
+    every = 4  # frames of a gait cycle between two that are taken
     records = [
-        replace(record, load=PackedSilhouettes(shrink(silhouettes[:24:4]))) for silhouettes, record in full
+        replace(record, load=PackedSilhouettes(shrink(silhouettes[: every * FRAMES : every])))
+        for silhouettes, record in full
     ]
     return GaitDataset(records, full.description)
 

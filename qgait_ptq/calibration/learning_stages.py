@@ -74,6 +74,8 @@ class CalibrateDistances(Stage):
             state, config.batch_frames, consecutive=not _frames_are_independent(state)
         )
         part = _trainable_part(state, quantized, reference, batches)
+        if part.jumps:
+            state = state.noting(part.describe("IDC"))
         outcome = calibrate_distances(
             quantized, reference, batches, held_out, loss, settings, advance, part.nodes
         )
@@ -147,6 +149,8 @@ class Finetune(Stage):
         pool, held_out = judge(state, loss, clips_at_once(state))
         source = _end_to_end_batches(state, pool)
         part = _trainable_part(state, quantized, reference, source)
+        if part.jumps:
+            state = state.noting(part.describe("fine-tuning"))
         batches = _block_batches(state, quantized, pool)
         run = Finetuning(quantized, reference, batches, held_out, saved, part.nodes)
         outcome = run.run(_block_settings(state.config), source, loss, _end_to_end_settings(state), advance)
@@ -292,7 +296,7 @@ def _prove_frame_independence(state: State, graph_module: fx.GraphModule) -> Fra
 
 
 def _describe_part(part: TrainablePart) -> dict[str, Any]:
-    return {"trained_layers": part.layers, "of_layers": part.all_layers, "loss_jumps": part.jumps_by_layer()}
+    return {"trained_layers": part.layers, "of_layers": part.all_layers, "loss_jumps": part.jumps}
 
 
 def _describe_training(outcome: TrainingOutcome) -> dict[str, Any]:

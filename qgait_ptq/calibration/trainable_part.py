@@ -3,17 +3,16 @@
 A gradient of a rounding step assumes that values are spread over the step. Silhouettes are binary, so whole
 areas of a frame share a few values in the first layers. Where a rounding threshold passes such a value, all
 of them move to another integer at once: the loss jumps, and gradients do not see it. GaitBase-small at W3A3:
-raising the scale after the first layer by 3 % doubles the loss, and the gradient is close to zero.
+raising the scale after the first layer by 3 % nearly doubles the loss, and the gradient is close to zero.
 
-Training such a layer makes the network worse, and so does training a layer before it. Both are left as they
-are.
+The layers that lead to such a place are not trained.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -38,26 +37,22 @@ class TrainablePart:
 
     Attributes:
         nodes: these nodes.
-        jumps: relative rise of the loss at each quantizer of activations where it jumps, by name.
-        places: call of each of these quantizers.
         layers: number of quantized layers among the nodes.
         all_layers: number of quantized layers of the graph.
+        jumps: relative rise of the loss at each place where it jumps, by the name of the layer before it.
     """
 
     nodes: tuple[fx.Node, ...]
-    jumps: dict[str, float] = field(default_factory=dict)
-    places: dict[str, fx.Node] = field(default_factory=dict)
-    layers: int = 0
-    all_layers: int = 0
+    layers: int
+    all_layers: int
+    jumps: dict[str, float]
 
-    def jumps_by_layer(self) -> dict[str, float]:
-        """Return the largest rise behind each layer, by the name of the layer."""
-        found: dict[str, float] = {}
-        for name, rise in self.jumps.items():
-            layer = nearest_layer(self.places[name])
-            key = "input" if layer is None else layer_name(layer)
-            found[key] = max(rise, found.get(key, 0.0))
-        return found
+    def describe(self, stage: str) -> str:
+        """Return a line about the jumps, and the layers that a stage does not train because of them."""
+        jump = f"the loss jumps behind {', '.join(self.jumps)} if a scale changes a little"
+        if self.layers == self.all_layers:
+            return f"{stage}: {jump}; all layers are trained"
+        return f"{stage} trains {self.layers} of {self.all_layers} layers: {jump}"
 
 
 def find_trainable_part(graph_module: fx.GraphModule, loss: Callable[[nn.Module], float]) -> TrainablePart:
@@ -70,17 +65,20 @@ def find_trainable_part(graph_module: fx.GraphModule, loss: Callable[[nn.Module]
         graph_module: calibrated graph.
         loss: returns the loss of a graph on some clips.
     """
-    jumps = first_only(lambda: find_jumps(graph_module, loss))
-    places = {
-        str(node.target): node
-        for node in graph_module.graph.nodes
-        if node.op == "call_module" and str(node.target) in jumps
-    }
-    held = _leading_to(graph_module, places.values())
+    rises = first_only(lambda: find_jumps(graph_module, loss))
+    nodes = list(graph_module.graph.nodes)
+    places = [node for node in nodes if node.op == "call_module" and str(node.target) in rises]
+    held = _leading_to(graph_module, places)
     layers = [layer.node for layer in quantized_layers(graph_module)]
-    left = [layer for layer in layers if layer not in held]
-    nodes = [node for node in graph_module.graph.nodes if not left or node not in held]
-    return TrainablePart(tuple(nodes), jumps, places, len(left) or len(layers), len(layers))
+    left = [layer for layer in layers if layer not in held] or layers
+    if left == layers:
+        held = set()
+    jumps: dict[str, float] = {}
+    for place in places:
+        layer = nearest_layer(place)
+        name = "the input" if layer is None else layer_name(layer)
+        jumps[name] = max(rises[str(place.target)], jumps.get(name, 0.0))
+    return TrainablePart(tuple(node for node in nodes if node not in held), len(left), len(layers), jumps)
 
 
 def find_jumps(graph_module: fx.GraphModule, loss: Callable[[nn.Module], float]) -> dict[str, float]:
@@ -99,6 +97,8 @@ def find_jumps(graph_module: fx.GraphModule, loss: Callable[[nn.Module], float])
         if quantizer.grid.bits < FINE_BITS
     }
     before = loss(probed)
+    if before == 0:  # the quantizers change nothing
+        return {}
     jumps: dict[str, float] = {}
     held: set[fx.Node] = set()
     for node in reversed(graph_module.graph.nodes):
