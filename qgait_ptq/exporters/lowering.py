@@ -38,7 +38,7 @@ def lower_markers(model: onnx.ModelProto, markers: list[Marker], storage: Storag
     """
     lowering = _Lowering(model, markers, storage)
     for node in list(model.graph.node):
-        if node.domain == DOMAIN and node.op_type == NAME:
+        if _is_marker(node):
             lowering.lower(node)
         else:
             lowering.keep(node)
@@ -47,6 +47,30 @@ def lower_markers(model: onnx.ModelProto, markers: list[Marker], storage: Storag
     _keep_used_initializers(model, lowering.initializers)
     _drop_domain(model)
     return model
+
+
+def drop_markers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Remove the markers of a model in place: what read a marker reads the marked tensor."""
+    sources: dict[str, str] = {}
+    kept: list[onnx.NodeProto] = []
+    outputs = {value.name for value in model.graph.output}
+    for node in list(model.graph.node):
+        node.input[:] = [sources.get(name, name) for name in node.input]
+        if not _is_marker(node):
+            kept.append(node)
+        elif node.output[0] in outputs:
+            kept.append(make_node("Identity", [node.input[0]], node.output[0]))
+        else:
+            sources[node.output[0]] = node.input[0]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    _keep_used_initializers(model, {})
+    _drop_domain(model)
+    return model
+
+
+def _is_marker(node: onnx.NodeProto) -> bool:
+    return node.domain == DOMAIN and node.op_type == NAME
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from qgait_ptq.capture.quiet import quiet_torch
 from qgait_ptq.errors import ExportError, ModelError
 from qgait_ptq.exporters.exportability import explain_export_failure
 from qgait_ptq.exporters.lowering import lower_markers
-from qgait_ptq.exporters.markers import mark_quantizers, translation_table
+from qgait_ptq.exporters.markers import Marker, mark_quantizers, translation_table
 from qgait_ptq.exporters.metadata import LARGEST_MODEL, METADATA_KEY, metadata_text, parse_metadata
 from qgait_ptq.exporters.passes import get_pass, layer_path
 from qgait_ptq.exporters.passes.byte_input import byte_input_pass
@@ -39,37 +40,78 @@ SMALLEST_IR_VERSION = 10  # the first with INT4; older runtimes refuse newer ver
 
 
 def export_float(graph_module: fx.GraphModule, capture: Capture, opset: int) -> onnx.ModelProto:
-    """Export the float graph; see `export_quantized` for the arguments."""
+    """Export a graph without quantizers; see `export_quantized` for the arguments.
+
+    Raises:
+        ExportError: torch's exporter refuses the graph.
+    """
     return _export(copy.deepcopy(graph_module), capture, opset, {})
+
+
+@dataclass(frozen=True)
+class MarkedModel:
+    """A calibrated graph as ONNX, with markers in place of its quantizers.
+
+    Attributes:
+        model: ONNX model, which no runtime takes.
+        markers: quantizers by the index of their marker.
+    """
+
+    model: onnx.ModelProto
+    markers: list[Marker]
+
+
+def export_marked(graph_module: fx.GraphModule, capture: Capture, opset: int) -> MarkedModel:
+    """Export a calibrated graph with markers, of which `quantized_model` and `float_model` are made.
+
+    Raises:
+        ExportError: torch's exporter refuses the graph.
+    """
+    marked, markers = mark_quantizers(graph_module)
+    return MarkedModel(_export(marked, capture, opset, translation_table()), markers)
+
+
+def quantized_model(
+    marked: MarkedModel, graph_module: fx.GraphModule, target: Target, byte_input: bool = False
+) -> onnx.ModelProto:
+    """Return the Q/DQ model of a marked one.
+
+    Args:
+        marked: the graph with markers.
+        graph_module: graph with fake-quantize modules whose ranges are set.
+        target: target of the file.
+        byte_input: whether the file takes silhouettes as uint8, 0..255, instead of float32 in [0, 1].
+
+    Raises:
+        ExportError: the ONNX checker refuses the model, a pass of the target makes it invalid, or the file
+            breaks a rule of the target.
+        ConfigError: the target lists a pass that does not exist.
+    """
+    passes = [get_pass(name) for name in target.onnx_passes]
+    if byte_input:
+        passes.append(byte_input_pass(_silhouette_inputs(graph_module)))
+    model = lower_markers(copy.deepcopy(marked.model), marked.markers, target.storage)
+    check_model(model, "after its quantizers were lowered")
+    run_passes(model, passes)
+    check_rules(model, target)
+    _check_pair_sums(model, graph_module)
+    return model
 
 
 def export_quantized(
     graph_module: fx.GraphModule, capture: Capture, target: Target, byte_input: bool = False
 ) -> onnx.ModelProto:
-    """Export a calibrated graph as Q/DQ ONNX.
+    """Export a calibrated graph as Q/DQ ONNX; see `quantized_model` for arguments and errors.
 
     Args:
         graph_module: graph with fake-quantize modules whose ranges are set.
         capture: capture of the graph; its free dimensions are free in the file.
         target: target of the file.
         byte_input: whether the file takes silhouettes as uint8, 0..255, instead of float32 in [0, 1].
-
-    Raises:
-        ExportError: torch's exporter or the ONNX checker refuses the graph, a pass of the target makes it
-            invalid, or the file breaks a rule of the target.
-        ConfigError: the target lists a pass that does not exist.
     """
-    passes = [get_pass(name) for name in target.onnx_passes]
-    if byte_input:
-        passes.append(byte_input_pass(_silhouette_inputs(graph_module)))
-    marked, markers = mark_quantizers(graph_module)
-    exported = _export(marked, capture, target.opset, translation_table())
-    model = lower_markers(exported, markers, target.storage)
-    check_model(model, "after its quantizers were lowered")
-    run_passes(model, passes)
-    check_rules(model, target)
-    _check_pair_sums(model, graph_module)
-    return model
+    return quantized_model(
+        export_marked(graph_module, capture, target.opset), graph_module, target, byte_input
+    )
 
 
 def _silhouette_inputs(graph_module: fx.GraphModule) -> list[str]:

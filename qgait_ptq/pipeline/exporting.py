@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import onnx
@@ -14,7 +14,14 @@ from torch import Tensor
 from qgait_ptq.calibration.batches import taken_batches
 from qgait_ptq.capture.captured import FRAME_AXIS, Capture
 from qgait_ptq.errors import ExportError
-from qgait_ptq.exporters.onnx_file import export_float, export_quantized
+from qgait_ptq.exporters.float_model import float_model
+from qgait_ptq.exporters.onnx_file import (
+    MarkedModel,
+    export_float,
+    export_marked,
+    export_quantized,
+    quantized_model,
+)
 from qgait_ptq.exporters.passes.first_layer_table import FIRST_LAYER_TABLE, LARGEST_KERNEL, layers_in_tables
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.graph.frame_counts import ANY_FRAME_COUNT
@@ -73,10 +80,11 @@ class Export(Stage):
         Raises:
             ExportError: the file is wrong even with fixed batch size and frame count, or it is too large.
         """
-        captured, model, session, notes = _export(state)
-        state = replace(state, maybe_captured=captured)
-        file = File(model, to_onnx(state, quantized=False), session)
-        state = replace(state, maybe_file=file).noting(*notes)
+        exported = _export(state)
+        model, session = exported.model, exported.session
+        state = replace(state, maybe_captured=exported.captured)
+        in_float = float_model(exported.marked.model, state.network) or to_onnx(state, quantized=False)
+        state = replace(state, maybe_file=File(model, in_float, session)).noting(*exported.notes)
         streams, notes = _streams(state, model, session)
         return state.noting(*notes).recording(proof=prove_exactness(model).describe(), streams=streams)
 
@@ -164,20 +172,44 @@ def check_budget(state: State) -> None:
         )
 
 
-def _export(state: State) -> tuple[Capture, onnx.ModelProto, Session, list[str]]:
-    """Return the capture with the dimensions that stay free, the file, its session, and notes."""
+@dataclass(frozen=True)
+class _Exported:
+    """A file that agrees with the simulation.
+
+    Attributes:
+        captured: capture with the dimensions that stay free.
+        marked: the model before its markers are lowered.
+        model: quantized model.
+        session: its session.
+        notes: what the user is told.
+    """
+
+    captured: Capture
+    marked: MarkedModel
+    model: onnx.ModelProto
+    session: Session
+    notes: list[str]
+
+
+def _export(state: State) -> _Exported:
+    """Export the file, with as many free dimensions as possible.
+
+    Raises:
+        ExportError: the file is wrong even with fixed batch size and frame count.
+    """
     quantized = state.quantized
     captured = state.captured
     simulation, clips = Simulation.of(quantized, state.device), _clips(state, captured)
     notes: list[str] = []
     for _ in range(3):  # as captured, then with one and with both dimensions pinned
-        model = to_onnx(replace(state, maybe_captured=captured))
+        marked = export_marked(quantized, captured, state.target.opset)
+        model = quantized_model(marked, quantized, state.target, state.takes_bytes)
         session = open_session(model.SerializeToString(), state.runtime, spinning=False)
         failing = find_failing_axes(
             partial(run_session, session), simulation, clips, captured.sizes, state.config.minimum_parity
         )
         if not failing:
-            return captured, model, session, [*notes, *_table_notes(state, model)]
+            return _Exported(captured, marked, model, session, [*notes, *_table_notes(state, model)])
         _refuse_wrong_kernels(state, clips, model, session)
         wrong = set(failing) & captured.free_axes
         wrong = {FRAME_AXIS} & wrong or wrong

@@ -130,7 +130,9 @@ class _SoftQuantize(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             to_scale = _sum_product(gradient, levels, scale, axis) - _sum_product(passed, steps, scale, axis)
         if ctx.needs_input_grad[2]:
-            to_zero_point = _sum_product(passed - gradient, step, zero_point, axis)
+            to_zero_point = _sum_product(passed, step, zero_point, axis) - _sum_product(
+                gradient, step, zero_point, axis
+            )
         if ctx.needs_input_grad[0] and ctx.temperature != STRAIGHT_THROUGH:
             offset = steps.sub_(steps.floor()).sub_(0.5)
             passed = passed * rounding_gradient(offset, ctx.temperature)
@@ -144,7 +146,7 @@ def _sum_product(values: Tensor, factors: Tensor, parameter: Tensor, axis: int |
         return (values * factors).sum(others)
     if factors.ndim == 0:
         return (values.sum() * factors).reshape(parameter.shape)
-    return (values * factors).sum().reshape(parameter.shape)
+    return torch.dot(values.reshape(-1), factors.reshape(-1)).reshape(parameter.shape)
 
 
 def soft_quantize(

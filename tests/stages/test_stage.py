@@ -5,6 +5,7 @@ import inspect
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,8 @@ from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.pipeline import evaluating, exporting, preparing
 from qgait_ptq.pipeline.exporting import check_parity, to_onnx
 from qgait_ptq.pipeline.quantize import CALIBRATION, EVALUATION, EXPORT, PREPARATION, STAGES, begin
+from qgait_ptq.runtime.exact_sessions import open_session
+from qgait_ptq.runtime.sessions import run_session
 from qgait_ptq.stages.state import Source
 from tests.conftest import SHALLOW, make_gaitbase
 
@@ -117,7 +120,12 @@ def test_the_staged_calls_give_what_quantize_gives(walkers, calibrated_and_expor
     data = qg.GaitData(walkers.choose(6), walkers.choose(4, 1))
     calibrated, exported = calibrated_and_exported
     assert to_onnx(calibrated) == exported.file.model
-    assert to_onnx(calibrated, quantized=False) == exported.file.float_model
+    silhouettes = network_batch(*walkers[0], (64, 44), 9).numpy()
+    alone, with_the_other = (
+        run_session(open_session(model.SerializeToString(), spinning=False), silhouettes)
+        for model in (to_onnx(calibrated, quantized=False), exported.file.float_model)
+    )
+    np.testing.assert_array_equal(alone, with_the_other)
     staged = qg.evaluate(exported)
     at_once = qg.quantize(make_gaitbase(**SHALLOW), data, FAST, device="cpu")
     assert staged.onnx_model.SerializeToString() == at_once.onnx_model.SerializeToString()
