@@ -100,10 +100,13 @@ def _positive_definite(matrix: Tensor) -> Tensor:
     return matrix
 
 
-def corrected_weight(weight: Tensor, second: Tensor, cross: Tensor, count: int, damping: float) -> Tensor:
+def corrected_weight(
+    weight: Tensor, second: Tensor, cross: Tensor, count: int, damping: float, start: Tensor | None = None
+) -> Tensor:
     """Return W*, which maps the quantized inputs of a layer to its float output, by ridge regression.
 
-    ``W* = W + W (C − H) (H + λI)⁻¹`` with H = second and C = cross. The regularizer pulls W* towards W.
+    ``W* = V + (W C − V H) (H + λI)⁻¹`` with H = second, C = cross and V = start. The regularizer pulls W*
+    towards V.
 
     Args:
         weight: float weight W, ``[g, o, k]``.
@@ -111,10 +114,12 @@ def corrected_weight(weight: Tensor, second: Tensor, cross: Tensor, count: int, 
         cross: cross moments, ``[g, k, k]``.
         count: number of columns that they were estimated from.
         damping: see `damped`.
+        start: weight V, ``[g, o, k]``; None for the float weight.
     """
-    right = weight.double() @ (cross - second)
+    near = weight.double() if start is None else start.double()
+    right = weight.double() @ cross - near @ second
     solution: Tensor = torch.linalg.solve(damped(second, count, damping), right, left=False)
-    return weight.double() + solution
+    return near + solution
 
 
 def round_columns(

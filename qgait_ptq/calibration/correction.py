@@ -8,7 +8,7 @@ absorbs the remaining mean error. This needs no labels and no gradients.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -45,6 +45,7 @@ class Rounding(StrEnum):
     GPTQ = "gptq"
     QRONOS = "qronos"
     KEPT = "kept"  # the weights are rounded already
+    REFITTED = "refitted"  # as Qronos, but near the current weights instead of the float ones
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def correct_layers(
         else:
             weight, bias = weight_of(reference, original), tensor_of(reference, original.bias_parameter)
             moments = _input_moments(layer.node, weight.shape, steppers[0], steppers[1], settings)
-            _correct(quantized, layer, weight, bias, moments, settings)
+            correct_layer(quantized, layer, weight, bias, moments, settings)
         advance()
     return left_alone
 
@@ -133,11 +134,11 @@ def correct_alone(
             weight, bias = weight_of(reference, original), tensor_of(reference, original.bias_parameter)
             moments = _input_moments(original.node, weight.shape, stepper, stepper, settings)
             for candidate, layer in zip(candidates, others, strict=True):
-                _correct(candidate, layer, weight, bias, moments, settings)
+                correct_layer(candidate, layer, weight, bias, moments, settings)
         advance()
 
 
-def _correct(
+def correct_layer(
     graph_module: fx.GraphModule,
     layer: QuantizedLayer,
     float_weight: Tensor,
@@ -145,6 +146,19 @@ def _correct(
     moments: InputMoments,
     settings: CorrectionSettings,
 ) -> None:
+    """Round the weight of a layer and correct its bias, in place.
+
+    Args:
+        graph_module: graph whose ranges are set.
+        layer: layer of the graph.
+        float_weight: its weight in the float network.
+        float_bias: its bias there; None without one.
+        moments: moments of its inputs in both networks.
+        settings: settings of rounding and bias correction.
+
+    Raises:
+        CalibrationError: the inputs of the layer are not finite.
+    """
     if not (torch.isfinite(moments.second).all() and torch.isfinite(moments.cross).all()):
         raise CalibrationError(
             f"layer {layer_name(layer.node)}: its inputs contain NaN or infinite values in calibration"
@@ -156,8 +170,11 @@ def _correct(
     corrects_bias = settings.bias and float_bias is not None
     # If the bias absorbs the mean error, the weight only has to match the variation.
     second, cross = moments.centred() if corrects_bias else (moments.second, moments.cross)
-    rounded = original if settings.rounding is not Rounding.KEPT else current
-    integers, scale = _round(rounded, scale, layer, weight.shape, second, cross, moments.count, settings)
+    target = _target(original, current, second, cross, moments.count, settings)
+    if settings.rounding is Rounding.REFITTED:  # it can be larger than the weight that set the scale
+        largest = target.abs().amax(2) / layer.weight_quantizer.grid.quant_max
+        scale = torch.maximum(scale, largest.to(scale.dtype))
+    integers, scale = _round(target, scale, layer, weight.shape, second, moments.count, settings)
     if settings.rounding is not Rounding.NEAREST:
         scale = refitted_scale(integers, scale, original, second, cross)
         quantizer.set_scale(scale.flatten().clone())
@@ -170,29 +187,38 @@ def _correct(
         set_parameter(graph_module, layer.bias_parameter, moved)
 
 
+def _target(
+    original: Tensor, current: Tensor, second: Tensor, cross: Tensor, count: int, settings: CorrectionSettings
+) -> Tensor:
+    """Return the weight ``[g, o, k]`` to round, from the float weight and the current one."""
+    if settings.rounding is Rounding.KEPT:
+        return current
+    if settings.rounding is Rounding.QRONOS:
+        return corrected_weight(original, second, cross, count, settings.damping)
+    if settings.rounding is Rounding.REFITTED:
+        return corrected_weight(original, second, cross, count, settings.damping, current)
+    return original
+
+
 def _round(
-    weight: Tensor,
+    target: Tensor,
     scale: Tensor,
     layer: QuantizedLayer,
     shape: torch.Size,
     second: Tensor,
-    cross: Tensor,
     count: int,
     settings: CorrectionSettings,
 ) -> tuple[Tensor, Tensor]:
     """Return integers and scale of a weight ``[g, o, k]``; `shape` is ``[o, i, *kernel]``."""
-    grid = layer.weight_quantizer.grid
+    grid, target = layer.weight_quantizer.grid, target.double()
     if settings.rounding in (Rounding.NEAREST, Rounding.KEPT):
-        zero_point = torch.zeros((), device=weight.device)
-        steps = quantize(weight.double().reshape(shape), scale.double().flatten(), zero_point, grid, 0)
-        return steps.reshape(weight.shape), scale
-    target = weight.double()
-    if settings.rounding is Rounding.QRONOS:
-        target = corrected_weight(weight, second, cross, count, settings.damping)
+        zero_point = torch.zeros((), device=target.device)
+        steps = quantize(target.reshape(shape), scale.double().flatten(), zero_point, grid, 0)
+        return steps.reshape(target.shape), scale
     partners = None
     if grid.pair_limit is not None:
         channels, *kernel = shape[1:]
-        partners = neighbours(channels, math.prod(kernel)).to(weight.device)
+        partners = neighbours(channels, math.prod(kernel)).to(target.device)
         # The corrected weight can have larger pairs than the float weight.
         scale = widened_scale(target.reshape(shape), scale.flatten(), grid.pair_limit).reshape(scale.shape)
     return round_columns(target, scale, grid, second, count, settings.damping, partners), scale
@@ -205,12 +231,30 @@ def _input_moments(
     quantized: Stepper,
     settings: CorrectionSettings,
 ) -> InputMoments:
-    generator = torch.Generator().manual_seed(settings.seed)
-    share = max(1, COLUMNS // len(quantized.batches))
+    inputs = zip(reference.input_of(layer.name), quantized.input_of(layer.name), strict=True)
+    return input_moments(layer, weight_shape, inputs, len(quantized.batches), settings.seed)
+
+
+def input_moments(
+    layer: fx.Node,
+    weight_shape: torch.Size,
+    inputs: Iterable[tuple[Tensor, Tensor]],
+    batches: int,
+    seed: int,
+) -> InputMoments:
+    """Return the moments of a layer's inputs, from at most `COLUMNS` random columns.
+
+    Args:
+        layer: node of the layer.
+        weight_shape: shape of its weight.
+        inputs: inputs of the layer in the float and in the quantized network, batch by batch.
+        batches: number of batches.
+        seed: random seed for the drawn columns.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    share = max(1, COLUMNS // batches)
     total: InputMoments | None = None
-    for original, features in zip(
-        reference.input_of(layer.name), quantized.input_of(layer.name), strict=True
-    ):
+    for original, features in inputs:
         items = _draw(len(features), math.ceil(share * ITEM_SHARE / _positions(layer, features)), generator)
         columns = _columns(layer, weight_shape, features[items])
         chosen = _draw(columns.shape[-1], share, generator)

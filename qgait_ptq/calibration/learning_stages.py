@@ -5,41 +5,38 @@ from __future__ import annotations
 import copy
 import hashlib
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, fx
+from torch import fx
 
-from qgait_ptq.calibration.batches import MEGABYTE, clips_at_once, unlabelled_batches
-from qgait_ptq.calibration.block_training import BlockBatches, BlockSettings, count_blocks
+from qgait_ptq.calibration.batches import MEGABYTE, clips_at_once
+from qgait_ptq.calibration.block_training import BlockSettings, count_blocks
 from qgait_ptq.calibration.blocks import Granularity
 from qgait_ptq.calibration.distances import IdcLoss
 from qgait_ptq.calibration.finetuning import Finetuning
 from qgait_ptq.calibration.idc import calibrate_distances
+from qgait_ptq.calibration.learning_batches import (
+    block_batches,
+    end_to_end_batches,
+    frames_are_independent,
+    labelled_batches,
+    refit_batches,
+)
 from qgait_ptq.calibration.pool import FEW_SEQUENCES, collect_pool, held_out_identities, judge, pool_records
 from qgait_ptq.calibration.resuming import SavedStates
 from qgait_ptq.calibration.trainable_part import TrainablePart, anchor_loss, find_trainable_part
 from qgait_ptq.calibration.trained_graph import LearningRates
 from qgait_ptq.calibration.training import TrainingOutcome, TrainingSettings
-from qgait_ptq.calibration.training_batches import BatchSource, LabelledBatches, MixedBatches, PoolBatches
-from qgait_ptq.config.schema import QuantConfig
-from qgait_ptq.gait.data.frame_pool import FramePool
-from qgait_ptq.graph.frame_independence import (
-    PROOF_FRAMES,
-    FrameIndependence,
-    prove_frame_independence,
+from qgait_ptq.calibration.training_batches import (
+    BatchSource,
 )
-from qgait_ptq.graph.network_input import as_network_input
+from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.quantizer.soft import TemperatureSchedule
 from qgait_ptq.quantizer.trainable import WeightMode
 from qgait_ptq.stages.stage import Stage, nothing
 from qgait_ptq.stages.state import State
 from qgait_ptq.system.invariants import present
 from qgait_ptq.system.progress import Advance
-
-BLOCK_BATCHES = 32  # batches of single frames for the blocks, drawn once
 
 
 class CalibrateDistances(Stage):
@@ -70,9 +67,7 @@ class CalibrateDistances(Stage):
         quantized, reference = _copies(state)
         loss = idc_loss(state.config)
         held_out = present(held_out_identities(state, loss, clips_at_once(state)))
-        batches = _labelled_batches(
-            state, config.batch_frames, consecutive=not _frames_are_independent(state)
-        )
+        batches = labelled_batches(state, config.batch_frames, consecutive=not frames_are_independent(state))
         part = _trainable_part(state, quantized, reference, batches)
         if part.jumps:
             state = state.noting(part.describe("IDC"))
@@ -147,13 +142,20 @@ class Finetune(Stage):
         saved = SavedStates(state.work_folder, fingerprint(state), state.resume)
         loss = idc_loss(state.config)
         pool, held_out = judge(state, loss, clips_at_once(state))
-        source = _end_to_end_batches(state, pool)
+        source = end_to_end_batches(state, pool)
         part = _trainable_part(state, quantized, reference, source)
         if part.jumps:
             state = state.noting(part.describe("fine-tuning"))
-        batches = _block_batches(state, quantized, pool)
+        batches = block_batches(state, quantized, pool)
         run = Finetuning(quantized, reference, batches, held_out, saved, part.nodes)
-        outcome = run.run(_block_settings(state.config), source, loss, _end_to_end_settings(state), advance)
+        outcome = run.run(
+            _block_settings(state.config),
+            source,
+            loss,
+            _end_to_end_settings(state),
+            refit_batches(state, pool),
+            advance,
+        )
         if outcome.end_to_end and outcome.end_to_end.diverged:
             stopped = f"the loss became NaN or infinite at step {outcome.end_to_end.steps}; stopped there"
             state = state.noting(f"fine-tuning: {stopped}")
@@ -230,69 +232,12 @@ def _end_to_end_settings(state: State) -> TrainingSettings:
     )
 
 
-def _labelled_batches(state: State, frames: int, *, consecutive: bool) -> LabelledBatches:
-    """Return the source of P×K batches of labelled clips, of at most `frames` frames."""
-    training, counts = present(state.training), state.captured.frame_counts
-    return LabelledBatches(
-        training.clips,
-        training.embeddings,
-        training.sampler,
-        counts.nearest(min(frames, training.clips.silhouettes.shape[1])),
-        consecutive,
-    )
-
-
-def _end_to_end_batches(state: State, pool: FramePool) -> BatchSource:
-    """Return the batches of the end-to-end part: frames of the pool, and labelled clips if there are any."""
-    config = state.config.finetune
-    frames = state.captured.frame_counts.nearest(config.frames)
-    clips, consecutive = state.captured.batch or config.clips, not _frames_are_independent(state)
-    unlabelled = PoolBatches(pool, clips, frames, consecutive)
-    if state.training is None or config.labelled_every == 0:
-        return unlabelled
-    labelled = _labelled_batches(state, frames, consecutive=consecutive)
-    return MixedBatches(labelled, unlabelled, config.labelled_every)
-
-
 def _trainable_part(
     state: State, quantized: fx.GraphModule, reference: fx.GraphModule, source: BatchSource
 ) -> TrainablePart:
     """Return the part of the network that the stage trains."""
     loss = anchor_loss(reference, source, state.config.seed, state.device)
     return find_trainable_part(quantized, loss)
-
-
-def _block_batches(state: State, quantized: fx.GraphModule, pool: FramePool) -> BlockBatches:
-    """Return batches of sequences for the blocks, and of single frames if the network treats each alone."""
-    config = state.config.finetune
-    sequences = unlabelled_batches(state)
-    if not config.block_steps:
-        return BlockBatches(sequences)
-    proof = _prove_frame_independence(state, quantized)
-    if not proof.holds:
-        return BlockBatches(sequences)
-    draw = partial(_draw_clips, state, pool)
-    frames = [draw(batch, config.clips * config.frames, 1) for batch in range(BLOCK_BATCHES)]
-    return BlockBatches(sequences, frames, proof.pooled)
-
-
-def _draw_clips(state: State, pool: FramePool, batch: int, clips: int, frames: int) -> Tensor:
-    """Return a batch of clips of the pool as network input, on the device."""
-    rng = np.random.default_rng([state.config.seed, batch])
-    drawn = pool.draw(rng, clips, frames, consecutive=False)
-    return as_network_input(torch.from_numpy(drawn).to(state.device))
-
-
-def _frames_are_independent(state: State) -> bool:
-    """Return whether any frames of a sequence make a clip, because the network treats each alone."""
-    return _prove_frame_independence(state, state.network).holds
-
-
-def _prove_frame_independence(state: State, graph_module: fx.GraphModule) -> FrameIndependence:
-    examples = [state.captured.example(1, count).to(state.device) for count in PROOF_FRAMES]
-    if not all(map(state.captured.frame_counts.fits, (1, *PROOF_FRAMES))):
-        return FrameIndependence(False, "the network does not take these frame counts")
-    return prove_frame_independence(graph_module, examples)
 
 
 def _describe_part(part: TrainablePart) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, overload
 
 import numpy as np
 import torch
@@ -110,3 +111,42 @@ class MixedBatches:
         """Draw the batch of a step."""
         source = self.labelled if step % self.every == self.every - 1 else self.unlabelled
         return source.draw(rng, step)
+
+
+@dataclass(frozen=True)
+class SequenceBatches(Sequence[Tensor]):
+    """Batches of consecutive frames in which each sequence of a pool is once; they are read when needed.
+
+    Attributes:
+        pool: frames to draw from.
+        clips: number of clips of a batch; the last batch can have fewer.
+        frames: frames of each clip.
+        device: device of the batches.
+        complete: whether all batches have the same number of clips; a few sequences are left out then.
+    """
+
+    pool: FramePool
+    clips: int
+    frames: int
+    device: torch.device
+    complete: bool = False
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self.pool) // self.clips if self.complete else -(-len(self.pool) // self.clips)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        """Return a batch ``[n, s, h, w]``."""
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        chosen = np.arange(index * self.clips, min((index + 1) * self.clips, len(self.pool)))
+        drawn = self.pool.take(chosen).draw(
+            np.random.default_rng([len(self.pool), index]), len(chosen), self.frames, consecutive=True
+        )
+        return as_network_input(torch.from_numpy(drawn).to(self.device))

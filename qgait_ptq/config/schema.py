@@ -101,6 +101,8 @@ class FinetuneConfig(_Model):
         learning_rate: largest learning rate of scales, zero-points and biases in end-to-end training.
         averaged: share of the end-to-end steps, the last ones, whose trained values are averaged; 0 for no
             average.
+        refit: largest number of sequences on which the layers that give the embedding are refitted in the
+            end; 0 for no refit.
         temperature_start: temperature of the soft quantizer at the first end-to-end step.
         temperature_end: temperature of the soft quantizer at the last end-to-end step.
         memory_mb: limit in MB of block activations in memory, and of frames without labels. More are stored
@@ -122,6 +124,7 @@ class FinetuneConfig(_Model):
     weight_learning_rate: Rate = 1.5e-2
     learning_rate: Rate = 2e-3
     averaged: Annotated[float, Field(ge=0, le=1)] = 0.2
+    refit: Annotated[int, Field(ge=0)] = 1000
     temperature_start: Weight = 0.0
     temperature_end: Weight = 0.0
     memory_mb: Positive = 2000

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-CANDIDATES = {"blocks": "after the blocks", "end": "last step", "average": "average of the last steps"}
+CANDIDATES = {
+    "blocks": "after the blocks",
+    "end": "last step",
+    "average": "average of the last steps",
+    "refit": "last layers refitted",
+}
 
 
 def loss_change(stage: Mapping[str, Any]) -> str:
