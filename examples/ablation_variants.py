@@ -121,19 +121,21 @@ HARD = {"temperature_start": 0, "temperature_end": 0}
 
 def _pool(name: str, against: str, labels: str = "true", **settings: Any) -> Variant:
     """Return a variant of fine-tuning after the corrections, without IDC, on a pool of sequences."""
-    steps: dict[str, Any] = {"unlabelled": 2000, "steps": 1500, "block_steps": 0, **HARD, **settings}
+    steps: dict[str, Any] = {"unlabelled": 2000, "steps": 600, "block_steps": 0, **HARD, **settings}
     return Variant(f"fine-tuning, {name}", against, _finetune(**steps), "finetune-only", labels)
 
 
-BASE = "fine-tuning, 2,000 sequences, 1,500 steps"
+BASE = "fine-tuning, 2,000 sequences, 600 steps"
 FINETUNING = (
     Variant("default rounding", "ranges MSE"),
-    _pool("2,000 sequences, 1,500 steps", "default rounding"),
+    _pool("2,000 sequences, 600 steps", "default rounding"),
+    _pool("2,000 sequences, refit only", "default rounding", steps=0),
+    _pool("2,000 sequences, no refit", BASE, refit=0),
     *(
         _pool(f"{pool:,} sequences, {steps:,} steps", "default rounding", unlabelled=pool, steps=steps)
         for pool in (60, 250, 1000, 2000)
-        for steps in (500, 1500, 3000)
-        if (pool, steps) != (2000, 1500)
+        for steps in (300, 600, 1500)
+        if (pool, steps) != (2000, 600)
     ),
     _pool("labels shuffled", BASE, labels="shuffled"),
     _pool("anchor only", BASE, labelled_every=0),
@@ -144,7 +146,7 @@ FINETUNING = (
     Variant(
         "QDrop on the pool",
         BASE,
-        {**NEAREST, **_finetune(steps=0, unlabelled=2000, block_steps=2000)},
+        {**NEAREST, **_finetune(steps=0, unlabelled=2000, block_steps=2000, refit=0)},
         stages="finetune-only",
     ),
     Variant(
@@ -158,6 +160,7 @@ FINETUNING = (
                 learn_ranges=False,
                 steps=0,
                 unlabelled=2000,
+                refit=0,
                 block_steps=1500,
                 block_weights="rounding",
             ),

@@ -20,6 +20,9 @@ from qgait_ptq.system.invariants import of_type
 
 Snapshot = dict[str, dict[str, Tensor]]  # trained values by trainer and parameter
 
+RATE_OF = {"log_scale": "scale", "zero_share": "scale", "shift": "bias"}  # of a trainer's parameters
+LATENT = "latent"  # name of the parameter of a latent weight
+COARSE_STEPS = 7  # rounding steps between zero and the largest integer of 4 bits
 SMALLEST_MAGNITUDE = 0.05  # share of the layer's mean magnitude: smallest unit of a bias
 
 
@@ -29,7 +32,8 @@ class LearningRates:
 
     Attributes:
         scale: rate of logarithms of scales, and of zero-points as shares of the grid.
-        weight: rate of latent weights and rounding variables, in rounding steps.
+        weight: rate of latent weights and rounding variables, in rounding steps. Latent weights of more than
+            4 bits move by the same share of their range as those of 4 bits: by more steps.
         bias: rate of biases, in magnitudes of the layer's output.
     """
 
@@ -145,16 +149,16 @@ class TrainedGraph:
 
     def groups(self, rates: LearningRates) -> list[dict[str, Any]]:
         """Return the parameter groups for an optimizer."""
-        kinds: dict[str, list[nn.Parameter]] = {"scale": [], "weight": [], "bias": []}
+        by_rate: dict[float, list[nn.Parameter]] = {}
         for _, trainer in self.trainers():
             for name, parameter in trainer.named_parameters():
                 if parameter.requires_grad:
-                    kind = {"log_scale": "scale", "zero_share": "scale", "shift": "bias"}.get(name, "weight")
-                    kinds[kind].append(parameter)
-        groups = [
-            {"params": parameters, "lr": getattr(rates, kind), "full_rate": getattr(rates, kind)}
-            for kind, parameters in kinds.items()
-            if parameters
+                    rate = getattr(rates, RATE_OF.get(name, "weight"))
+                    if name == LATENT and isinstance(trainer, WeightTrainer):
+                        rate *= max(1.0, trainer.grid.quant_max / COARSE_STEPS)
+                    by_rate.setdefault(rate, []).append(parameter)
+        groups: list[dict[str, Any]] = [
+            {"params": parameters, "lr": rate, "full_rate": rate} for rate, parameters in by_rate.items()
         ]
         for parameter, magnitude in self._float_biases.values():
             rate = rates.bias * magnitude

@@ -119,9 +119,9 @@ class FinetuneConfig(_Model):
     block_learning_rate: Rate = 4e-3
     drop_probability: Annotated[float, Field(ge=0, lt=1)] = 0.5
     learn_ranges: bool = True
-    steps: Annotated[int, Field(ge=0)] = 1500
+    steps: Annotated[int, Field(ge=0)] = 600
     labelled_every: Annotated[int, Field(ge=0)] = 4
-    weight_learning_rate: Rate = 1.5e-2
+    weight_learning_rate: Rate = 1e-2
     learning_rate: Rate = 2e-3
     averaged: Annotated[float, Field(ge=0, le=1)] = 0.2
     refit: Annotated[int, Field(ge=0)] = 1000
