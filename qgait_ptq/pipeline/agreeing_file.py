@@ -1,0 +1,142 @@
+"""The file that agrees with the simulation: dimensions at which it would be wrong are fixed in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor
+
+from qgait_ptq.capture.captured import FRAME_AXIS, Capture
+from qgait_ptq.errors import ExportError
+from qgait_ptq.exporters.onnx_file import MarkedModel, export_marked, quantized_model
+from qgait_ptq.exporters.passes.first_layer_table import FIRST_LAYER_TABLE, LARGEST_KERNEL, layers_in_tables
+from qgait_ptq.gait.embedding import network_batch
+from qgait_ptq.graph.operators import operator_name
+from qgait_ptq.graph.places import place_of
+from qgait_ptq.pipeline.preparing import pinned_notes
+from qgait_ptq.runtime.exact_sessions import open_session
+from qgait_ptq.runtime.exactness import describe_processor
+from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, as_session_inputs, run_session
+from qgait_ptq.stages.state import State
+from qgait_ptq.verification.file_bytes import compare_with_reference, name_inputs
+from qgait_ptq.verification.parity import Simulation, find_failing_axes
+from qgait_ptq.verification.recording import record
+from qgait_ptq.verification.wrong_nodes import find_wrong_node
+
+
+@dataclass(frozen=True)
+class AgreeingFile:
+    """A file that agrees with the simulation.
+
+    Attributes:
+        captured: capture with the dimensions that stay free.
+        marked: the model before its markers are lowered.
+        model: quantized model.
+        session: its session.
+        notes: what the user is told.
+    """
+
+    captured: Capture
+    marked: MarkedModel
+    model: onnx.ModelProto
+    session: Session
+    notes: list[str]
+
+
+def export_agreeing(state: State) -> AgreeingFile:
+    """Export the file, with as many free dimensions as possible.
+
+    Raises:
+        ExportError: the file is wrong even with fixed batch size and frame count.
+    """
+    quantized = state.quantized
+    captured = state.captured
+    simulation, clips = Simulation.of(quantized, state.device), example_clips(state, captured)
+    notes: list[str] = []
+    for _ in range(3):  # as captured, then with one and with both dimensions pinned
+        marked = export_marked(quantized, captured, state.target.opset)
+        model = quantized_model(marked, quantized, state.target, state.takes_bytes)
+        session = open_session(model.SerializeToString(), state.runtime, spinning=False)
+        failing = find_failing_axes(
+            partial(run_session, session), simulation, clips, captured.sizes, state.config.minimum_parity
+        )
+        if not failing:
+            return AgreeingFile(captured, marked, model, session, [*notes, *_table_notes(state, model)])
+        _refuse_wrong_kernels(state, clips, model, session)
+        wrong = set(failing) & captured.free_axes
+        wrong = {FRAME_AXIS} & wrong or wrong
+        if not wrong:
+            break
+        captured = _with_cause(state, captured, {axis: failing[axis] for axis in wrong}, clips).pin(wrong)
+        clips = example_clips(state, captured)
+        notes += pinned_notes(captured, wrong, "at another, the file differs from the simulation")
+    raise ExportError("the file differs from the simulation even at a fixed batch size and frame count")
+
+
+def _with_cause(
+    state: State, captured: Capture, failing: Mapping[int, tuple[int, int]], clips: Tensor
+) -> Capture:
+    """Return a capture with the operator that makes its file wrong at some sizes, if it can be found.
+
+    Args:
+        state: state with the float network.
+        captured: capture with the axes that were free in the file.
+        failing: axes with a size (batch, frames) at which the file is wrong.
+        clips: inputs, at least as large as these sizes.
+    """
+    for axis, (batch, frames) in failing.items():
+        node = find_wrong_node(state.network, captured, state.target.opset, clips[:batch, :frames])
+        if node is not None:
+            where = f" at {place_of(node)}" if place_of(node) else ""
+            cause = f"{operator_name(node)}{where} is written for one size only by torch's ONNX exporter"
+            captured = captured.because(axis, cause)
+    return captured
+
+
+def _refuse_wrong_kernels(state: State, clips: Tensor, model: onnx.ModelProto, session: Session) -> None:
+    """Check that onnxruntime computes the integers of each layer correctly.
+
+    A wrong kernel explains a difference from the simulation; then no dimension needs to be fixed.
+
+    Raises:
+        ExportError: a layer is wrong; the text names it.
+    """
+    if state.runtime != ONNXRUNTIME or ONNXRUNTIME not in state.target.runtimes:
+        return
+    feeds = [name_inputs(model, as_session_inputs(clips[:1].numpy(), session.inputs))]
+    try:
+        recording = record(model, feeds)
+    except Exception:  # the file does not run at this size, so there is nothing to compare
+        return
+    verification = compare_with_reference(model, feeds, recording)
+    wrong = next((tensor for tensor in verification.tensors if tensor.differing), None)
+    if wrong is not None:
+        raise ExportError(
+            f"onnxruntime {onnxruntime.__version__} computes wrong integers on this processor, "
+            f"{describe_processor()}: {wrong.differing} of {wrong.values} bytes of {wrong.node} "
+            f"({wrong.operator}) differ from the exact sums; install another version of onnxruntime"
+        )
+
+
+def _table_notes(state: State, model: onnx.ModelProto) -> list[str]:
+    """Return a note if the 1-bit input does not make the file faster or smaller."""
+    expected = state.config.input_bits == 1 and FIRST_LAYER_TABLE.name in state.target.onnx_passes
+    if not expected or layers_in_tables(model.graph):
+        return []
+    return [
+        "input_bits is 1, but no layer is computed by table look-up: that needs a convolution that reads "
+        f"the input, has one channel and at most {LARGEST_KERNEL} kernel values (3×3)"
+    ]
+
+
+def example_clips(state: State, captured: Capture) -> Tensor:
+    """Return test sequences as a batch ``[n, s, h, w]`` of the largest sizes that captures are checked at."""
+    batch, frames = (max(sizes) for sizes in zip(*captured.sizes, strict=True))
+    chosen = state.data.test.choose(batch, state.config.seed)
+    clips = [network_batch(silhouettes, about, captured.frame_shape, frames) for silhouettes, about in chosen]
+    return torch.cat([clips[index % len(clips)] for index in range(batch)])
