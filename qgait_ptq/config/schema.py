@@ -67,7 +67,7 @@ class IdcConfig(_Model):
     pos_weight: Weight = 0.25
     anchor_weight: Weight = 1.0
     neighbour_weight: Weight = 0.0
-    steps: Positive = 120
+    steps: Positive = 60
     learning_rate: Rate = 2e-3
     bias_learning_rate: Rate = 2e-3
     identities: Annotated[int, Field(ge=2)] = 8
