@@ -99,7 +99,7 @@ class Finetuning:
             loss: loss of the end-to-end part.
             end_to_end: settings of the end-to-end part.
             sequences: network inputs on which the last layers are refitted; none for no refit.
-            advance: called after each training step.
+            advance: called after each training step, and after each batch of the refit.
 
         Raises:
             CalibrationError: a loss became NaN or infinite.
@@ -116,16 +116,16 @@ class Finetuning:
         if kept == START:
             self.quantized.load_state_dict(came_in)
         if len(sequences):
-            losses[REFIT] = self._refit(sequences, losses[kept])
+            losses[REFIT] = self._refit(sequences, losses[kept], advance)
             kept = REFIT if losses[REFIT] < losses[kept] else kept
         return FinetuneOutcome(losses, kept, outcome)
 
-    def _refit(self, sequences: Sequence[Tensor], limit: float) -> float:
+    def _refit(self, sequences: Sequence[Tensor], limit: float, advance: Callable[[], None]) -> float:
         """Refit the last layers, keep it if the held-out loss is below a limit, and return that loss."""
         before = copy.deepcopy(self.quantized.state_dict())
 
         def refitted() -> dict[str, Tensor]:
-            refit_last_layers(self.quantized, self.reference, sequences)
+            refit_last_layers(self.quantized, self.reference, sequences, advance=advance)
             return {name: value.cpu() for name, value in self.quantized.state_dict().items()}
 
         self.quantized.load_state_dict(first_only(refitted))

@@ -129,10 +129,10 @@ class Finetune(Stage):
         return state.config.finetune.enabled
 
     def steps(self, state: State) -> int:
-        """Return the largest number of training steps."""
+        """Return the largest number of training steps, and of batches of the refit."""
         config = state.config.finetune
         blocks = count_blocks(state.quantized, Granularity(config.granularity))
-        return blocks * config.block_steps + config.steps
+        return blocks * config.block_steps + config.steps + len(refit_batches(state, state.pool))
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
         """Replace ``quantized``, and record ``finetune``."""

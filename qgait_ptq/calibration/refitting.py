@@ -7,7 +7,7 @@ thousand sequences without labels determine it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -20,7 +20,11 @@ from qgait_ptq.placement.quantized_layers import QuantizedLayer, quantized_layer
 
 
 def refit_last_layers(
-    quantized: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Tensor], seed: int = 0
+    quantized: fx.GraphModule,
+    reference: fx.GraphModule,
+    batches: Sequence[Tensor],
+    seed: int = 0,
+    advance: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Refit weights and biases of the last quantized layers in place, near their current values.
 
@@ -29,6 +33,7 @@ def refit_last_layers(
         reference: the same graph with its quantizers switched off.
         batches: network inputs ``[n, s, h, w]``.
         seed: random seed for columns, if a layer sees too many.
+        advance: called after each batch of the first layer.
 
     Returns:
         Names of the nodes of the refitted layers.
@@ -44,10 +49,11 @@ def refit_last_layers(
     ]
     originals = {layer.node.name: layer for layer in quantized_layers(reference)}
     settings = CorrectionSettings(Rounding.REFITTED, seed=seed)
-    for layer in layers:
+    for number, layer in enumerate(layers):
         original = originals[layer.node.name]
+        count = advance if number == 0 else lambda: None
         weight, bias = weight_of(reference, original), tensor_of(reference, original.bias_parameter)
-        inputs = _inputs_of(layer, original, quantized, reference, batches)
+        inputs = _inputs_of(layer, original, quantized, reference, batches, count)
         moments = input_moments(layer.node, weight.shape, inputs, len(batches), seed)
         correct_layer(quantized, layer, weight, bias, moments, settings)
     return [layer.node.name for layer in layers]
@@ -69,10 +75,12 @@ def _inputs_of(
     quantized: fx.GraphModule,
     reference: fx.GraphModule,
     batches: Sequence[Tensor],
+    advance: Callable[[], None],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the input of a layer in the float and in the quantized network for each batch."""
     for batch in batches:
         yield _value(reference, source(original.node), batch), _value(quantized, source(layer.node), batch)
+        advance()
 
 
 def _value(graph_module: fx.GraphModule, wanted: fx.Node, batch: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ INT4_BITS, FLOAT_BITS = 4, 32
 GRAPH_BYTES, LAYER_BYTES = 8_000, 1_500  # nodes, names and metadata of a file
 # Time of each stage, in units of one float run over the same frames. Measured with GaitBase-small and
 # GaitBase on 2 cores; other machines and networks differ by about half.
-RANGES, ROUNDING, LEARNING_STEP, BLOCK_STEP = 1.6, 6.0, 5.0, 0.8
+RANGES, ROUNDING, LEARNING_STEP, BLOCK_STEP, REFIT = 1.6, 6.0, 5.0, 0.8, 3.6
 EXPORT_SECONDS = 15.0
 NETWORKS_EVALUATED, SIMULATION = 1.0, 1.5  # float and file in the runtime; the simulation in torch
 LONG = 60.0  # seconds of a run whose estimate is worth a line
@@ -110,7 +110,10 @@ def expect(
         blocks = sum(layer.weight_bits is not None for layer in layers)
         block_frames = finetune.block_steps * idc.identities * config.correction_frames
         step_frames = finetune.steps * finetune.clips * finetune.frames
-        seconds["fine-tuning"] = (LEARNING_STEP * step_frames + BLOCK_STEP * blocks * block_frames) * frame
+        refit_frames = min(finetune.refit, finetune.unlabelled) * idc.frames
+        seconds["fine-tuning"] = frame * (
+            LEARNING_STEP * step_frames + BLOCK_STEP * blocks * block_frames + REFIT * refit_frames
+        )
     seconds["export"] = EXPORT_SECONDS
     networks = NETWORKS_EVALUATED + SIMULATION * config.evaluate_simulation
     seconds["evaluation"] = networks * sequences[1] * config.calibration_frames * frame
