@@ -76,7 +76,8 @@ def refit_batches(state: State, pool: FramePool) -> Sequence[Tensor]:
         return ()
     order = np.random.default_rng([state.config.seed, limit]).permutation(len(pool))[:limit]
     clips = fixed or min(clips_at_once(state), state.config.finetune.clips)
-    frames = counts.nearest(state.config.idc.frames)
+    # Clips of the corrections are not longer than the data. Repeated frames would change sums over frames.
+    frames = counts.nearest(min(state.config.idc.frames, state.unlabelled.shape[1]))
     return SequenceBatches(pool.take(order), clips, frames, state.device, complete=fixed is not None)
 
 

@@ -23,7 +23,6 @@ def refit_last_layers(
     quantized: fx.GraphModule,
     reference: fx.GraphModule,
     batches: Sequence[Tensor],
-    seed: int = 0,
     advance: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Refit weights and biases of the last quantized layers in place, near their current values.
@@ -32,7 +31,6 @@ def refit_last_layers(
         quantized: calibrated graph.
         reference: the same graph with its quantizers switched off.
         batches: network inputs ``[n, s, h, w]``.
-        seed: random seed for columns, if a layer sees too many.
         advance: called after each batch of the first layer.
 
     Returns:
@@ -48,13 +46,13 @@ def refit_last_layers(
         if layer.weight_path not in shared and (layer.bias_path or "") not in shared
     ]
     originals = {layer.node.name: layer for layer in quantized_layers(reference)}
-    settings = CorrectionSettings(Rounding.REFITTED, seed=seed)
+    settings = CorrectionSettings(Rounding.REFITTED)
     for number, layer in enumerate(layers):
         original = originals[layer.node.name]
-        count = advance if number == 0 else lambda: None
+        tell = advance if number == 0 else lambda: None
         weight, bias = weight_of(reference, original), tensor_of(reference, original.bias_parameter)
-        inputs = _inputs_of(layer, original, quantized, reference, batches, count)
-        moments = input_moments(layer.node, weight.shape, inputs, len(batches), seed)
+        inputs = _inputs_of(layer, original, quantized, reference, batches, tell)
+        moments = input_moments(layer.node, weight.shape, inputs, len(batches), settings.seed)
         correct_layer(quantized, layer, weight, bias, moments, settings)
     return [layer.node.name for layer in layers]
 
