@@ -164,8 +164,8 @@ class QuantConfig(_Model):
         input_bits: width of the network's input, 1 to 8; None for `edge_bits`. With 1 bit, silhouettes are
             thresholded at half. A file for onnxruntime then computes a small first convolution by table
             look-up.
-        elementwise_bits: width of tensors that no weighted layer reads, such as the branches of a residual
-            addition, 2 to 8.
+        elementwise_bits: width of tensors that other operators than layers read, such as the branches of a
+            residual addition, 2 to 8. A layer that reads the same tensor reads it at `activation_bits`.
         observer: observer of activations.
         weight_observer: observer of weights.
         equalization: criterion for equalization: size of ``weights``, size of ``activations``, or ``none``.

@@ -69,6 +69,8 @@ class Annotation:
 
     Attributes:
         output: quantizer of the output; None leaves it in float.
+        for_layers: narrower quantizer through which layers read the quantized output; None if layers read the
+            same values as other operators.
         weight: quantizer of the weight; None leaves it in float.
         bias: quantization of the bias; None leaves it in float.
         weight_only: stored weights of an operator that computes in float.
@@ -77,6 +79,7 @@ class Annotation:
     """
 
     output: OwnSpec | SharedSpec | None = None
+    for_layers: OwnSpec | None = None
     weight: OwnSpec | None = None
     bias: BiasSpec | None = None
     weight_only: tuple[WeightOnlySpec, ...] = ()
@@ -139,7 +142,8 @@ class BitWidths:
         activation: width of inputs of weighted layers.
         edge: both widths in edge layers.
         input: width of the network's inputs, 1 to 8; None means `edge`.
-        elementwise: width of tensors that feed no weighted layer, such as the inputs of an addition.
+        elementwise: width of tensors that other operators than layers read, such as the inputs of an
+            addition. A layer that reads such a tensor reads it at its own width.
         weight_observer: observer of weights.
         activation_observer: observer of activations.
         layers: weight bits and activation bits of single layers by pattern; None means the default width. A

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass, replace
 
 from torch import fx
@@ -22,10 +21,10 @@ from qgait_ptq.graph.annotation import (
     SharedSpec,
 )
 from qgait_ptq.graph.attributes import tensor_of
-from qgait_ptq.graph.frame_inputs import is_network_input
-from qgait_ptq.graph.operators import ADDITIONS, RESHAPES, is_operator, operator_name
+from qgait_ptq.graph.operators import ADDITIONS, is_operator, operator_name
 from qgait_ptq.graph.shapes import observed_integer, observed_shape
-from qgait_ptq.graph.views import WeightedLayer, first_argument, source
+from qgait_ptq.graph.views import WeightedLayer, source
+from qgait_ptq.placement.layer_widths import LayerWidths, leaves_network
 from qgait_ptq.placement.patterns import check_patterns, names_layer
 from qgait_ptq.placement.weight_only import (
     NOT_ON_TARGET,
@@ -86,19 +85,20 @@ class _Plan:
     def __post_init__(self) -> None:
         self.layers = [layer for layer in self.candidates if self._is_chosen(layer)]
         self.nodes: list[fx.Node] = list(self.graph_module.graph.nodes)
-        self.last_layers = {n for n in self.layers if _leaves_network(n)}
+        self.last_layers = {n for n in self.layers if leaves_network(n)}
         in_float = self.rules.last_layer is LastLayer.FLOAT
         self.float_layers = self.last_layers if in_float else set()
         self.integer: set[fx.Node] = set()
         for node in self.nodes:
             if self._runs_on_integers(node):
                 self.integer.add(node)
+        self.of_layers = LayerWidths(self.widths, self.rules, self.candidates)
         self.weight_only = self._plan_weight_only()
 
     def _plan_weight_only(self) -> dict[fx.Node, WeightOnlyPlan]:
         chosen = [n for n in self.in_float if self._is_chosen(n) and is_operator(n, self.rules.weight_only)]
         return plan_weight_only(
-            self.graph_module, chosen, self.layers, self._weight_only_bits, self.widths.weight_observer
+            self.graph_module, chosen, self.layers, self.of_layers.weight_only, self.widths.weight_observer
         )
 
     def _is_chosen(self, layer: fx.Node) -> bool:
@@ -111,13 +111,19 @@ class _Plan:
         bits = self._wanted_bits(quantized)
         for node in self.nodes:
             output: OwnSpec | SharedSpec | None = None
+            for_layers = None
             if node in quantized:
                 owner = quantized[node]
                 output = SharedSpec(owner.name) if owner is not node else self._own(node, bits[node])
-            annotation = Annotation(output=output, integer=node in self.integer, reason=self._reason(node))
+                for_layers = self._for_layers(node, bits[owner])
+            annotation = Annotation(
+                output, for_layers, integer=node in self.integer, reason=self._reason(node)
+            )
             if node in self.layers:
                 features = node.all_input_nodes[0]  # always quantized, because a layer reads it
-                annotation = self._with_weight(node, annotation, bits[quantized[features]])
+                width = bits[quantized[features]]
+                read = self._for_layers(features, width)
+                annotation = self._with_weight(node, annotation, read.grid.bits if read else width)
             if node in self.weight_only:
                 annotation = replace(annotation, weight_only=self.weight_only[node].specs)
             if annotation != Annotation():
@@ -219,55 +225,44 @@ class _Plan:
         return node.op in ("placeholder", "call_function") and observed_shape(node) is not None
 
     def _wanted_bits(self, quantized: dict[fx.Node, fx.Node]) -> dict[fx.Node, int]:
-        """Return the width of each quantizer: the largest that a layer reading its tensors needs."""
-        widest: dict[fx.Node, int] = {}
+        """Return the width of each quantizer, which all tensors of its owner share: the widest reader's."""
+        bits: dict[fx.Node, int] = {}
         for node, owner in quantized.items():
-            for user in node.users:
-                if user in self.layers and source(user) is node:
-                    bits = self._layer_bits(user)[1]
-                    widest[owner] = max(widest.get(owner, 0), bits)
-        of_input, rest = self.widths.input, self.widths.elementwise
+            of_layers, of_others = self._layers_bits(node), 0
+            if any(is_operator(user, self.rules.elementwise) and user in self.integer for user in node.users):
+                of_others = self.widths.elementwise
+            bits[owner] = max(bits.get(owner, 0), of_layers, of_others)
+        of_input = self.widths.input
         return {
-            owner: of_input if of_input and self._is_input(owner) else widest.get(owner, rest)
-            for owner in quantized.values()
+            owner: of_input
+            if of_input and self.of_layers.is_input(owner)
+            else width or self.widths.elementwise
+            for owner, width in bits.items()
         }
 
-    def _layer_bits(self, layer: fx.Node) -> tuple[int, int]:
-        """Return weight and activation bits of a layer; the last matching pattern wins."""
-        is_edge = layer in (self.candidates[0], self.candidates[-1]) or self._is_input(source(layer))
-        return self._configured_bits(layer, is_edge=is_edge)
+    def _layers_bits(self, node: fx.Node) -> int:
+        """Return the width at which layers read a tensor, the widest one's; 0 if none reads it."""
+        readers = [user for user in node.users if user in self.layers and source(user) is node]
+        return max((self.of_layers.activation(layer) for layer in readers), default=0)
 
-    def _weight_only_bits(self, layer: fx.Node) -> int:
-        """Return the width of the weights of an operator in float."""
-        reads_input = any(self._is_input(read) for read in layer.all_input_nodes)
-        return self._configured_bits(layer, is_edge=reads_input or _leaves_network(layer))[0]
-
-    def _configured_bits(self, layer: fx.Node, *, is_edge: bool) -> tuple[int, int]:
-        widths = self.widths
-        weight, activation = widths.weight, widths.activation
-        if is_edge:
-            weight = activation = widths.edge
-        for pattern, (own_weight, own_activation) in widths.layers.items():
-            if names_layer(pattern, layer):
-                weight, activation = own_weight or weight, own_activation or activation
-        return weight, activation
+    def _for_layers(self, node: fx.Node, bits: int) -> OwnSpec | None:
+        """Return the quantizer between a tensor of some bits and layers that read it at fewer bits."""
+        of_layers = self._layers_bits(node)
+        if not 0 < of_layers < bits or self.of_layers.is_input(node):
+            return None
+        return self._own(node, of_layers)
 
     def _own(self, node: fx.Node, bits: int) -> OwnSpec:
         grid = self._activation_grid(bits)
         # Silhouettes lie on an exact grid over [0, 1], which only the full range preserves.
-        observer = "minmax" if self._is_input(node) else self.widths.activation_observer
+        observer = "minmax" if self.of_layers.is_input(node) else self.widths.activation_observer
         return OwnSpec(grid, observer)
 
     def _activation_grid(self, bits: int) -> IntegerGrid:
         return IntegerGrid(bits, self.rules.activation_signed, self.rules.activation_symmetric)
 
-    def _is_input(self, node: object) -> bool:
-        while is_operator(node, self.rules.value_preserving):
-            node = first_argument(node)
-        return is_network_input(node)
-
     def _with_weight(self, layer: fx.Node, annotation: Annotation, input_bits: int) -> Annotation:
-        bits, _ = self._layer_bits(layer)
+        bits = self.of_layers.weight(layer)
         grid = IntegerGrid(
             bits, signed=True, symmetric=True, pair_limit=self._pair_limit(layer, bits, input_bits)
         )
@@ -305,18 +300,3 @@ def _is_depthwise(layer: fx.Node) -> bool:
     view = WeightedLayer(layer)
     weight, groups = observed_shape(view.weight), observed_integer(view.groups)
     return weight is not None and groups > 1 and weight[:2] == (groups, 1)
-
-
-def _leaves_network(layer: fx.Node) -> bool:
-    """Return whether only reshapes lie between a layer and the output."""
-    pending, seen = list(layer.users), set()
-    while pending:
-        node = pending.pop()
-        if node.op == "output":
-            return True
-        if node in seen or len(node.all_input_nodes) == 0:
-            continue
-        seen.add(node)
-        if is_operator(node, RESHAPES) or node.target is operator.getitem:
-            pending.extend(node.users)
-    return False

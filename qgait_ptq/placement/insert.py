@@ -13,6 +13,7 @@ from qgait_ptq.quantizer.observers import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS
 from qgait_ptq.system.invariants import present
 
 ACTIVATION_SUFFIX, WEIGHT_SUFFIX, BIAS_SUFFIX = "_fq", "_weight_fq", "_bias_fq"
+FOR_LAYERS_SUFFIX = "_layers_fq"
 
 
 def insert_quantizers(graph_module: fx.GraphModule) -> fx.GraphModule:
@@ -32,6 +33,9 @@ def insert_quantizers(graph_module: fx.GraphModule) -> fx.GraphModule:
         if isinstance(annotation.output, SharedSpec):
             _call_behind(quantized, node, annotation.output.source + ACTIVATION_SUFFIX)
     for node in list(nodes.values()):
+        if (narrower := annotation_of(node).for_layers) is not None:
+            _quantize_for_layers(quantized, node, narrower)
+    for node in list(nodes.values()):
         annotation = annotation_of(node)
         if annotation.weight is not None:
             _quantize_parameters(quantized, node, annotation)
@@ -46,6 +50,18 @@ def _quantize_output(graph_module: fx.GraphModule, node: fx.Node, spec: OwnSpec)
     name = node.name + ACTIVATION_SUFFIX
     graph_module.add_module(name, FakeQuantize(spec.grid, ACTIVATION_OBSERVERS[spec.observer](spec.grid)))
     _call_behind(graph_module, node, name)
+
+
+def _quantize_for_layers(graph_module: fx.GraphModule, node: fx.Node, spec: OwnSpec) -> None:
+    """Let the layers read a quantized tensor through a narrower quantizer; all others read it as it is."""
+    name = node.name + FOR_LAYERS_SUFFIX
+    graph_module.add_module(name, FakeQuantize(spec.grid, ACTIVATION_OBSERVERS[spec.observer](spec.grid)))
+    (quantized,) = node.users
+    with graph_module.graph.inserting_after(quantized):
+        call = graph_module.graph.call_module(name, (quantized,))
+    for user in list(quantized.users):
+        if (layer := WeightedLayer.of(user)) is not None and layer.input is quantized:
+            user.replace_input_with(quantized, call)
 
 
 def _call_behind(graph_module: fx.GraphModule, node: fx.Node, module: str) -> None:

@@ -176,7 +176,8 @@ def float_operators(graph_module: fx.GraphModule) -> dict[str, str]:
 
 
 def _input_bits(layer: WeightedLayer, nodes: dict[str, fx.Node]) -> int | None:
-    spec = annotation_of(layer.input).output
+    annotation = annotation_of(layer.input)
+    spec = annotation.for_layers or annotation.output
     while isinstance(spec, SharedSpec):
         spec = annotation_of(nodes[spec.source]).output
     return spec.grid.bits if isinstance(spec, OwnSpec) else None

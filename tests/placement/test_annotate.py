@@ -10,6 +10,7 @@ from qgait_ptq.graph.passes import SIMPLIFICATION
 from qgait_ptq.graph.passes.graph_pass import run_passes
 from qgait_ptq.graph.shapes import record_shapes
 from qgait_ptq.graph.stored_weights import layer_name
+from qgait_ptq.graph.views import WeightedLayer
 from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.insert import insert_quantizers
 from qgait_ptq.placement.layers import float_operators, list_layers
@@ -101,9 +102,30 @@ def test_both_inputs_of_a_residual_addition_are_quantized_at_the_elementwise_wid
     assert len(additions) == 4
     for node in additions:
         for source in node.args[:2]:
-            spec = annotation_of(source).output
-            wanted = 8 if is_operator(source, WEIGHTED) else 4  # ReLU outputs also feed the next layer
-            assert spec.grid.bits == wanted
+            assert annotation_of(source).output.grid.bits == 8
+
+
+def test_a_layer_reads_the_input_of_an_addition_at_its_own_width(gaitbase):
+    graph_module = placed(gaitbase)
+    shared = [n for n in graph_module.graph.nodes if annotation_of(n).for_layers]
+    assert len(shared) == 2  # the other two blocks have a convolution in their shortcut
+    assert {layer.activation_bits for layer in list_layers(graph_module)[1:-1]} == {4}
+
+    quantized = insert_quantizers(graph_module)
+    nodes = {node.name: node for node in quantized.graph.nodes}
+    for tensor in shared:
+        (wide,) = nodes[tensor.name].users
+        (narrow,) = [user for user in wide.users if user.op == "call_module"]
+        assert [operator_name(user) for user in wide.users if user is not narrow] == ["add"]
+        assert all(WeightedLayer.of(user) for user in narrow.users)
+        widths = [quantized.get_submodule(str(call.target)).grid.bits for call in (wide, narrow)]
+        assert widths == [8, 4]
+
+
+@pytest.mark.parametrize("elementwise", [3, 4])
+def test_one_quantizer_is_enough_if_additions_read_no_more_bits_than_layers(elementwise):
+    graph_module = placed(make_gaitbase(), elementwise=elementwise)
+    assert not any(annotation_of(n).for_layers for n in graph_module.graph.nodes)
 
 
 def test_maximum_over_frames_shares_the_quantizer_of_its_input():
@@ -154,6 +176,7 @@ def test_insertion_obeys_the_annotations_and_leaves_the_float_graph_alone(gaitba
     before = graph_module(silhouettes)
     quantized = insert_quantizers(graph_module)
     own = sum(isinstance(annotation_of(n).output, OwnSpec) for n in graph_module.graph.nodes)
+    own += sum(annotation_of(n).for_layers is not None for n in graph_module.graph.nodes)
     weights = sum(annotation_of(n).weight is not None for n in graph_module.graph.nodes)
     biases = sum(annotation_of(n).bias is not None for n in graph_module.graph.nodes)
     assert sum(isinstance(m, FakeQuantize) for m in quantized.modules()) == own + weights

@@ -1,0 +1,79 @@
+"""Widths of layers: those of the configuration, of edge layers, and of patterns that name single layers."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from qgait_ptq.graph.annotation import BitWidths, PlacementRules
+from qgait_ptq.graph.frame_inputs import is_network_input
+from qgait_ptq.graph.operators import RESHAPES, is_operator
+from qgait_ptq.graph.views import first_argument, source
+from qgait_ptq.placement.patterns import names_layer
+
+
+@dataclass(frozen=True)
+class LayerWidths:
+    """Widths that layers ask for.
+
+    Attributes:
+        widths: configured widths.
+        rules: placement rules of the target.
+        candidates: all layers whose weight could be quantized, in graph order.
+    """
+
+    widths: BitWidths
+    rules: PlacementRules
+    candidates: Sequence[fx.Node]
+
+    def weight(self, layer: fx.Node) -> int:
+        """Return the width of a layer's weight."""
+        return self._of(layer)[0]
+
+    def activation(self, layer: fx.Node) -> int:
+        """Return the width at which a layer reads its input."""
+        return self._of(layer)[1]
+
+    def weight_only(self, layer: fx.Node) -> int:
+        """Return the width of the weights of an operator in float."""
+        reads_input = any(self.is_input(read) for read in layer.all_input_nodes)
+        return self._configured(layer, is_edge=reads_input or leaves_network(layer))[0]
+
+    def is_input(self, node: object) -> bool:
+        """Return whether a tensor is an input of the network, moved at most."""
+        while is_operator(node, self.rules.value_preserving):
+            node = first_argument(node)
+        return is_network_input(node)
+
+    def _of(self, layer: fx.Node) -> tuple[int, int]:
+        is_edge = layer in (self.candidates[0], self.candidates[-1]) or self.is_input(source(layer))
+        return self._configured(layer, is_edge=is_edge)
+
+    def _configured(self, layer: fx.Node, *, is_edge: bool) -> tuple[int, int]:
+        """Return weight and activation bits of a layer; the last matching pattern wins."""
+        widths = self.widths
+        weight, activation = widths.weight, widths.activation
+        if is_edge:
+            weight = activation = widths.edge
+        for pattern, (own_weight, own_activation) in widths.layers.items():
+            if names_layer(pattern, layer):
+                weight, activation = own_weight or weight, own_activation or activation
+        return weight, activation
+
+
+def leaves_network(layer: fx.Node) -> bool:
+    """Return whether only reshapes lie between a layer and the output."""
+    pending, seen = list(layer.users), set()
+    while pending:
+        node = pending.pop()
+        if node.op == "output":
+            return True
+        if node in seen or len(node.all_input_nodes) == 0:
+            continue
+        seen.add(node)
+        if is_operator(node, RESHAPES) or node.target is operator.getitem:
+            pending.extend(node.users)
+    return False
