@@ -8,8 +8,8 @@ import torch
 from torch import fx, nn
 
 from qgait_ptq.calibration.distances import IdcLoss
+from qgait_ptq.calibration.held_out import HeldOut, embed_clips
 from qgait_ptq.calibration.ranges import calibrate_ranges
-from qgait_ptq.calibration.training import HeldOut, embed_clips
 from qgait_ptq.calibration.training_batches import LabelledBatches
 from qgait_ptq.capture.captured import Capture
 from qgait_ptq.config.schema import QuantConfig

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from qgait_ptq.calibration.training import embed_clips
+from qgait_ptq.calibration.held_out import embed_clips
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.clips import (

@@ -84,9 +84,18 @@ class IdcLoss:
         return total
 
     @staticmethod
-    def anchor(quantized: Tensor, reference: Tensor) -> Tensor:
-        """Return L_anchor of embeddings ``[n, c, p]`` or ``[n, c]``, which needs no labels."""
-        return _relative_error(by_part(quantized), by_part(reference.detach()))
+    def anchor(quantized: Tensor, reference: Tensor, spread: float | None = None) -> Tensor:
+        """Return L_anchor of embeddings ``[n, c, p]`` or ``[n, c]``, which needs no labels.
+
+        Args:
+            quantized: embeddings of the quantized network.
+            reference: embeddings of the float network.
+            spread: `spread_of` many float embeddings; None for that of `reference`.
+        """
+        student, teacher = by_part(quantized), by_part(reference.detach())
+        if spread is None:
+            return _relative_error(student, teacher)
+        return (student - teacher).square().sum() / (len(quantized) * spread)
 
     def terms(self, student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """Return L_neg, L_pos, L_anchor and the neighbour term, unweighted, of embeddings ``[p, n, c]``."""
@@ -104,6 +113,13 @@ class IdcLoss:
             student_distances.mean(0) / unit, teacher_distances.mean(0) / unit, others
         )
         return _mean(error, unlike), _mean(error, same & others), anchor, neighbour
+
+
+def spread_of(embeddings: Tensor) -> float:
+    """Return the mean squared distance of embeddings ``[n, c, p]`` or ``[n, c]`` from their mean."""
+    parts = by_part(embeddings)
+    total = (parts - parts.mean(1, keepdim=True)).square().sum() / len(embeddings)
+    return max(float(total), SMALLEST_SQUARE)
 
 
 def _relative_error(student: Tensor, teacher: Tensor) -> Tensor:

@@ -21,13 +21,13 @@ from torch import Tensor, fx
 from qgait_ptq.calibration.block_training import BlockBatches, BlockSettings, reconstruct_blocks
 from qgait_ptq.calibration.correction import CorrectionSettings, Rounding, correct_layers
 from qgait_ptq.calibration.distances import IdcLoss
+from qgait_ptq.calibration.held_out import HeldOut
 from qgait_ptq.calibration.refitting import refit_last_layers
 from qgait_ptq.calibration.resuming import SavedStates
 from qgait_ptq.calibration.trained_graph import TrainedGraph, output_magnitudes
 from qgait_ptq.calibration.training import (
     START,
     EmbeddingTraining,
-    HeldOut,
     TrainingOutcome,
     TrainingSettings,
 )

@@ -13,8 +13,9 @@ import torch
 from torch import fx
 
 from qgait_ptq.calibration.distances import IdcLoss
+from qgait_ptq.calibration.held_out import HeldOut
 from qgait_ptq.calibration.trained_graph import TrainedGraph, output_magnitudes
-from qgait_ptq.calibration.training import EmbeddingTraining, HeldOut, TrainingOutcome, TrainingSettings
+from qgait_ptq.calibration.training import EmbeddingTraining, TrainingOutcome, TrainingSettings
 from qgait_ptq.calibration.training_batches import LabelledBatches
 from qgait_ptq.quantizer.trainable import WeightMode
 

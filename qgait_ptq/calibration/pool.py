@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from qgait_ptq.calibration.distances import IdcLoss
-from qgait_ptq.calibration.training import HeldOut, embed_clips
+from qgait_ptq.calibration.held_out import HeldOut, embed_clips
 from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
 from qgait_ptq.gait.data.frame_pool import FramePool, collect_frames
 from qgait_ptq.stages.state import State

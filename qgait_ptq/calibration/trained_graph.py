@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from qgait_ptq.calibration.additions import align_additions, aligned_multiples
+from qgait_ptq.calibration.optimizer import MATRICES
 from qgait_ptq.graph.attributes import shared_parameters, tensor_of
 from qgait_ptq.graph.operators import CONVOLUTIONS, is_operator
 from qgait_ptq.graph.recorder import run_recorded
+from qgait_ptq.graph.shapes import observed_integer
+from qgait_ptq.graph.views import WeightedLayer
 from qgait_ptq.placement.quantized_layers import activation_quantizers, quantized_layers, weight_of
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.quantizer.trainable import ActivationTrainer, BiasTrainer, WeightMode, WeightTrainer
@@ -92,6 +95,7 @@ class TrainedGraph:
         self.graph_module = graph_module
         self._settled: dict[str, nn.Module] = {}
         self._float_biases: dict[str, tuple[nn.Parameter, float]] = {}  # with their magnitude
+        self._channel_groups: dict[str, int] = {}  # of layers, by the name of the weight's trainer
         shared = shared_parameters(graph_module)
         within = None if nodes is None else {node.name for node in nodes}
         self._layers = [
@@ -116,7 +120,9 @@ class TrainedGraph:
         for layer in self._layers:
             current, original = weight_of(self.graph_module, layer), originals[layer.node.name]
             trainer = WeightTrainer(layer.weight_quantizer, current, original, mode)
-            self._replace(str(layer.weight_call.target), trainer)
+            name = str(layer.weight_call.target)
+            self._replace(name, trainer)
+            self._channel_groups[name] = observed_integer(WeightedLayer(layer.node).groups)
 
     def _train_biases(self, magnitudes: dict[str, Tensor]) -> None:
         for layer in self._layers:
@@ -148,17 +154,20 @@ class TrainedGraph:
             yield name, self.graph_module.get_submodule(name)
 
     def groups(self, rates: LearningRates) -> list[dict[str, Any]]:
-        """Return the parameter groups for an optimizer."""
-        by_rate: dict[float, list[nn.Parameter]] = {}
-        for _, trainer in self.trainers():
+        """Return the parameter groups for an optimizer, with the number of matrices of latent weights."""
+        by_kind: dict[tuple[float, int], list[nn.Parameter]] = {}
+        for trainer_name, trainer in self.trainers():
             for name, parameter in trainer.named_parameters():
-                if parameter.requires_grad:
-                    rate = getattr(rates, RATE_OF.get(name, "weight"))
-                    if name == LATENT and isinstance(trainer, WeightTrainer):
-                        rate *= max(1.0, trainer.grid.quant_max / COARSE_STEPS)
-                    by_rate.setdefault(rate, []).append(parameter)
+                if not parameter.requires_grad:
+                    continue
+                rate, matrices = getattr(rates, RATE_OF.get(name, "weight")), 0
+                if name == LATENT and isinstance(trainer, WeightTrainer):
+                    rate *= max(1.0, trainer.grid.quant_max / COARSE_STEPS)
+                    matrices = self._channel_groups[trainer_name]
+                by_kind.setdefault((rate, matrices), []).append(parameter)
         groups: list[dict[str, Any]] = [
-            {"params": parameters, "lr": rate, "full_rate": rate} for rate, parameters in by_rate.items()
+            {"params": parameters, "lr": rate, "full_rate": rate, **({MATRICES: count} if count else {})}
+            for (rate, count), parameters in by_kind.items()
         ]
         for parameter, magnitude in self._float_biases.values():
             rate = rates.bias * magnitude

@@ -17,16 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qgait_ptq.calibration.distances import IdcLoss
+from qgait_ptq.calibration.distances import IdcLoss, spread_of
+from qgait_ptq.calibration.held_out import HeldOut, batch_loss
+from qgait_ptq.calibration.optimizer import TrainingOptimizer
 from qgait_ptq.calibration.trained_graph import LearningRates, Snapshot, TrainedGraph
 from qgait_ptq.calibration.training_batches import Batch, BatchSource
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.quantizer.soft import HARD, TemperatureSchedule
-from qgait_ptq.stages.training_data import Clips
 from qgait_ptq.system.exchanging import gather_rows, share_of, sum_gradients
 from qgait_ptq.system.processes import processes
 
 WARM_UP = 0.05  # share of the steps in which the learning rates rise
+SPREAD_CLIPS = 64  # without labels, from which the spread of embeddings is measured
 CURVE_POINTS = 24  # of the curve of training losses
 START, END, AVERAGE = "start", "end", "average"  # candidates
 
@@ -84,46 +86,6 @@ class TrainingOutcome:
         return self.losses[self.kept]
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """Clips that decide which candidate is kept.
-
-    Attributes:
-        clips: clips that no stage learns from.
-        embeddings: embeddings of `clips` by the float network, ``[n, c, p]`` or ``[n, c]``.
-        loss: loss to compare candidates by; only its anchor counts for clips without labels.
-        labelled: whether the labels of the clips are identities.
-        batch: clips in one forward pass.
-        device: device of the networks.
-    """
-
-    clips: Clips
-    embeddings: Tensor
-    loss: IdcLoss
-    labelled: bool
-    batch: int
-    device: torch.device
-
-    def __call__(self, network: nn.Module) -> float:
-        """Return the loss of a network over all clips."""
-        given = embed_clips(network, self.clips, self.batch, self.device)
-        labels = self.clips.labels.to(self.device) if self.labelled else None
-        with torch.no_grad():
-            return float(batch_loss(self.loss, given, self.embeddings, labels))
-
-
-def embed_clips(network: nn.Module, clips: Clips, size: int, device: torch.device) -> Tensor:
-    """Return embeddings of all clips without gradients, on the device. Processes share the batches."""
-    batches = share_of(torch.arange(len(clips)).split(size))
-    with torch.no_grad():
-        return gather_rows([network(clips.batch(indices, device)) for indices in batches], device)
-
-
-def batch_loss(loss: IdcLoss, given: Tensor, wanted: Tensor, labels: Tensor | None) -> Tensor:
-    """Return the IDC loss of embeddings with labels, and the anchor alone of those without."""
-    return loss.anchor(given, wanted) if labels is None else loss(given, wanted, labels)
-
-
 @dataclass
 class _Progress:
     """What a run has reached: everything that the rest of it depends on, but for trained values."""
@@ -160,9 +122,10 @@ class EmbeddingTraining:
         """
         self.trained, self.reference, self.batches, self.loss = trained, reference, batches, loss
         self.settings, self.device = settings, device
-        self.optimizer = torch.optim.Adam(trained.groups(settings.rates), betas=(0.9, 0.99))
+        self.optimizer = TrainingOptimizer(trained.groups(settings.rates))
         self.start = trained.snapshot()
         self.progress = _Progress()
+        self._spread: float | None = None  # of float embeddings of clips without labels, once measured
 
     def run(
         self,
@@ -246,12 +209,10 @@ class EmbeddingTraining:
         batch = self.batches.draw(rng, step)
         torch.manual_seed(int(rng.integers(2**31)))
         self.trained.set_temperature(self.settings.temperature.at(step, steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["full_rate"] * rate_share(step, steps)
         self.optimizer.zero_grad()
         loss = self._backward(batch)
         if math.isfinite(loss):
-            self.optimizer.step()
+            self.optimizer.step(rate_share(step, steps))
             self.progress.step += 1
         return loss
 
@@ -265,8 +226,9 @@ class EmbeddingTraining:
         labels = None if batch.labels is None else batch.labels.to(self.device)
         targets = batch.embeddings
         targets = self._embed(self.reference, pieces) if targets is None else targets.to(self.device)
+        spread = self._measured_spread() if labels is None else None
         if len(pieces) == 1:
-            loss = batch_loss(self.loss, self.trained(pieces[0].to(self.device)), targets, labels)
+            loss = batch_loss(self.loss, self.trained(pieces[0].to(self.device)), targets, labels, spread)
             if bool(torch.isfinite(loss)):
                 loss.backward()
             return float(loss.detach())
@@ -274,14 +236,27 @@ class EmbeddingTraining:
         # gradients, differentiate the loss by the embeddings, then embed each piece again with that gradient.
         embeddings = self._embed(self.trained, pieces)
         embeddings.requires_grad_(True)
-        loss = batch_loss(self.loss, embeddings, targets, labels)
+        loss = batch_loss(self.loss, embeddings, targets, labels, spread)
         if bool(torch.isfinite(loss)):
             (gradient,) = torch.autograd.grad(loss, embeddings)
             parts = gradient.split([len(piece) for piece in pieces])
             for piece, part in share_of(list(zip(pieces, parts, strict=True))):
                 self.trained(piece.to(self.device)).backward(part)
-            sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
+            sum_gradients(self.optimizer.parameters)
         return float(loss.detach())
+
+    def _measured_spread(self) -> float:
+        """Return the spread of float embeddings. The few clips of one batch would determine it badly."""
+        if self._spread is None:
+            found: list[Tensor] = []
+            step, steps = 0, self.settings.steps
+            while sum(map(len, found)) < SPREAD_CLIPS:
+                batch = self.batches.draw(np.random.default_rng([self.settings.seed, steps + step]), step)
+                if batch.labels is None:
+                    found.append(self._embed(self.reference, self._pieces(batch.clips)))
+                step += 1
+            self._spread = spread_of(torch.cat(found))
+        return self._spread
 
     def _pieces(self, clips: Tensor) -> Sequence[Tensor]:
         """Return clips in pieces of at most `micro_batch`, if possible at least one for each process."""

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qgait_ptq.calibration.distances import IdcLoss, by_part, pairwise_distances
+from qgait_ptq.calibration.distances import IdcLoss, by_part, pairwise_distances, spread_of
 
 LABELS = torch.tensor([0, 0, 1, 1, 2])
 
@@ -109,3 +109,11 @@ def test_distances_equal_torchs():
     given_distances, expected = pairwise_distances(parts), torch.cdist(parts, parts)
     torch.testing.assert_close(given_distances[:, others], expected[:, others], atol=1e-4, rtol=1e-4)
     assert given_distances[:, ~others].max() < 5e-3  # of a clip to itself: a root of rounding errors
+
+
+def test_the_anchor_of_a_batch_is_the_mean_of_its_pieces_if_the_spread_is_that_of_the_batch():
+    teacher, student = embeddings(0, (8, 6, 3)), embeddings(0, (8, 6, 3)) + 0.3 * embeddings(1, (8, 6, 3))
+    spread = spread_of(teacher)
+    pieces = [float(IdcLoss.anchor(student[i : i + 2], teacher[i : i + 2], spread)) for i in range(0, 8, 2)]
+    assert sum(pieces) / 4 == pytest.approx(float(IdcLoss.anchor(student, teacher)), rel=1e-5)
+    assert float(IdcLoss.anchor(student[:1], teacher[:1], spread)) < 10  # one clip alone has no spread

@@ -140,7 +140,7 @@ def test_gradients_do_not_depend_on_the_micro_batch(calibrated, data):
         run.optimizer.zero_grad()
         batch = Batch(data.clips.batch(range(8), CPU), data.clips.labels[:8])
         assert np.isfinite(run._backward(batch))
-        gradients.append([p.grad for group in run.optimizer.param_groups for p in group["params"]])
+        gradients.append([p.grad for p in run.optimizer.parameters])
     for whole, pieces in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, pieces, rtol=2e-2, atol=1e-5)
 

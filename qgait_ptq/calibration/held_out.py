@@ -1,0 +1,62 @@
+"""Held-out clips, which decide between the candidates of a stage, and the loss of a batch of clips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qgait_ptq.calibration.distances import IdcLoss
+from qgait_ptq.stages.training_data import Clips
+from qgait_ptq.system.exchanging import gather_rows, share_of
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Clips that decide which candidate is kept.
+
+    Attributes:
+        clips: clips that no stage learns from.
+        embeddings: embeddings of `clips` by the float network, ``[n, c, p]`` or ``[n, c]``.
+        loss: loss to compare candidates by; only its anchor counts for clips without labels.
+        labelled: whether the labels of the clips are identities.
+        batch: clips in one forward pass.
+        device: device of the networks.
+    """
+
+    clips: Clips
+    embeddings: Tensor
+    loss: IdcLoss
+    labelled: bool
+    batch: int
+    device: torch.device
+
+    def __call__(self, network: nn.Module) -> float:
+        """Return the loss of a network over all clips."""
+        given = embed_clips(network, self.clips, self.batch, self.device)
+        labels = self.clips.labels.to(self.device) if self.labelled else None
+        with torch.no_grad():
+            return float(batch_loss(self.loss, given, self.embeddings, labels))
+
+
+def embed_clips(network: nn.Module, clips: Clips, size: int, device: torch.device) -> Tensor:
+    """Return embeddings of all clips without gradients, on the device. Processes share the batches."""
+    batches = share_of(torch.arange(len(clips)).split(size))
+    with torch.no_grad():
+        return gather_rows([network(clips.batch(indices, device)) for indices in batches], device)
+
+
+def batch_loss(
+    loss: IdcLoss, given: Tensor, wanted: Tensor, labels: Tensor | None, spread: float | None = None
+) -> Tensor:
+    """Return the IDC loss of embeddings with labels, and the anchor alone of those without.
+
+    Args:
+        loss: loss of the stage.
+        given: embeddings of the quantized network, ``[n, c, p]`` or ``[n, c]``.
+        wanted: embeddings of the float network, of the same shape.
+        labels: identities, ``[n]``; None for clips without labels.
+        spread: see `IdcLoss.anchor`, for clips without labels.
+    """
+    return loss.anchor(given, wanted, spread) if labels is None else loss(given, wanted, labels)
