@@ -117,26 +117,28 @@ CURVE = tuple(
     for count in (8, 16, 32, 64)
 )
 HARD = {"temperature_start": 0, "temperature_end": 0}
+STEPS = 3000  # of the default
 
 
 def _pool(name: str, against: str, labels: str = "true", **settings: Any) -> Variant:
     """Return a variant of fine-tuning after the corrections, without IDC, on a pool of sequences."""
-    steps: dict[str, Any] = {"unlabelled": 2000, "steps": 600, "block_steps": 0, **HARD, **settings}
+    steps: dict[str, Any] = {"unlabelled": 2000, "steps": STEPS, "block_steps": 0, **HARD, **settings}
     return Variant(f"fine-tuning, {name}", against, _finetune(**steps), "finetune-only", labels)
 
 
-BASE = "fine-tuning, 2,000 sequences, 600 steps"
+BASE = f"fine-tuning, 2,000 sequences, {STEPS:,} steps"
 FINETUNING = (
     Variant("default rounding", "ranges MSE"),
-    _pool("2,000 sequences, 600 steps", "default rounding"),
+    _pool(f"2,000 sequences, {STEPS:,} steps", "default rounding"),
     _pool("2,000 sequences, refit only", "default rounding", steps=0),
     _pool("2,000 sequences, no refit", BASE, refit=0),
     *(
         _pool(f"{pool:,} sequences, {steps:,} steps", "default rounding", unlabelled=pool, steps=steps)
         for pool in (60, 250, 1000, 2000)
-        for steps in (300, 600, 1500)
-        if (pool, steps) != (2000, 600)
+        for steps in (600, STEPS, 6000)
+        if (pool, steps) != (2000, STEPS)
     ),
+    _pool("16 clips, a quarter of the steps", BASE, clips=16, steps=STEPS // 4),
     _pool("labels shuffled", BASE, labels="shuffled"),
     _pool("anchor only", BASE, labelled_every=0),
     _pool("blocks first", BASE, block_steps=200),
@@ -170,6 +172,12 @@ FINETUNING = (
 )
 
 
+def _few_bits_in_additions(bits: str) -> Variant:
+    """Return a variant whose additions read as few bits as layers do."""
+    settings = {"elementwise_bits": WIDTHS[bits][1]}
+    return Variant("default rounding, additions as narrow as layers", "default rounding", settings)
+
+
 @dataclass(frozen=True)
 class Job:
     """One run."""
@@ -201,7 +209,10 @@ def plan_jobs(checkpoints: dict[str, str], seeds: int) -> list[Job]:
     parts += [(first, "W4A4", CURVE), (first, "W2A4", MAIN)]
     parts += [("gaitset-small", bits, MAIN) for bits in WIDTHS]
     for network in (first, "gaitset-small"):
-        parts += [(network, bits, FINETUNING) for bits in ("W3A3", "W2A4", "W4A4", "W2A2")]
+        parts += [
+            (network, bits, (*FINETUNING, _few_bits_in_additions(bits)))
+            for bits in ("W3A3", "W2A4", "W4A4", "W2A2")
+        ]
     jobs: dict[str, Job] = {}
     for network, bits, variants in parts:
         if network not in checkpoints:

@@ -29,6 +29,8 @@ from qgait_ptq.stages.state import State
 from qgait_ptq.system.invariants import present
 
 BLOCK_BATCHES = 32  # batches of single frames for the blocks, drawn once
+BLOCK_FRAMES = 96  # of such a batch
+REFIT_CLIPS = 16  # of a batch of the refit
 
 
 def labelled_batches(state: State, frames: int, *, consecutive: bool) -> LabelledBatches:
@@ -65,7 +67,7 @@ def block_batches(state: State, quantized: fx.GraphModule, pool: FramePool) -> B
     if not proof.holds:
         return BlockBatches(sequences)
     draw = partial(_draw_clips, state, pool)
-    frames = [draw(batch, config.clips * config.frames, 1) for batch in range(BLOCK_BATCHES)]
+    frames = [draw(batch, BLOCK_FRAMES, 1) for batch in range(BLOCK_BATCHES)]
     return BlockBatches(sequences, frames, proof.pooled)
 
 
@@ -75,7 +77,7 @@ def refit_batches(state: State, pool: FramePool) -> Sequence[Tensor]:
     if limit == 0:
         return ()
     order = np.random.default_rng([state.config.seed, limit]).permutation(len(pool))[:limit]
-    clips = fixed or min(clips_at_once(state), state.config.finetune.clips)
+    clips = fixed or min(clips_at_once(state), REFIT_CLIPS)
     # Clips of the corrections are not longer than the data. Repeated frames would change sums over frames.
     frames = counts.nearest(min(state.config.idc.frames, state.unlabelled.shape[1]))
     return SequenceBatches(pool.take(order), clips, frames, state.device, complete=fixed is not None)

@@ -111,7 +111,7 @@ class FinetuneConfig(_Model):
 
     enabled: bool = False
     unlabelled: Positive = 2000
-    clips: Positive = 16
+    clips: Positive = 4
     frames: Positive = 6
     block_steps: Annotated[int, Field(ge=0)] = 0
     granularity: Literal["layer", "block"] = "block"
@@ -119,8 +119,8 @@ class FinetuneConfig(_Model):
     block_learning_rate: Rate = 4e-3
     drop_probability: Annotated[float, Field(ge=0, lt=1)] = 0.5
     learn_ranges: bool = True
-    steps: Annotated[int, Field(ge=0)] = 600
-    labelled_every: Annotated[int, Field(ge=0)] = 4
+    steps: Annotated[int, Field(ge=0)] = 3000
+    labelled_every: Annotated[int, Field(ge=0)] = 20
     weight_learning_rate: Rate = 1e-2
     learning_rate: Rate = 2e-3
     averaged: Annotated[float, Field(ge=0, le=1)] = 0.2

@@ -109,7 +109,9 @@ def expect(
     if finetune.enabled:
         blocks = sum(layer.weight_bits is not None for layer in layers)
         block_frames = finetune.block_steps * idc.identities * config.correction_frames
-        step_frames = finetune.steps * finetune.clips * finetune.frames
+        labelled = finetune.steps // finetune.labelled_every if finetune.labelled_every else 0
+        step_frames = (finetune.steps - labelled) * finetune.clips * finetune.frames
+        step_frames += labelled * idc.identities * idc.sequences * finetune.frames
         refit_frames = min(finetune.refit, finetune.unlabelled) * idc.frames
         seconds["fine-tuning"] = frame * (
             LEARNING_STEP * step_frames + BLOCK_STEP * blocks * block_frames + REFIT * refit_frames
