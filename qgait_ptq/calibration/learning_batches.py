@@ -78,8 +78,8 @@ def refit_batches(state: State, pool: FramePool) -> Sequence[Tensor]:
         return ()
     order = np.random.default_rng([state.config.seed, limit]).permutation(len(pool))[:limit]
     clips = fixed or min(clips_at_once(state), REFIT_CLIPS)
-    # Clips of the corrections are not longer than the data. Repeated frames would change sums over frames.
-    frames = counts.nearest(min(state.config.idc.frames, state.unlabelled.shape[1]))
+    # As long as clips of the corrections, which are not longer than the data: repeated frames change sums.
+    frames = counts.nearest(state.unlabelled.shape[1])
     return SequenceBatches(pool.take(order), clips, frames, state.device, complete=fixed is not None)
 
 

@@ -112,7 +112,7 @@ def expect(
         labelled = finetune.steps // finetune.labelled_every if finetune.labelled_every else 0
         step_frames = (finetune.steps - labelled) * finetune.clips * finetune.frames
         step_frames += labelled * idc.identities * idc.sequences * finetune.frames
-        refit_frames = min(finetune.refit, finetune.unlabelled) * idc.frames
+        refit_frames = min(finetune.refit, finetune.unlabelled) * config.correction_frames
         seconds["fine-tuning"] = frame * (
             LEARNING_STEP * step_frames + BLOCK_STEP * blocks * block_frames + REFIT * refit_frames
         )

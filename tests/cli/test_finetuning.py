@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -75,6 +76,36 @@ def test_a_killed_fine_tuning_is_resumed_to_the_same_file(root, tmp_path):
     assert not states.exists()
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["config"]["finetune"]["enabled"] is True
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_ten_random_moments_gives_the_same_file(root, tmp_path):
+    """Whatever was computing then: the calibration, a training step, the writing of a state."""
+    long = {**RECIPE["quantization"], "finetune": {"block_steps": 0, "steps": 1500, "clips": 2, "frames": 4}}
+    recipe = tmp_path / "long.yaml"
+    recipe.write_text(yaml.safe_dump({"quantization": long}))
+
+    def words(out):
+        return [*arguments(root, tmp_path / out), "--recipe", str(recipe)]
+
+    assert run(*words("whole")).returncode == 0
+    draw, moments = np.random.default_rng(0), []
+    for moment in range(10):
+        resume = ["--resume"] if moment else []
+        running = subprocess.Popen(
+            [COMMAND, *words("out"), *resume],
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        time.sleep(draw.uniform(3, 15))
+        assert running.poll() is None, "it was over before it could be killed"
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+        moments += [len(list((tmp_path / "out.finetuning").glob("*.pt")))]
+    assert any(moments), "no moment was late enough for a saved state"
+    assert run(*words("out"), "--resume").returncode == 0
+    files = [tmp_path / name / "model.onnx" for name in ("whole", "out")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_states_of_other_settings_are_refused(root, tmp_path):
