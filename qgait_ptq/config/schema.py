@@ -97,7 +97,8 @@ class FinetuneConfig(_Model):
         steps: number of end-to-end steps; 0 for no end-to-end training.
         labelled_every: one end-to-end step of this number takes a labelled batch with the loss of IDC; 0 for
             none. The others take clips without labels, and imitate the float embeddings.
-        weight_learning_rate: largest learning rate of weights in end-to-end training, in rounding steps.
+        weight_learning_rate: largest learning rate of weights in end-to-end training, in rounding steps. The
+            root mean square of a step is a quarter of it, as is usual with Adam.
         learning_rate: largest learning rate of scales, zero-points and biases in end-to-end training.
         averaged: share of the end-to-end steps, the last ones, whose trained values are averaged; 0 for no
             average.
