@@ -121,7 +121,9 @@ def _locked(path: Path, shown: Path) -> Iterator[None]:
         yield
     finally:
         _held.discard(key)
-        if descriptor is not None:
+        if descriptor is None:
+            _remove_if_free(file)  # a signal may have come between the making of the file and its lock
+        else:
             remove_file(file)  # the lock is still held, so no other run has it
             os.close(descriptor)
         remove_empty(made)
@@ -144,6 +146,18 @@ def _take(path: Path) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)  # another run removed the file between opening and locking
+
+
+def _remove_if_free(path: Path) -> None:
+    """Remove a lock file, unless another run holds its lock."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+        try:
+            _lock(descriptor)
+            if _is_at(descriptor, path):
+                remove_file(path)
+        finally:
+            os.close(descriptor)
 
 
 def _open(path: Path) -> int:

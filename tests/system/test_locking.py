@@ -21,6 +21,26 @@ with locked(Path("out")), temporary_folder(Path("."), "work-"):
 """
 
 
+def take_and_stop(path, call):
+    """Take a lock; a signal arrives when a function in C returns, such as `os.open`."""
+
+    def profile(frame, event, argument):
+        if event == "c_return" and argument.__name__ == call:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(profile)
+    take(path)
+
+
+@pytest.mark.parametrize("call", ["open", "flock", "fstat", "ftruncate", "write"])
+def test_a_signal_while_a_lock_is_taken_leaves_no_file(tmp_path, call):
+    with pytest.raises(KeyboardInterrupt):
+        take_and_stop(tmp_path / "out", call)
+    assert not list(tmp_path.iterdir())
+    take(tmp_path / "out")  # nothing holds it
+
+
 def in_another_thread(act):
     errors = []
 
