@@ -115,6 +115,21 @@ class IdcLoss:
         return _mean(error, unlike), _mean(error, same & others), anchor, neighbour
 
 
+def batch_loss(
+    loss: IdcLoss, given: Tensor, wanted: Tensor, labels: Tensor | None, spread: float | None = None
+) -> Tensor:
+    """Return the IDC loss of embeddings with labels, and the anchor alone of those without.
+
+    Args:
+        loss: loss of the stage.
+        given: embeddings of the quantized network, ``[n, c, p]`` or ``[n, c]``.
+        wanted: embeddings of the float network, of the same shape.
+        labels: identities, ``[n]``; None for clips without labels.
+        spread: see `IdcLoss.anchor`, for clips without labels.
+    """
+    return loss.anchor(given, wanted, spread) if labels is None else loss(given, wanted, labels)
+
+
 def spread_of(embeddings: Tensor) -> float:
     """Return the mean squared distance of embeddings ``[n, c, p]`` or ``[n, c]`` from their mean."""
     parts = by_part(embeddings)

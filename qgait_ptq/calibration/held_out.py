@@ -1,4 +1,4 @@
-"""Held-out clips, which decide between the candidates of a stage, and the loss of a batch of clips."""
+"""Held-out clips, which decide between the candidates of a stage."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qgait_ptq.calibration.distances import IdcLoss
+from qgait_ptq.calibration.distances import IdcLoss, batch_loss
 from qgait_ptq.stages.training_data import Clips
 from qgait_ptq.system.exchanging import gather_rows, share_of
 
@@ -45,18 +45,3 @@ def embed_clips(network: nn.Module, clips: Clips, size: int, device: torch.devic
     batches = share_of(torch.arange(len(clips)).split(size))
     with torch.no_grad():
         return gather_rows([network(clips.batch(indices, device)) for indices in batches], device)
-
-
-def batch_loss(
-    loss: IdcLoss, given: Tensor, wanted: Tensor, labels: Tensor | None, spread: float | None = None
-) -> Tensor:
-    """Return the IDC loss of embeddings with labels, and the anchor alone of those without.
-
-    Args:
-        loss: loss of the stage.
-        given: embeddings of the quantized network, ``[n, c, p]`` or ``[n, c]``.
-        wanted: embeddings of the float network, of the same shape.
-        labels: identities, ``[n]``; None for clips without labels.
-        spread: see `IdcLoss.anchor`, for clips without labels.
-    """
-    return loss.anchor(given, wanted, spread) if labels is None else loss(given, wanted, labels)

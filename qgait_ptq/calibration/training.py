@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qgait_ptq.calibration.distances import IdcLoss, spread_of
-from qgait_ptq.calibration.held_out import HeldOut, batch_loss
+from qgait_ptq.calibration.distances import IdcLoss, batch_loss, spread_of
+from qgait_ptq.calibration.held_out import HeldOut
 from qgait_ptq.calibration.optimizer import TrainingOptimizer
 from qgait_ptq.calibration.trained_graph import LearningRates, Snapshot, TrainedGraph
 from qgait_ptq.calibration.training_batches import Batch, BatchSource

@@ -13,7 +13,7 @@ from qgait_ptq.quantizer.observers import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS
 from qgait_ptq.system.invariants import present
 
 ACTIVATION_SUFFIX, WEIGHT_SUFFIX, BIAS_SUFFIX = "_fq", "_weight_fq", "_bias_fq"
-FOR_LAYERS_SUFFIX = "_layers_fq"
+FOR_LAYERS_SUFFIX = "_fq_layers"  # no other name ends so, whatever nodes are called
 
 
 def insert_quantizers(graph_module: fx.GraphModule) -> fx.GraphModule:

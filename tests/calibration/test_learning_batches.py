@@ -20,7 +20,7 @@ def state(few_walkers):
 
 def test_clips_of_the_refit_are_not_longer_than_the_data(state):
     """Repeated frames would change what a network computes that sums over frames."""
-    assert state.config.idc.frames > SHORT
+    assert state.config.correction_frames > SHORT
     frames = np.zeros((20 * SHORT, 64, 44), np.uint8)
     pool = FramePool(frames, np.array([(SHORT * i, SHORT) for i in range(20)]))
     batches = list(refit_batches(state, pool))
