@@ -23,7 +23,7 @@ from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.graph.frame_inputs import join_inputs
 from qgait_ptq.runtime.embedder import Embedder
 from qgait_ptq.runtime.sessions import run_session
-from qgait_ptq.system.device import choose_device
+from qgait_ptq.system.device import choose_device, exact_arithmetic
 from qgait_ptq.system.invariants import present
 from qgait_ptq.system.progress import Progress, Silent
 
@@ -54,7 +54,8 @@ def evaluate_network(
     own = copy_network(network) if has_regions(network) else network.cpu()
     joined = join_inputs(own, data.layout)
     network = embedding_network(joined, data.frame_shape, frames, output).to(chosen)
-    return _evaluate(lambda batch: network(batch.to(chosen)), data, frames, progress or Silent())
+    with exact_arithmetic():
+        return _evaluate(lambda batch: network(batch.to(chosen)), data, frames, progress or Silent())
 
 
 def evaluate_file(embedder: Embedder, data: GaitData, progress: Progress | None = None) -> Accuracy:

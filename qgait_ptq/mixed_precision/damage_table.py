@@ -27,6 +27,7 @@ from qgait_ptq.placement.planning import bit_widths
 from qgait_ptq.stages.stage import nothing
 from qgait_ptq.stages.state import State
 from qgait_ptq.stages.training_data import Clips
+from qgait_ptq.system.device import exact_arithmetic
 from qgait_ptq.system.progress import Advance, Progress
 
 MEASURED_SEQUENCES = 64
@@ -52,6 +53,7 @@ class SensitivityMeasurement:
         """Weights and inputs that have one width each."""
         return find_groups(insert_quantizers(self.state.network))
 
+    @exact_arithmetic()
     def measure(self, widths: Mapping[Kind, Sequence[int]]) -> Sensitivity:
         """Measure the damage of each group at each width.
 

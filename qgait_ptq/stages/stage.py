@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 from qgait_ptq.stages.state import State
+from qgait_ptq.system.device import exact_arithmetic
 from qgait_ptq.system.progress import Advance, Progress, Silent
 
 
@@ -114,6 +115,7 @@ def run_stages(stages: Sequence[Stage], state: State, progress: Progress | None 
     Returns:
         The state after the last stage, with the time of each stage.
     """
-    for stage in stages:
-        state = stage.run(state, progress or Silent())
+    with exact_arithmetic():
+        for stage in stages:
+            state = stage.run(state, progress or Silent())
     return state

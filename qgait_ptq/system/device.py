@@ -1,6 +1,9 @@
-"""Choice of the device for tensors."""
+"""Choice of the device for tensors, and its arithmetic."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -29,3 +32,20 @@ def choose_device(name: str) -> torch.device:
             f"device {name!r} is not available on this machine ({detail}); use cpu or auto"
         ) from None
     return device
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Compute in float32 as it is written, and with repeatable convolutions, on GPUs too.
+
+    By default, convolutions on NVIDIA GPUs round their inputs to 10 bits (TF32). Embeddings then differ from
+    those of the CPU by up to a percent, which is more than steps that must not change a network may change
+    it. Settings of the caller come back afterwards.
+    """
+    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
