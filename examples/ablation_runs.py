@@ -204,7 +204,7 @@ def execute(job: Job, work: Path, threads: int) -> dict[str, Any]:
     state = qg.prepare(_load(job), given, config, device="cpu")
     try:
         state = _calibrate(state, job, timer, work / "states")
-        result |= judge(job, state.quantized, state.network, work)
+        result |= judge(job, state, work)
     except CalibrationError as error:
         result["failure"] = str(error)
     return result | {
@@ -263,15 +263,17 @@ def _load(job: Job) -> torch.nn.Module:
     return network.eval()
 
 
-def judge(job: Job, quantized: fx.GraphModule, network: fx.GraphModule, work: Path) -> dict[str, Any]:
-    """Rank the test walkers with the quantized network."""
+def judge(job: Job, state: qg.State, work: Path) -> dict[str, Any]:
+    """Rank the test walkers with the quantized network, and with its file in onnxruntime."""
     data = read_walkers(work / "walkers" / "test.npz")
-    reference = float_embeddings(job, network, data, work)
-    (embeddings,) = embed_dataset(data, [quantized], SIZE)
+    reference = float_embeddings(job, state.network, data, work)
+    file = qg.export(state).file
+    embeddings, from_file = embed_dataset(data, [state.quantized, file.run], SIZE)
     return {
         "sqnr_db": embedding_sqnr(reference, embeddings),
         "cosine": float(embedding_cosine(reference, embeddings).mean()),
         "quantized": rank(embeddings, data),
+        "file": rank(from_file, data),
         "float": rank(reference, data),
     }
 

@@ -71,6 +71,7 @@ def test_a_run_is_real_and_what_is_shared_changes_nothing(small, tmp_path):
     for result in results.values():
         assert "failure" not in result
         assert np.array(result["quantized"]["rank1"]).shape == (2, 3)
+        assert np.allclose(result["file"]["ap"], result["quantized"]["ap"], atol=1)
         assert result["peak_mb"] > 100
     sqnr = {name: result["sqnr_db"] for name, result in results.items()}
     assert sqnr["ranges MSE"] < sqnr["ranges MSE + IDC"]
@@ -84,7 +85,7 @@ def test_a_run_is_real_and_what_is_shared_changes_nothing(small, tmp_path):
     assert ablation_runs.execute(again, tmp_path, threads=2)["sqnr_db"] == sqnr["ranges MSE + IDC"]
 
 
-def run_of(job, rank1, sqnr):
+def run_of(job, rank1, sqnr, part=False):
     figures = {"rank1": rank1, "ap": rank1}
     return {
         "key": job.key,
@@ -93,6 +94,7 @@ def run_of(job, rank1, sqnr):
         "sqnr_db": sqnr,
         "cosine": 0.9,
         "quantized": figures,
+        **({"file": {"rank1": rank1, "ap": [[70, 80, 90]] * 3}} if job.seed == 0 or not part else {}),
         "float": {"rank1": [[90, 90, 90]] * 3, "ap": [[80, 80, 80]] * 3},
         "seconds": {"ranges": 2.0, "IDC": 3.0},
         "peak_mb": 500,
@@ -103,7 +105,7 @@ def test_the_table_says_what_the_runs_say(tmp_path):
     jobs = [j for j in ablation_variants.plan_jobs(CHECKPOINTS, seeds=2) if j.bits == "W4A4"]
     plain = [j for j in jobs if j.variant.name == "ranges MSE"]
     better = [j for j in jobs if j.variant.name == "ranges MSE + IDC"]
-    lines = [run_of(j, [[50, 60, 70], [40, 40, 40], [10, 20, 30]], 6.0) for j in plain]
+    lines = [run_of(j, [[50, 60, 70], [40, 40, 40], [10, 20, 30]], 6.0, part=True) for j in plain]
     lines += [run_of(j, [[52, 62, 72], [44, 44, 44], [13, 23, 33]], 7.0 + j.seed) for j in better]
     other = next(j for j in jobs if j.variant.name == "GPTQ")
     refused = {"key": other.key, "job": {"seed": 0}, "failure": "refused"}
@@ -125,5 +127,6 @@ def test_the_table_says_what_the_runs_say(tmp_path):
     assert rows[other.variant.name]["failed"] == 1
     ablation_tables.write_tables(jobs, runs, tmp_path)
     table = (tmp_path / "ablation.md").read_text()
-    assert "| ranges MSE + IDC | 2 | 36.3 | 43.0 | 49.7 | 43.00 |" in table
+    assert "| ranges MSE + IDC | 2 | 36.3 | 43.0 | 49.7 | 43.00 | 43.00 | 80.00 |" in table
+    assert "| 40.00 | 40.00 | – |" in table  # only one of both seeds ranked its file
     assert "+3.00 [" in table
