@@ -78,7 +78,7 @@ def test_the_table_has_the_figures_of_the_page_of_accuracies():
     for widths in draw_results.WIDTHS:
         (line,) = re.findall(rf"^\| {widths} \|.*$", accuracy, re.MULTILINE)
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        rank1, precision, sqnr = cells[4], cells[10], cells[12]
+        rank1, precision, sqnr = cells[3], cells[9], cells[11]
         assert re.search(rf"^\| {widths} \|.*\| {rank1} \| {precision} \| {sqnr} \|$", README, re.MULTILINE)
 
 
