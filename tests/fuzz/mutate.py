@@ -24,7 +24,9 @@ from pathlib import Path
 from qgait_ptq.errors import QgaitError
 
 CANARY = "canary"  # a crafted seed creates this file in the working folder if a reader runs it
-SECONDS = 5  # of one try
+SECONDS = 5  # of one try, in CPU time: other programs take their share of a machine
+WAITING = 60  # seconds of one try, also if it only waits
+LIMITS = (signal.SIGPROF, signal.SIGALRM)
 MEMORY = 2**30  # bytes by which one child may grow
 ADDRESS_SPACE = 2 * MEMORY  # hard limit; reaching it is a failure, too
 BATCH = 250  # tries of one child
@@ -198,7 +200,8 @@ def _be_child(steps: Sequence[Callable[[Path], object]], work: Path, log: Path) 
         os.chdir(work)
         faulthandler.disable()
         # The default action ends the process even where native code does not return to Python.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        for limit in LIMITS:
+            signal.signal(limit, signal.SIG_DFL)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + ADDRESS_SPACE, used + ADDRESS_SPACE))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -214,17 +217,19 @@ def _be_child(steps: Sequence[Callable[[Path], object]], work: Path, log: Path) 
 
 
 def _attempt(step: Callable[[Path], object], work: Path) -> tuple[str, str]:
-    """Run one step with an alarm, and say how it ended."""
+    """Run one step with limits of time, and say how it ended."""
     folder = Path(tempfile.mkdtemp(dir=work))
     grown = _peak()
     how, text = "read", ""
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, WAITING)
     try:
         step(folder)
     except QgaitError as error:
         how, text = ("failed", f"too much memory: {error}") if _is_memory(error) else ("refused", str(error))
     except BaseException:
         how, text = "failed", traceback.format_exc(limit=-3)
+    signal.setitimer(signal.ITIMER_PROF, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
     if _peak() - grown > MEMORY:
         how, text = "failed", f"used {(_peak() - grown) / 2**20:.0f} MiB ({text or how})"
@@ -255,5 +260,7 @@ def _peak() -> int:
 def _ending(status: int) -> str:
     if not os.WIFSIGNALED(status):
         return f"the process ended with code {os.WEXITSTATUS(status)}"
-    name = signal.Signals(os.WTERMSIG(status)).name
-    return f"no end within {SECONDS} s" if name == "SIGALRM" else f"crash by {name}"
+    ended_by = signal.Signals(os.WTERMSIG(status))
+    if ended_by in LIMITS:
+        return f"no end within {SECONDS} s of CPU time, or {WAITING} s"
+    return f"crash by {ended_by.name}"
