@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sources import render_walkers
 from qgait_ptq.gait.walkers.population import TRIALS, Split, WalkerSettings, split_identities
 from qgait_ptq.gait.walkers.rendering import write_walkers
-from qgait_ptq.gait.zoo import GaitBase, GaitSet
+from qgait_ptq.gait.zoo import GaitBase, GaitGL, GaitSet
 
 SHORT = 16  # frames
 # Two residual blocks, with and without a convolution as shortcut: for files of which depth is not tested.
@@ -37,11 +38,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Remember the list of operators that torch.onnx.export reads from source code each time, in 0.6 s."""
+    """Remember the operators that torch.onnx.export reads from source code each time, in 0.7 s."""
     with suppress(ImportError, AttributeError):  # torch's own names, which another version may not have
         from torch.onnx._internal._lazy_import import onnxscript_apis
 
         onnxscript_apis.get_torchlib_ops = functools.cache(onnxscript_apis.get_torchlib_ops)
+    with suppress(ImportError, AttributeError):
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        make = functools.cache(ONNXRegistry.from_torchlib)
+
+        def from_torchlib(opset_version: int = make().opset_version) -> ONNXRegistry:
+            registry = copy.copy(make(opset_version))  # an export adds the operators of its table
+            registry.functions = {name: list(functions) for name, functions in registry.functions.items()}
+            return registry
+
+        ONNXRegistry.from_torchlib = staticmethod(from_torchlib)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -82,6 +94,15 @@ def make_gaitbase(**changes: object) -> GaitBase:
 def make_gaitset(strips: tuple[int, ...] = (1, 2, 4)) -> GaitSet:
     torch.manual_seed(0)
     return GaitSet(channels=(4, 8, 8), strips=strips, embedding=16).eval()
+
+
+def make_gaitgl() -> GaitGL:
+    torch.manual_seed(0)
+    network = GaitGL(channels=(4, 8, 8))
+    for block in (network.block1, network.block2, network.block3):
+        block.strips = 2  # instead of 8; each strip is a convolution of its own in the graph
+    randomise_batch_norms(network)
+    return network
 
 
 @pytest.fixture
