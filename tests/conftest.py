@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import gc
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,10 +18,13 @@ from qgait_ptq.gait.data.sources import render_walkers
 from qgait_ptq.gait.walkers.population import TRIALS, Split, WalkerSettings, split_identities
 from qgait_ptq.gait.walkers.rendering import write_walkers
 from qgait_ptq.gait.zoo import GaitBase, GaitGL, GaitSet
+from tests.remembered import remember_operators
 
 SHORT = 16  # frames
-# Two residual blocks, with and without a convolution as shortcut: for files of which depth is not tested.
+# Two residual blocks, with and without a convolution as shortcut. Each layer makes exports longer.
 SHALLOW = {"channels": (8, 16), "strides": (1, 2)}
+# Four residual blocks, for tests of which layers are found and what they get.
+DEEP = {"channels": (8, 8, 16, 16), "strides": (1, 2, 1, 1)}
 
 settings.register_profile("shared machines", deadline=None)
 settings.load_profile("shared machines")
@@ -38,22 +38,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Remember the operators that torch.onnx.export reads from source code each time, in 0.7 s."""
-    with suppress(ImportError, AttributeError):  # torch's own names, which another version may not have
-        from torch.onnx._internal._lazy_import import onnxscript_apis
-
-        onnxscript_apis.get_torchlib_ops = functools.cache(onnxscript_apis.get_torchlib_ops)
-    with suppress(ImportError, AttributeError):
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-        make = functools.cache(ONNXRegistry.from_torchlib)
-
-        def from_torchlib(opset_version: int = make().opset_version) -> ONNXRegistry:
-            registry = copy.copy(make(opset_version))  # an export adds the operators of its table
-            registry.functions = {name: list(functions) for name, functions in registry.functions.items()}
-            return registry
-
-        ONNXRegistry.from_torchlib = staticmethod(from_torchlib)
+    """Spare each export the 0.7 s in which torch reads its operators from source code."""
+    remember_operators()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -80,8 +66,7 @@ def randomise_batch_norms(network: nn.Module) -> nn.Module:
 def make_gaitbase(**changes: object) -> GaitBase:
     torch.manual_seed(0)
     arguments = {
-        "channels": (8, 8, 16, 16),
-        "strides": (1, 2, 1, 1),
+        **SHALLOW,
         "stem_kernel": 5,
         "stem_stride": 2,
         "embedding": 16,

@@ -43,7 +43,7 @@ SMALL = {
     "DeepGaitV2-P3D": lambda: DeepGaitV2P3D(channels=(4, 8, 8, 16), blocks=(1, 1, 1, 1), embedding=16),
     "SkeletonGait++": lambda: SkeletonGaitPlus(channels=(4, 8, 8, 16), embedding=16),
     "SwinGait": lambda: SwinGait(channels=(4, 8), heads=2, blocks=2, embedding=16),
-    "GaitGraph": lambda: GaitGraph(channels=(4, 8), embedding=16),
+    "GaitGraph": lambda: GaitGraph(channels=(4,), embedding=16),
     "SMPLGait": lambda: join_inputs(SmplGait(channels=(4, 8, 8), embedding=16), SILHOUETTES_AND_BODIES),
 }
 FRAME_SHAPE = {

@@ -66,18 +66,13 @@ def stored_types(model):
     return {i.name: i.data_type for i in model.graph.initializer if i.name.endswith("_weight_fq.quantized")}
 
 
-RECURRENT = (
-    "lstm of two layers and directions",
-    "lstm without biases",
-    "gru of two directions",
-    "lstm cell",
-    "gru cell",
-)
-# Networks of several operators, since each network takes seconds; the plain LSTM and GRU repeat those of two
-# directions.
+RECURRENT = ("lstm of two layers and directions", "lstm without biases", "gru", "lstm cell")
+REPEATED = ("gru of two directions", "gru cell")
+# Networks of several operators, since each network takes seconds.
 FILES = [
     (RECURRENT, RUNTIMES, 4),
-    (tuple(name for name in INNER if name not in (*RECURRENT, "lstm", "gru")), RUNTIMES, 4),
+    pytest.param(REPEATED, RUNTIMES, 4, marks=pytest.mark.slow),
+    (tuple(name for name in INNER if name not in (*RECURRENT, *REPEATED, "lstm")), RUNTIMES, 4),
     (("lstm",), ["generic-qdq"], 8),
     (("embedding",), ["generic-qdq"], 8),
 ]

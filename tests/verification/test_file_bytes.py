@@ -1,5 +1,7 @@
 """The integer reference: against onnxruntime's kernels one by one, and against whole files."""
 
+from functools import partial
+
 import numpy as np
 import onnx
 import pytest
@@ -68,7 +70,7 @@ def test_an_addition_is_that_of_onnxruntime_to_the_byte(left, right, out, zero_a
     ("network", "bits"),
     [
         (make_gaitbase, (8, 8)),
-        (make_gaitset, (4, 4)),
+        (partial(make_gaitset, strips=(1, 2)), (4, 4)),
         pytest.param(make_gaitbase, (4, 4), marks=pytest.mark.slow),
         pytest.param(make_gaitset, (8, 8), marks=pytest.mark.slow),
     ],
