@@ -75,7 +75,15 @@ def sequence(name, frames, batch=1):
     return (torch.rand(shape, generator=generator) < 0.3).float()
 
 
-@pytest.mark.parametrize("name", SMALL)
+REPEATED = (
+    "GaitBase",
+    "GaitSet",
+)  # tests/exporters/test_onnx_file.py makes files of both, and asserts the same
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in REPEATED else []) for name in SMALL]
+)
 def test_a_family_is_captured_quantized_and_exported_with_all_its_layers_on_integers(name):
     torch.manual_seed(0)
     network = randomise_batch_norms(SMALL[name]())
