@@ -36,10 +36,7 @@ def without_stack_traces() -> Iterator[None]:
     Graphs traced in this context do not know the lines of their operators.
     """
     config = torch.fx.config
-    before = getattr(config, "do_not_emit_stack_traces", None)
-    if before is None:  # another version of torch
-        yield
-        return
+    before = getattr(config, "do_not_emit_stack_traces", False)  # a version without it ignores it
     config.do_not_emit_stack_traces = True
     try:
         yield
