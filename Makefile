@@ -23,7 +23,7 @@ demo: $(VENV)/base  ## Quantize the shipped example network on the built-in walk
 	$(BIN)/qgait-ptq quantize examples/models/gaitbase-small.pt --bits 8 --test-walkers 6 --out demo-out
 
 test: $(VENV)/dev  ## Run the test suite.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-slow: $(VENV)/dev  ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -q -m slow

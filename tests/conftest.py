@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,11 +17,14 @@ from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sources import render_walkers
 from qgait_ptq.gait.walkers.population import TRIALS, Split, WalkerSettings, split_identities
 from qgait_ptq.gait.walkers.rendering import write_walkers
-from qgait_ptq.gait.zoo import GaitBase, GaitSet
+from qgait_ptq.gait.zoo import GaitBase, GaitGL, GaitSet
+from tests.remembered import remember_operators
 
 SHORT = 16  # frames
-# Two residual blocks, with and without a convolution as shortcut: for files of which depth is not tested.
+# Two residual blocks, with and without a convolution as shortcut. Each layer makes exports longer.
 SHALLOW = {"channels": (8, 16), "strides": (1, 2)}
+# Four residual blocks, for tests of which layers are found and what they get.
+DEEP = {"channels": (8, 8, 16, 16), "strides": (1, 2, 1, 1)}
 
 settings.register_profile("shared machines", deadline=None)
 settings.load_profile("shared machines")
@@ -37,11 +38,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Remember the list of operators that torch.onnx.export reads from source code each time, in 0.6 s."""
-    with suppress(ImportError, AttributeError):  # torch's own names, which another version may not have
-        from torch.onnx._internal._lazy_import import onnxscript_apis
-
-        onnxscript_apis.get_torchlib_ops = functools.cache(onnxscript_apis.get_torchlib_ops)
+    """Spare each export the 0.7 s in which torch reads its operators from source code."""
+    remember_operators()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -68,8 +66,7 @@ def randomise_batch_norms(network: nn.Module) -> nn.Module:
 def make_gaitbase(**changes: object) -> GaitBase:
     torch.manual_seed(0)
     arguments = {
-        "channels": (8, 8, 16, 16),
-        "strides": (1, 2, 1, 1),
+        **SHALLOW,
         "stem_kernel": 5,
         "stem_stride": 2,
         "embedding": 16,
@@ -82,6 +79,15 @@ def make_gaitbase(**changes: object) -> GaitBase:
 def make_gaitset(strips: tuple[int, ...] = (1, 2, 4)) -> GaitSet:
     torch.manual_seed(0)
     return GaitSet(channels=(4, 8, 8), strips=strips, embedding=16).eval()
+
+
+def make_gaitgl() -> GaitGL:
+    torch.manual_seed(0)
+    network = GaitGL(channels=(4, 8, 8))
+    for block in (network.block1, network.block2, network.block3):
+        block.strips = 2  # instead of 8; each strip is a convolution of its own in the graph
+    randomise_batch_norms(network)
+    return network
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +17,11 @@ from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.gait.data.clips import cut_clips, split_identities_off
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sampling import PKSampler
+from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.insert import insert_quantizers
-from qgait_ptq.placement.planning import plan
+from qgait_ptq.placement.planning import bit_widths, plan
 from qgait_ptq.stages.training_data import Clips, TrainingData
+from qgait_ptq.targets.registry import get_target
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,15 @@ def quantize_network(network: nn.Module, batches: list[torch.Tensor], **config: 
     captured, float_graph, _ = plan(network, tuple(batches[0].shape[2:]), QuantConfig(**config))
     graph = calibrate_ranges(insert_quantizers(float_graph), batches)
     return Quantized(captured, float_graph, graph)
+
+
+def quantize_again(quantized: Quantized, batches: list[torch.Tensor], **config: object) -> Quantized:
+    """Quantize the captured network with other settings for the same target; a capture takes long."""
+    settings = QuantConfig(**config)
+    rules = get_target(settings.target).rules
+    float_graph = annotate(copy.deepcopy(quantized.float_graph), rules, bit_widths(settings))
+    graph = calibrate_ranges(insert_quantizers(float_graph), batches)
+    return Quantized(quantized.captured, float_graph, graph)
 
 
 def training_data(people: GaitDataset, float_graph: fx.GraphModule) -> TrainingData:

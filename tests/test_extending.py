@@ -99,7 +99,7 @@ config = qg.QuantConfig(
     target="house-runtime", idc=IdcConfig(enabled=False), rounding="nearest", bias_correction=False
 )
 data = qg.GaitData(walkers.choose(4), walkers.choose(2, 1))
-calibrated = qg.calibrate(qg.prepare(make_gaitset(), data, config, device="cpu"))
+calibrated = qg.calibrate(qg.prepare(make_gaitset(strips=(1,)), data, config, device="cpu"))
 assert "neg" in str(calibrated.network.graph)
 doubled = qg.run_stages([DoubleFirstBias()], calibrated)
 assert doubled.record["doubled"] == 1 and "doubling" in doubled.seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +131,27 @@ INNER: dict[str, tuple[Callable[[], nn.Module], int]] = {
         CHANNELS,
     ),
 }  # fmt: skip
+
+
+class SideBySide(nn.Module):
+    """Inner modules on the same frames, each with a linear layer behind it: a part of the embedding each."""
+
+    def __init__(self, names: Iterable[str]):
+        super().__init__()
+        self.conv = nn.Conv2d(1, CHANNELS, 5, 4, 2)
+        self.inner = nn.ModuleList(INNER[name][0]() for name in names)
+        self.fc = nn.ModuleList(nn.Linear(INNER[name][1], 16) for name in names)
+
+    def forward(self, silhouettes: Tensor) -> Tensor:
+        maps = self.conv(silhouettes.flatten(0, 1).unsqueeze(1)).relu().mean((2, 3))
+        frames = maps.unflatten(0, (silhouettes.shape[0], -1))
+        pairs = zip(self.inner, self.fc, strict=True)
+        return torch.stack([linear(inner(frames).mean(1)) for inner, linear in pairs], 2)
+
+
+def make_side_by_side(names: Iterable[str]) -> nn.Module:
+    torch.manual_seed(0)
+    return SideBySide(names).eval()
 
 
 def make_network(name: str) -> nn.Module:

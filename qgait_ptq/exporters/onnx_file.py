@@ -14,7 +14,7 @@ from onnx.external_data_helper import uses_external_data
 from torch import fx
 
 from qgait_ptq.capture.captured import Capture
-from qgait_ptq.capture.quiet import quiet_torch
+from qgait_ptq.capture.quiet import quiet_torch, without_stack_traces
 from qgait_ptq.errors import ExportError, ModelError
 from qgait_ptq.exporters.exportability import explain_export_failure
 from qgait_ptq.exporters.lowering import lower_markers
@@ -191,7 +191,7 @@ def _export(
     names = {f"{RESERVED}{name}": name for name in plain_names}
     *inputs, output = names
     try:
-        with quiet_torch():
+        with quiet_torch(), without_stack_traces():  # the graph that was captured knows its lines
             program = torch.onnx.export(
                 to_device(graph_module, torch.device("cpu")),
                 examples,

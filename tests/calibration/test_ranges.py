@@ -2,17 +2,15 @@ import pytest
 import torch
 
 from qgait_ptq.calibration.ranges import calibrate_ranges
-from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.graph.annotation import annotation_of
 from qgait_ptq.graph.attributes import tensor_of
 from qgait_ptq.placement.insert import insert_quantizers
 from qgait_ptq.placement.layers import layer_sqnr
-from qgait_ptq.placement.planning import plan
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.quantizer.grid import INT32_MAX
 from tests.conftest import make_gaitbase
-from tests.networks import quantize_network
+from tests.networks import quantize_again, quantize_network
 
 
 def cosine(a, b):
@@ -24,16 +22,26 @@ def embed(graph, batches):
         return torch.cat([graph(batch) for batch in batches])
 
 
-def test_eight_bits_are_close_to_float_and_four_further_away(gaitbase, batches):
-    expected = embed(gaitbase, batches)
-    eight = embed(quantize_network(gaitbase, batches).graph, batches)
-    four = embed(quantize_network(gaitbase, batches, weight_bits=4, activation_bits=4).graph, batches)
-    assert cosine(expected, eight) > 0.99
-    assert 0.7 < cosine(expected, four) < cosine(expected, eight)
+@pytest.fixture(scope="module")
+def network():
+    return make_gaitbase()
 
 
-def test_binary_silhouettes_lie_on_the_input_grid_exactly(gaitbase, batches):
-    graph = quantize_network(gaitbase, batches).graph
+@pytest.fixture(scope="module")
+def eight(network, batches):
+    return quantize_network(network, batches)
+
+
+def test_eight_bits_are_close_to_float_and_four_further_away(network, eight, batches):
+    expected = embed(network, batches)
+    wide = embed(eight.graph, batches)
+    narrow = embed(quantize_again(eight, batches, weight_bits=4, activation_bits=4).graph, batches)
+    assert cosine(expected, wide) > 0.99
+    assert 0.7 < cosine(expected, narrow) < cosine(expected, wide)
+
+
+def test_binary_silhouettes_lie_on_the_input_grid_exactly(eight):
+    graph = eight.graph
     stem = next(node for node in graph.graph.nodes if annotation_of(node).weight)
     quantizer = graph.get_submodule(str(stem.args[0].target))
     binary, grey = torch.tensor([0.0, 1.0]), torch.arange(256) / 255
@@ -41,15 +49,15 @@ def test_binary_silhouettes_lie_on_the_input_grid_exactly(gaitbase, batches):
     torch.testing.assert_close(quantizer(grey), grey, rtol=1e-6, atol=0)
 
 
-def test_zero_points_after_relu_are_zero(gaitbase, batches):
-    graph = quantize_network(gaitbase, batches).graph
+def test_zero_points_after_relu_are_zero(eight):
+    graph = eight.graph
     for name, module in graph.named_modules():
         if isinstance(module, FakeQuantize) and name.startswith("relu"):
             assert module.zero_point.item() == 0
 
 
-def test_bias_is_rounded_with_scale_of_input_times_weight(gaitbase, batches):
-    graph = quantize_network(gaitbase, batches).graph
+def test_bias_is_rounded_with_scale_of_input_times_weight(eight):
+    graph = eight.graph
     for node in graph.graph.nodes:
         if annotation_of(node).bias is None:
             continue
@@ -84,25 +92,24 @@ def test_constant_channels_and_dead_networks_are_quantized_without_nan(batches):
     assert torch.isfinite(embed(quantize_network(network, batches).graph, batches)).all()
 
 
-def test_observing_many_batches_is_observing_their_union(gaitbase, batches):
+def test_observing_many_batches_is_observing_their_union(eight, batches):
     frames = [batch[:, :8] for batch in batches]
-    one_by_one = quantize_network(gaitbase, frames, observer="minmax").graph
-    at_once = quantize_network(gaitbase, [torch.cat(frames)], observer="minmax").graph
+    one_by_one = quantize_again(eight, frames, observer="minmax").graph
+    at_once = quantize_again(eight, [torch.cat(frames)], observer="minmax").graph
     for name, value in one_by_one.state_dict().items():
         if name.endswith("scale"):
             torch.testing.assert_close(value, at_once.state_dict()[name])
 
 
-def test_no_batch_is_an_error(gaitbase):
-    _, float_graph, _ = plan(gaitbase, (64, 44), QuantConfig())
+def test_no_batch_is_an_error(eight):
     with pytest.raises(CalibrationError, match="no calibration sequence"):
-        calibrate_ranges(insert_quantizers(float_graph), [])
+        calibrate_ranges(insert_quantizers(eight.float_graph), [])
 
 
-def test_layer_errors_grow_as_bits_fall(gaitbase, batches):
+def test_layer_errors_grow_as_bits_fall(eight, batches):
     by_bits = []
     for bits in (8, 5, 3):
-        quantized = quantize_network(gaitbase, batches, weight_bits=bits, activation_bits=bits)
+        quantized = quantize_again(eight, batches, weight_bits=bits, activation_bits=bits)
         by_bits.append(layer_sqnr(quantized.float_graph, quantized.graph, batches[:2]))
     for name in by_bits[0]:
         if name not in ("conv2d", "conv2d_default"):  # first and last layer keep eight bits

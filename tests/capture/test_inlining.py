@@ -87,7 +87,17 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("make", KINDS)
+ALIKE = {
+    WithoutAutocastAsAWhole,
+    GradientsForTheConvolution,
+    NoGradients,
+    Checkpoint,
+}  # regions, inlined alike
+
+
+@pytest.mark.parametrize(
+    "make", [pytest.param(make, marks=[pytest.mark.slow] if make in ALIKE else []) for make in KINDS]
+)
 def test_layers_in_regions_are_quantized_and_the_file_computes_what_the_network_does(make):
     network = randomise_batch_norms(make())
     result, _ = quantize(network)

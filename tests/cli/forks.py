@@ -105,6 +105,12 @@ def _import_libraries() -> None:
 
     from qgait_ptq.cli.main import COMMANDS, cli
 
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from tests.remembered import remember_operators
+
+    sys.path.pop(0)  # commands do not find the tests
+    remember_operators()
+
     for name in COMMANDS:
         cli.get_command(None, name)  # type: ignore[arg-type]
     logging.disable()

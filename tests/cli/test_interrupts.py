@@ -142,7 +142,7 @@ def test_the_processes_of_a_killed_run_end_and_the_next_run_tidies_up(made, tmp_
 def test_two_signals_at_once_are_one(tmp_path):
     """``timeout`` signals the process, and then its group."""
     running = Run("walkers", "out", "--identities", 60, "--workers", 1, folder=tmp_path)
-    running.wait_until(lambda: list(tmp_path.glob("out/.qgait-ptq-*")))
+    running.wait_until(lambda: list(tmp_path.glob("out/*")))
     running.process.send_signal(signal.SIGTERM)
     done = running.end(signal.SIGTERM)
     assert (done.returncode, done.stderr.strip()) == (143, "stopped")

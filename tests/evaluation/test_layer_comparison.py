@@ -20,7 +20,7 @@ from tests.conftest import make_gaitbase, make_gaitset, randomise_batch_norms
 
 def make_gaitpart():
     torch.manual_seed(0)
-    return randomise_batch_norms(GaitPart(channels=(4, 8, 16), embedding=16))
+    return randomise_batch_norms(GaitPart(channels=(4, 8, 16), halvings=(0, 1, 2), parts=4, embedding=16))
 
 
 def make_gaitgl():

@@ -200,7 +200,7 @@ def models():
         minimum_agreement=-1,
         weight_bits=4,
     )
-    network = make_gaitbase(channels=(2, 2, 4, 4), embedding=4)
+    network = make_gaitbase(channels=(2, 4), embedding=4)
     result = qg.quantize(network, pairs, config, device="cpu")
     return [small_model().SerializeToString(), result.onnx_model.SerializeToString()]
 

@@ -11,7 +11,7 @@ from qgait_ptq.graph.attributes import tensor_of
 from qgait_ptq.graph.channels import find_channel_groups
 from qgait_ptq.graph.stored_weights import layer_name
 from qgait_ptq.placement.planning import plan
-from tests.conftest import make_gaitbase, make_gaitset
+from tests.conftest import DEEP, make_gaitbase, make_gaitset
 
 
 def float_graph(network):
@@ -23,7 +23,7 @@ def names(group):
 
 
 def test_residual_streams_are_one_group_and_layers_within_a_block_another():
-    found = [names(group) for group in find_channel_groups(float_graph(make_gaitbase()))]
+    found = [names(group) for group in find_channel_groups(float_graph(make_gaitbase(**DEEP)))]
     assert ({"blocks.1.conv1"}, {"blocks.1.conv2"}) in found
     into_block = [readers for _, readers in found if "blocks.2.conv1" in readers]
     assert len(into_block) == 1
@@ -79,7 +79,7 @@ def test_the_network_stays_the_same_function(make, kind, batches):
 
 
 def test_weights_of_both_sides_have_equal_ranges_afterwards(batches):
-    graph = float_graph(make_gaitbase())
+    graph = float_graph(make_gaitbase(**DEEP))
     equalize(graph, batches[:1], Equalization.WEIGHTS)
     group = next(
         g for g in find_channel_groups(graph) if names(g) == ({"blocks.1.conv1"}, {"blocks.1.conv2"})
@@ -91,7 +91,7 @@ def test_weights_of_both_sides_have_equal_ranges_afterwards(batches):
 
 
 def test_channels_have_equal_energy_after_equalizing_activations(batches):
-    graph = float_graph(make_gaitbase())
+    graph = float_graph(make_gaitbase(**DEEP))
     group = next(
         g for g in find_channel_groups(graph) if names(g) == ({"blocks.1.conv1"}, {"blocks.1.conv2"})
     )
@@ -111,7 +111,7 @@ def test_channels_have_equal_energy_after_equalizing_activations(batches):
 
 
 def test_a_network_that_changes_is_refused(batches, monkeypatch):
-    graph = float_graph(make_gaitbase())
+    graph = float_graph(make_gaitbase(**DEEP))
     monkeypatch.setattr("qgait_ptq.calibration.equalization.TOLERANCE", 0.0)
     with pytest.raises(CalibrationError, match="equalization: none"):
         equalize(graph, batches[:1], Equalization.ACTIVATIONS)

@@ -120,10 +120,9 @@ def test_the_users_network_is_left_as_it_was(of_pairs):
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_the_same_seed_gives_the_same_file(walkers_root, evaluated):
-    data = load_directory(walkers_root, reading=Reading(longest=24))
-    again = qg.quantize(make_gaitbase(**SHALLOW), data, qg.QuantConfig(**FAST), device="cpu")
-    assert again.onnx_model.SerializeToString() == evaluated.onnx_model.SerializeToString()
+def test_the_same_seed_gives_the_same_file(walkers, of_pairs):
+    again = qg.quantize(make_gaitbase(**SHALLOW), pairs(walkers), qg.QuantConfig(**FAST), device="cpu")
+    assert again.onnx_model.SerializeToString() == of_pairs[2].onnx_model.SerializeToString()
 
 
 def test_the_file_carries_what_it_is_but_no_paths(evaluated, walkers_root):

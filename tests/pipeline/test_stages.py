@@ -15,6 +15,8 @@ SMALL = {
     "weight_bits": 4,
     "activation_bits": 4,
     "calibration_sequences": 20,
+    "calibration_frames": 12,
+    "correction_frames": 6,
     "minimum_agreement": -1.0,
     "idc": {"steps": 6, "identities": 4, "sequences": 2, "frames": 6},
 }

@@ -1,3 +1,6 @@
+import copy
+from functools import cache, partial
+
 import pytest
 import torch
 
@@ -17,16 +20,27 @@ from qgait_ptq.placement.layers import float_operators, list_layers
 from qgait_ptq.placement.planning import plan
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
 from qgait_ptq.targets.registry import get_target
-from tests.conftest import make_gaitbase, make_gaitset
+from tests.conftest import DEEP, make_gaitbase, make_gaitset
 
 RULES = get_target("onnxruntime").rules
 
 
-def placed(network, **widths):
-    captured = capture(network, (64, 44))
+make_deep_gaitbase = partial(make_gaitbase, **DEEP)
+
+
+@cache
+def simplified(make):
+    """Capture a network once; the tests change copies of its graph."""
+    captured = capture(make(), (64, 44))
     graph_module = run_passes(captured.graph_module, SIMPLIFICATION, [captured.example()])
     record_shapes(graph_module, captured.example())
-    return annotate(graph_module, RULES, BitWidths(**{"weight": 4, "activation": 4, **widths}))
+    return graph_module
+
+
+def placed(make, **widths):
+    return annotate(
+        copy.deepcopy(simplified(make)), RULES, BitWidths(**{"weight": 4, "activation": 4, **widths})
+    )
 
 
 def by_name(graph_module):
@@ -34,7 +48,7 @@ def by_name(graph_module):
 
 
 def test_first_and_last_layer_keep_eight_bits_and_the_others_get_theirs():
-    layers = by_name(placed(make_gaitbase()))
+    layers = by_name(placed(make_deep_gaitbase))
     widths = {name: (layer.weight_bits, layer.activation_bits) for name, layer in layers.items()}
     assert widths.pop("stem.0") == (8, 8)
     assert widths.pop("part_linear") == (8, 8)
@@ -42,33 +56,35 @@ def test_first_and_last_layer_keep_eight_bits_and_the_others_get_theirs():
 
 
 def test_edge_bits_change_first_and_last_layer():
-    layers = by_name(placed(make_gaitbase(), edge=4))
+    layers = by_name(placed(make_deep_gaitbase, edge=4))
     assert {(layer.weight_bits, layer.activation_bits) for layer in layers.values()} == {(4, 4)}
 
 
 def test_layers_can_be_given_widths_by_pattern():
-    layers = by_name(placed(make_gaitbase(), layers={"blocks.3.*": (6, None), "blocks.3.conv2": (None, 8)}))
+    layers = by_name(
+        placed(make_deep_gaitbase, layers={"blocks.3.*": (6, None), "blocks.3.conv2": (None, 8)})
+    )
     assert (layers["blocks.3.conv1"].weight_bits, layers["blocks.3.conv1"].activation_bits) == (6, 4)
     assert (layers["blocks.3.conv2"].weight_bits, layers["blocks.3.conv2"].activation_bits) == (6, 8)
 
 
 def test_a_pattern_that_names_no_layer_is_refused_with_the_nearest_names():
     with pytest.raises(ConfigError, match=r"blocks\.0\.conv1"):
-        placed(make_gaitbase(), layers={"block.0.conv1": (8, 8)})
+        placed(make_deep_gaitbase, layers={"block.0.conv1": (8, 8)})
 
 
 def test_layers_are_left_in_float_by_module_and_by_operator():
-    layers = by_name(placed(make_gaitbase(), exclude=("blocks.3", "*.shortcut.0")))
+    layers = by_name(placed(make_deep_gaitbase, exclude=("blocks.3", "*.shortcut.0")))
     in_float = {name for name, layer in layers.items() if layer.weight_bits is None}
     assert in_float == {name for name in layers if name.startswith("blocks.3.") or "shortcut" in name}
     assert {layers[name].note for name in in_float} == {"left in float by include or exclude"}
     assert not any(layers[name].integer for name in in_float)
     with pytest.raises(ConfigError, match="leave no layer"):
-        placed(make_gaitset(), exclude=("operator:conv2d",))
+        placed(make_gaitset, exclude=("operator:conv2d",))
 
 
 def test_only_included_layers_are_quantized_and_the_edges_stay_those_of_the_network():
-    layers = by_name(placed(make_gaitbase(), include=("blocks.0", "part_linear")))
+    layers = by_name(placed(make_deep_gaitbase, include=("blocks.0", "part_linear")))
     quantized = {name: layer.weight_bits for name, layer in layers.items() if layer.weight_bits}
     assert quantized == {"blocks.0.conv1": 4, "blocks.0.conv2": 4, "part_linear": 8}
 
@@ -83,11 +99,11 @@ def test_only_included_layers_are_quantized_and_the_edges_stay_those_of_the_netw
 )
 def test_patterns_that_name_nothing_or_leave_nothing_are_refused(setting, message):
     with pytest.raises(ConfigError, match=message):
-        placed(make_gaitbase(), **setting)
+        placed(make_deep_gaitbase, **setting)
 
 
 def test_relu_is_absorbed_by_the_layer_before_it():
-    graph_module = placed(make_gaitbase())
+    graph_module = placed(make_deep_gaitbase)
     for node in graph_module.graph.nodes:
         if operator_name(node) == "relu":
             assert isinstance(annotation_of(node).output, OwnSpec)
@@ -95,7 +111,7 @@ def test_relu_is_absorbed_by_the_layer_before_it():
 
 
 def test_both_inputs_of_a_residual_addition_are_quantized_at_the_elementwise_width():
-    graph_module = placed(make_gaitbase())
+    graph_module = placed(make_deep_gaitbase)
     additions = [
         n for n in graph_module.graph.nodes if operator_name(n) == "add" and annotation_of(n).integer
     ]
@@ -105,8 +121,8 @@ def test_both_inputs_of_a_residual_addition_are_quantized_at_the_elementwise_wid
             assert annotation_of(source).output.grid.bits == 8
 
 
-def test_a_layer_reads_the_input_of_an_addition_at_its_own_width(gaitbase):
-    graph_module = placed(gaitbase)
+def test_a_layer_reads_the_input_of_an_addition_at_its_own_width():
+    graph_module = placed(make_deep_gaitbase)
     shared = [n for n in graph_module.graph.nodes if annotation_of(n).for_layers]
     assert len(shared) == 2  # the other two blocks have a convolution in their shortcut
     assert {layer.activation_bits for layer in list_layers(graph_module)[1:-1]} == {4}
@@ -124,12 +140,12 @@ def test_a_layer_reads_the_input_of_an_addition_at_its_own_width(gaitbase):
 
 @pytest.mark.parametrize("elementwise", [3, 4])
 def test_one_quantizer_is_enough_if_additions_read_no_more_bits_than_layers(elementwise):
-    graph_module = placed(make_gaitbase(), elementwise=elementwise)
+    graph_module = placed(make_deep_gaitbase, elementwise=elementwise)
     assert not any(annotation_of(n).for_layers for n in graph_module.graph.nodes)
 
 
 def test_maximum_over_frames_shares_the_quantizer_of_its_input():
-    graph_module = placed(make_gaitset())
+    graph_module = placed(make_gaitset)
     maxima = [n for n in graph_module.graph.nodes if operator_name(n) == "amax" and len(n.args[1]) == 1]
     shared = [n for n in maxima if isinstance(annotation_of(n).output, SharedSpec)]
     assert len(shared) >= 3
@@ -138,7 +154,7 @@ def test_maximum_over_frames_shares_the_quantizer_of_its_input():
 
 
 def test_mean_stays_in_float_and_says_why():
-    reasons = float_operators(placed(make_gaitbase()))
+    reasons = float_operators(placed(make_deep_gaitbase))
     assert reasons["mean"] == "no integer kernel on this target"
     assert "mean" in reasons["add"]
 
@@ -152,14 +168,14 @@ def test_the_embedding_layer_sums_integers_where_its_target_can(target, in_float
 
 
 def test_input_bits_are_those_of_the_input_alone():
-    plain, narrow = (by_name(placed(make_gaitbase(), **given)) for given in ({}, {"input": 1}))
+    plain, narrow = (by_name(placed(make_deep_gaitbase, **given)) for given in ({}, {"input": 1}))
     differing = {name for name in plain if plain[name] != narrow[name]}
     assert differing == {"stem.0"}
     assert (narrow["stem.0"].weight_bits, narrow["stem.0"].activation_bits) == (8, 1)
 
 
 def test_weights_are_symmetric_per_channel_and_activations_unsigned_per_tensor():
-    for node in placed(make_gaitbase()).graph.nodes:
+    for node in placed(make_deep_gaitbase).graph.nodes:
         annotation = annotation_of(node)
         if annotation.weight:
             assert annotation.weight.channel_axis == 0
@@ -171,7 +187,7 @@ def test_weights_are_symmetric_per_channel_and_activations_unsigned_per_tensor()
 
 
 def test_insertion_obeys_the_annotations_and_leaves_the_float_graph_alone(gaitbase):
-    graph_module = placed(gaitbase)
+    graph_module = placed(lambda: gaitbase)
     silhouettes = torch.rand(1, 5, 64, 44)
     before = graph_module(silhouettes)
     quantized = insert_quantizers(graph_module)
@@ -185,7 +201,7 @@ def test_insertion_obeys_the_annotations_and_leaves_the_float_graph_alone(gaitba
 
 
 def test_layer_names_are_the_users_module_paths(gaitbase):
-    graph_module = placed(gaitbase)
+    graph_module = placed(lambda: gaitbase)
     names = [layer_name(n) for n in graph_module.graph.nodes if is_operator(n, WEIGHTED)]
     modules = dict(gaitbase.named_modules())
     assert all(name in modules for name in names)
@@ -197,4 +213,4 @@ def test_a_network_without_layers_is_refused():
             return silhouettes.amax((1, 2))
 
     with pytest.raises(ConfigError, match="no convolution"):
-        placed(Nothing())
+        placed(Nothing)

@@ -44,6 +44,14 @@ def test_the_zero_point_is_the_nearest_integer(low, wanted):
     assert zero_point == wanted
 
 
+@pytest.mark.parametrize(("low", "high", "wanted"), [(0.5, 255.0, 0), (-255.0, -0.5, 255)])
+def test_a_range_on_one_side_of_zero_is_widened_to_zero(low, high, wanted):
+    grid = IntegerGrid(8, signed=False, symmetric=False)
+    scale, zero_point = grid.parameters_for(torch.tensor(low), torch.tensor(high))
+    assert scale == pytest.approx(1)
+    assert zero_point == wanted
+
+
 @given(bits, st.lists(values, min_size=1, max_size=30))
 def test_rounding_error_is_at_most_half_a_step_inside_the_range(width, numbers):
     grid = IntegerGrid(width, signed=True, symmetric=True)

@@ -104,7 +104,15 @@ def embed_both_ways(result, folder):
     return chunks, chunks(sequence()), whole(sequence())
 
 
-@pytest.mark.parametrize("make", REASONS)
+USUAL = (
+    Differences,
+    CountsFramesBehind,
+)  # tests/graph/test_frame_independence.py has the others, without files
+
+
+@pytest.mark.parametrize(
+    "make", [pytest.param(make, marks=[] if make in USUAL else [pytest.mark.slow]) for make in REASONS]
+)
 def test_a_network_that_a_trial_of_twelve_frames_takes_for_streamable_sees_whole_sequences(make, tmp_path):
     result, notes = quantize(randomise_batch_norms(make()))
     embedder, in_chunks, whole = embed_both_ways(result, tmp_path)

@@ -1,7 +1,7 @@
 """Every target: its files keep its rules, and a file that breaks one is refused with the rule named."""
 
 import copy
-from functools import partial
+from functools import cache, partial
 from itertools import product
 
 import numpy as np
@@ -10,12 +10,14 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-import qgait_ptq as qg
-from qgait_ptq.config.schema import IdcConfig, QuantConfig
+from qgait_ptq.calibration.ranges import calibrate_ranges
+from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import ConfigError, ExportError
 from qgait_ptq.exporters.onnx_file import export_quantized
 from qgait_ptq.graph.conversion import in_double
-from qgait_ptq.placement.planning import plan
+from qgait_ptq.placement.annotate import annotate
+from qgait_ptq.placement.insert import insert_quantizers
+from qgait_ptq.placement.planning import bit_widths, plan
 from qgait_ptq.reference.pair_sums import bound_pair_sums
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.exactness import saturates
@@ -27,18 +29,19 @@ from tests.conftest import SHALLOW, make_gaitbase, make_gaitset
 NETWORKS = {"gaitbase": partial(make_gaitbase, **SHALLOW), "gaitset": partial(make_gaitset, strips=(1, 2))}
 
 
-def make_file(network, data, target, **widths):
-    config = QuantConfig(
-        target=target,
-        equalization="none",
-        rounding="nearest",
-        bias_correction=False,
-        idc=IdcConfig(enabled=False),
-        **widths,
-    )
-    few = data.choose(6)
-    state = qg.calibrate(qg.prepare(NETWORKS[network](), qg.GaitData(few, few), config, device="cpu"))
-    return state.quantized, export_quantized(state.quantized, state.captured, state.target, state.takes_bytes)
+@cache
+def planned(network, graph_passes):
+    """Capture a network once for the targets with the same passes over the graph."""
+    target = next(name for name, target in TARGETS.items() if target.graph_passes == graph_passes)
+    return plan(NETWORKS[network](), (64, 44), QuantConfig(target=target))[:2]
+
+
+def make_file(network, batches, target, **widths):
+    captured, graph = planned(network, get_target(target).graph_passes)
+    widths = bit_widths(QuantConfig(target=target, **widths))
+    annotated = annotate(copy.deepcopy(graph), get_target(target).rules, widths)
+    quantized = calibrate_ranges(insert_quantizers(annotated), batches)
+    return quantized, export_quantized(quantized, captured, get_target(target), byte_input=True)
 
 
 # Targets that store weights of four bits as int8.
@@ -46,13 +49,13 @@ WITHOUT_INT4 = ("tensorrt", "litert-int8", "generic-qdq")
 
 
 @pytest.fixture(scope="module")
-def files(few_walkers):
+def files(batches):
     """Files of both networks for each target: some with weights of four bits, to spare files of their own."""
     files = {}
     for network, target in product(NETWORKS, TARGETS):
         narrow = network == "gaitset" and target in WITHOUT_INT4
         files[network, target] = make_file(
-            network, few_walkers, target, **({"weight_bits": 4} if narrow else {})
+            network, batches[:6], target, **({"weight_bits": 4} if narrow else {})
         )
     return files
 
@@ -164,8 +167,8 @@ def test_each_rule_finds_the_file_that_breaks_it(files, breaking, rule):
     assert found.rule.startswith(rule)
 
 
-def test_int4_in_front_of_a_layer_without_its_cast_is_refused(few_walkers):
-    _, model = make_file("gaitset", few_walkers, "onnxruntime", weight_bits=4, edge_bits=4)
+def test_int4_in_front_of_a_layer_without_its_cast_is_refused(batches):
+    _, model = make_file("gaitset", batches[:2], "onnxruntime", weight_bits=4, edge_bits=4)
     stored = {i.name for i in model.graph.initializer if i.data_type == TensorProto.INT4}
     assert stored
     cast = next(n for n in model.graph.node if n.op_type == "Cast" and n.input[0] in stored)
@@ -203,7 +206,7 @@ def test_narrow_activations_are_refused_before_any_work(widths):
 
 def test_every_layer_of_tensorrt_and_openvino_is_planned_on_integers():
     for target in ("tensorrt", "openvino"):
-        _, _, layers = plan(make_gaitbase(), (64, 44), QuantConfig(target=target))
+        _, _, layers = plan(make_gaitbase(**SHALLOW), (64, 44), QuantConfig(target=target))
         assert all(layer.integer for layer in layers), [layer.name for layer in layers if not layer.integer]
 
 

@@ -1,0 +1,29 @@
+"""What torch.onnx.export reads from source code for each export, remembered for the tests of a process."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from contextlib import suppress
+
+
+def remember_operators() -> None:
+    """Remember the list of operators, and their signatures: together 0.7 s of each export.
+
+    The names are torch's own, which another version may not have.
+    """
+    with suppress(ImportError, AttributeError):
+        from torch.onnx._internal._lazy_import import onnxscript_apis
+
+        onnxscript_apis.get_torchlib_ops = functools.cache(onnxscript_apis.get_torchlib_ops)
+    with suppress(ImportError, AttributeError):
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        make = functools.cache(ONNXRegistry.from_torchlib)
+
+        def from_torchlib(*given: int, **named: int) -> ONNXRegistry:
+            registry = copy.copy(make(*given, **named))  # an export adds the operators of its table
+            registry.functions = {name: list(functions) for name, functions in registry.functions.items()}
+            return registry
+
+        ONNXRegistry.from_torchlib = staticmethod(from_torchlib)
