@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 import qgait_ptq as qg
-from qgait_ptq.gait import embedding_sqnr, evaluate_embeddings
-from qgait_ptq.gait.embedding import embed_taken
+from qgait_ptq.gait import embed_dataset, embedding_sqnr, evaluate_embeddings
 from qgait_ptq.gait.zoo import gaitbase_small
 
 WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A3": (3, 3)}
@@ -45,7 +44,7 @@ def measure(data: qg.GaitData, reference: Tensor, label: str, seed: int) -> dict
     state = qg.calibrate(qg.prepare(load_network(), data, config, device="cpu"))
     seconds = time.perf_counter() - started
     file = qg.export(state).file
-    (executed,) = embed_taken(data.test, [file.run], data.frame_shape, batches=True).embeddings
+    (executed,) = embed_dataset(data.test, [file.run], data.frame_shape, batches=True)
     return {
         "bits": label,
         "seed": seed,
@@ -119,7 +118,7 @@ def main(out: Path, seeds: int, labels: tuple[str, ...]) -> None:
     wanted = [(bits, seed) for seed in range(seeds) for bits in labels if (bits, seed) not in done]
     if wanted:
         data = qg.load_walkers(workers=os.cpu_count() or 1)
-        (reference,) = embed_taken(data.test, [load_network()], data.frame_shape, batches=True).embeddings
+        (reference,) = embed_dataset(data.test, [load_network()], data.frame_shape, batches=True)
     for bits, seed in wanted:
         runs.append(measure(data, reference, bits, seed))
         with lines.open("a") as file:

@@ -68,10 +68,11 @@ def embed_dataset(
     frame_shape: tuple[int, ...],
     frames: FrameCounts | int | None = None,
     advance: Callable[[], None] = lambda: None,
+    batches: bool = False,
 ) -> list[Tensor]:
     """Embed every sequence with several networks, reading each sequence once.
 
-    Each batch holds one sequence with all its frames, so that no padding is needed.
+    Each batch holds one sequence, or several of equal length, with all frames, so that no padding is needed.
 
     Args:
         data: the sequences.
@@ -79,6 +80,7 @@ def embed_dataset(
         frame_shape: shape of the frames that the networks take.
         frames: frame counts that the networks take, or the only one; None takes any.
         advance: called after each sequence.
+        batches: whether the networks get sequences of equal length as one batch, which is faster.
 
     Returns:
         Embeddings ``[n, c, p]`` of each network on the CPU. Networks without parts give p = 1.
@@ -86,7 +88,7 @@ def embed_dataset(
     Raises:
         DataError: a sequence with frames of another shape, or that a network does not take.
     """
-    embedded = embed_taken(data, networks, frame_shape, frames, advance)
+    embedded = embed_taken(data, networks, frame_shape, frames, advance, batches)
     if embedded.refused:
         raise DataError(embedded.refused[0])
     return embedded.embeddings

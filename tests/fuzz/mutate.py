@@ -8,6 +8,7 @@ memory, or a file that the reader created. `read_in_child` reads one crafted fil
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import os
 import random
@@ -198,6 +199,7 @@ def _be_child(steps: Sequence[Callable[[Path], object]], work: Path, log: Path) 
     code = 1
     try:
         os.chdir(work)
+        gc.freeze()  # the objects of other tests: looking through them would take seconds of this process
         faulthandler.disable()
         # The default action ends the process even where native code does not return to Python.
         for limit in LIMITS:

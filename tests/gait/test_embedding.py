@@ -6,7 +6,7 @@ import torch
 
 from qgait_ptq.errors import DataError, ModelError
 from qgait_ptq.gait.data.dataset import GaitDataset
-from qgait_ptq.gait.embedding import embed_taken
+from qgait_ptq.gait.embedding import embed_dataset, embed_taken
 
 SIZE = (4, 4)
 
@@ -39,6 +39,10 @@ def test_embeddings_are_in_the_order_of_the_sequences(batches):
     embedded = embed_taken(walks(3, 5, 3, 5, 3), [network], SIZE, batches=batches)
     assert embedded.embeddings[0].flatten().round().tolist() == [130, 131, 132, 133, 134]
     assert embedded.kept == [0, 1, 2, 3, 4]
+    assert sorted(network.sizes) == ([2, 3] if batches else [1] * 5)
+    network.sizes.clear()
+    (same,) = embed_dataset(walks(3, 5, 3, 5, 3), [network], SIZE, batches=batches)
+    assert torch.equal(same, embedded.embeddings[0])
     assert sorted(network.sizes) == ([2, 3] if batches else [1] * 5)
 
 
