@@ -1,5 +1,6 @@
 """The fuzzer itself: it finds crashes, hangs, large requests for memory, errors, and code that runs."""
 
+import gc
 import itertools
 import os
 import pickle
@@ -7,11 +8,13 @@ import signal
 import tempfile
 import time
 
+import openvino
 import pytest
 
 from qgait_ptq.errors import DataError
 from tests.fuzz import mutate
-from tests.fuzz.mutate import CANARY, read_contents, run_fuzz
+from tests.fuzz.mutate import CANARY, read_contents, read_in_child, run_fuzz
+from tests.runtime.small_model import small_model
 
 
 class Bomb:
@@ -63,3 +66,13 @@ def test_the_same_seed_gives_the_same_files():
 
 def refuse_with(path):
     raise DataError(path.read_bytes().hex())
+
+
+def test_what_the_parent_left_behind_is_not_collected_in_a_child():
+    """A compiled model of OpenVINO waits in its destructor for threads that a child does not have."""
+    core = openvino.Core()
+    cycle = [core.compile_model(core.read_model(small_model().SerializeToString()), "CPU")]
+    cycle.append(cycle)
+    del cycle
+    outcome = read_in_child(gc.collect)
+    assert (outcome.read, outcome.failures) == (1, {})
