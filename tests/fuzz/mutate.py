@@ -199,9 +199,8 @@ def _be_child(steps: Sequence[Callable[[Path], object]], work: Path, log: Path) 
     code = 1
     try:
         os.chdir(work)
-        gc.freeze()  # the objects of other tests: looking through them would take seconds of this process
         faulthandler.disable()
-        gc.freeze()  # what the parent left behind is not collected here: OpenVINO's models wait for its threads
+        gc.freeze()  # do not destroy what the parent left behind: OpenVINO's models wait for its threads
         # The default action ends the process even where native code does not return to Python.
         for limit in LIMITS:
             signal.signal(limit, signal.SIG_DFL)

@@ -71,8 +71,8 @@ def refuse_with(path):
 def test_what_the_parent_left_behind_is_not_collected_in_a_child():
     """A compiled model of OpenVINO waits in its destructor for threads that a child does not have."""
     core = openvino.Core()
-    cycle = [core.compile_model(core.read_model(small_model().SerializeToString()), "CPU")]
+    cycle = [core, core.compile_model(core.read_model(small_model().SerializeToString()), "CPU")]
     cycle.append(cycle)
-    del cycle
+    del core, cycle
     outcome = read_in_child(gc.collect)
     assert (outcome.read, outcome.failures) == (1, {})
