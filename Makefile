@@ -22,6 +22,7 @@ $(VENV)/dev: $(VENV)/base
 demo: $(VENV)/base  ## Quantize the shipped example network on the built-in walkers.
 	$(BIN)/qgait-ptq quantize examples/models/gaitbase-small.pt --bits 8 --test-walkers 6 --out demo-out
 
+# Tests start many programs, which are slow where bytecode is not kept.
 test: $(VENV)/dev  ## Run the test suite.
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist loadfile
 
