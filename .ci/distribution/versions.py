@@ -3,8 +3,8 @@
     python .ci/distribution/versions.py                     # all, some GB of downloads for each
     python .ci/distribution/versions.py --only 3.14 -- tests/pipeline tests/exporters
 
-It prints the table of docs/installation.md. Interpreters are looked for on PATH and among those of pyenv; one
-that is missing is named. Arguments after ``--`` are those of pytest; without them, the whole suite runs.
+It prints a table in Markdown. Interpreters are looked for on PATH and among those of pyenv; the table names
+those that are missing. Arguments after ``--`` are those of pytest; without them, the whole suite runs.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ ASK_VERSIONS = (
 )
 
 
+Row = list[str]  # of the table
+
+
 @dataclass(frozen=True)
 class Combination:
     """What one environment holds.
@@ -49,6 +52,7 @@ COMBINATIONS = (
     Combination("3.14", ("torch==2.13.0",)),
     Combination("3.13"),
 )
+PYTHONS = sorted({combination.python for combination in COMBINATIONS})
 
 
 def find_interpreter(version: str) -> str | None:
@@ -70,13 +74,23 @@ def install(combination: Combination, interpreter: str, folder: Path) -> Path:
     return python
 
 
-def try_one(combination: Combination, interpreter: str, tests: tuple[str, ...]) -> list[str]:
-    """Install a combination, run its tests, and return a row of the table."""
+def try_one(
+    combination: Combination, interpreter: str | None, tests: tuple[str, ...]
+) -> tuple[list[str], bool]:
+    """Install a combination and run its tests.
+
+    Returns:
+        A row of the table, and whether all tests passed.
+    """
+    wanted = ", ".join(combination.requirements) or "newest"
+    unknown = [combination.python, wanted, *"–" * (len(SHOWN) - 1)]
+    if interpreter is None:
+        return [*unknown, "no interpreter found"], False
     with tempfile.TemporaryDirectory(prefix="qgait-versions-") as folder:
         try:
             python = install(combination, interpreter, Path(folder))
         except subprocess.CalledProcessError as error:
-            return [combination.python, *("–" for _ in SHOWN), f"not installed: exit code {error.returncode}"]
+            return [*unknown, f"not installed: exit code {error.returncode}"], False
         asked = [str(python), "-c", ASK_VERSIONS, *SHOWN]
         versions: list[str] = json.loads(subprocess.run(asked, check=True, capture_output=True).stdout)
         run = subprocess.run(
@@ -86,33 +100,22 @@ def try_one(combination: Combination, interpreter: str, tests: tuple[str, ...]) 
             text=True,
             stdout=subprocess.PIPE,
         )
-        click.echo(run.stdout, err=True)
-        result = (run.stdout.strip().splitlines() or ["no output"])[-1].strip("= ")
-        return [*versions, result.partition(" in ")[0] if run.returncode == 0 else f"FAILED: {result}"]
+    click.echo(run.stdout, err=True)
+    result = (run.stdout.strip().splitlines() or ["no output"])[-1].partition(" in ")[0]
+    return [*versions, result], run.returncode == 0
 
 
 @click.command()
-@click.option("--only", multiple=True, help="Version of Python. Repeat for several.")
+@click.option("--only", multiple=True, type=click.Choice(PYTHONS), help="Version of Python; repeatable.")
 @click.argument("tests", nargs=-1)
 def main(only: tuple[str, ...], tests: tuple[str, ...]) -> None:
     """Try all combinations; exit code 1 if one fails or an interpreter is missing."""
-    rows, failed = [], False
-    for combination in COMBINATIONS:
-        if only and combination.python not in only:
-            continue
-        interpreter = find_interpreter(combination.python)
-        row = (
-            try_one(combination, interpreter, tests)
-            if interpreter
-            else [combination.python, *("–" for _ in SHOWN), "no interpreter found"]
-        )
-        failed |= "passed" not in row[-1] or "FAILED" in row[-1]
-        rows.append(row)
-        click.echo(" · ".join(row), err=True)
+    chosen = [combination for combination in COMBINATIONS if not only or combination.python in only]
+    tried = [try_one(one, find_interpreter(one.python), tests) for one in chosen]
     click.echo(f"| Python | {' | '.join(SHOWN)} | tests |\n|{'---|' * (len(SHOWN) + 2)}")
-    for row in rows:
+    for row, _ in tried:
         click.echo(f"| {' | '.join(row)} |")
-    sys.exit(failed)
+    sys.exit(not all(passed for _, passed in tried))
 
 
 if __name__ == "__main__":

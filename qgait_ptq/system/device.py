@@ -36,11 +36,10 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """Compute in float32 as it is written, and with repeatable convolutions, on GPUs too.
+    """Compute in float32 without TF32, and with deterministic convolutions.
 
-    By default, convolutions on NVIDIA GPUs round their inputs to 10 bits (TF32). Embeddings then differ from
-    those of the CPU by up to a percent, which is more than steps that must not change a network may change
-    it. Settings of the caller come back afterwards.
+    By default, convolutions on NVIDIA GPUs round their inputs to 10 bits (TF32). Two networks that are equal
+    in float32 then differ visibly, and equalization refuses its result. The caller's settings are restored.
     """
     cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
     with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):

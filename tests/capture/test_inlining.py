@@ -87,12 +87,8 @@ KINDS = [
 ]
 
 
-ALIKE = {
-    WithoutAutocastAsAWhole,
-    GradientsForTheConvolution,
-    NoGradients,
-    Checkpoint,
-}  # regions, inlined alike
+# These regions are inlined in the same way.
+ALIKE = {WithoutAutocastAsAWhole, GradientsForTheConvolution, NoGradients, Checkpoint}
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from qgait_ptq.errors import QgaitError
 CANARY = "canary"  # a crafted seed creates this file in the working folder if a reader runs it
 SECONDS = 5  # of one try, in CPU time: other programs take their share of a machine
 WAITING = 60  # seconds of one try, also if it only waits
-LIMITS = (signal.SIGPROF, signal.SIGALRM)
+LIMITS = {signal.SIGPROF: "CPU time", signal.SIGALRM: "wall time"}  # what each signal limits
 MEMORY = 2**30  # bytes by which one child may grow
 ADDRESS_SPACE = 2 * MEMORY  # hard limit; reaching it is a failure, too
 BATCH = 250  # tries of one child
@@ -264,5 +264,5 @@ def _ending(status: int) -> str:
         return f"the process ended with code {os.WEXITSTATUS(status)}"
     ended_by = signal.Signals(os.WTERMSIG(status))
     if ended_by in LIMITS:
-        return f"no end within {SECONDS} s of CPU time, or {WAITING} s"
+        return f"reached the limit of {LIMITS[ended_by]}"
     return f"crash by {ended_by.name}"

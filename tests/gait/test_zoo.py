@@ -75,10 +75,8 @@ def sequence(name, frames, batch=1):
     return (torch.rand(shape, generator=generator) < 0.3).float()
 
 
-REPEATED = (
-    "GaitBase",
-    "GaitSet",
-)  # tests/exporters/test_onnx_file.py makes files of both, and asserts the same
+# tests/exporters/test_onnx_file.py exports both, and asserts the same.
+REPEATED = ("GaitBase", "GaitSet")
 
 
 @pytest.mark.parametrize(

@@ -104,10 +104,8 @@ def embed_both_ways(result, folder):
     return chunks, chunks(sequence()), whole(sequence())
 
 
-USUAL = (
-    Differences,
-    CountsFramesBehind,
-)  # tests/graph/test_frame_independence.py has the others, without files
+# tests/graph/test_frame_independence.py tests the others without files.
+USUAL = (Differences, CountsFramesBehind)
 
 
 @pytest.mark.parametrize(
