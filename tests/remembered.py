@@ -27,3 +27,8 @@ def remember_operators() -> None:
             return registry
 
         ONNXRegistry.from_torchlib = staticmethod(from_torchlib)
+    with suppress(ImportError, AttributeError):
+        from torch._export import utils
+
+        # Of all composite operators; those that a test registers later have no composite form.
+        utils._materialize_cpp_cia_ops = functools.cache(utils._materialize_cpp_cia_ops)

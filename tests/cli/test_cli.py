@@ -77,6 +77,11 @@ def test_inspect_lists_the_layers_of_a_result_worst_first(quantized):
     assert done.returncode == 0, done.stderr
     assert "24 test sequences" in " ".join(done.stdout.split())
     assert "distances, %" in " ".join(done.stdout.split())
+
+
+@pytest.mark.slow  # the same comparison again
+def test_inspect_writes_the_layers_of_a_result_as_json(quantized):
+    out, _ = quantized
     listed = json.loads(run("inspect", "--against", out, "--json").stdout)
     assert listed[0]["sqnr_db"] == min(layer["sqnr_db"] for layer in listed)
     assert {layer["name"] for layer in listed} == {

@@ -70,6 +70,12 @@ def test_bench_compares_files_in_turn(folders):
     assert second["timing"]["cpu_ms"][0] > 0
     assert second["megabytes"] < first["megabytes"]
     assert second["macs_per_second"] > 0
+
+
+@pytest.mark.slow  # the same measurement again
+def test_bench_prints_a_table(folders):
+    folder = folders["onnxruntime"]
+    arguments = ("bench", folder / "model.onnx", "--against", folder / "float.onnx", "--rounds", 2)
     assert "times faster" in run(*arguments, "--frames", 8).stdout
 
 

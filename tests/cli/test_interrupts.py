@@ -108,10 +108,10 @@ def test_embeds_into_one_file_at_the_same_time_end_well(made, tmp_path):
     ("command", "number", "group", "status"),
     [
         *((command, signal.SIGTERM, False, 143) for command in COMMANDS),
-        ("quantize", signal.SIGINT, False, 130),
         ("walkers", signal.SIGINT, False, 130),
         ("walkers", signal.SIGINT, True, 130),  # as a terminal sends Ctrl-C
-        ("walkers", signal.SIGTERM, True, 143),
+        pytest.param("quantize", signal.SIGINT, False, 130, marks=pytest.mark.slow),
+        pytest.param("walkers", signal.SIGTERM, True, 143, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_run_says_so_and_leaves_nothing_half_written(

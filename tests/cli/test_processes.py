@@ -101,7 +101,7 @@ def test_a_command_for_one_process_is_refused_once(folder):
     assert exit_codes(done) == [2, 2]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_that_dies_stops_the_others_with_one_line_and_without_a_result(folder, rank):
     out, log = folder / f"out-{rank}", folder / f"log-{rank}"
     process = start(

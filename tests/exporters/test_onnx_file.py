@@ -18,7 +18,12 @@ from qgait_ptq.verification.parity import Simulation, compare_with_simulation, l
 from tests.conftest import SHALLOW, make_gaitbase, make_gaitset
 from tests.networks import quantize_again, quantize_network
 
-WIDTHS = [(8, 8), (4, 4), (3, 5), pytest.param((2, 2), marks=pytest.mark.slow)]
+WIDTHS = [
+    (8, 8),
+    (4, 4),
+    pytest.param((3, 5), marks=pytest.mark.slow),
+    pytest.param((2, 2), marks=pytest.mark.slow),
+]
 MAKERS = {"gaitbase": partial(make_gaitbase, **SHALLOW), "gaitset": partial(make_gaitset, strips=(1, 2))}
 
 

@@ -154,7 +154,7 @@ def test_a_convolution_that_is_quantized_again_stays_between_q_and_dq():
     assert [node.op_type for node in model.graph.node] == before
 
 
-@pytest.fixture(scope="module", params=[8, 4], ids="W{0}A{0}".format)
+@pytest.fixture(scope="module", params=[pytest.param(8, marks=pytest.mark.slow), 4], ids="W{0}A{0}".format)
 def gaitset(request, batches):
     bits = request.param
     quantized = quantize_network(

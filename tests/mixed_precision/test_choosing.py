@@ -152,6 +152,7 @@ def test_goals_that_make_no_sense_are_refused(settings, words):
         qg.QuantConfig(**settings)
 
 
+@pytest.mark.slow
 def test_weights_of_an_lstm_take_part_in_a_budget(people):
     """At 8 bits, the LSTM alone exceeds the budget."""
     torch.manual_seed(0)

@@ -209,7 +209,13 @@ INNER = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", INNER)
+# Other tests export these operators: tests/placement (recurrent layers, products), tests/gait (masks, means).
+REPEATED = ("recurrent layer", "convolution over rows", "larger maps", "means", "sums of masks")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in REPEATED else []) for name in INNER]
+)
 def test_an_operator_between_convolutions(name):
     inner, in_float = INNER[name]
     torch.manual_seed(0)

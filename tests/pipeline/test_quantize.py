@@ -62,7 +62,7 @@ def test_the_report_has_the_promised_keys(evaluated):
     json.dumps(report, allow_nan=False)
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "litert-int8"])
+@pytest.mark.parametrize("target", ["onnxruntime", pytest.param("litert-int8", marks=pytest.mark.slow)])
 def test_ranges_are_those_that_the_integers_stand_for(walkers, of_pairs, target):
     config = qg.QuantConfig(**FAST, target=target)
     known = {"onnxruntime": of_pairs[2]}

@@ -166,8 +166,8 @@ def test_simulation_and_file_hold_the_same_weights_on_their_grid(bits):
     [
         ("onnxruntime", 8, TensorProto.INT8, 0.28),
         ("onnxruntime", 4, TensorProto.INT4, 0.15),
-        ("openvino", 4, TensorProto.INT4, 0.15),
         ("generic-qdq", 4, TensorProto.INT8, 0.28),
+        pytest.param("openvino", 4, TensorProto.INT4, 0.15, marks=pytest.mark.slow),
     ],
 )
 def test_a_large_lstm_is_small_in_the_file(target, bits, stored, largest_share):
