@@ -162,6 +162,7 @@ def test_the_glossary_explains_each_word_once():
     assert named <= set(words)
 
 
+@pytest.mark.slow  # `make docs` builds it in continuous integration, too
 def test_the_site_builds_without_a_broken_link_and_loads_nothing_from_outside(tmp_path):
     configuration = DOCS / "site" / "mkdocs.yml"
     done = subprocess.run(

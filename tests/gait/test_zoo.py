@@ -76,8 +76,8 @@ def sequence(name, frames, batch=1):
 
 
 # tests/exporters/test_onnx_file.py exports the first two, and asserts the same. Layers of the others are
-# exported in tests/processors (P3D) and tests/pipeline (maps of several channels, several inputs).
-REPEATED = ("GaitBase", "GaitSet", "DeepGaitV2-P3D", "SkeletonGait++", "SMPLGait")
+# exported in tests/processors (GaitGL, P3D) and tests/pipeline (maps of several channels, several inputs).
+REPEATED = ("GaitBase", "GaitSet", "GaitGL", "DeepGaitV2-P3D", "SkeletonGait++", "SMPLGait")
 
 
 @pytest.mark.parametrize(
