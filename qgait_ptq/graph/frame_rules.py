@@ -20,6 +20,7 @@ from qgait_ptq.graph.operators import (
     BATCH_NORMS,
     CONCATENATIONS,
     CONVOLUTIONS,
+    LEAKY_RECTIFIERS,
     MATRIX_PRODUCTS,
     MAX_POOLS,
     MAXIMA,
@@ -220,25 +221,29 @@ ADAPTIVE_POOLS = frozenset(
     }
 )
 MEAN_POOLS = frozenset({aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default})
-# Beside those that torch itself marks as pointwise.
-ELEMENTWISE = EXPANSIONS | {
-    aten.alias.default,
-    aten.contiguous.default,
-    aten.to.device,
-    aten.to.dtype,
-    aten.to.dtype_layout,
-    aten._to_copy.default,
-    aten.type_as.default,
-    aten.hardswish.default,
-    aten.hardswish_.default,
-    aten.prelu.default,
-    aten.log_sigmoid.default,
-    aten.where.ScalarSelf,
-    aten.where.ScalarOther,
-    aten.where.Scalar,
-    aten.__and__.Tensor,
-    aten.__or__.Tensor,
-}
+# Beside those that torch itself marks as pointwise. Torch 2.11 does not mark leaky ReLU.
+ELEMENTWISE = (
+    EXPANSIONS
+    | LEAKY_RECTIFIERS
+    | {
+        aten.alias.default,
+        aten.contiguous.default,
+        aten.to.device,
+        aten.to.dtype,
+        aten.to.dtype_layout,
+        aten._to_copy.default,
+        aten.type_as.default,
+        aten.hardswish.default,
+        aten.hardswish_.default,
+        aten.prelu.default,
+        aten.log_sigmoid.default,
+        aten.where.ScalarSelf,
+        aten.where.ScalarOther,
+        aten.where.Scalar,
+        aten.__and__.Tensor,
+        aten.__or__.Tensor,
+    }
+)
 _TABLE: dict[frozenset[object], Rule] = {
     ELEMENTWISE: _aligned,
     REGROUPINGS: _regrouped,
