@@ -11,7 +11,6 @@ from torch import Tensor, fx
 
 from qgait_ptq.calibration.batches import clips_at_once, unlabelled_batches
 from qgait_ptq.calibration.block_training import BlockBatches
-from qgait_ptq.calibration.pool import STRETCH
 from qgait_ptq.calibration.training_batches import (
     BatchSource,
     LabelledBatches,
@@ -73,19 +72,15 @@ def block_batches(state: State, quantized: fx.GraphModule, pool: FramePool) -> B
 
 
 def refit_batches(state: State, pool: FramePool) -> Sequence[Tensor]:
-    """Return batches of the sequences of the pool, on which the last layers are refitted.
-
-    Sequences are as long as the pool keeps them. Errors in long sequences differ from those in short clips,
-    and repeated frames would change sums.
-    """
+    """Return batches of whole clips of the pool, on which the last layers are refitted."""
     limit, counts, fixed = state.config.finetune.refit, state.captured.frame_counts, state.captured.batch
     if limit == 0:
         return ()
     order = np.random.default_rng([state.config.seed, limit]).permutation(len(pool))[:limit]
-    clips = fixed or min(clips_at_once(state, STRETCH), REFIT_CLIPS)
-    return SequenceBatches.by_length(
-        pool.take(order), clips, counts.nearest, state.device, complete=fixed is not None
-    )
+    clips = fixed or min(clips_at_once(state), REFIT_CLIPS)
+    # As long as clips of the corrections, which are not longer than the data: repeated frames change sums.
+    frames = counts.nearest(state.unlabelled.shape[1])
+    return SequenceBatches(pool.take(order), clips, frames, state.device, complete=fixed is not None)
 
 
 def _draw_clips(state: State, pool: FramePool, batch: int, clips: int, frames: int) -> Tensor:

@@ -16,7 +16,7 @@ from qgait_ptq.stages.state import State
 from qgait_ptq.stages.training_data import Clips
 from qgait_ptq.system.progress import Advance
 
-STRETCH = 64  # largest number of frames of a sequence in the pool: more than two gait cycles
+STRETCH = 32  # frames of a sequence in the pool: more than one gait cycle
 FEW_SEQUENCES = 250  # fewer are easily overfitted
 JUDGES = (4, 64)  # smallest and largest number of sequences that judge where no labels exist
 JUDGING_SHARE = 8  # one in this number of sequences

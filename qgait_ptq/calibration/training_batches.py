@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, overload
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from qgait_ptq.gait.data.frame_pool import FramePool
@@ -120,42 +119,21 @@ class SequenceBatches(Sequence[Tensor]):
 
     Attributes:
         pool: frames to draw from.
-        batches: for each batch the indices of its sequences, and the number of frames of each clip.
+        clips: number of clips of a batch; the last batch can have fewer.
+        frames: frames of each clip.
         device: device of the batches.
+        complete: whether all batches have the same number of clips; a few sequences are left out then.
     """
 
     pool: FramePool
-    batches: tuple[tuple[NDArray[np.int64], int], ...]
+    clips: int
+    frames: int
     device: torch.device
-
-    @classmethod
-    def by_length(
-        cls,
-        pool: FramePool,
-        clips: int,
-        fit: Callable[[int], int],
-        device: torch.device,
-        *,
-        complete: bool = False,
-    ) -> SequenceBatches:
-        """Put sequences of similar length together. Clips are as long as the shortest one of their batch.
-
-        Args:
-            pool: frames to draw from.
-            clips: number of clips of a batch; the last batch can have fewer.
-            fit: the frame count that the network takes in place of another.
-            device: device of the batches.
-            complete: whether all batches have the same number of clips; a few sequences are left out then.
-        """
-        lengths = pool.stretches[:, 1]
-        order = np.argsort(lengths, kind="stable")
-        chosen = [order[start : start + clips] for start in range(0, len(order), clips)]
-        batches = [(one, fit(int(lengths[one[0]]))) for one in chosen if len(one) == clips or not complete]
-        return cls(pool, tuple(batches), device)
+    complete: bool = False
 
     def __len__(self) -> int:
         """Return the number of batches."""
-        return len(self.batches)
+        return len(self.pool) // self.clips if self.complete else -(-len(self.pool) // self.clips)
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...
@@ -167,7 +145,8 @@ class SequenceBatches(Sequence[Tensor]):
             return [self[one] for one in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        chosen, frames = self.batches[index]
-        rng = np.random.default_rng([len(self.pool), index])
-        drawn = self.pool.take(chosen).draw(rng, len(chosen), frames, consecutive=True)
+        chosen = np.arange(index * self.clips, min((index + 1) * self.clips, len(self.pool)))
+        drawn = self.pool.take(chosen).draw(
+            np.random.default_rng([len(self.pool), index]), len(chosen), self.frames, consecutive=True
+        )
         return as_network_input(torch.from_numpy(drawn).to(self.device))

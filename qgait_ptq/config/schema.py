@@ -125,7 +125,7 @@ class FinetuneConfig(_Model):
     weight_learning_rate: Rate = 1e-2
     learning_rate: Rate = 2e-3
     averaged: Annotated[float, Field(ge=0, le=1)] = 0.2
-    refit: Annotated[int, Field(ge=0)] = 2000
+    refit: Annotated[int, Field(ge=0)] = 1000
     temperature_start: Weight = 0.0
     temperature_end: Weight = 0.0
     memory_mb: Positive = 2000

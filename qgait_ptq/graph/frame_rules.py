@@ -222,30 +222,28 @@ ADAPTIVE_POOLS = frozenset(
 )
 MEAN_POOLS = frozenset({aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default})
 # Beside those that torch itself marks as pointwise. Torch 2.11 does not mark leaky ReLU.
-ELEMENTWISE = (
-    EXPANSIONS
-    | LEAKY_RECTIFIERS
-    | {
-        aten.alias.default,
-        aten.contiguous.default,
-        aten.to.device,
-        aten.to.dtype,
-        aten.to.dtype_layout,
-        aten._to_copy.default,
-        aten.type_as.default,
-        aten.hardswish.default,
-        aten.hardswish_.default,
-        aten.prelu.default,
-        aten.log_sigmoid.default,
-        aten.where.ScalarSelf,
-        aten.where.ScalarOther,
-        aten.where.Scalar,
-        aten.__and__.Tensor,
-        aten.__or__.Tensor,
-    }
-)
+ELEMENTWISE = {
+    *EXPANSIONS,
+    *LEAKY_RECTIFIERS,
+    aten.alias.default,
+    aten.contiguous.default,
+    aten.to.device,
+    aten.to.dtype,
+    aten.to.dtype_layout,
+    aten._to_copy.default,
+    aten.type_as.default,
+    aten.hardswish.default,
+    aten.hardswish_.default,
+    aten.prelu.default,
+    aten.log_sigmoid.default,
+    aten.where.ScalarSelf,
+    aten.where.ScalarOther,
+    aten.where.Scalar,
+    aten.__and__.Tensor,
+    aten.__or__.Tensor,
+}
 _TABLE: dict[frozenset[object], Rule] = {
-    ELEMENTWISE: _aligned,
+    frozenset(ELEMENTWISE): _aligned,
     REGROUPINGS: _regrouped,
     frozenset({aten.permute.default, aten.transpose.int}): _moved,
     ALONG_AXES: _along_other_axes,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from qgait_ptq.calibration.pool import STRETCH
 from qgait_ptq.capture.captured import Capture
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.placement.layers import LayerPlan
@@ -113,7 +112,7 @@ def expect(
         labelled = finetune.steps // finetune.labelled_every if finetune.labelled_every else 0
         step_frames = (finetune.steps - labelled) * finetune.clips * finetune.frames
         step_frames += labelled * idc.identities * idc.sequences * finetune.frames
-        refit_frames = min(finetune.refit, finetune.unlabelled) * STRETCH  # at most
+        refit_frames = min(finetune.refit, finetune.unlabelled) * config.correction_frames
         seconds["fine-tuning"] = frame * (
             LEARNING_STEP * step_frames + BLOCK_STEP * blocks * block_frames + REFIT * refit_frames
         )

@@ -18,7 +18,7 @@ def state(few_walkers):
     return qg.run_stages([ChooseClips()], prepared)
 
 
-def test_sequences_of_the_refit_are_as_long_as_they_are(state):
+def test_clips_of_the_refit_are_not_longer_than_the_data(state):
     """Repeated frames would change what a network computes that sums over frames."""
     assert state.config.correction_frames > SHORT
     frames = np.zeros((20 * SHORT, 64, 44), np.uint8)

@@ -115,7 +115,7 @@ def test_every_layer_without_another_behind_it_is_a_last_one(batches):
 def test_each_sequence_of_a_pool_is_in_one_batch(complete, sizes):
     frames = np.arange(55, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
     pool = FramePool(frames, np.array([(5 * i, 5) for i in range(11)]))
-    found = SequenceBatches.by_length(pool, 4, lambda _: 3, CPU, complete=complete)
+    found = SequenceBatches(pool, 4, 3, CPU, complete)
     assert [len(batch) for batch in found] == sizes
     sequences = torch.cat(list(found))[:, 0, 0, 0].mul(255).round().long() // 5
     assert sequences.sort().values.tolist() == list(range(sum(sizes)))
@@ -123,13 +123,3 @@ def test_each_sequence_of_a_pool_is_in_one_batch(complete, sizes):
         assert torch.equal(found[index], found[index])
     with pytest.raises(IndexError):
         found[len(sizes)]
-
-
-def test_sequences_of_similar_length_share_a_batch_and_lose_few_frames():
-    lengths = np.array([9, 3, 8, 4, 9, 3])
-    frames = np.repeat(np.arange(6, dtype=np.uint8), lengths)[:, None, None] * np.ones((1, 2, 2), np.uint8)
-    pool = FramePool(frames, np.stack([np.cumsum(lengths) - lengths, lengths], 1))
-    found = list(SequenceBatches.by_length(pool, 2, lambda count: max(count, 4), CPU))
-    assert [batch.shape[1] for batch in found] == [4, 4, 9]  # the network takes four frames or more
-    sequences = [batch[:, 0, 0, 0].mul(255).round().long().tolist() for batch in found]
-    assert [set(numbers) for numbers in sequences] == [{1, 5}, {3, 2}, {0, 4}]
