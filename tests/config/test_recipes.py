@@ -143,7 +143,7 @@ def test_errors_stay_short(tmp_path):
     with pytest.raises(ConfigError) as caught:
         parse(Recipe, read_recipe(path), "recipe", path)
     assert len(str(caught.value)) < 200
-    with pytest.raises(ConfigError, match=r"weight_bits: .*a very large int"):
+    with pytest.raises(ConfigError, match=r"weight_bits: .*(a very large int|int instance with)"):
         parse(
             Recipe, {"model": {"path": "m"}, "quantization": {"seed": "x", "weight_bits": 16**5000}}, "recipe"
         )
