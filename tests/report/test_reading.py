@@ -198,7 +198,10 @@ def test_reports_of_older_versions_lack_keys(tmp_path):
         (changed(("data", "description"), "\ud800"), r"damaged: data\.description: "),
         # Python 3.14 has other words for it.
         ("[" * 100_000, r"damaged: the file is not valid JSON \((maximum recursion|Stack overflow)"),
-        ('{"layers": ' + "[" * 100_000, r"damaged: the file is not valid JSON \((max.* recursion|Stack over)"),
+        (
+            '{"layers": ' + "[" * 100_000,
+            r"damaged: the file is not valid JSON \((max.* recursion|Stack over)",
+        ),
         ('{"layers": [' + "9" * 5000 + "]}", r"damaged: the file is not valid JSON \(Exceeds the limit"),
         ('{"layers": {}}', "not a report of quantize: the list of layers is missing"),
         ("[]", "not a report of quantize: the list of layers is missing"),
