@@ -30,5 +30,5 @@ def remember_operators() -> None:
     with suppress(ImportError, AttributeError):
         from torch._export import utils
 
-        # Of all composite operators; those that a test registers later have no composite form.
+        # It lists all composite operators. Operators that a test registers later have no composite form.
         utils._materialize_cpp_cia_ops = functools.cache(utils._materialize_cpp_cia_ops)

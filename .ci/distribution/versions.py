@@ -28,9 +28,6 @@ ASK_VERSIONS = (
 )
 
 
-Row = list[str]  # of the table
-
-
 @dataclass(frozen=True)
 class Combination:
     """What one environment holds.

@@ -209,8 +209,8 @@ INNER = {
 }  # fmt: skip
 
 
-# Other tests export these operators: tests/placement (recurrent layers, products), tests/gait (masks, means).
-REPEATED = ("recurrent layer", "convolution over rows", "larger maps", "means", "sums of masks")
+# tests/placement exports recurrent layers, and GaitPart in tests/gait has a convolution over rows.
+REPEATED = ("recurrent layer", "convolution over rows")
 
 
 @pytest.mark.parametrize(
