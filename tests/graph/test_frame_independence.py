@@ -10,7 +10,9 @@ from torch.nn import functional
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.gait.zoo import DeepGaitV2P3D, GaitPart, SwinGait
 from qgait_ptq.graph.frame_independence import PROOF_FRAMES, prove_frame_independence
+from qgait_ptq.graph.frame_rules import RULES
 from qgait_ptq.graph.network_input import random_silhouettes
+from qgait_ptq.graph.operators import LEAKY_RECTIFIERS
 from qgait_ptq.placement.insert import insert_quantizers
 from qgait_ptq.placement.planning import plan
 from tests.conftest import SHALLOW, make_gaitbase, make_gaitgl, make_gaitset, randomise_batch_norms
@@ -236,3 +238,9 @@ def test_a_network_that_does_not_run_at_these_frame_counts_is_not_independent():
     integers = [captured.example(1, count).long() for count in PROOF_FRAMES]  # convolutions refuse them
     proof = prove_frame_independence(graph_module, integers)
     assert proof.reason == "the network does not run with 7 or 17 frames"
+
+
+@pytest.mark.parametrize("target", LEAKY_RECTIFIERS)
+def test_leaky_relu_has_a_rule_where_torch_does_not_mark_it_as_pointwise(target):
+    """Torch 2.11 does not."""
+    assert target in RULES
