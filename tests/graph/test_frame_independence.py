@@ -240,7 +240,6 @@ def test_a_network_that_does_not_run_at_these_frame_counts_is_not_independent():
     assert proof.reason == "the network does not run with 7 or 17 frames"
 
 
-@pytest.mark.parametrize("target", LEAKY_RECTIFIERS)
-def test_leaky_relu_has_a_rule_where_torch_does_not_mark_it_as_pointwise(target):
+def test_leaky_relu_has_a_rule_where_torch_does_not_mark_it_as_pointwise():
     """Torch 2.11 does not."""
-    assert target in RULES
+    assert RULES.keys() >= LEAKY_RECTIFIERS
