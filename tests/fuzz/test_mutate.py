@@ -8,10 +8,10 @@ import signal
 import tempfile
 import time
 
-import openvino
 import pytest
 
 from qgait_ptq.errors import DataError
+from qgait_ptq.runtime.sessions import import_openvino
 from tests.fuzz import mutate
 from tests.fuzz.mutate import CANARY, read_contents, read_in_child, run_fuzz
 from tests.runtime.small_model import small_model
@@ -70,7 +70,7 @@ def refuse_with(path):
 
 def test_what_the_parent_left_behind_is_not_collected_in_a_child():
     """A compiled model of OpenVINO waits in its destructor for threads that a child does not have."""
-    core = openvino.Core()
+    core = import_openvino().Core()
     cycle = [core, core.compile_model(core.read_model(small_model().SerializeToString()), "CPU")]
     cycle.append(cycle)
     del core, cycle

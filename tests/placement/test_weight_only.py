@@ -5,7 +5,6 @@ from functools import cache
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 import torch
 from onnx import TensorProto
@@ -30,7 +29,7 @@ from qgait_ptq.placement.totals import count_totals
 from qgait_ptq.quantizer.grid import fake_quantize
 from qgait_ptq.reference.pair_sums import bound_pair_sums
 from qgait_ptq.runtime.exact_sessions import open_session
-from qgait_ptq.runtime.sessions import RUNTIMES, run_session
+from qgait_ptq.runtime.sessions import RUNTIMES, import_openvino, run_session
 from qgait_ptq.targets.registry import get_target
 from tests.networks import quantize_network
 from tests.weight_only_networks import (
@@ -132,7 +131,7 @@ def test_openvino_computes_the_operator_in_float(product, operator, target):
     """From integers and a scale, OpenVINO makes an integer operator, which is wrong or can saturate."""
     torch.manual_seed(0)
     network = quantize_network(BehindIntegers(product=product).eval(), random_batches(), target=target)
-    core, silhouettes = openvino.Core(), random_batches()[0]
+    core, silhouettes = import_openvino().Core(), random_batches()[0]
     model = core.read_model(export(network, target).SerializeToString())
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
