@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ablation_variants import WIDTHS, Job
+from ablation_variants import REFIT_SHUFFLED, WIDTHS, Job
 from torch import Tensor, fx
 
 import qgait_ptq as qg
@@ -28,6 +28,7 @@ from qgait_ptq.calibration import (
     Correct,
     Equalize,
     Finetune,
+    Refit,
     SetRanges,
 )
 from qgait_ptq.errors import CalibrationError
@@ -64,6 +65,8 @@ COMMON: dict[str, Any] = {
     "idc": {"frames": 16, "identities": 4},
     "finetune": {"block_steps": 100, "steps": 60},
 }
+# Settings that play no role before the refit.
+OF_REFIT = {"refit", "rank_weight", "rank_steps", "rank_learning_rate"}
 # What makes figures comparable; runs under other terms are not mixed with these.
 TERMS = json.loads(json.dumps([COMMON, CALIBRATION_IDENTITIES, TEST_IDENTITIES, TEST_VIEWS, DISTRACTORS]))
 
@@ -91,7 +94,7 @@ def render_calibration(seed: int) -> GaitDataset:
 
 
 def render_pool() -> GaitDataset:
-    """Render the walkers of the pool for fine-tuning. Their labels are not used."""
+    """Render the walkers of the pool for fine-tuning. Only the refit uses their labels."""
     return render_walkers(
         Split.CALIBRATION, POOL_WALKERS, first=FIRST_IN_POOL, trials=POOL_TRIALS, views_per_trial=1
     )
@@ -134,7 +137,7 @@ def read_walkers(path: Path) -> GaitDataset:
 def with_labels(state: qg.State, labels: str) -> qg.State:
     """The state with labels as they are, shuffled or taken away, for the controls."""
     data = state.training
-    if data is None or labels == "true":
+    if data is None or labels in ("true", REFIT_SHUFFLED):
         return state
     rng = np.random.default_rng(state.config.seed)
 
@@ -152,11 +155,22 @@ def with_labels(state: qg.State, labels: str) -> qg.State:
     return replace(state, training=replace(data, clips=learned, sampler=sampler, held_out=held_out))
 
 
+def with_pool_labels(state: qg.State, labels: str) -> qg.State:
+    """The state with labels of the pool as they are, shuffled or taken away."""
+    if labels == "true":
+        return state
+    own = state.pool.labels
+    shuffled = np.random.default_rng(state.config.seed).permutation(own)
+    changed = np.full_like(own, -1) if labels == "none" else shuffled
+    return replace(state, maybe_pool=replace(state.pool, labels=changed))
+
+
 class Timer:
     """Listens to stages and adds up their process time."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.peak = 0.0  # MB, of a run that this one continues
 
     @contextmanager
     def stage(self, name: str, steps: int | None = None) -> Iterator[Callable[[], None]]:
@@ -168,9 +182,9 @@ class Timer:
     def note(self, text: str) -> None:
         """Notes are in the record, too."""
 
-    def resume(self, seconds: dict[str, float]) -> None:
-        """Continue from the times of another run."""
-        self.seconds = dict(seconds)
+    def resume(self, seconds: dict[str, float], peak: float) -> None:
+        """Continue from the times and the memory of another run."""
+        self.seconds, self.peak = dict(seconds), max(self.peak, peak)
 
 
 def execute(job: Job, work: Path, threads: int) -> dict[str, Any]:
@@ -200,7 +214,7 @@ def execute(job: Job, work: Path, threads: int) -> dict[str, Any]:
     result: dict[str, Any] = {"key": job.key, "job": {**asdict(job), "checkpoint": Path(job.checkpoint).name}}
     result["terms"] = TERMS
     pool = read_walkers(work / "walkers" / "pool.npz")
-    given = qg.GaitData(data, data, unlabelled=pool)
+    given = qg.GaitData(data, data, finetuning=pool)
     state = qg.prepare(_load(job), given, config, device="cpu")
     try:
         state = _calibrate(state, job, timer, work / "states")
@@ -210,7 +224,7 @@ def execute(job: Job, work: Path, threads: int) -> dict[str, Any]:
     return result | {
         "record": dict(state.record),
         "seconds": {name: round(value, 2) for name, value in timer.seconds.items()},
-        "peak_mb": round(_peak()),
+        "peak_mb": round(max(timer.peak, _peak())),
     }
 
 
@@ -230,7 +244,11 @@ def _calibrate(state: qg.State, job: Job, timer: Timer, states: Path) -> qg.Stat
         name = _digest([name, config.idc.model_dump(), job.variant.labels])
         state = _shared(CalibrateDistances(), state, states / name, timer)
     if stages.startswith("finetune"):
-        state = qg.run_stages([CollectFrames(), Finetune()], state, timer)
+        state = qg.run_stages([CollectFrames()], state, timer)
+        labels = "true" if job.variant.labels == REFIT_SHUFFLED else job.variant.labels
+        name = _digest([name, config.finetune.model_dump(exclude=OF_REFIT), labels])
+        state = _shared(Finetune(), state, states / name, timer)
+        state = qg.run_stages([Refit()], with_pool_labels(state, job.variant.labels), timer)
     return state
 
 
@@ -240,7 +258,8 @@ def _shared(stage: qg.Stage, state: qg.State, path: Path, timer: Timer) -> qg.St
         state = qg.run_stages([stage], state, timer)
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(f".{os.getpid()}")
-        torch.save({"graph": state.quantized.state_dict(), "seconds": timer.seconds}, beside)
+        kept = {"graph": state.quantized.state_dict(), "seconds": timer.seconds, "peak": _peak()}
+        torch.save({**kept, "record": json.dumps(dict(state.record))}, beside)
         os.replace(beside, path)
         return state
     kept = torch.load(path, weights_only=True)
@@ -249,8 +268,8 @@ def _shared(stage: qg.Stage, state: qg.State, path: Path, timer: Timer) -> qg.St
         state = replace(stage.apply(one), maybe_chosen=state.chosen)
     quantized = copy.deepcopy(state.quantized)
     quantized.load_state_dict(kept["graph"])
-    timer.resume(kept["seconds"])
-    return replace(state, maybe_quantized=quantized)
+    timer.resume(kept["seconds"], kept["peak"])
+    return replace(state, maybe_quantized=quantized, record=json.loads(kept["record"]))
 
 
 def _digest(values: Any) -> str:

@@ -19,7 +19,8 @@ class Variant:
         settings: of `QuantConfig`; those of stages that do not run play no role.
         stages: which run, of `STAGES`: ``ranges`` (with rounding and bias correction) only, then IDC, then
             fine-tuning; ``finetune-only`` leaves IDC out.
-        labels: ``true``, ``shuffled``, or ``none``: each clip is its own identity, so that all pairs count.
+        labels: ``true``, ``shuffled``, or ``none``: each clip is its own identity, so that all pairs count;
+            ``shuffled for the refit``: all other stages see the true ones.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Variant:
     labels: str = "true"
 
 
+REFIT_SHUFFLED = "shuffled for the refit"
 STAGES = ("ranges", "idc", "finetune-only", "finetune")
 NEAREST = {
     "rounding": "nearest",
@@ -132,6 +134,8 @@ FINETUNING = (
     _pool(f"2,000 sequences, {STEPS:,} steps", "default rounding"),
     _pool("2,000 sequences, refit only", "default rounding", steps=0),
     _pool("2,000 sequences, no refit", BASE, refit=0),
+    _pool("2,000 sequences, refit without labels", BASE, rank_weight=0),
+    _pool("2,000 sequences, refit with shuffled labels", BASE, labels=REFIT_SHUFFLED),
     *(
         _pool(f"{pool:,} sequences, {steps:,} steps", "default rounding", unlabelled=pool, steps=steps)
         for pool in (60, 250, 1000, 2000)

@@ -14,10 +14,9 @@ import pytest
 import torch
 import yaml
 
-from qgait_ptq.calibration.learning_stages import LEARNING
 from qgait_ptq.capture.trace import capture
 from qgait_ptq.cli.main import COMMANDS, cli
-from qgait_ptq.pipeline.preparing import KeepAccuracy
+from qgait_ptq.pipeline.preparing import LEARNING, KeepAccuracy
 from qgait_ptq.pipeline.quantize import STAGES
 from qgait_ptq.report.schema import Report
 from tests.conftest import SHALLOW, make_gaitbase

@@ -86,7 +86,7 @@ def find_blocks(graph_module: fx.GraphModule, granularity: Granularity = Granula
     if len(stretches) > 1 and not any(is_operator(n, WEIGHTED) for n in stretches[-1]):
         last = stretches.pop()
         stretches[-1].extend(last)
-    return [_describe(stretch) for stretch in stretches]
+    return [block_of(stretch) for stretch in stretches]
 
 
 def _starts_something(node: fx.Node) -> bool:
@@ -96,7 +96,8 @@ def _starts_something(node: fx.Node) -> bool:
     return node.op == "call_module" and node.all_input_nodes[0].op == "get_attr"
 
 
-def _describe(stretch: Iterable[fx.Node]) -> Block:
+def block_of(stretch: Iterable[fx.Node]) -> Block:
+    """Return some nodes of a graph, in its order, as a block."""
     nodes = list(stretch)
     inside = set(nodes)
     inputs: dict[fx.Node, None] = {}

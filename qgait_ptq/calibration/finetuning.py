@@ -1,11 +1,10 @@
-"""Stage 2, fine-tuning: blocks if requested, then end to end, then a refit of the last layers.
+"""Stage 2, fine-tuning: blocks if requested, then end to end.
 
 The end-to-end part imitates the float embeddings of many sequences without labels, and keeps the distances of
 labelled ones (IDC). Few sequences would be overfitted. The temperature of the soft quantizer can rise in the
 end-to-end part; it is 0 (straight-through) before, because a soft quantizer hinders convergence when used
 from the start (an observation of the QGait paper). Held-out clips choose once between the network before
-the stage, the network after the blocks, after the last step, and the average of the last steps. The last
-layers of the chosen network are refitted, which is kept if it serves the held-out clips better.
+the stage, the network after the blocks, after the last step, and the average of the last steps.
 """
 
 from __future__ import annotations
@@ -16,13 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
 from qgait_ptq.calibration.block_training import BlockBatches, BlockSettings, reconstruct_blocks
 from qgait_ptq.calibration.correction import CorrectionSettings, Rounding, correct_layers
 from qgait_ptq.calibration.distances import IdcLoss
 from qgait_ptq.calibration.held_out import HeldOut
-from qgait_ptq.calibration.refitting import refit_last_layers
 from qgait_ptq.calibration.resuming import SavedStates
 from qgait_ptq.calibration.trained_graph import TrainedGraph, output_magnitudes
 from qgait_ptq.calibration.training import (
@@ -34,10 +32,9 @@ from qgait_ptq.calibration.training import (
 from qgait_ptq.calibration.training_batches import BatchSource
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.quantizer.trainable import WeightMode
-from qgait_ptq.system.exchanging import first_only
 
 SAVE_EVERY = 50  # steps between two saved states of the end-to-end part
-BLOCKS, REFIT = "blocks", "refit"  # names of candidates
+BLOCKS = "blocks"  # name of a candidate
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,7 @@ class FinetuneOutcome:
     """Result of fine-tuning.
 
     Attributes:
-        losses: held-out loss of each candidate: ``start``, ``blocks``, ``end`` and ``average``; ``refit`` is
-            the best of these with its last layers refitted.
+        losses: held-out loss of each candidate: ``start``, ``blocks``, ``end`` and ``average``.
         kept: the candidate with the lowest loss.
         end_to_end: result of the end-to-end part; None without steps.
     """
@@ -88,7 +84,6 @@ class Finetuning:
         source: BatchSource,
         loss: IdcLoss,
         end_to_end: TrainingSettings,
-        sequences: Sequence[Tensor] = (),
         advance: Callable[[], None] = lambda: None,
     ) -> FinetuneOutcome:
         """Run all parts and keep the best candidate.
@@ -98,8 +93,7 @@ class Finetuning:
             source: source of end-to-end batches.
             loss: loss of the end-to-end part.
             end_to_end: settings of the end-to-end part.
-            sequences: network inputs on which the last layers are refitted; none for no refit.
-            advance: called after each training step, and after each batch of the refit.
+            advance: called after each training step.
 
         Raises:
             CalibrationError: a loss became NaN or infinite.
@@ -115,24 +109,7 @@ class Finetuning:
         kept = min(losses, key=lambda name: losses[name] if math.isfinite(losses[name]) else math.inf)
         if kept == START:
             self.quantized.load_state_dict(came_in)
-        if len(sequences):
-            losses[REFIT] = self._refit(sequences, losses[kept], advance)
-            kept = REFIT if losses[REFIT] < losses[kept] else kept
         return FinetuneOutcome(losses, kept, outcome)
-
-    def _refit(self, sequences: Sequence[Tensor], limit: float, advance: Callable[[], None]) -> float:
-        """Refit the last layers, keep it if the held-out loss is below a limit, and return that loss."""
-        before = copy.deepcopy(self.quantized.state_dict())
-
-        def refitted() -> dict[str, Tensor]:
-            refit_last_layers(self.quantized, self.reference, sequences, advance=advance)
-            return {name: value.cpu() for name, value in self.quantized.state_dict().items()}
-
-        self.quantized.load_state_dict(first_only(refitted))
-        loss = self.held_out(self.quantized)
-        if not loss < limit:
-            self.quantized.load_state_dict(before)
-        return loss
 
     def _train_blocks(self, settings: BlockSettings, advance: Callable[[], None]) -> float:
         """Train the blocks and return the held-out loss."""

@@ -32,6 +32,11 @@ class HeldOut:
     batch: int
     device: torch.device
 
+    @property
+    def what(self) -> str:
+        """Return what the clips are, in words."""
+        return "identities" if self.labelled else "sequences without labels"
+
     def __call__(self, network: nn.Module) -> float:
         """Return the loss of a network over all clips."""
         given = embed_clips(network, self.clips, self.batch, self.device)

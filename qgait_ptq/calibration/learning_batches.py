@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from qgait_ptq.calibration.batches import clips_at_once, unlabelled_batches
@@ -31,6 +32,9 @@ from qgait_ptq.system.invariants import present
 BLOCK_BATCHES = 32  # batches of single frames for the blocks, drawn once
 BLOCK_FRAMES = 96  # of such a batch
 REFIT_CLIPS = 16  # of a batch of the refit
+JUDGING_SHARE = 8  # one in this number of the identities with several sequences judges the last layers
+FEWEST_JUDGES = 2  # identities: one alone has no place to lose
+NO_PAIRS = np.empty((0, 2), np.int64)
 
 
 def labelled_batches(state: State, frames: int, *, consecutive: bool) -> LabelledBatches:
@@ -71,16 +75,67 @@ def block_batches(state: State, quantized: fx.GraphModule, pool: FramePool) -> B
     return BlockBatches(sequences, frames, proof.pooled)
 
 
-def refit_batches(state: State, pool: FramePool) -> Sequence[Tensor]:
-    """Return batches of whole clips of the pool, on which the last layers are refitted."""
-    limit, counts, fixed = state.config.finetune.refit, state.captured.frame_counts, state.captured.batch
-    if limit == 0:
-        return ()
-    order = np.random.default_rng([state.config.seed, limit]).permutation(len(pool))[:limit]
-    clips = fixed or min(clips_at_once(state), REFIT_CLIPS)
+@dataclass(frozen=True)
+class RefitClips:
+    """Clips for the refit of the last layers.
+
+    Attributes:
+        learned: clips to learn from.
+        judging: clips of identities that are not in `learned`; none if too few labels are known.
+    """
+
+    learned: SequenceBatches
+    judging: SequenceBatches
+
+
+def refit_clips(state: State, pool: FramePool) -> RefitClips:
+    """Return clips of the pool for the refit. Clips of one identity come in pairs, which share a batch."""
+    config, fixed = state.config.finetune, state.captured.batch
+    clips = fixed or max(2, min(clips_at_once(state), REFIT_CLIPS) // 2 * 2)
     # As long as clips of the corrections, which are not longer than the data: repeated frames change sums.
-    frames = counts.nearest(state.unlabelled.shape[1])
-    return SequenceBatches(pool.take(order), clips, frames, state.device, complete=fixed is not None)
+    frames = state.captured.frame_counts.nearest(state.unlabelled.shape[1])
+    order, judges = paired_order(pool.labels, config.refit, state.config.seed)
+    if config.rank_weight == 0 or clips % 2 or judges < clips:
+        judges = 0
+
+    def batches(chosen: NDArray[np.int64]) -> SequenceBatches:
+        return SequenceBatches(pool.take(chosen), clips, frames, state.device, complete=fixed is not None)
+
+    return RefitClips(batches(order[judges:]), batches(order[:judges]))
+
+
+def paired_order(labels: NDArray[np.int64], limit: int, seed: int) -> tuple[NDArray[np.int64], int]:
+    """Return a random order of sequences, and how many of the first ones judge the others.
+
+    Pairs of one identity come first, so that batches of an even number of sequences never part them. The
+    identities of the first pairs have no other sequence in the order.
+
+    Args:
+        labels: identity of each sequence, ``[n]``; negative without one.
+        limit: largest number of sequences.
+        seed: random seed.
+    """
+    rng = np.random.default_rng([seed, len(labels)])
+    shuffled = rng.permutation(len(labels))
+    of_identity = {label: shuffled[labels[shuffled] == label] for label in np.unique(labels[labels >= 0])}
+    identities = [sequences for sequences in of_identity.values() if len(sequences) > 1]
+    chosen = rng.permutation(len(identities))
+    count = len(chosen) // JUDGING_SHARE
+    judges = [identities[i] for i in chosen[: count if count >= FEWEST_JUDGES else 0]]
+    judging = np.concatenate([_pairs(one) for one in judges]) if judges else NO_PAIRS
+    others = [_pairs(identities[i]) for i in chosen[len(judges) :]]
+    learned = rng.permutation(np.concatenate(others)) if others else NO_PAIRS
+    judging = judging[: max(1, limit // JUDGING_SHARE // 2)]
+    unused = np.concatenate(judges) if judges else NO_PAIRS.ravel()
+    paired = learned.ravel()
+    rest = shuffled[~np.isin(shuffled, np.concatenate([unused, paired]))]
+    order = np.concatenate([judging.ravel(), paired, rest])[:limit]
+    return order, judging.size
+
+
+def _pairs(sequences: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return disjoint pairs ``[n, 2]`` of some sequences; an odd one is left out."""
+    return sequences[: len(sequences) // 2 * 2].reshape(-1, 2)
 
 
 def _draw_clips(state: State, pool: FramePool, batch: int, clips: int, frames: int) -> Tensor:

@@ -20,7 +20,6 @@ from qgait_ptq.calibration.learning_batches import (
     end_to_end_batches,
     frames_are_independent,
     labelled_batches,
-    refit_batches,
 )
 from qgait_ptq.calibration.pool import FEW_SEQUENCES, collect_pool, held_out_identities, judge, pool_records
 from qgait_ptq.calibration.resuming import SavedStates
@@ -85,7 +84,7 @@ class CalibrateDistances(Stage):
 
 
 class CollectFrames(Stage):
-    """Read frames of many sequences for fine-tuning, which needs no labels."""
+    """Read frames of many sequences for fine-tuning."""
 
     name = "frame pool"
 
@@ -95,8 +94,7 @@ class CollectFrames(Stage):
 
     def steps(self, state: State) -> int:
         """Return the number of sequences."""
-        records, _ = pool_records(state)
-        return len(records)
+        return len(pool_records(state).data)
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
         """Set ``pool``.
@@ -104,12 +102,12 @@ class CollectFrames(Stage):
         Raises:
             DataError: a sequence has another frame size than the network takes, or cannot be read.
         """
-        records, left_out = pool_records(state)
+        records = pool_records(state)
         pool = collect_pool(state, records, advance)
-        if left_out:
+        if records.left_out:
             state = state.noting(
-                f"fine-tuning leaves out {left_out} sequences of --unlabelled, which are also test sequences "
-                "or held-out ones"
+                f"fine-tuning leaves out {records.left_out} sequences of --unlabelled, which are also test "
+                "sequences or held-out ones"
             )
         if len(pool) < FEW_SEQUENCES:
             state = state.noting(
@@ -129,10 +127,10 @@ class Finetune(Stage):
         return state.config.finetune.enabled
 
     def steps(self, state: State) -> int:
-        """Return the largest number of training steps, and of batches of the refit."""
+        """Return the largest number of training steps."""
         config = state.config.finetune
         blocks = count_blocks(state.quantized, Granularity(config.granularity))
-        return blocks * config.block_steps + config.steps + len(refit_batches(state, state.pool))
+        return blocks * config.block_steps + config.steps
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
         """Replace ``quantized``, and record ``finetune``."""
@@ -153,7 +151,6 @@ class Finetune(Stage):
             source,
             loss,
             _end_to_end_settings(state),
-            refit_batches(state, pool),
             advance,
         )
         if outcome.end_to_end and outcome.end_to_end.diverged:
@@ -164,16 +161,13 @@ class Finetune(Stage):
         return replace(state, maybe_quantized=quantized).recording(
             finetune={
                 "held_out_loss": outcome.losses,
-                "judged_by": f"held-out {'identities' if held_out.labelled else 'sequences without labels'}",
+                "judged_by": f"held-out {held_out.what}",
                 "sequences": len(pool),
                 "end_to_end": _describe_training(outcome.end_to_end) if outcome.end_to_end else None,
                 "kept": outcome.kept,
                 **_describe_part(part),
             }
         )
-
-
-LEARNING: tuple[Stage, ...] = (CalibrateDistances(), CollectFrames(), Finetune())
 
 
 def idc_loss(config: QuantConfig) -> IdcLoss:

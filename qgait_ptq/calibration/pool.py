@@ -1,17 +1,19 @@
-"""The sequences without labels that fine-tuning learns from, and the clips that judge it."""
+"""The sequences that fine-tuning learns from, and the clips that judge it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from qgait_ptq.calibration.distances import IdcLoss
 from qgait_ptq.calibration.held_out import HeldOut, embed_clips
 from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
-from qgait_ptq.gait.data.frame_pool import FramePool, collect_frames
+from qgait_ptq.gait.data.frame_pool import UNKNOWN, FramePool, collect_frames
 from qgait_ptq.stages.state import State
 from qgait_ptq.stages.training_data import Clips
 from qgait_ptq.system.progress import Advance
@@ -22,28 +24,52 @@ JUDGES = (4, 64)  # smallest and largest number of sequences that judge where no
 JUDGING_SHARE = 8  # one in this number of sequences
 
 
-def pool_records(state: State) -> tuple[GaitDataset, int]:
+@dataclass(frozen=True)
+class PoolRecords:
+    """The sequences that fine-tuning may learn from.
+
+    Attributes:
+        data: the sequences.
+        labels: number of the identity of each sequence, ``[n]`` int64; `UNKNOWN` without one.
+        left_out: number of sequences without labels that are left out, because they are files of test
+            sequences or held-out ones.
+    """
+
+    data: GaitDataset
+    labels: NDArray[np.int64]
+    left_out: int = 0
+
+
+def pool_records(state: State) -> PoolRecords:
     """Return the sequences that fine-tuning may learn from.
 
     These are training sequences and sequences without labels, but none of held-out identities and none of the
     test set.
-
-    Returns:
-        The sequences, and the number of those without labels that are left out, because they are files of
-        test sequences or held-out ones.
     """
     data, seed, limit = state.data, state.config.seed, state.config.finetune.unlabelled
     held_out = state.training.held_out_subjects if state.training else frozenset()
     own = data.calibration.where(lambda record: record.subject not in held_out)
-    chosen = own.choose(limit, seed)
-    if data.unlabelled is None:
-        return chosen, 0
-    unseen = _files([*data.test.records, *(r for r in data.calibration.records if r.subject in held_out)])
-    more = data.unlabelled.where(lambda record: unseen.isdisjoint(_files([record])))
-    known = _files(own.records)
-    new = more.where(lambda record: known.isdisjoint(_files([record]))).choose(limit - len(chosen), seed)
-    records = GaitDataset([*chosen.records, *new.records], own.description, own.layout, own.notes)
-    return records, len(data.unlabelled) - len(more)
+    chosen = own.choose(limit, seed).records
+    if data.finetuning is not None:
+        more = data.finetuning.where(lambda record: record.subject not in held_out)
+        chosen = [*chosen, *more.choose(limit - len(chosen), seed).records]
+    numbers = {subject: number for number, subject in enumerate(sorted({r.subject for r in chosen}))}
+    labels = [numbers[record.subject] for record in chosen]
+    left_out = 0
+    if data.unlabelled is not None:
+        unseen = [*data.test.records, *(r for r in data.calibration.records if r.subject in held_out)]
+        usable = _without_files_of(data.unlabelled, unseen)
+        left_out = len(data.unlabelled) - len(usable)
+        new = _without_files_of(usable, own.records).choose(limit - len(chosen), seed).records
+        chosen, labels = [*chosen, *new], [*labels, *[UNKNOWN] * len(new)]
+    records = GaitDataset(chosen, own.description, own.layout, own.notes)
+    return PoolRecords(records, np.array(labels, np.int64), left_out)
+
+
+def _without_files_of(data: GaitDataset, records: Iterable[SequenceRecord]) -> GaitDataset:
+    """Return the sequences that are not read from files of some records."""
+    known = _files(records)
+    return data.where(lambda record: known.isdisjoint(_files([record])))
 
 
 def _files(records: Iterable[SequenceRecord]) -> set[Path]:
@@ -51,12 +77,13 @@ def _files(records: Iterable[SequenceRecord]) -> set[Path]:
     return {path.resolve() for record in records for path in record.sources}
 
 
-def collect_pool(state: State, records: GaitDataset, advance: Advance) -> FramePool:
+def collect_pool(state: State, records: PoolRecords, advance: Advance) -> FramePool:
     """Read the frames of the pool, at most `STRETCH` of each sequence."""
     config, captured = state.config, state.captured
     longest = max(STRETCH, captured.frame_counts.nearest(config.finetune.frames))
+    memory = config.finetune.memory_mb
     return collect_frames(
-        records, longest, captured.frame_shape, config.finetune.memory_mb, config.seed, advance
+        records.data, records.labels, longest, captured.frame_shape, memory, config.seed, advance
     )
 
 

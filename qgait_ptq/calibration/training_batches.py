@@ -8,6 +8,7 @@ from typing import Protocol, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qgait_ptq.gait.data.frame_pool import FramePool
@@ -115,7 +116,7 @@ class MixedBatches:
 
 @dataclass(frozen=True)
 class SequenceBatches(Sequence[Tensor]):
-    """Batches of consecutive frames in which each sequence of a pool is once; they are read when needed.
+    """Batches of consecutive frames in which each sequence of a pool is once, in order; read when needed.
 
     Attributes:
         pool: frames to draw from.
@@ -145,8 +146,13 @@ class SequenceBatches(Sequence[Tensor]):
             return [self[one] for one in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        chosen = np.arange(index * self.clips, min((index + 1) * self.clips, len(self.pool)))
-        drawn = self.pool.take(chosen).draw(
-            np.random.default_rng([len(self.pool), index]), len(chosen), self.frames, consecutive=True
-        )
+        rng = np.random.default_rng([len(self.pool), index])
+        drawn = self.pool.clips_of(self._sequences(index), rng, self.frames, consecutive=True)
         return as_network_input(torch.from_numpy(drawn).to(self.device))
+
+    def labels(self, index: int) -> Tensor:
+        """Return the labels of the sequences of a batch, ``[n]``."""
+        return torch.from_numpy(self.pool.labels[self._sequences(index)]).to(self.device)
+
+    def _sequences(self, index: int) -> NDArray[np.int64]:
+        return np.arange(index * self.clips, min((index + 1) * self.clips, len(self.pool)))

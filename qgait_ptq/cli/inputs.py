@@ -24,9 +24,9 @@ from qgait_ptq.gait.data.sources import (
     CALIBRATION_WALKERS,
     TEST_WALKERS,
     GaitData,
+    finetuning_identities,
     load_directory,
     load_walkers,
-    unlabelled_identities,
 )
 from qgait_ptq.gait.opengait.configuration import read_opengait_config
 from qgait_ptq.gait.opengait.networks import PREFIX, make_opengait_network
@@ -107,13 +107,13 @@ def _opengait_factory(source: ModelSource, progress: Progress) -> Callable[[], n
     return lambda: make_opengait_network(config, name or None)
 
 
-def load_data(source: DataSource, progress: Progress, unlabelled: int = 0) -> GaitData:
+def load_data(source: DataSource, progress: Progress, finetuning: int = 0) -> GaitData:
     """Load the data of a recipe, or the synthetic walkers if it names no data set.
 
     Args:
         source: what the recipe says of data.
         progress: receives notes, and the rendering of walkers as a stage.
-        unlabelled: number of sequences without labels that fine-tuning can use; 0 without fine-tuning.
+        finetuning: number of sequences that fine-tuning can use; 0 without fine-tuning.
 
     Raises:
         DataError: the data cannot be used.
@@ -127,7 +127,7 @@ def load_data(source: DataSource, progress: Progress, unlabelled: int = 0) -> Ga
         reading = Reading(source.cut_columns, source.longest, source.modalities, source.raw)
         data = load_directory(source.root, source.partition, source.protocol, source.metric, reading)
         progress.note(data.summary)
-        if source.unlabelled is None or not unlabelled:
+        if source.unlabelled is None or not finetuning:
             return data
         more = GaitDataset.from_directory(source.unlabelled, reading=reading)
         progress.note(f"unlabelled {more.summary}")
@@ -145,12 +145,12 @@ def load_data(source: DataSource, progress: Progress, unlabelled: int = 0) -> Ga
         "no --data: using the built-in synthetic walkers; results on them say nothing about real recordings"
     )
     tested = source.test_walkers or TEST_WALKERS
-    walkers = CALIBRATION_WALKERS + tested + unlabelled_identities(unlabelled)
+    walkers = CALIBRATION_WALKERS + tested + finetuning_identities(finetuning)
     with progress.stage("walkers", walkers) as advance:
         return load_walkers(
             usable_cores(),
             advance,
-            unlabelled,
+            finetuning,
             test_walkers=tested,
             cache=source.cache,
             note=progress.note,

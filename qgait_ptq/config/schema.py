@@ -91,7 +91,7 @@ class FinetuneConfig(_Model):
         block_learning_rate: learning rate of weights in block training, in rounding steps.
         drop_probability: probability that a value is not quantized in block training.
         learn_ranges: whether block training includes scales of activations, and biases.
-        unlabelled: largest number of sequences without labels to train on.
+        unlabelled: largest number of sequences to learn from. All but the last layers learn without labels.
         clips: number of clips in an end-to-end batch without labels.
         frames: frames of each of these clips.
         steps: number of end-to-end steps; 0 for no end-to-end training.
@@ -104,6 +104,10 @@ class FinetuneConfig(_Model):
             average.
         refit: largest number of sequences on which the layers that give the embedding are refitted in the
             end; 0 for no refit.
+        rank_weight: weight of the rank loss, with which the refitted layers are trained further where labels
+            are known; 0 for none.
+        rank_steps: number of steps of this training.
+        rank_learning_rate: its largest learning rate of weights, in rounding steps.
         temperature_start: temperature of the soft quantizer at the first end-to-end step.
         temperature_end: temperature of the soft quantizer at the last end-to-end step.
         memory_mb: limit in MB of block activations in memory, and of frames without labels. More are stored
@@ -125,7 +129,10 @@ class FinetuneConfig(_Model):
     weight_learning_rate: Rate = 1e-2
     learning_rate: Rate = 2e-3
     averaged: Annotated[float, Field(ge=0, le=1)] = 0.2
-    refit: Annotated[int, Field(ge=0)] = 1000
+    refit: Annotated[int, Field(ge=0)] = 2000
+    rank_weight: Weight = 1.0
+    rank_steps: Positive = 300
+    rank_learning_rate: Rate = 5e-2
     temperature_start: Weight = 0.0
     temperature_end: Weight = 0.0
     memory_mb: Positive = 2000

@@ -112,10 +112,9 @@ def expect(
         labelled = finetune.steps // finetune.labelled_every if finetune.labelled_every else 0
         step_frames = (finetune.steps - labelled) * finetune.clips * finetune.frames
         step_frames += labelled * idc.identities * idc.sequences * finetune.frames
-        refit_frames = min(finetune.refit, finetune.unlabelled) * config.correction_frames
-        seconds["fine-tuning"] = frame * (
-            LEARNING_STEP * step_frames + BLOCK_STEP * blocks * block_frames + REFIT * refit_frames
-        )
+        seconds["fine-tuning"] = frame * (LEARNING_STEP * step_frames + BLOCK_STEP * blocks * block_frames)
+        refit = min(finetune.refit, finetune.unlabelled)
+        seconds["refit"] = REFIT * refit * config.correction_frames * frame
     seconds["export"] = EXPORT_SECONDS
     networks = NETWORKS_EVALUATED + SIMULATION * config.evaluate_simulation
     seconds["evaluation"] = networks * sequences[1] * config.calibration_frames * frame

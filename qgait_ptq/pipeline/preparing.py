@@ -6,7 +6,8 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qgait_ptq.calibration.learning_stages import LEARNING
+from qgait_ptq.calibration.learning_stages import CalibrateDistances, CollectFrames, Finetune
+from qgait_ptq.calibration.refit_stage import Refit
 from qgait_ptq.capture.autocast import disabled_regions
 from qgait_ptq.capture.captured import BATCH_AXIS, FRAME_AXIS, Capture
 from qgait_ptq.exporters.exportability import unknown_nodes
@@ -23,6 +24,8 @@ from qgait_ptq.stages.state import State
 from qgait_ptq.system.invariants import present
 from qgait_ptq.system.progress import Advance, Progress
 from qgait_ptq.verification.kernel_check import check_kernels
+
+LEARNING: tuple[Stage, ...] = (CalibrateDistances(), CollectFrames(), Finetune(), Refit())
 
 
 class TakeSubmodule(Stage):

@@ -120,9 +120,9 @@ def begin(
         if data is None:
             watch.note("no data given: using the built-in synthetic walkers")
         settings = config or QuantConfig()
-        unlabelled = settings.finetune.unlabelled if settings.finetune.enabled else 0
+        finetuning = settings.finetune.unlabelled if settings.finetune.enabled else 0
         if data is None:
-            gait_data = load_walkers(unlabelled=unlabelled, note=watch.note)
+            gait_data = load_walkers(finetuning=finetuning, note=watch.note)
         else:
             gait_data = as_gait_data(data)
     chosen = choose_device(device)

@@ -9,7 +9,7 @@ CANDIDATES = {
     "blocks": "after the blocks",
     "end": "last step",
     "average": "average of the last steps",
-    "refit": "last layers refitted",
+    "refit": "last layers",
 }
 
 

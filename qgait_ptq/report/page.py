@@ -168,6 +168,7 @@ def _stages(report: Report) -> Iterator[str]:
         + (" with bias correction" if config["bias_correction"] else ""),
         "IDC": "IDC, calibration of distances between people: " + _outcome(calibration.get("idc") or {}),
         "fine-tuning": "fine-tuning: " + ("reverted" if _undone(calibration) else "kept"),
+        "refit": "refit of the last layers: " + _refit(calibration.get("refit") or {}),
         "evaluation": f"evaluation on {data['test_sequences']} test sequences"
         + (f", protocol {data['protocol']}, {data['metric']} distances" if data["protocol"] else ""),
     }
@@ -180,6 +181,14 @@ def _outcome(idc: Mapping[str, Any]) -> str:
     if idc.get("kept", "start") == "start":
         return "it did not improve the held-out identities; reverted"
     return f"{loss_change(idc)} on held-out identities"
+
+
+def _refit(refit: Mapping[str, Any]) -> str:
+    kept = "kept" if refit.get("kept", "start") != "start" else "reverted"
+    ranks = refit.get("ranks")
+    if ranks is None:
+        return kept
+    return f"{kept}; training to keep ranks: {'kept' if ranks['kept'] != 'start' else 'reverted'}"
 
 
 def _undone(calibration: Mapping[str, Any]) -> bool:

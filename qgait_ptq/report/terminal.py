@@ -180,13 +180,16 @@ def _float_gallery_line(accuracy: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _stage_lines(calibration: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the losses of IDC and fine-tuning on held-out identities."""
-    idc, finetune = calibration.get("idc", {}), calibration.get("finetune")
+    """Yield the losses of IDC, fine-tuning and the refit on clips that they did not learn from."""
+    idc, finetune, refit = (calibration.get(stage) or {} for stage in ("idc", "finetune", "refit"))
     if idc.get("kept", "start") != "start":
         yield f"IDC: {loss_change(idc)} on held-out identities"
-    if finetune and finetune["kept"] != "start":
-        change, judges = loss_change(finetune), finetune["judged_by"]
-        yield f"fine-tuning with {finetune['sequences']} sequences: {change} on {judges}"
+    for stage, name in ((finetune, "fine-tuning"), (refit, "refit")):
+        if stage.get("kept", "start") != "start":
+            yield f"{name} with {stage['sequences']} sequences: {loss_change(stage)} on {stage['judged_by']}"
+    ranks = refit.get("ranks") or {}
+    if ranks.get("kept", "start") != "start":
+        yield f"keeping ranks: {loss_change(ranks)} on {ranks['judged_by']}"
 
 
 def duration(seconds: float) -> str:

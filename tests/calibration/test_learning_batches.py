@@ -1,28 +1,83 @@
 """The batches that IDC and fine-tuning learn from."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import qgait_ptq as qg
-from qgait_ptq.calibration.learning_batches import refit_batches
+from qgait_ptq.calibration.learning_batches import paired_order, refit_clips
+from qgait_ptq.calibration.pool import pool_records
 from qgait_ptq.calibration.stages import ChooseClips
 from qgait_ptq.config.schema import FinetuneConfig, IdcConfig
-from qgait_ptq.gait.data.frame_pool import FramePool
+from qgait_ptq.gait.data.frame_pool import UNKNOWN, FramePool
 from tests.conftest import SHALLOW, SHORT, make_gaitbase
 
 
 @pytest.fixture(scope="module")
 def state(few_walkers):
-    config = qg.QuantConfig(idc=IdcConfig(enabled=False), finetune=FinetuneConfig(enabled=True, refit=9))
+    config = qg.QuantConfig(idc=IdcConfig(enabled=False), finetune=FinetuneConfig(enabled=True, refit=200))
     prepared = qg.prepare(make_gaitbase(**SHALLOW), few_walkers, config, device="cpu")
     return qg.run_stages([ChooseClips()], prepared)
+
+
+def pool_of(labels):
+    count = len(labels)
+    frames = np.zeros((count * SHORT, 64, 44), np.uint8)
+    return FramePool(frames, np.array([(SHORT * i, SHORT) for i in range(count)]), np.array(labels))
 
 
 def test_clips_of_the_refit_are_not_longer_than_the_data(state):
     """Repeated frames would change what a network computes that sums over frames."""
     assert state.config.correction_frames > SHORT
-    frames = np.zeros((20 * SHORT, 64, 44), np.uint8)
-    pool = FramePool(frames, np.array([(SHORT * i, SHORT) for i in range(20)]))
-    batches = list(refit_batches(state, pool))
+    batches = list(refit_clips(state, pool_of([UNKNOWN] * 210)).learned)
     assert {batch.shape[1] for batch in batches} == {SHORT}
-    assert sum(len(batch) for batch in batches) == 9
+    assert sum(len(batch) for batch in batches) == 200
+
+
+def test_people_judge_the_last_layers_only_if_they_fill_a_batch(state):
+    clips = refit_clips(state, pool_of([i // 4 for i in range(200)]))
+    assert len(clips.judging) == 2  # 6 of 50 people
+    judges = set(clips.judging.pool.labels.tolist())
+    assert judges.isdisjoint(clips.learned.pool.labels.tolist())
+    one = [i % 15 for i in range(200)]  # of 15 people, a single one would judge
+    for few in ([UNKNOWN] * 200, list(range(200)), [0, 0, 1, 1], one):
+        assert len(refit_clips(state, pool_of(few)).judging) == 0
+
+
+@given(st.lists(st.integers(-1, 12), min_size=1, max_size=80), st.integers(1, 90), st.integers(0, 99))
+def test_pairs_of_one_person_come_first_and_judges_are_other_people(labels, limit, seed):
+    labels = np.array(labels)
+    order, judges = paired_order(labels, limit, seed)
+    assert len(set(order.tolist())) == len(order) <= min(limit, len(labels))
+    learned = labels[order[judges:]]
+    assert set(labels[order[:judges]].tolist()).isdisjoint(learned.tolist())
+    assert judges % 2 == 0
+    assert judges <= max(2, limit // 8)
+    first, second = labels[order[: len(order) // 2 * 2]].reshape(-1, 2).T
+    paired = (first == second) & (first >= 0)
+    counts = {label: int((learned == label).sum()) for label in set(learned.tolist()) - {UNKNOWN}}
+    if limit >= len(labels):  # nothing is cut off
+        assert paired.sum() == judges // 2 + sum(count // 2 for count in counts.values())
+    assert not (np.diff(paired.astype(int)) > 0).any(), "a pair comes after a sequence without one"
+    again, same = paired_order(labels, limit, seed)
+    assert (order.tolist(), judges) == (again.tolist(), same)
+
+
+def test_labels_of_the_pool_are_those_of_people_who_are_known(state, few_walkers):
+    """Sequences without labels have none, though the folders of one layout name someone."""
+    people = len({record.subject for record in few_walkers.records})
+    more = few_walkers.where(lambda record: True)
+    renamed = type(more)([replace(record, subject=f"new {record.subject}") for record in more.records])
+    data = replace(state.data, test=few_walkers.choose(1), finetuning=renamed, unlabelled=renamed)
+    records = pool_records(replace(state, data=data))
+    known = len(state.data.calibration) + len(renamed)
+    assert (records.labels[:known] >= 0).all()
+    assert len(set(records.labels[:known].tolist())) == len(
+        {r.subject for r in state.data.calibration.records} | {r.subject for r in renamed.records}
+    )
+    assert people == len({r.subject for r in renamed.records})
+    assert (records.labels[known:] == UNKNOWN).all()
+    assert len(records.data) == len(records.labels)

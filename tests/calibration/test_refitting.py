@@ -9,15 +9,17 @@ from torch import nn
 
 from qgait_ptq.calibration.compensation import InputMoments, corrected_weight
 from qgait_ptq.calibration.distances import IdcLoss
-from qgait_ptq.calibration.refitting import last_layers, refit_last_layers
+from qgait_ptq.calibration.last_layers import LastPart, StreamedInputs, last_layers, read_all
+from qgait_ptq.calibration.refitting import refit_last_layers
 from qgait_ptq.calibration.training_batches import SequenceBatches
-from qgait_ptq.gait.data.frame_pool import FramePool
+from qgait_ptq.gait.data.frame_pool import UNKNOWN, FramePool
 from qgait_ptq.placement.quantized_layers import quantized_layers, weight_of
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
 from tests.conftest import make_gaitbase
 from tests.networks import quantize_network
 
 CPU = torch.device("cpu")
+LARGE = 10**9  # bytes
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,18 @@ def clips(people):
     return [torch.cat(taken[i : i + 4]) for i in range(0, 12, 4)], [torch.cat(taken[12:])]
 
 
+class Batches(list):
+    """Batches of clips of unknown people."""
+
+    def labels(self, index):
+        return torch.full((len(self[index]),), UNKNOWN)
+
+
+def refit(graph, reference, batches):
+    part = LastPart(graph, reference)
+    return refit_last_layers(part, read_all(part, Batches(batches), LARGE))
+
+
 def error(graph, reference, batches):
     with torch.no_grad():
         pairs = [(graph(batch), reference(batch)) for batch in batches]
@@ -44,7 +58,7 @@ def error(graph, reference, batches):
 def test_it_changes_the_layer_that_gives_the_embedding_and_no_other(graphs, clips):
     before, reference = graphs
     graph = copy.deepcopy(before)
-    changed = refit_last_layers(graph, reference, clips[0])
+    changed = refit(graph, reference, clips[0])
     layers = quantized_layers(graph)
     assert changed == [layers[-1].node.name]
     for layer, original in zip(layers, quantized_layers(before), strict=True):
@@ -56,7 +70,7 @@ def test_unseen_people_come_closer_to_the_float_network_and_the_mean_error_vanis
     before, reference = graphs
     graph = copy.deepcopy(before)
     learned, unseen = clips
-    refit_last_layers(graph, reference, learned)
+    refit(graph, reference, learned)
     assert error(graph, reference, learned) < error(before, reference, learned)
     assert error(graph, reference, unseen) < error(before, reference, unseen)
     with torch.no_grad():
@@ -66,12 +80,23 @@ def test_unseen_people_come_closer_to_the_float_network_and_the_mean_error_vanis
     assert float(mean.abs().max()) < 0.01 * float(wanted.abs().max())
 
 
+def test_inputs_that_do_not_fit_into_memory_are_computed_anew_with_the_same_result(graphs, clips):
+    kept, streamed = copy.deepcopy(graphs[0]), copy.deepcopy(graphs[0])
+    part, advanced = LastPart(streamed, graphs[1]), []
+    assert read_all(part, Batches(clips[0]), 10) is None
+    refit_last_layers(part, StreamedInputs(part, Batches(clips[0])), lambda: advanced.append(1))
+    assert len(advanced) == len(clips[0])
+    refit(kept, graphs[1], clips[0])
+    for name, value in kept.state_dict().items():
+        assert torch.equal(value, streamed.state_dict()[name]), name
+
+
 def test_a_second_refit_on_the_same_clips_changes_little(graphs, clips):
     graph, reference = copy.deepcopy(graphs[0]), graphs[1]
-    refit_last_layers(graph, reference, clips[0])
+    refit(graph, reference, clips[0])
     once = error(graph, reference, clips[0])
     weight = weight_of(graph, quantized_layers(graph)[-1]).clone()
-    refit_last_layers(graph, reference, clips[0])
+    refit(graph, reference, clips[0])
     assert error(graph, reference, clips[0]) <= 1.01 * once
     moved = weight_of(graph, quantized_layers(graph)[-1]) - weight
     assert float(moved.norm()) < 0.5 * float(weight.norm())
@@ -114,11 +139,13 @@ def test_every_layer_without_another_behind_it_is_a_last_one(batches):
 @pytest.mark.parametrize(("complete", "sizes"), [(False, [4, 4, 3]), (True, [4, 4])])
 def test_each_sequence_of_a_pool_is_in_one_batch(complete, sizes):
     frames = np.arange(55, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
-    pool = FramePool(frames, np.array([(5 * i, 5) for i in range(11)]))
+    pool = FramePool(frames, np.array([(5 * i, 5) for i in range(11)]), 10 * np.arange(11))
     found = SequenceBatches(pool, 4, 3, CPU, complete)
     assert [len(batch) for batch in found] == sizes
     sequences = torch.cat(list(found))[:, 0, 0, 0].mul(255).round().long() // 5
-    assert sequences.sort().values.tolist() == list(range(sum(sizes)))
+    assert sequences.tolist() == list(range(sum(sizes)))
+    labels = torch.cat([found.labels(index) for index in range(len(found))])
+    assert labels.tolist() == [10 * i for i in range(sum(sizes))]
     for index in (0, len(sizes) - 1):
         assert torch.equal(found[index], found[index])
     with pytest.raises(IndexError):

@@ -1,4 +1,4 @@
-"""Frames of many sequences without labels, of which training draws short clips."""
+"""Frames of many sequences, of which training draws short clips."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from qgait_ptq.gait.data.sequences import shape_text
 from qgait_ptq.system.invariants import present
 
 MEGABYTE = 2**20
+UNKNOWN = -1  # label of a sequence without a known identity
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,12 @@ class FramePool:
             file that disappears with the pool.
         stretches: position of the first frame of each sequence in `frames`, and its number of frames,
             ``[n, 2]`` int64.
+        labels: number of the identity of each sequence, ``[n]`` int64; `UNKNOWN` without one.
     """
 
     frames: NDArray[Any]
     stretches: NDArray[np.int64]
+    labels: NDArray[np.int64]
 
     def __len__(self) -> int:
         """Return the number of sequences."""
@@ -38,7 +41,7 @@ class FramePool:
 
     def take(self, sequences: NDArray[np.int64]) -> FramePool:
         """Return the pool of some sequences, with the same frames behind it."""
-        return FramePool(self.frames, self.stretches[sequences])
+        return FramePool(self.frames, self.stretches[sequences], self.labels[sequences])
 
     @property
     def on_disk(self) -> bool:
@@ -60,6 +63,12 @@ class FramePool:
             Clips ``[n, s, h, w]`` of the type of the pool.
         """
         chosen = rng.choice(len(self), clips, replace=clips > len(self))
+        return self.clips_of(chosen, rng, frames, consecutive=consecutive)
+
+    def clips_of(
+        self, chosen: NDArray[np.int64], rng: np.random.Generator, frames: int, *, consecutive: bool
+    ) -> NDArray[Any]:
+        """Return a clip of each chosen sequence, in their order; see `draw`."""
         return np.stack([self.frames[self._positions(rng, int(i), frames, consecutive)] for i in chosen])
 
     def _positions(
@@ -74,6 +83,7 @@ class FramePool:
 
 def collect_frames(
     data: GaitDataset,
+    labels: NDArray[np.int64],
     longest: int,
     frame_shape: tuple[int, ...],
     memory_mb: float,
@@ -84,6 +94,7 @@ def collect_frames(
 
     Args:
         data: the sequences.
+        labels: number of the identity of each sequence, ``[n]``; `UNKNOWN` without one.
         longest: largest number of frames of a stretch.
         frame_shape: shape of the frames that the network takes.
         memory_mb: limit in MB of frames in memory. A larger pool is written to a temporary file, which the
@@ -95,7 +106,7 @@ def collect_frames(
         DataError: there is no sequence, or a sequence has another frame size.
     """
     if not len(data):
-        raise DataError("there is no sequence without labels to train on")
+        raise DataError("there is no sequence to fine-tune on")
     rng = np.random.default_rng(seed)
     frames: NDArray[Any] | None = None
     stretches: list[tuple[int, int]] = []
@@ -114,7 +125,7 @@ def collect_frames(
         stretches.append((end, len(stretch)))
         end += len(stretch)
         advance()
-    return FramePool(present(frames), np.array(stretches))
+    return FramePool(present(frames), np.array(stretches), labels)
 
 
 def _reserve(shape: tuple[int, ...], dtype: np.dtype[Any], memory_mb: float) -> NDArray[Any]:

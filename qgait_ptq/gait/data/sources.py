@@ -58,8 +58,9 @@ class GaitData:
             frames.
         modalities: indices of the array files in a sequence folder that were read.
         notes: what was left out when the data were read, and what to check.
-        unlabelled: more sequences for fine-tuning, whose labels are not read; None for the calibration
-            sequences alone.
+        finetuning: more labelled sequences, which only fine-tuning uses; None for the calibration sequences
+            alone.
+        unlabelled: more sequences for fine-tuning, whose labels are not read; None for no more.
     """
 
     calibration: GaitDataset
@@ -70,6 +71,7 @@ class GaitData:
     cut_columns: int | None = None
     modalities: tuple[int, ...] = (0,)
     notes: DataNotes = field(default_factory=DataNotes)
+    finetuning: GaitDataset | None = None
     unlabelled: GaitDataset | None = None
 
     def __repr__(self) -> str:
@@ -224,7 +226,7 @@ def _protocol_notes(test: GaitDataset, test_set: TestSet, split: Partition) -> D
 def load_walkers(
     workers: int = 1,
     advance: Callable[[], None] = lambda: None,
-    unlabelled: int = 0,
+    finetuning: int = 0,
     *,
     test_walkers: int = TEST_WALKERS,
     cache: bool = True,
@@ -235,7 +237,7 @@ def load_walkers(
     Args:
         workers: number of processes.
         advance: function to call after each identity.
-        unlabelled: number of sequences of other identities to render for fine-tuning, rounded up to whole
+        finetuning: number of sequences of other identities to render for fine-tuning, rounded up to whole
             identities.
         test_walkers: number of identities for tests. Fewer are faster, and give coarser figures.
         cache: whether to keep rendered walkers in ``$XDG_CACHE_HOME/qgait_ptq`` for later runs.
@@ -250,16 +252,16 @@ def load_walkers(
         f"tests ({len(test)} sequences, CASIA-B protocol)"
     )
     more = None
-    if unlabelled:
-        count = unlabelled_identities(unlabelled)
+    if finetuning:
+        count = finetuning_identities(finetuning)
         first = CALIBRATION_WALKERS
         more = render(Split.CALIBRATION, count, first=first, views_per_trial=CALIBRATION_VIEWS)
         description += f"; {len(more)} sequences of {count} others for fine-tuning"
     test_set = make_test_set(test, PROTOCOLS["casia-b"])
-    return GaitData(calibration, test, test_set, description=description, unlabelled=more)
+    return GaitData(calibration, test, test_set, description=description, finetuning=more)
 
 
-def unlabelled_identities(sequences: int) -> int:
+def finetuning_identities(sequences: int) -> int:
     """Return the number of built-in walkers that have at least so many sequences for fine-tuning."""
     return -(-sequences // (CALIBRATION_VIEWS * len(TRIALS)))
 

@@ -22,7 +22,7 @@ def walks(lengths=LENGTHS, shape=(16, 11)):
 
 
 def pool_of(data, longest=8, memory_mb=1.0, seed=0):
-    return collect_frames(data, longest, (16, 11), memory_mb, seed)
+    return collect_frames(data, np.arange(len(data)), longest, (16, 11), memory_mb, seed)
 
 
 def test_each_sequence_gives_a_stretch_of_consecutive_frames():
@@ -61,6 +61,13 @@ def test_a_large_pool_is_on_disk_and_draws_the_same_clips():
         assert np.array_equal(*drawn)
 
 
+def test_chosen_sequences_keep_their_order_and_their_labels():
+    pool = pool_of(walks()).take(np.array([2, 0, 1]))
+    assert pool.labels.tolist() == [2, 0, 1]
+    clips = pool.clips_of(np.array([1, 0]), np.random.default_rng(0), 3, consecutive=True)
+    assert (clips[:, 0, 0, 0] // 50).tolist() == [0, 2]
+
+
 def test_the_seed_decides_the_places():
     first, same, other = (pool_of(walks(), seed=seed).frames for seed in (0, 0, 1))
     assert np.array_equal(first[:19], same[:19])
@@ -72,5 +79,5 @@ def test_another_frame_size_and_an_empty_set_are_refused():
         DataError, match=r"seq-0000/000: silhouettes of 8×6, but the network takes 16×11; resize"
     ):
         pool_of(walks((5,), (8, 6)))
-    with pytest.raises(DataError, match="no sequence without labels"):
+    with pytest.raises(DataError, match="no sequence to fine-tune on"):
         pool_of(GaitDataset([]))

@@ -1,0 +1,113 @@
+"""Training of the last layers so that people keep their places in a ranking.
+
+The refit makes embeddings as similar to the float ones as it can, which does not keep all ranks. Where labels
+are known, the last layers are trained a few hundred steps more, on L_anchor and the rank loss
+(`rank_loss`). Identities that nothing here learns from decide whether the result is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qgait_ptq.calibration.distances import IdcLoss, spread_of
+from qgait_ptq.calibration.last_layers import LastInputs, LastPart
+from qgait_ptq.calibration.optimizer import TrainingOptimizer
+from qgait_ptq.calibration.rank_loss import rank_loss
+from qgait_ptq.calibration.trained_graph import LearningRates, TrainedGraph
+from qgait_ptq.calibration.training import END, START, rate_share
+from qgait_ptq.quantizer.trainable import WeightMode
+
+CLIPS = 256  # of a step
+
+
+@dataclass(frozen=True)
+class RankSettings:
+    """Settings of the training.
+
+    Attributes:
+        steps: number of steps.
+        weight: weight of the rank loss beside L_anchor.
+        rates: largest learning rates.
+        seed: random seed of the batches.
+    """
+
+    steps: int
+    weight: float
+    rates: LearningRates
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class RankOutcome:
+    """Result of the training.
+
+    Attributes:
+        losses: loss of the judging identities before and after it: ``start`` and ``end``.
+        kept: which of the two is kept.
+    """
+
+    losses: dict[str, float]
+    kept: str
+
+
+def keep_ranks(
+    part: LastPart,
+    learned: Sequence[LastInputs],
+    judging: Sequence[LastInputs],
+    magnitudes: dict[str, Tensor],
+    settings: RankSettings,
+    advance: Callable[[], None] = lambda: None,
+) -> RankOutcome:
+    """Train the last layers in place, unless this does not serve the judging identities.
+
+    Args:
+        part: the last layers.
+        learned: inputs to learn from. Only those with labels count in the rank loss.
+        judging: inputs of other identities.
+        magnitudes: see `trained_graph.output_magnitudes`.
+        settings: settings of the training.
+        advance: called after each step.
+    """
+    nodes = list(part.block.nodes)
+    trained = TrainedGraph(part.quantized, part.reference, magnitudes, WeightMode.LATENT, nodes)
+    optimizer = TrainingOptimizer(trained.groups(settings.rates))
+    spread = spread_of(torch.cat([inputs.embeddings for inputs in learned]))
+    losses = {START: _judge(part, judging, spread, settings.weight)}
+    count = max(1, round(CLIPS / len(learned[0].labels)))
+    for step in range(settings.steps):
+        rng = np.random.default_rng([settings.seed, step])
+        drawn = rng.choice(len(learned), min(count, len(learned)), replace=False)
+        optimizer.zero_grad()
+        loss = _loss(part, [learned[index] for index in drawn], spread, settings.weight)
+        if not bool(torch.isfinite(loss)):
+            break
+        loss.backward()
+        optimizer.step(rate_share(step, settings.steps))
+        advance()
+    losses[END] = _judge(part, judging, spread, settings.weight)
+    if not (math.isfinite(losses[END]) and losses[END] < losses[START]):
+        trained.discard()
+        return RankOutcome(losses, START)
+    trained.settle()
+    return RankOutcome(losses, END)
+
+
+def _judge(part: LastPart, judging: Sequence[LastInputs], spread: float, weight: float) -> float:
+    with torch.no_grad():
+        return float(_loss(part, judging, spread, weight))
+
+
+def _loss(part: LastPart, batches: Sequence[LastInputs], spread: float, weight: float) -> Tensor:
+    """Return L_anchor of all clips, and the weighted rank loss of those with labels."""
+    given = torch.cat([part.embed(inputs) for inputs in batches])
+    wanted = torch.cat([inputs.embeddings for inputs in batches])
+    labels = torch.cat([inputs.labels for inputs in batches])
+    known = labels >= 0
+    anchor = IdcLoss.anchor(given, wanted, spread)
+    return anchor + weight * rank_loss(given[known], wanted[known], labels[known])

@@ -1,0 +1,184 @@
+"""The layers that give the embedding, what they read, and what the float network makes of the same clips.
+
+Behind the maximum over frames there is one column for each sequence. What the last layers read can therefore
+be kept for thousands of sequences, and they can be trained without the rest of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, overload
+
+import torch
+from torch import Tensor, fx
+
+from qgait_ptq.calibration.blocks import Block, block_of
+from qgait_ptq.graph.attributes import shared_parameters
+from qgait_ptq.graph.recorder import run_recorded
+from qgait_ptq.graph.views import source
+from qgait_ptq.placement.quantized_layers import QuantizedLayer, quantized_layers
+from qgait_ptq.system.invariants import of_type
+
+
+class LabelledClips(Protocol):
+    """Batches of clips, and the identity of each clip."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Tensor:
+        """Return a batch ``[n, s, h, w]``."""
+        ...
+
+    def labels(self, index: int) -> Tensor:
+        """Return the identities of a batch, ``[n]``; a negative number for an unknown one."""
+        ...
+
+
+@dataclass(frozen=True)
+class LastInputs:
+    """What the last layers read of one batch.
+
+    Attributes:
+        quantized: values that they and the nodes behind them read in the quantized network, by node name.
+        reference: input of each last layer in the float network, by the layer's node name.
+        embeddings: embeddings by the float network, ``[n, c, p]`` or ``[n, c]``.
+        labels: identities, ``[n]``; a negative number for an unknown one.
+    """
+
+    quantized: Mapping[str, Any]
+    reference: Mapping[str, Tensor]
+    embeddings: Tensor
+    labels: Tensor
+
+    @property
+    def bytes(self) -> int:
+        """Return the memory that the tensors take."""
+        kept = [*self.quantized.values(), *self.reference.values(), self.embeddings]
+        return sum(value.nbytes for value in kept if isinstance(value, Tensor))
+
+
+class LastPart:
+    """The last layers of a quantized graph with all nodes behind them, and those of its float reference."""
+
+    def __init__(self, quantized: fx.GraphModule, reference: fx.GraphModule) -> None:
+        """Find the last layers.
+
+        Args:
+            quantized: calibrated graph.
+            reference: the same graph with its quantizers switched off.
+        """
+        self.quantized, self.reference = quantized, reference
+        shared = shared_parameters(quantized)
+        found = last_layers(quantized)
+        self.layers = [
+            layer
+            for layer in found
+            if layer.weight_path not in shared and (layer.bias_path or "") not in shared
+        ]
+        originals = {layer.node.name: layer for layer in quantized_layers(reference)}
+        self.originals = {layer.node.name: originals[layer.node.name] for layer in self.layers}
+        self.block = _behind(quantized, [layer.node for layer in found])
+
+    def source_of(self, layer: QuantizedLayer) -> str:
+        """Return the name of the node that a last layer reads."""
+        return source(layer.node).name
+
+    def read(self, batch: Tensor, labels: Tensor) -> LastInputs:
+        """Run both networks on a batch, and return what the last layers read.
+
+        Args:
+            batch: network input ``[n, s, h, w]``.
+            labels: identities, ``[n]``.
+        """
+        with torch.no_grad():
+            quantized, _ = _values(self.quantized, self.block.inputs, batch)
+            sources = {source(original.node): name for name, original in self.originals.items()}
+            floats, embeddings = _values(self.reference, list(sources), batch)
+        inputs = {name: floats[source(original.node).name] for name, original in self.originals.items()}
+        return LastInputs(quantized, inputs, of_type(embeddings, Tensor), labels)
+
+    def embed(self, inputs: LastInputs) -> Tensor:
+        """Return the embeddings of a batch by the quantized network, with gradients."""
+        values = {node: inputs.quantized[node.name] for node in self.block.inputs}
+        (embeddings,) = self.block.run(self.quantized, values)
+        return embeddings
+
+
+@dataclass(frozen=True)
+class StreamedInputs(Sequence[LastInputs]):
+    """What the last layers read of many batches, computed whenever it is needed."""
+
+    part: LastPart
+    clips: LabelledClips
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self.clips)
+
+    @overload
+    def __getitem__(self, index: int) -> LastInputs: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[LastInputs]: ...
+    def __getitem__(self, index: int | slice) -> LastInputs | Sequence[LastInputs]:
+        """Return one batch, or several."""
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        return self.part.read(self.clips[index], self.clips.labels(index))
+
+
+def read_all(
+    part: LastPart, clips: LabelledClips, memory: int, advance: Callable[[], None] = lambda: None
+) -> list[LastInputs] | None:
+    """Return what the last layers read of all batches; None if it does not fit into memory.
+
+    Args:
+        part: the last layers.
+        clips: the batches.
+        memory: limit in bytes.
+        advance: called after each batch.
+    """
+    found: list[LastInputs] = []
+    for index in range(len(clips)):
+        found.append(part.read(clips[index], clips.labels(index)))
+        if found[0].bytes * len(clips) > memory:
+            return None
+        advance()
+    return found
+
+
+def last_layers(graph_module: fx.GraphModule) -> list[QuantizedLayer]:
+    """Return the quantized layers behind which there is no other one."""
+    layers = {layer.node: layer for layer in quantized_layers(graph_module)}
+    before: set[fx.Node] = set()  # nodes that lead to a quantized layer
+    for node in reversed(graph_module.graph.nodes):
+        if any(user in before or user in layers for user in node.users):
+            before.add(node)
+    return [layer for node, layer in layers.items() if node not in before]
+
+
+def _behind(graph_module: fx.GraphModule, layers: Sequence[fx.Node]) -> Block:
+    """Return some layers with the quantizers of their parameters, and all nodes behind them."""
+    inside = set(layers)
+    for node in graph_module.graph.nodes:
+        if any(given in inside for given in node.all_input_nodes):
+            inside.add(node)
+    for node in list(graph_module.graph.nodes):
+        parameters = node.op == "call_module" and node.all_input_nodes[0].op == "get_attr"
+        if parameters and any(user in inside for user in node.users):
+            inside.add(node)
+    ends = ("output", "get_attr")
+    return block_of([node for node in graph_module.graph.nodes if node in inside and node.op not in ends])
+
+
+def _values(
+    graph_module: fx.GraphModule, wanted: Sequence[fx.Node], batch: Tensor
+) -> tuple[dict[str, Any], Any]:
+    """Return the values of some nodes for a batch, by name, and the output."""
+    names, found = {node.name for node in wanted}, {}
+
+    def visit(node: fx.Node, value: Any) -> None:
+        if node.name in names:
+            found[node.name] = value
+
+    output = run_recorded(graph_module, batch, visit)
+    return found, output

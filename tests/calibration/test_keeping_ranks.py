@@ -1,0 +1,114 @@
+"""Training of the last layers so that people keep their places."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from qgait_ptq.calibration.keeping_ranks import RankSettings, keep_ranks
+from qgait_ptq.calibration.last_layers import LastPart, read_all
+from qgait_ptq.calibration.rank_loss import rank_loss
+from qgait_ptq.calibration.trained_graph import LearningRates, output_magnitudes
+from qgait_ptq.gait.data.sources import render_walkers
+from qgait_ptq.gait.walkers.population import TRIALS, Split
+from qgait_ptq.placement.quantized_layers import quantized_layers, weight_of
+from qgait_ptq.quantizer.fake_quantize import set_quantizing
+from tests.conftest import make_gaitbase
+from tests.networks import quantize_network
+
+PEOPLE, FRAMES, CLIPS = 24, 6, 8
+RATES = LearningRates(scale=2e-3, weight=5e-2, bias=2e-3)
+
+
+class Walks(list):
+    """Batches of clips, two of each person."""
+
+    def labels(self, index):
+        return torch.arange(CLIPS) // 2 + index * CLIPS
+
+
+@pytest.fixture(scope="module")
+def walks():
+    """Batches to learn from, and of other people to judge."""
+    people = render_walkers(Split.CALIBRATION, PEOPLE, trials=TRIALS[:2], views_per_trial=1)
+    clips = torch.stack([torch.from_numpy(sequence[:FRAMES]) for sequence, _ in people]).float() / 255
+    batches = Walks(clips.split(CLIPS))
+    return Walks(batches[:4]), Walks(batches[4:])
+
+
+@pytest.fixture(scope="module")
+def graphs(batches):
+    graph = quantize_network(make_gaitbase(), batches, weight_bits=2, activation_bits=3).graph
+    reference = copy.deepcopy(graph)
+    set_quantizing(reference, False)
+    return graph, reference
+
+
+@pytest.fixture
+def part(graphs):
+    return LastPart(copy.deepcopy(graphs[0]), graphs[1])
+
+
+def read(part, walks):
+    return [read_all(part, some, 10**9) for some in walks]
+
+
+def train(part, walks, rates=RATES, steps=30, weight=1.0):
+    learned, judging = read(part, walks)
+    settings = RankSettings(steps, weight, rates)
+    magnitudes = output_magnitudes(part.quantized, walks[0][0])
+    return keep_ranks(part, learned, judging, magnitudes, settings)
+
+
+def lost(part, walks):
+    """The rank loss of people that nothing learned from."""
+    (inputs,) = [read_all(part, walks, 10**9)]
+    with torch.no_grad():
+        given = torch.cat([part.embed(one) for one in inputs])
+    return float(
+        rank_loss(
+            given, torch.cat([one.embeddings for one in inputs]), torch.cat([one.labels for one in inputs])
+        )
+    )
+
+
+def test_the_last_layers_alone_give_the_embeddings_of_the_network(part, walks):
+    for batch, inputs in zip(walks[0], read(part, walks)[0], strict=True):
+        with torch.no_grad():
+            assert torch.equal(part.embed(inputs), part.quantized(batch))
+            assert torch.equal(inputs.embeddings, part.reference(batch))
+
+
+def test_people_that_nothing_learned_from_keep_their_places_better(part, walks):
+    before = lost(part, walks[1])
+    outcome = train(part, walks)
+    assert outcome.kept == "end"
+    assert outcome.losses["end"] < outcome.losses["start"]
+    assert lost(part, walks[1]) < before
+
+
+def test_only_the_last_layer_changes_and_stays_on_its_grid(graphs, part, walks):
+    train(part, walks)
+    *others, last = quantized_layers(part.quantized)
+    for layer, original in zip(others, quantized_layers(graphs[0]), strict=False):
+        assert torch.equal(weight_of(part.quantized, layer), weight_of(graphs[0], original))
+    weight = weight_of(part.quantized, last)
+    torch.testing.assert_close(last.weight_quantizer(weight), weight, rtol=1e-6, atol=0)
+    assert not torch.equal(weight, weight_of(graphs[0], quantized_layers(graphs[0])[-1]))
+
+
+@pytest.mark.parametrize("rate", [50.0, float("nan")])
+def test_what_does_not_serve_other_people_is_undone(graphs, part, walks, rate):
+    outcome = train(part, walks, LearningRates(rate, rate, rate), steps=3)
+    assert outcome.kept == "start"
+    for name, value in part.quantized.state_dict().items():
+        assert torch.equal(value, graphs[0].state_dict()[name]), name
+
+
+def test_equal_seeds_give_equal_weights(graphs, walks):
+    parts = [LastPart(copy.deepcopy(graphs[0]), graphs[1]) for _ in range(2)]
+    losses = [train(part, walks, steps=4).losses for part in parts]
+    assert losses[0] == losses[1]
+    first, second = (part.quantized.state_dict() for part in parts)
+    assert all(np.array_equal(value, second[name]) for name, value in first.items())
