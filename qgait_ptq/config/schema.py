@@ -130,7 +130,7 @@ class FinetuneConfig(_Model):
     learning_rate: Rate = 2e-3
     averaged: Annotated[float, Field(ge=0, le=1)] = 0.2
     refit: Annotated[int, Field(ge=0)] = 2000
-    rank_weight: Weight = 1.0
+    rank_weight: Weight = 3.0
     rank_steps: Positive = 300
     rank_learning_rate: Rate = 5e-2
     temperature_start: Weight = 0.0
