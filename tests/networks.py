@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import fx, nn
 
@@ -60,6 +61,18 @@ def training_data(people: GaitDataset, float_graph: fx.GraphModule) -> TrainingD
 
 def labelled_batches(data: TrainingData, frames: int = 6) -> LabelledBatches:
     return LabelledBatches(data.clips, data.embeddings, data.sampler, frames, consecutive=False)
+
+
+def draw_people(people: int, walks: int, frames: int = 6) -> GaitDataset:
+    """People as coarse random patterns, of which each walk changes a few squares."""
+    rng = np.random.default_rng(0)
+    pairs = []
+    for person in range(people):
+        pattern = rng.random((8, 11)) < 0.5
+        for _ in range(walks):
+            squares = pattern ^ (rng.random((frames, 8, 11)) < 0.05) ^ (rng.random((8, 11)) < 0.1)
+            pairs.append((np.kron(squares, np.full((1, 8, 4), 255, np.uint8)), f"{person:03d}"))
+    return GaitDataset.from_pairs(pairs)
 
 
 def held_out_judge(data: TrainingData) -> HeldOut:

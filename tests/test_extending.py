@@ -113,7 +113,7 @@ def house(tmp_path_factory):
     """A copy of the package with the new files, and a folder of walkers and weights to run it on."""
     folder = tmp_path_factory.mktemp("house")
     copied = folder / "qgait_ptq"
-    shutil.copytree(PACKAGE, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PACKAGE, copied)  # with its bytecode
     for name, text in NEW_FILES.items():
         assert not (copied / name).exists()
         (copied / name).write_text(text)

@@ -10,12 +10,10 @@ from qgait_ptq.calibration.keeping_ranks import RankSettings, keep_ranks
 from qgait_ptq.calibration.last_layers import LastPart, read_all
 from qgait_ptq.calibration.rank_loss import rank_loss
 from qgait_ptq.calibration.trained_graph import LearningRates, output_magnitudes
-from qgait_ptq.gait.data.sources import render_walkers
-from qgait_ptq.gait.walkers.population import TRIALS, Split
 from qgait_ptq.placement.quantized_layers import quantized_layers, weight_of
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
 from tests.conftest import make_gaitbase
-from tests.networks import quantize_network
+from tests.networks import draw_people, quantize_network
 
 PEOPLE, FRAMES, CLIPS = 24, 6, 8
 RATES = LearningRates(scale=2e-3, weight=5e-2, bias=2e-3)
@@ -31,8 +29,8 @@ class Walks(list):
 @pytest.fixture(scope="module")
 def walks():
     """Batches to learn from, and of other people to judge."""
-    people = render_walkers(Split.CALIBRATION, PEOPLE, trials=TRIALS[:2], views_per_trial=1)
-    clips = torch.stack([torch.from_numpy(sequence[:FRAMES]) for sequence, _ in people]).float() / 255
+    people = draw_people(PEOPLE, 2, FRAMES)
+    clips = torch.stack([torch.from_numpy(sequence) for sequence, _ in people]).float() / 255
     batches = Walks(clips.split(CLIPS))
     return Walks(batches[:4]), Walks(batches[4:])
 

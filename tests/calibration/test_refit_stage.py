@@ -10,18 +10,20 @@ import qgait_ptq as qg
 from qgait_ptq.calibration import ChooseClips, CollectFrames, Refit, SetRanges
 from qgait_ptq.calibration.refit_stage import TOO_FEW, TOO_LARGE
 from qgait_ptq.config.schema import FinetuneConfig, IdcConfig
-from qgait_ptq.gait.data.sources import GaitData, render_walkers
-from qgait_ptq.gait.walkers.population import TRIALS, Split
+from qgait_ptq.gait.data.dataset import GaitDataset
+from qgait_ptq.gait.data.sources import GaitData
 from qgait_ptq.placement.quantized_layers import quantized_layers, weight_of
 from tests.conftest import SHALLOW, make_gaitbase
+from tests.networks import draw_people
 
 FINETUNE = FinetuneConfig(enabled=True, rank_steps=20)
 
 
 @pytest.fixture(scope="module")
-def state(people):
+def state():
     """A network with ranges, and a pool of 10 people to calibrate with and 150 others."""
-    more = render_walkers(Split.CALIBRATION, 150, first=50, trials=TRIALS[:2], views_per_trial=1)
+    records = draw_people(160, 2).records
+    calibration, more = GaitDataset(records[:20]), GaitDataset(records[20:])
     config = qg.QuantConfig(
         weight_bits=2,
         activation_bits=3,
@@ -30,7 +32,7 @@ def state(people):
         idc=IdcConfig(frames=6),
         finetune=FINETUNE,
     )
-    data = GaitData(people, people, finetuning=more)
+    data = GaitData(calibration, calibration, finetuning=more)
     prepared = qg.prepare(make_gaitbase(**SHALLOW), data, config, device="cpu")
     return qg.run_stages([ChooseClips(), SetRanges(), CollectFrames()], prepared)
 

@@ -1,7 +1,8 @@
 """Commands in processes of their own that need not import torch: a server has imported it and forks.
 
-A fork differs from a command that a user types in its start and its last moment only. Arguments, environment,
-current folder, output and exit code are its own. Tests of signals and of installed commands start real ones.
+A fork differs from a command that a user types in its start and its last moment, and it measures speed for a
+shorter time. Arguments, environment, current folder, output and exit code are its own. Tests of signals and
+of installed commands start real ones.
 """
 
 from __future__ import annotations
@@ -106,10 +107,13 @@ def _import_libraries() -> None:
     from qgait_ptq.cli.main import COMMANDS, cli
 
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    from tests.remembered import remember_operators
+    from tests.remembered import remember_operators, shorten_speed
 
     sys.path.pop(0)  # commands do not find the tests
     remember_operators()
+    shorten_speed()
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure  # noqa: F401
 
     for name in COMMANDS:
         cli.get_command(None, name)  # type: ignore[arg-type]

@@ -107,9 +107,12 @@ def test_embeds_into_one_file_at_the_same_time_end_well(made, tmp_path):
 @pytest.mark.parametrize(
     ("command", "number", "group", "status"),
     [
-        *((command, signal.SIGTERM, False, 143) for command in COMMANDS),
-        ("walkers", signal.SIGINT, False, 130),
+        ("quantize", signal.SIGTERM, False, 143),
+        ("embed", signal.SIGTERM, False, 143),
         ("walkers", signal.SIGINT, True, 130),  # as a terminal sends Ctrl-C
+        pytest.param("sensitivity", signal.SIGTERM, False, 143, marks=pytest.mark.slow),
+        pytest.param("walkers", signal.SIGTERM, False, 143, marks=pytest.mark.slow),
+        pytest.param("walkers", signal.SIGINT, False, 130, marks=pytest.mark.slow),
         pytest.param("quantize", signal.SIGINT, False, 130, marks=pytest.mark.slow),
         pytest.param("walkers", signal.SIGTERM, True, 143, marks=pytest.mark.slow),
     ],
@@ -149,7 +152,7 @@ def test_two_signals_at_once_are_one(tmp_path):
     assert not list(tmp_path.glob("**/.*"))
 
 
-@pytest.mark.parametrize("changed", [True, False])
+@pytest.mark.parametrize("changed", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_killed_embed_goes_on_unless_a_sequence_was_replaced(made, tmp_path, changed):
     shutil.copytree(made / "people", tmp_path / "people")
     embed = ("embed", made / "out" / "model.onnx", "people", "--out", "out.npz", "--jobs", 1)

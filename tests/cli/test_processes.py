@@ -93,6 +93,7 @@ def test_an_error_of_one_process_is_printed_once_and_ends_all_with_its_code(fold
     assert exit_codes(done) == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_command_for_one_process_is_refused_once(folder):
     done = torchrun("-m", "qgait_ptq", "inspect", "weights.pt", folder=folder)
     assert own_lines(done) == [

@@ -72,7 +72,7 @@ FILES = [
     (RECURRENT, RUNTIMES, 4),
     pytest.param(REPEATED, RUNTIMES, 4, marks=pytest.mark.slow),
     (tuple(name for name in INNER if name not in (*RECURRENT, *REPEATED, "lstm")), RUNTIMES, 4),
-    (("lstm",), ["generic-qdq"], 8),
+    pytest.param(("lstm",), ["generic-qdq"], 8, marks=pytest.mark.slow),
     (("embedding",), ["generic-qdq"], 8),
 ]
 
