@@ -141,8 +141,12 @@ def clips_at_once(state: State, frames: int | None = None) -> int:
     if captured.batch is not None:
         return captured.batch
     frames = captured.frame_counts.nearest(frames or state.config.idc.frames)
-    shapes = [observed_shape(node) for node in network.graph.nodes]
-    example = next(shape for shape in shapes if shape is not None)  # the silhouettes, [n, s, h, w]
+    nodes = list(network.graph.nodes)
+    shapes = [observed_shape(node) for node in nodes]
+    # The silhouettes, [n, s, h, w]. Constants may come before them.
+    example = next(
+        shape for node, shape in zip(nodes, shapes, strict=True) if node.op == "placeholder" and shape
+    )
     bytes_each = 4 * sum(math.prod(shape) for shape in shapes if shape) * frames / (example[0] * example[1])
     return max(1, int(state.config.idc.memory_mb * MEGABYTE / (SAVED_FACTOR * bytes_each)))
 

@@ -12,7 +12,8 @@ from qgait_ptq.calibration.rank_loss import rank_loss
 from qgait_ptq.calibration.trained_graph import LearningRates, output_magnitudes
 from qgait_ptq.placement.quantized_layers import quantized_layers, weight_of
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
-from tests.conftest import make_gaitbase
+from tests.conftest import make_gaitbase, randomise_batch_norms
+from tests.gait.test_zoo import SMALL, sequence
 from tests.networks import draw_people, quantize_network
 
 PEOPLE, FRAMES, CLIPS = 24, 6, 8
@@ -94,6 +95,24 @@ def test_only_the_last_layer_changes_and_stays_on_its_grid(graphs, part, walks):
     weight = weight_of(part.quantized, last)
     torch.testing.assert_close(last.weight_quantizer(weight), weight, rtol=1e-6, atol=0)
     assert not torch.equal(weight, weight_of(graphs[0], quantized_layers(graphs[0])[-1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_the_last_layers_of_each_family_can_be_trained_alone(name):
+    torch.manual_seed(0)
+    batches = [sequence(name, 12, batch=CLIPS) for _ in range(2)]
+    graph = quantize_network(randomise_batch_norms(SMALL[name]()), batches, weight_bits=3).graph
+    reference = copy.deepcopy(graph)
+    set_quantizing(reference, False)
+    part = LastPart(graph, reference)
+    learned = read_all(part, Walks(batches), 10**9)
+    for batch, inputs in zip(batches, learned, strict=True):
+        with torch.no_grad():
+            assert torch.equal(part.embed(inputs), graph(batch))
+    settings = RankSettings(5, 1.0, RATES)
+    outcome = keep_ranks(part, learned, learned, output_magnitudes(graph, batches[0]), settings)
+    assert np.isfinite(list(outcome.losses.values())).all()
 
 
 @pytest.mark.parametrize("rate", [50.0, float("nan")])

@@ -1,5 +1,6 @@
 """The batches that IDC and fine-tuning learn from."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qgait_ptq as qg
+from qgait_ptq.calibration.batches import clips_at_once
 from qgait_ptq.calibration.learning_batches import paired_order, refit_clips
 from qgait_ptq.calibration.pool import pool_records
 from qgait_ptq.calibration.stages import ChooseClips
@@ -45,6 +47,17 @@ def test_people_judge_the_last_layers_only_if_they_fill_a_batch(state):
     one = [i % 15 for i in range(200)]  # of 15 people, a single one would judge
     for few in ([UNKNOWN] * 200, list(range(200)), [0, 0, 1, 1], one):
         assert len(refit_clips(state, pool_of(few)).judging) == 0
+
+
+def test_a_constant_before_the_silhouettes_does_not_count_as_input(state):
+    """A SwinGait has tables of positions in front."""
+    network = copy.deepcopy(state.network)
+    constant = next(node for node in network.graph.nodes if node.op == "get_attr")
+    first = next(iter(network.graph.nodes))
+    assert first.op == "placeholder"
+    first.prepend(constant)
+    network.recompile()
+    assert clips_at_once(replace(state, maybe_network=network)) == clips_at_once(state)
 
 
 @given(st.lists(st.integers(-1, 12), min_size=1, max_size=80), st.integers(1, 90), st.integers(0, 99))
