@@ -135,7 +135,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         *_part_line(report["model"]),
         *_weight_only_line(report),
         *allocation_lines(report),
-        *_stage_lines(report["calibration"]),
+        *stage_lines(report["calibration"]),
         f"embeddings against float: cosine {agreement['cosine_mean']:.4f} mean, "
         f"{agreement['cosine_min']:.4f} worst, SQNR {agreement['sqnr_db']:.1f} dB",
         *_float_gallery_line(report["accuracy"]),
@@ -179,7 +179,7 @@ def _float_gallery_line(accuracy: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _stage_lines(calibration: Mapping[str, Any]) -> Iterator[str]:
+def stage_lines(calibration: Mapping[str, Any]) -> Iterator[str]:
     """Yield the losses of IDC, fine-tuning and the refit on clips that they did not learn from."""
     idc, finetune, refit = (calibration.get(stage) or {} for stage in ("idc", "finetune", "refit"))
     if idc.get("kept", "start") != "start":

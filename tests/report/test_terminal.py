@@ -30,6 +30,7 @@ from qgait_ptq.report.terminal import (
     evaluation_table,
     layer_table,
     sensitivity_table,
+    stage_lines,
 )
 from qgait_ptq.system.progress import Silent
 from qgait_ptq.verification.file_bytes import TensorCheck, Verification
@@ -165,3 +166,25 @@ def test_the_log_has_one_line_for_each_event(tmp_path):
         f"{SHOWN}: begins",
         f"{SHOWN}: stopped by ValueError: {SHOWN}",
     ]
+
+
+REFIT = {
+    "held_out_loss": {"start": 0.2, "refit": 0.1},
+    "kept": "refit",
+    "judged_by": "held-out identities",
+    "sequences": 1762,
+    "ranks": {
+        "held_out_loss": {"start": 0.5, "end": 0.25},
+        "kept": "end",
+        "judged_by": "238 sequences of other people",
+    },
+}
+
+
+def test_each_part_of_the_refit_that_is_kept_has_a_line():
+    first = "refit with 1762 sequences: loss 0.2000 → 0.1000 (last layers) on held-out identities"
+    second = "keeping ranks: loss 0.5000 → 0.2500 (last step) on 238 sequences of other people"
+    assert list(stage_lines({"refit": REFIT})) == [first, second]
+    undone = {**REFIT, "kept": "start", "ranks": {**REFIT["ranks"], "kept": "start"}}
+    assert list(stage_lines({"refit": undone})) == []
+    assert list(stage_lines({"refit": {**REFIT, "ranks": None}})) == [first]
