@@ -32,7 +32,7 @@ def test_rows_have_names_of_their_own_valid_settings_and_a_row_to_compare_with()
     for variant in VARIANTS:
         parse(QuantConfig, {"weight_bits": 4, **variant.settings}, variant.name)
         assert variant.against is None or variant.against in names
-    assert {v.labels for v in VARIANTS} == {"true", "shuffled", "none"}
+    assert {v.labels for v in VARIANTS} == {"true", "shuffled", "none", ablation_variants.REFIT_SHUFFLED}
 
 
 def test_all_networks_and_widths_are_planned_with_keys_of_their_own():
