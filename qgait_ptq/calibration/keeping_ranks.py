@@ -48,7 +48,8 @@ class RankOutcome:
     """Result of the training.
 
     Attributes:
-        losses: loss of the judging identities before and after it: ``start`` and ``end``.
+        losses: loss of the judging identities before and after it: ``start`` and ``end``; no ``end`` if the
+            loss became NaN or infinite.
         kept: which of the two is kept.
     """
 
@@ -86,16 +87,19 @@ def keep_ranks(
         optimizer.zero_grad()
         loss = _loss(part, [learned[index] for index in drawn], spread, settings.weight)
         if not bool(torch.isfinite(loss)):
-            break
+            trained.discard()
+            return RankOutcome(losses, START)
         loss.backward()
         optimizer.step(rate_share(step, settings.steps))
         advance()
-    losses[END] = _judge(part, judging, spread, settings.weight)
-    if not (math.isfinite(losses[END]) and losses[END] < losses[START]):
-        trained.discard()
-        return RankOutcome(losses, START)
-    trained.settle()
-    return RankOutcome(losses, END)
+    end = _judge(part, judging, spread, settings.weight)
+    if math.isfinite(end):
+        losses[END] = end
+    if END in losses and end < losses[START]:
+        trained.settle()
+        return RankOutcome(losses, END)
+    trained.discard()
+    return RankOutcome(losses, START)
 
 
 def _judge(part: LastPart, judging: Sequence[LastInputs], spread: float, weight: float) -> float:

@@ -1,14 +1,14 @@
-"""The layers that give the embedding, what they read, and what the float network makes of the same clips.
+"""The layers that give the embedding, their inputs, and the float embeddings of the same clips.
 
-Behind the maximum over frames there is one column for each sequence. What the last layers read can therefore
-be kept for thousands of sequences, and they can be trained without the rest of the network.
+Behind the maximum over frames there is one column for each sequence. The inputs of the last layers can
+therefore be kept for thousands of sequences, and these layers can be trained alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -36,7 +36,7 @@ class LabelledClips(Protocol):
 
 @dataclass(frozen=True)
 class LastInputs:
-    """What the last layers read of one batch.
+    """Inputs of the last layers for one batch.
 
     Attributes:
         quantized: values that they and the nodes behind them read in the quantized network, by node name.
@@ -84,7 +84,7 @@ class LastPart:
         return source(layer.node).name
 
     def read(self, batch: Tensor, labels: Tensor) -> LastInputs:
-        """Run both networks on a batch, and return what the last layers read.
+        """Run both networks on a batch, and return the inputs of the last layers.
 
         Args:
             batch: network input ``[n, s, h, w]``.
@@ -104,9 +104,16 @@ class LastPart:
         return embeddings
 
 
+class ManyInputs(Protocol):
+    """Inputs of the last layers for many batches, such as a list of them."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[LastInputs]: ...
+
+
 @dataclass(frozen=True)
-class StreamedInputs(Sequence[LastInputs]):
-    """What the last layers read of many batches, computed whenever it is needed."""
+class StreamedInputs:
+    """Inputs of the last layers for many batches, computed anew in each iteration."""
 
     part: LastPart
     clips: LabelledClips
@@ -115,21 +122,16 @@ class StreamedInputs(Sequence[LastInputs]):
         """Return the number of batches."""
         return len(self.clips)
 
-    @overload
-    def __getitem__(self, index: int) -> LastInputs: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[LastInputs]: ...
-    def __getitem__(self, index: int | slice) -> LastInputs | Sequence[LastInputs]:
-        """Return one batch, or several."""
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        return self.part.read(self.clips[index], self.clips.labels(index))
+    def __iter__(self) -> Iterator[LastInputs]:
+        """Yield the inputs of each batch."""
+        for index in range(len(self)):
+            yield self.part.read(self.clips[index], self.clips.labels(index))
 
 
 def read_all(
     part: LastPart, clips: LabelledClips, memory: int, advance: Callable[[], None] = lambda: None
 ) -> list[LastInputs] | None:
-    """Return what the last layers read of all batches; None if it does not fit into memory.
+    """Return the inputs of the last layers for all batches; None if they do not fit into memory.
 
     Args:
         part: the last layers.
@@ -138,8 +140,8 @@ def read_all(
         advance: called after each batch.
     """
     found: list[LastInputs] = []
-    for index in range(len(clips)):
-        found.append(part.read(clips[index], clips.labels(index)))
+    for inputs in StreamedInputs(part, clips):
+        found.append(inputs)
         if found[0].bytes * len(clips) > memory:
             return None
         advance()

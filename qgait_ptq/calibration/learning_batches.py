@@ -81,11 +81,13 @@ class RefitClips:
 
     Attributes:
         learned: clips to learn from.
-        judging: clips of identities that are not in `learned`; none if too few labels are known.
+        judging: clips of identities that are not in `learned`; none if ranks are not trained.
+        obstacle: cause why ranks cannot be trained; empty if they can, or if it is not requested.
     """
 
     learned: SequenceBatches
     judging: SequenceBatches
+    obstacle: str = ""
 
 
 def refit_clips(state: State, pool: FramePool) -> RefitClips:
@@ -95,13 +97,21 @@ def refit_clips(state: State, pool: FramePool) -> RefitClips:
     # As long as clips of the corrections, which are not longer than the data: repeated frames change sums.
     frames = state.captured.frame_counts.nearest(state.unlabelled.shape[1])
     order, judges = paired_order(pool.labels, config.refit, state.config.seed)
-    if config.rank_weight == 0 or clips % 2 or judges < clips:
+    obstacle = ""
+    if config.rank_weight == 0:
         judges = 0
+    elif judges == 0:
+        obstacle = (
+            f"the pool of fine-tuning has fewer than {FEWEST_JUDGES * JUDGING_SHARE} people with known "
+            "labels and two sequences"
+        )
+    elif fixed is not None and (fixed % 2 or judges < fixed):
+        judges, obstacle = 0, f"the network takes batches of {fixed} only, which cannot be filled with pairs"
 
     def batches(chosen: NDArray[np.int64]) -> SequenceBatches:
         return SequenceBatches(pool.take(chosen), clips, frames, state.device, complete=fixed is not None)
 
-    return RefitClips(batches(order[judges:]), batches(order[:judges]))
+    return RefitClips(batches(order[judges:]), batches(order[:judges]), obstacle)
 
 
 def paired_order(labels: NDArray[np.int64], limit: int, seed: int) -> tuple[NDArray[np.int64], int]:

@@ -1,4 +1,4 @@
-"""The rank loss: no sequence may lose its place beside another of the same person.
+"""The rank loss: what sequences lose in finding their own person.
 
 Embeddings that come closer to those of the float network do not always rank better. The fine differences
 between people suffer more from few bits than the large ones between two walks of one person. The rank loss
@@ -9,8 +9,8 @@ different people, sequence i finds sequence j of the same person with the log pr
 
     L_rank = mean over pairs (i, j) of one person of relu(log p^T_i(j) − log p^S_i(j))
 
-T is the float and S the quantized network. The loss and its gradient are zero for the float network: it
-cannot be lowered by ranking better than the float network, only by losing less.
+T is the float and S the quantized network. The loss and its gradient are zero for the float network. A pair
+that ranks better than in the float network does not lower the loss.
 """
 
 from __future__ import annotations

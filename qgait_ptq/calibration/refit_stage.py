@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 from torch import Tensor, fx
@@ -12,12 +13,12 @@ from torch import Tensor, fx
 from qgait_ptq.calibration.batches import MEGABYTE, clips_at_once, unlabelled_batches
 from qgait_ptq.calibration.keeping_ranks import RankOutcome, RankSettings, keep_ranks
 from qgait_ptq.calibration.last_layers import LastInputs, LastPart, StreamedInputs, read_all
-from qgait_ptq.calibration.learning_batches import FEWEST_JUDGES, JUDGING_SHARE, RefitClips, refit_clips
+from qgait_ptq.calibration.learning_batches import RefitClips, refit_clips
 from qgait_ptq.calibration.learning_stages import idc_loss
 from qgait_ptq.calibration.pool import judge
 from qgait_ptq.calibration.refitting import refit_last_layers
 from qgait_ptq.calibration.trained_graph import LearningRates, output_magnitudes
-from qgait_ptq.calibration.training import START
+from qgait_ptq.calibration.training import END, START
 from qgait_ptq.stages.stage import Stage, nothing
 from qgait_ptq.stages.state import State
 from qgait_ptq.system.exchanging import first_only
@@ -26,14 +27,8 @@ from qgait_ptq.system.progress import Advance
 
 Item = TypeVar("Item")
 REFIT = "refit"  # name of the candidate
-TOO_LARGE = (
-    "the inputs of the layers that give the embedding do not fit into finetune.memory_mb, so these layers "
-    "are not trained to keep ranks"
-)
-TOO_FEW = (
-    f"the pool of fine-tuning has fewer than {FEWEST_JUDGES * JUDGING_SHARE} people with known labels and "
-    "two sequences, so the layers that give the embedding are not trained to keep ranks"
-)
+TOO_LARGE = "the inputs of these layers do not fit into finetune.memory_mb"
+DIVERGED = "training the last layers to keep ranks: the loss became NaN or infinite; reverted"
 
 
 @dataclass(frozen=True)
@@ -84,15 +79,15 @@ class Refit(Stage):
         kept = REFIT if losses[REFIT] < losses[START] else START
         if kept == START:
             part.quantized.load_state_dict(before)
-        note, ranks = "", None
-        if state.config.finetune.rank_weight > 0:
-            note = TOO_FEW if not len(clips.judging) else TOO_LARGE if too_large else ""
-            ranks = None if note else _in_first(part.quantized, run.keep_ranks)
+        obstacle = clips.obstacle or (TOO_LARGE if too_large and len(clips.judging) else "")
+        trains = len(clips.judging) > 0 and not obstacle
+        ranks = _in_first(part.quantized, run.keep_ranks) if trains else None
         outcome = RefitOutcome(losses, kept, f"held-out {held_out.what}", ranks)
-        notes = [text for text in (note, *_undone(outcome)) if text]
+        if obstacle:
+            state = state.noting(f"the last layers are not trained to keep ranks: {obstacle}")
         return (
             replace(state, maybe_quantized=part.quantized)
-            .noting(*notes)
+            .noting(*_undone(outcome))
             .recording(refit=_describe(outcome, clips))
         )
 
@@ -102,24 +97,27 @@ class _Run:
 
     def __init__(self, state: State, part: LastPart, clips: RefitClips, advance: Advance) -> None:
         self.state, self.part, self.clips, self.advance = state, part, clips, advance
-        self._inputs: list[LastInputs] | None = None
+
+    @cached_property
+    def inputs(self) -> list[LastInputs] | None:
+        """Inputs to learn from; None if they do not fit into memory."""
+        memory = self.state.config.finetune.memory_mb * MEGABYTE
+        return read_all(self.part, self.clips.learned, memory, self.advance)
 
     def refit(self) -> bool:
         """Refit the last layers; return whether their inputs are too large to be kept."""
-        memory = self.state.config.finetune.memory_mb * MEGABYTE
-        self._inputs = read_all(self.part, self.clips.learned, memory, self.advance)
-        if self._inputs is None:
+        if self.inputs is None:
             refit_last_layers(self.part, StreamedInputs(self.part, self.clips.learned), self.advance)
         else:
-            refit_last_layers(self.part, self._inputs)
-        return self._inputs is None
+            refit_last_layers(self.part, self.inputs)
+        return self.inputs is None
 
     def keep_ranks(self) -> RankOutcome:
         """Train the last layers to keep ranks."""
         judging = StreamedInputs(self.part, self.clips.judging)
         magnitudes = output_magnitudes(self.part.quantized, unlabelled_batches(self.state)[0])
         return keep_ranks(
-            self.part, present(self._inputs), list(judging), magnitudes, _settings(self.state), self.advance
+            self.part, present(self.inputs), list(judging), magnitudes, _settings(self.state), self.advance
         )
 
 
@@ -145,7 +143,9 @@ def _undone(outcome: RefitOutcome) -> Iterator[str]:
     """Yield a note for each part that is not kept."""
     if outcome.kept == START:
         yield f"the refit of the last layers did not improve the {outcome.judged_by}; reverted"
-    if outcome.ranks is not None and outcome.ranks.kept == START:
+    if outcome.ranks is not None and END not in outcome.ranks.losses:
+        yield DIVERGED
+    elif outcome.ranks is not None and outcome.ranks.kept == START:
         yield "training the last layers to keep ranks did not serve other people; reverted"
 
 

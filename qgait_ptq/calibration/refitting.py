@@ -7,24 +7,24 @@ thousand sequences without labels determine it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
 from qgait_ptq.calibration.correction import CorrectionSettings, Rounding, correct_layer, input_moments
-from qgait_ptq.calibration.last_layers import LastInputs, LastPart
+from qgait_ptq.calibration.last_layers import LastPart, ManyInputs
 from qgait_ptq.graph.attributes import tensor_of
 from qgait_ptq.placement.quantized_layers import weight_of
 
 
 def refit_last_layers(
-    part: LastPart, inputs: Sequence[LastInputs], advance: Callable[[], None] = lambda: None
+    part: LastPart, inputs: ManyInputs, advance: Callable[[], None] = lambda: None
 ) -> list[str]:
     """Refit weights and biases of the last quantized layers in place, near their current values.
 
     Args:
         part: the last layers.
-        inputs: what they read, batch by batch.
+        inputs: their inputs, batch by batch.
         advance: called after each batch of the first layer.
 
     Returns:
@@ -45,7 +45,7 @@ def refit_last_layers(
 
 
 def _pairs(
-    inputs: Sequence[LastInputs], layer: str, read: str, advance: Callable[[], None]
+    inputs: ManyInputs, layer: str, read: str, advance: Callable[[], None]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the input of a layer in the float and in the quantized network for each batch."""
     for one in inputs:

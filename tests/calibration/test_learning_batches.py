@@ -39,14 +39,27 @@ def test_clips_of_the_refit_are_not_longer_than_the_data(state):
     assert sum(len(batch) for batch in batches) == 200
 
 
-def test_people_judge_the_last_layers_only_if_they_fill_a_batch(state):
+def test_two_people_at_least_judge_the_last_layers(state):
     clips = refit_clips(state, pool_of([i // 4 for i in range(200)]))
-    assert len(clips.judging) == 2  # 6 of 50 people
+    assert len(set(clips.judging.pool.labels.tolist())) == 6  # of 50
+    assert not clips.obstacle
+    sixteen = refit_clips(state, pool_of([i // 2 for i in range(32)]))
+    assert len(sixteen.judging.pool) == 4
     judges = set(clips.judging.pool.labels.tolist())
     assert judges.isdisjoint(clips.learned.pool.labels.tolist())
     one = [i % 15 for i in range(200)]  # of 15 people, a single one would judge
     for few in ([UNKNOWN] * 200, list(range(200)), [0, 0, 1, 1], one):
-        assert len(refit_clips(state, pool_of(few)).judging) == 0
+        clips = refit_clips(state, pool_of(few))
+        assert len(clips.judging) == 0
+        assert "fewer than 16 people" in clips.obstacle
+
+
+@pytest.mark.parametrize(("batch", "people"), [(1, 100), (16, 16)])
+def test_a_batch_that_pairs_cannot_fill_is_the_cause(state, batch, people):
+    fixed = replace(state, maybe_captured=replace(state.captured, batch=batch))
+    clips = refit_clips(fixed, pool_of([i // 2 for i in range(2 * people)]))
+    assert len(clips.judging) == 0
+    assert f"batches of {batch} only" in clips.obstacle
 
 
 def test_a_constant_before_the_silhouettes_does_not_count_as_input(state):

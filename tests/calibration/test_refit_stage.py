@@ -8,7 +8,7 @@ import torch
 
 import qgait_ptq as qg
 from qgait_ptq.calibration import ChooseClips, CollectFrames, Refit, SetRanges
-from qgait_ptq.calibration.refit_stage import TOO_FEW, TOO_LARGE
+from qgait_ptq.calibration.refit_stage import DIVERGED, TOO_LARGE
 from qgait_ptq.config.schema import FinetuneConfig, IdcConfig
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sources import GaitData
@@ -69,11 +69,13 @@ def test_both_parts_are_judged_and_recorded_and_the_old_state_stays(state):
 
 def test_why_ranks_are_not_trained_is_said(state):
     for changed, note in (
-        (without_labels(state), TOO_FEW),
+        (without_labels(state), "fewer than 16 people with known labels and two sequences"),
         (with_finetune(state, memory_mb=0), TOO_LARGE),
     ):
         after = Refit().apply(changed)
-        assert after.notes[len(state.notes) :] == (note,)
+        (said,) = after.notes[len(state.notes) :]
+        assert said.startswith("the last layers are not trained to keep ranks: ")
+        assert said.endswith(note)
         assert after.record["refit"]["ranks"] is None
         assert after.record["refit"]["kept"] == "refit"
     silent = Refit().apply(with_finetune(state, rank_weight=0.0))
@@ -100,3 +102,11 @@ def test_training_that_serves_nobody_is_undone_and_said(state):
     assert after.record["refit"]["held_out_loss"] == pytest.approx(
         refitted.record["refit"]["held_out_loss"], rel=0.1
     )
+
+
+def test_training_that_diverges_is_undone_and_said(state):
+    after = Refit().apply(with_finetune(state, rank_learning_rate=float("nan"), rank_steps=3))
+    assert set(after.record["refit"]["ranks"]["held_out_loss"]) == {"start"}
+    assert after.record["refit"]["ranks"]["kept"] == "start"
+    assert after.notes[len(state.notes) :] == (DIVERGED,)
+    assert torch.isfinite(last_weight(after)).all()
