@@ -115,9 +115,10 @@ def test_the_last_layers_of_each_family_can_be_trained_alone(name):
     assert np.isfinite(list(outcome.losses.values())).all()
 
 
-@pytest.mark.parametrize("rate", [50.0, float("nan")])
-def test_what_does_not_serve_other_people_is_undone(graphs, part, walks, rate):
-    outcome = train(part, walks, LearningRates(rate, rate, rate), steps=3)
+@pytest.mark.parametrize(("rate", "judged"), [(100.0, {"start", "end"}), (float("nan"), {"start"})])
+def test_what_does_not_serve_other_people_is_undone(graphs, part, walks, rate, judged):
+    outcome = train(part, walks, LearningRates(2e-3, rate, 2e-3), steps=3)
+    assert set(outcome.losses) == judged
     assert outcome.kept == "start"
     for name, value in part.quantized.state_dict().items():
         assert torch.equal(value, graphs[0].state_dict()[name]), name
