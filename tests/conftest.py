@@ -18,7 +18,7 @@ from qgait_ptq.gait.data.sources import render_walkers
 from qgait_ptq.gait.walkers.population import TRIALS, Split, WalkerSettings, split_identities
 from qgait_ptq.gait.walkers.rendering import write_walkers
 from qgait_ptq.gait.zoo import GaitBase, GaitGL, GaitSet
-from tests.remembered import remember_operators, shorten_speed
+from tests.remembered import remember_captures, remember_operators, shorten_speed
 
 SHORT = 16  # frames
 # Two residual blocks, with and without a convolution as shortcut. Each layer makes exports longer.
@@ -38,8 +38,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Spare each run the half second of the speed, and the 0.7 s in which torch reads its operators."""
+    """Spare each run what takes long and is the same each time."""
     remember_operators()
+    remember_captures()
     shorten_speed()
 
 

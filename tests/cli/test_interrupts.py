@@ -93,6 +93,7 @@ def test_a_place_where_another_run_writes_is_refused_and_named(made, tmp_path, c
         assert {**files(tmp_path), "tmp": b""} == {**before, "tmp": b""}
 
 
+@pytest.mark.slow
 def test_embeds_into_one_file_at_the_same_time_end_well(made, tmp_path):
     runs = [Run(*words(made, "embed"), folder=tmp_path) for _ in range(3)]
     ended = [one.end() for one in runs]
@@ -108,7 +109,7 @@ def test_embeds_into_one_file_at_the_same_time_end_well(made, tmp_path):
     ("command", "number", "group", "status"),
     [
         ("quantize", signal.SIGTERM, False, 143),
-        ("embed", signal.SIGTERM, False, 143),
+        pytest.param("embed", signal.SIGTERM, False, 143, marks=pytest.mark.slow),
         ("walkers", signal.SIGINT, True, 130),  # as a terminal sends Ctrl-C
         pytest.param("sensitivity", signal.SIGTERM, False, 143, marks=pytest.mark.slow),
         pytest.param("walkers", signal.SIGTERM, False, 143, marks=pytest.mark.slow),
@@ -142,6 +143,7 @@ def test_the_processes_of_a_killed_run_end_and_the_next_run_tidies_up(made, tmp_
     assert not [name for name in files(tmp_path) if "/." in f"/{name}" or "tmp/" in name]
 
 
+@pytest.mark.slow
 def test_two_signals_at_once_are_one(tmp_path):
     """``timeout`` signals the process, and then its group."""
     running = Run("walkers", "out", "--identities", 60, "--workers", 1, folder=tmp_path)

@@ -73,6 +73,7 @@ def exit_codes(done: subprocess.CompletedProcess[str]) -> list[int]:
     return [int(code) for code in re.findall(r"^  exitcode  : (-?\d+)", done.stderr, re.MULTILINE)]
 
 
+@pytest.mark.slow  # test_exchanging compares the embeddings
 def test_a_folder_is_embedded_to_the_same_file(eight_bit_file, folder):
     given = ["embed", eight_bit_file, folder / "people", "--out"]
     assert run(*given, folder / "one.npz").returncode == 0

@@ -35,6 +35,7 @@ def settings(module, network="gaitset-small", iterations=4):
     return module.Settings(network, iterations, 2, 2, 3, 1e-2, 1e-3, 2, seed=0)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(train_reference, root, tmp_path):
     data = train_reference.load_into_memory(GaitDataset.from_directory(root))
     weights = []
@@ -51,6 +52,7 @@ def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(train_reference
         assert torch.equal(value, weights[1][name]), name
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(train_reference, root):
     data = train_reference.load_into_memory(GaitDataset.from_directory(root))
     recipe = settings(train_reference, iterations=30)
@@ -78,6 +80,7 @@ def test_triplet_loss_is_the_mean_over_violating_triplets(train_reference):
     torch.testing.assert_close(given, torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_script_writes_a_checkpoint_that_names_its_network(root, tmp_path):
     out = tmp_path / "model.pt"
     command = [sys.executable, str(SCRIPT), str(root), "--out", str(out), "--network", "gaitset-small"]

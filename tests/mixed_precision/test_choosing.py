@@ -89,9 +89,10 @@ def test_bit_operations_are_shared_out_over_weights_and_inputs(data):
 @pytest.mark.parametrize(
     ("budget", "words"),
     [
-        (
+        pytest.param(  # also tried on the command line
             {"size_mb": 0.03},
             r"size=0.03MB cannot be met: the smallest file for target onnxruntime has 0\.06 MB",
+            marks=pytest.mark.slow,
         ),
         ({"bops_percent": 1}, r"bops=1% cannot be met: the narrowest widths need \d"),
     ],

@@ -164,7 +164,7 @@ def test_simulation_and_file_hold_the_same_weights_on_their_grid(bits):
     ("target", "bits", "stored", "largest_share"),
     [
         ("onnxruntime", 8, TensorProto.INT8, 0.28),
-        ("onnxruntime", 4, TensorProto.INT4, 0.15),
+        pytest.param("onnxruntime", 4, TensorProto.INT4, 0.15, marks=pytest.mark.slow),
         ("generic-qdq", 4, TensorProto.INT8, 0.28),
         pytest.param("openvino", 4, TensorProto.INT4, 0.15, marks=pytest.mark.slow),
     ],

@@ -35,7 +35,7 @@ from qgait_ptq.runtime.sessions import ONNXRUNTIME, open_unguarded
 from qgait_ptq.targets.registry import get_target
 from qgait_ptq.verification.emulation import emulator, record_elsewhere
 from qgait_ptq.verification.file_bytes import compare_with_reference
-from qgait_ptq.verification.recording import record
+from qgait_ptq.verification.recording import read_recording, record, write_task
 from tests.conftest import SHALLOW, make_gaitbase, make_gaitgl, make_gaitset, randomise_batch_norms
 
 FRAMES, CROPPED = (5, 4), (64, 44)  # 4 is a count of channels, too: layouts that look alike
@@ -187,33 +187,22 @@ def test_an_unsafe_file_gets_exact_kernels_on_an_emulated_processor(files, proce
     assert compare_with_reference(files.model("unsafe"), files.feeds[1:], recording).differing == 0
 
 
-UNGUARDED = """
-import sys, onnx
+# Without exact kernels at the end, as a program without this toolkit runs the file.
+DEPLOYED = """
+import json, sys, warnings
 from pathlib import Path
+import numpy as np
+import qgait_ptq as qg
 from qgait_ptq.verification import recording
 folder = Path(sys.argv[1])
-recording.exact_network = lambda network: network  # as a program without this toolkit runs the file
-recording._record_task(folder)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    embedder = qg.Embedder(folder / "model.onnx", threads=1)
+    embedding = embedder(np.load(folder / "silhouettes.npy"))
+print(json.dumps([[str(w.message) for w in caught], embedding.tolist()]))
+recording.exact_network = lambda network: network
+recording._record_task(folder / "task")
 """
-
-
-def test_the_saturating_reference_predicts_every_byte_of_an_unsafe_file(files, tmp_path):
-    """Without exact kernels, on a processor that saturates: the reference knows what comes out."""
-    from qgait_ptq.verification.recording import read_recording, write_task
-
-    try:
-        command, environment = emulator("avx2")
-    except ConfigError as error:
-        pytest.skip(str(error))
-    model = files.model("unsafe")
-    write_task(tmp_path / "task", model, files.feeds)
-    subprocess.run(
-        [*command, "-c", UNGUARDED, tmp_path / "task"], check=True, env={**os.environ, **environment}
-    )
-    recording = read_recording(tmp_path / "task")
-    compare = partial(compare_with_reference, model, files.feeds, recording)
-    assert compare().differing > 0
-    assert compare(saturating=True).differing == 0
 
 
 def save_unsafe_file(files, folder):
@@ -225,40 +214,45 @@ def save_unsafe_file(files, folder):
     onnx.save(model, folder / "model.onnx")
 
 
-DEPLOYED = """
-import json, sys, warnings
-import numpy as np
-import qgait_ptq as qg
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    embedder = qg.Embedder(sys.argv[1], threads=1)
-    long = np.load(sys.argv[2])
-    embedding = embedder(long)
-print(json.dumps([[str(w.message) for w in caught], embedding.tolist()]))
-"""
-
-
-def test_an_embedder_is_exact_with_an_unsafe_file_and_says_that_it_is_slower(files, tmp_path):
+@pytest.fixture(scope="module")
+def deployed(files, tmp_path_factory):
+    """The folder of an unsafe file that ran on emulated AVX2, and what the toolkit printed there."""
     try:
         command, environment = emulator("avx2")
     except ConfigError as error:
         pytest.skip(str(error))
-    save_unsafe_file(files, tmp_path)
-    silhouettes = files.feeds[0]["silhouettes"][0]
-    np.save(tmp_path / "silhouettes.npy", silhouettes)
+    folder = tmp_path_factory.mktemp("deployed")
+    save_unsafe_file(files, folder)
+    np.save(folder / "silhouettes.npy", files.feeds[0]["silhouettes"][0])
+    write_task(folder / "task", files.model("unsafe"), files.feeds)
     done = subprocess.run(
-        [*command, "-c", DEPLOYED, tmp_path / "model.onnx", tmp_path / "silhouettes.npy"],
+        [*command, "-c", DEPLOYED, folder],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, **environment},
     )
-    messages, embedding = json.loads(done.stdout)
+    return folder, json.loads(done.stdout)
+
+
+def test_the_saturating_reference_predicts_every_byte_of_an_unsafe_file(files, deployed):
+    """Without exact kernels, on a processor that saturates: the reference knows what comes out."""
+    folder, _ = deployed
+    compare = partial(
+        compare_with_reference, files.model("unsafe"), files.feeds, read_recording(folder / "task")
+    )
+    assert compare().differing > 0
+    assert compare(saturating=True).differing == 0
+
+
+def test_an_embedder_is_exact_with_an_unsafe_file_and_says_that_it_is_slower(files, deployed):
+    folder, (messages, embedding) = deployed
     (message,) = messages
     assert "slower" in message
     assert "--weight-range safe" in message
     if not saturates(ONNXRUNTIME):
-        expected = open_unguarded(tmp_path / "model.onnx", threads=1).infer(silhouettes[None])[0]
+        silhouettes = files.feeds[0]["silhouettes"][0]
+        expected = open_unguarded(folder / "model.onnx", threads=1).infer(silhouettes[None])[0]
         np.testing.assert_array_equal(np.array(embedding, np.float32), expected.T)
 
 

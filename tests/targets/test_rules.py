@@ -48,33 +48,39 @@ def make_file(network, batches, target, **widths):
 WITHOUT_INT4 = ("tensorrt", "litert-int8", "generic-qdq")
 
 
+# Each is an export of its own. These differ least from the others.
+REPEATED = {("gaitbase", "litert-int8"), ("gaitbase", "generic-qdq"), ("gaitset", "openvino")}
+FILES = [
+    pytest.param(*case, marks=pytest.mark.slow if case in REPEATED else ())
+    for case in product(NETWORKS, TARGETS)
+]
+
+
 @pytest.fixture(scope="module")
-def files(batches):
-    """Files of both networks for each target: some with weights of four bits, to spare files of their own."""
-    files = {}
-    for network, target in product(NETWORKS, TARGETS):
+def make(batches):
+    """Makes a file for a target, once: some with weights of four bits, to spare files of their own."""
+
+    @cache
+    def file(network, target):
         narrow = network == "gaitset" and target in WITHOUT_INT4
-        files[network, target] = make_file(
-            network, batches[:6], target, **({"weight_bits": 4} if narrow else {})
-        )
-    return files
+        return make_file(network, batches[:6], target, **({"weight_bits": 4} if narrow else {}))
+
+    return file
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_file_passes_the_checker_and_keeps_the_rules_of_its_target(files, network, target):
-    _, model = files[network, target]
+@pytest.mark.parametrize(("network", "target"), FILES)
+def test_a_file_passes_the_checker_and_keeps_the_rules_of_its_target(make, network, target):
+    _, model = make(network, target)
     onnx.checker.check_model(model, full_check=True)
     assert find_broken_rules(model, TARGETS[target]) == []
     (opset,) = (o.version for o in model.opset_import if o.domain == "")
     assert opset == TARGETS[target].opset
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("network", "target"), FILES)
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_a_file_computes_the_simulation_in_both_runtimes(files, walkers, network, target, runtime):
-    quantized, model = files[network, target]
+def test_a_file_computes_the_simulation_in_both_runtimes(make, walkers, network, target, runtime):
+    quantized, model = make(network, target)
     if runtime == "openvino" and saturates(runtime) and not bound_pair_sums(model).safe:
         pytest.skip("OpenVINO saturates on this processor, and the target's files need not be safe")
     session = open_session(model.SerializeToString(), runtime, threads=1, spinning=False)
@@ -90,9 +96,9 @@ def test_a_file_computes_the_simulation_in_both_runtimes(files, walkers, network
         assert torch.cosine_similarity(given, expected, dim=0) > least
 
 
-def test_openvino_adds_on_one_side_only(files):
+def test_openvino_adds_on_one_side_only(make):
     def quantized_inputs(target):
-        _, model = files["gaitbase", target]
+        _, model = make("gaitbase", target)
         producers = {name: node for node in model.graph.node for name in node.output}
         additions = [n for n in model.graph.node if n.op_type == "Add" and n.name.startswith("node_add")]
         counts = [
@@ -106,8 +112,8 @@ def test_openvino_adds_on_one_side_only(files):
     assert quantized_inputs("tensorrt") == [1, 1]
 
 
-def test_tensorrt_has_symmetric_int8_activations_and_float_biases(files):
-    _, model = files["gaitbase", "tensorrt"]
+def test_tensorrt_has_symmetric_int8_activations_and_float_biases(make):
+    _, model = make("gaitbase", "tensorrt")
     values = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear":
@@ -126,8 +132,8 @@ def test_tensorrt_has_symmetric_int8_activations_and_float_biases(files):
         ("litert-int8", "type of activations"),
     ],
 )
-def test_a_file_for_one_target_is_refused_for_another_with_the_rule_named(files, asked, rule):
-    _, model = files["gaitset", "onnxruntime"]
+def test_a_file_for_one_target_is_refused_for_another_with_the_rule_named(make, asked, rule):
+    _, model = make("gaitset", "onnxruntime")
     with pytest.raises(ExportError, match=f"rules of target {asked}: .*{rule}"):
         check_rules(model, get_target(asked))
 
@@ -159,8 +165,8 @@ def break_layer(model):
         (break_layer, "layers with integer weights read integers"),
     ],
 )
-def test_each_rule_finds_the_file_that_breaks_it(files, breaking, rule):
-    _, model = files["gaitbase", "onnxruntime"]
+def test_each_rule_finds_the_file_that_breaks_it(make, breaking, rule):
+    _, model = make("gaitbase", "onnxruntime")
     broken = copy.deepcopy(model)
     breaking(broken)
     (found,) = find_broken_rules(broken, get_target("onnxruntime"))
@@ -181,8 +187,8 @@ def test_int4_in_front_of_a_layer_without_its_cast_is_refused(batches):
 
 
 @pytest.mark.parametrize("target", WITHOUT_INT4)
-def test_weights_of_four_bits_are_int8_numbers_where_int4_is_not_taken(files, target):
-    _, model = files["gaitset", target]
+def test_weights_of_four_bits_are_int8_numbers_where_int4_is_not_taken(make, target):
+    _, model = make("gaitset", target)
     assert not any(i.data_type == TensorProto.INT4 for i in model.graph.initializer)
     weights = [numpy_helper.to_array(i) for i in model.graph.initializer if "weight_fq.quantized" in i.name]
     largest = {int(abs(weight.astype(int)).max()) for weight in weights}

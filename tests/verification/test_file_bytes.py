@@ -85,7 +85,7 @@ def test_chosen_elements_are_those_of_onnxruntime():
     ("network", "bits"),
     [
         (make_gaitbase, (8, 8)),
-        (partial(make_gaitset, strips=(1, 2)), (4, 4)),
+        pytest.param(partial(make_gaitset, strips=(1, 2)), (4, 4), marks=pytest.mark.slow),
         pytest.param(make_gaitbase, (4, 4), marks=pytest.mark.slow),
         pytest.param(make_gaitset, (8, 8), marks=pytest.mark.slow),
     ],
