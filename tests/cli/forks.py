@@ -1,8 +1,8 @@
 """Commands in processes of their own that need not import torch: a server has imported it and forks.
 
-A fork differs from a command that a user types in its start and its last moment, and it measures speed for a
-shorter time. Arguments, environment, current folder, output and exit code are its own. Tests of signals and
-of installed commands start real ones.
+A fork differs from a command that a user types in its start and its last moment; it measures speed for a
+shorter time, and has captured the small network of the tests. Arguments, environment, current folder, output
+and exit code are its own. Tests of signals and of installed commands start real ones.
 """
 
 from __future__ import annotations
@@ -105,12 +105,16 @@ def _import_libraries() -> None:
     import torch
 
     from qgait_ptq.cli.main import COMMANDS, cli
+    from qgait_ptq.config import QuantConfig
+    from qgait_ptq.placement.planning import plan
 
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    from tests.remembered import remember_operators, shorten_speed
+    from tests.conftest import make_gaitbase
+    from tests.remembered import remember_captures, remember_operators, shorten_speed
 
     sys.path.pop(0)  # commands do not find the tests
     remember_operators()
+    remember_captures()
     shorten_speed()
     import matplotlib.backends.backend_svg
     import matplotlib.figure  # noqa: F401
@@ -120,6 +124,7 @@ def _import_libraries() -> None:
     logging.disable()
     with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
         torch.onnx.export(torch.nn.Linear(2, 2).eval(), (torch.zeros(1, 2),), dynamo=True, verbose=False)
+        plan(make_gaitbase(), (64, 44), QuantConfig())
     logging.disable(logging.NOTSET)
 
 

@@ -84,6 +84,7 @@ def test_a_folder_is_embedded_to_the_same_file(eight_bit_file, folder):
     assert not list(folder.glob(".*"))
 
 
+@pytest.mark.slow  # the test of a process that dies is of the same kind
 def test_an_error_of_one_process_is_printed_once_and_ends_all_with_its_code(folder, tmp_path):
     shutil.copytree(folder / "people", tmp_path / "people")
     last = sorted((tmp_path / "people").rglob("*.npz"))[-1]  # in the share of the second process
