@@ -74,6 +74,22 @@ class GaitData:
     finetuning: GaitDataset | None = None
     unlabelled: GaitDataset | None = None
 
+    def __post_init__(self) -> None:
+        """Compare the test set with the test sequences.
+
+        Raises:
+            DataError: gallery or probes are sequences that are not there.
+        """
+        if self.test_set is None:
+            return
+        last = max([*self.test_set.gallery, *self.test_set.all_probes], default=-1)
+        if last >= len(self.test):
+            raise DataError(
+                f"gallery and probes name test sequence {last}, but the data have {self.test.counts} for "
+                "testing. GaitData.with_test chooses some of the test sequences, with gallery and probes; "
+                "test_set=None measures the agreement alone"
+            )
+
     def __repr__(self) -> str:
         tests = "no gallery and probes" if self.test_set is None else repr(self.test_set)
         return f"GaitData({self.calibration.counts} for calibration, {self.test.counts} for testing, {tests})"

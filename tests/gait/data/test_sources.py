@@ -1,6 +1,7 @@
 """Data of a run: what of a partition is used, what is left out, and that it is said."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -131,3 +132,13 @@ def test_a_data_set_keeps_its_notes_in_a_run(root):
         "data: 12 sequences of 4 identities for calibration, 4 sequences of 4 identities for testing. "
         f"Left out: {note}."
     )
+
+
+def test_test_sequences_of_another_test_set_are_refused_and_fewer_are_chosen_with_it(root):
+    data = load(root)
+    with pytest.raises(DataError, match=r"but the data have 3 sequences .*with_test"):
+        replace(data, test=data.test.choose(3))
+    kept = [index for index in range(len(data.test)) if index != 1]
+    fewer = data.with_test(kept)
+    assert max(fewer.test_set.gallery + fewer.test_set.all_probes) == len(kept) - 1
+    assert replace(data, test=data.test.choose(3), test_set=None).test_set is None
