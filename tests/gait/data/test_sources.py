@@ -136,8 +136,9 @@ def test_a_data_set_keeps_its_notes_in_a_run(root):
 
 def test_test_sequences_of_another_test_set_are_refused_and_fewer_are_chosen_with_it(root):
     data = load(root)
-    with pytest.raises(DataError, match=r"but the data have 3 sequences .*with_test"):
-        replace(data, test=data.test.choose(3))
+    for count in (3, 7):  # of 8
+        with pytest.raises(DataError, match=rf"sequence 7, but the data have {count} sequences .*with_test"):
+            replace(data, test=data.test.choose(count))
     kept = [index for index in range(len(data.test)) if index != 1]
     fewer = data.with_test(kept)
     assert max(fewer.test_set.gallery + fewer.test_set.all_probes) == len(kept) - 1
