@@ -152,7 +152,7 @@ FINETUNING = (
     Variant(
         "QDrop on the pool",
         BASE,
-        {**NEAREST, **_finetune(steps=0, unlabelled=2000, block_steps=2000, refit=0)},
+        {**NEAREST, **_finetune(steps=0, unlabelled=2000, block_steps=700, refit=0)},
         stages="finetune-only",
     ),
     Variant(
