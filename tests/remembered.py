@@ -1,4 +1,4 @@
-"""What makes runs in tests shorter: operators and captures are remembered, and speed is measured briefly."""
+"""Shorter test runs: operators and captures are remembered, and speed is measured briefly."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def remember_captures() -> None:
 
 
 def _settings(network: nn.Module) -> str | None:
-    """Classes and attributes of a network's modules, if they say all that the network does."""
+    """Return classes and attributes of all modules; None if they do not determine the outputs."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "forward")
     lines = [f"{network}"]
     for name, module in network.named_modules():
@@ -85,7 +85,7 @@ def _settings(network: nn.Module) -> str | None:
 
 
 def _digest(network: nn.Module) -> str:
-    """Of parameters and buffers."""
+    """Return a hash of all parameters and buffers."""
     found = hashlib.sha256()
     for name, value in (*network.named_parameters(), *network.named_buffers()):
         found.update(f"{name} {value.dtype} {tuple(value.shape)} {value.requires_grad}".encode())

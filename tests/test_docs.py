@@ -35,12 +35,7 @@ def with_python() -> list[str]:
     return [page for page in PAGES if blocks(page, "python")]
 
 
-@pytest.mark.parametrize(
-    "page",
-    [  # the example of the first page is part of that of README.md
-        pytest.param(page, marks=pytest.mark.slow if page == "index.md" else ()) for page in with_python()
-    ],
-)
+@pytest.mark.parametrize("page", with_python())
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, walkers, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     chosen = (walkers[i] for i in range(0, len(walkers), len(walkers) // 8))

@@ -1,4 +1,4 @@
-"""What the tests remember of captures: never another network's."""
+"""Remembered captures: a network never gets the graph of another one."""
 
 import copy
 

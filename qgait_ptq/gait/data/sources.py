@@ -78,7 +78,7 @@ class GaitData:
         """Compare the test set with the test sequences.
 
         Raises:
-            DataError: gallery or probes are sequences that are not there.
+            DataError: an index of the gallery or the probes exceeds the test sequences.
         """
         if self.test_set is None:
             return
