@@ -51,16 +51,16 @@ def training_data(people: GaitDataset, float_graph: fx.GraphModule) -> TrainingD
     """Clips of six frames: a quarter of the people held out, batches of 4 × 2 of the others."""
     clips = cut_clips(people, 6, (64, 44), seed=0)
     everything = Clips(clips.silhouettes, clips.labels)
-    embeddings = embed_clips(float_graph, everything, 8, torch.device("cpu"))
     learned, held_out = split_identities_off(clips.subjects, 0.25, seed=0)
     sampler = PKSampler([clips.subjects[i] for i in learned], 4, 2)
     seen, unseen = everything.take(learned), everything.take(held_out)
     subjects = frozenset(clips.subjects[i] for i in held_out)
-    return TrainingData(seen, embeddings[learned], sampler, unseen, embeddings[held_out], subjects)
+    embeddings = embed_clips(float_graph, unseen, 8, torch.device("cpu"))
+    return TrainingData(seen, sampler, unseen, embeddings, subjects)
 
 
 def labelled_batches(data: TrainingData, frames: int = 6) -> LabelledBatches:
-    return LabelledBatches(data.clips, data.embeddings, data.sampler, frames, consecutive=False)
+    return LabelledBatches(data.clips, data.sampler, frames, consecutive=False)
 
 
 def draw_people(people: int, walks: int, frames: int = 6) -> GaitDataset:

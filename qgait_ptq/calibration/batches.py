@@ -68,16 +68,14 @@ def with_training_data(state: State, clips: LabelledClips) -> State:
         state = state.noting(f"{alone} identities have only one sequence; IDC does not use them")
     learned, held_out = split_identities_off(clips.subjects, config.held_out, state.config.seed)
     everything = Clips(clips.silhouettes, clips.labels)
-    network = state.network
-    embeddings = embed_clips(network, everything, batch_size(state), state.device)
+    judging = everything.take(held_out)
     subjects = [clips.subjects[index] for index in learned]
     identities = min(config.identities, len(set(subjects)))
     training = TrainingData(
         everything.take(learned),
-        embeddings[learned],
         PKSampler(subjects, identities, config.sequences),
-        everything.take(held_out),
-        embeddings[held_out],
+        judging,
+        embed_clips(state.network, judging, batch_size(state), state.device),
         frozenset(clips.subjects[index] for index in held_out),
     )
     return replace(state, training=training)

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from qgait_ptq.calibration.batches import clips_at_once, unlabelled_batches
+from qgait_ptq.calibration.batches import batch_size, clips_at_once, unlabelled_batches
 from qgait_ptq.calibration.block_training import BlockBatches
+from qgait_ptq.calibration.held_out import embed_clips
 from qgait_ptq.calibration.training_batches import (
     BatchSource,
     LabelledBatches,
@@ -40,13 +41,12 @@ NO_PAIRS = np.empty((0, 2), np.int64)
 def labelled_batches(state: State, frames: int, *, consecutive: bool) -> LabelledBatches:
     """Return the source of P×K batches of labelled clips, of at most `frames` frames."""
     training, counts = present(state.training), state.captured.frame_counts
-    return LabelledBatches(
-        training.clips,
-        training.embeddings,
-        training.sampler,
-        counts.nearest(min(frames, training.clips.silhouettes.shape[1])),
-        consecutive,
-    )
+    length = training.clips.silhouettes.shape[1]
+    taken = counts.nearest(min(frames, length))
+    embeddings = None
+    if taken == length:  # the float network need not embed each batch again
+        embeddings = embed_clips(state.network, training.clips, batch_size(state), state.device)
+    return LabelledBatches(training.clips, training.sampler, taken, consecutive, embeddings)
 
 
 def end_to_end_batches(state: State, pool: FramePool) -> BatchSource:

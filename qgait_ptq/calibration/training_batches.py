@@ -45,25 +45,27 @@ class LabelledBatches:
 
     Attributes:
         clips: clips to draw from.
-        embeddings: embeddings of `clips` by the float network.
         sampler: draws the indices of a batch.
         frames: frames of each clip of a batch, at most those of `clips`.
         consecutive: whether frames follow each other, for networks that look at neighbouring frames.
+        embeddings: embeddings of `clips` by the float network; None if they are not known. Only batches of
+            whole clips have them.
     """
 
     clips: Clips
-    embeddings: Tensor
     sampler: BatchSampler
     frames: int
     consecutive: bool
+    embeddings: Tensor | None = None
 
     def draw(self, rng: np.random.Generator, step: int) -> Batch:
-        """Draw a batch with labels. Embeddings are those of whole clips, so parts of clips have none."""
+        """Draw a batch with labels."""
         indices = self.sampler.draw(rng)
         labels, clips = self.clips.labels[indices], self.clips.silhouettes[indices]
         length = clips.shape[1]
         if self.frames == length:
-            return Batch(as_network_input(clips), labels, self.embeddings[indices])
+            known = None if self.embeddings is None else self.embeddings[indices]
+            return Batch(as_network_input(clips), labels, known)
         if self.consecutive:
             first = int(rng.integers(length - self.frames + 1))
             return Batch(as_network_input(clips[:, first : first + self.frames]), labels)

@@ -39,7 +39,6 @@ def command(model: Path, directory: Path, out: Path, runtime: str, jobs: int | N
     """
     from rich.console import Console
 
-    from qgait_ptq.cli.inputs import usable_cores
     from qgait_ptq.gait.data.dataset import GaitDataset
     from qgait_ptq.gait.data.sequences import Reading
     from qgait_ptq.report.terminal import TerminalProgress
@@ -48,6 +47,7 @@ def command(model: Path, directory: Path, out: Path, runtime: str, jobs: int | N
     from qgait_ptq.system.exchanging import in_first
     from qgait_ptq.system.locking import locked
     from qgait_ptq.system.processes import processes
+    from qgait_ptq.system.threads import usable_cores
 
     progress = TerminalProgress(Console())
     click.get_current_context().with_resource(in_first(locked(out)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from qgait_ptq.report.plain import plain
 from qgait_ptq.runtime.embedder import Embedder
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, is_installed
 from qgait_ptq.system.progress import Progress
+from qgait_ptq.system.threads import usable_cores
 
 LONGEST_KEY = 200  # letters in the report
 
@@ -175,11 +175,6 @@ def open_embedder(path: Path) -> Embedder:
             "is in the report.json beside it"
         )
     return Embedder(path, runtime=installed[0])
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def absolute(path: Path | None) -> Path | None:

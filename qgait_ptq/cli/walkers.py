@@ -84,12 +84,12 @@ def command(
     """
     from rich.console import Console
 
-    from qgait_ptq.cli.inputs import usable_cores
     from qgait_ptq.gait.walkers.contact_sheet import write_contact_sheet
     from qgait_ptq.gait.walkers.population import split_identities
     from qgait_ptq.gait.walkers.rendering import write_walkers
     from qgait_ptq.report.terminal import TerminalProgress
     from qgait_ptq.system.locking import locked
+    from qgait_ptq.system.threads import usable_cores
 
     click.get_current_context().with_resource(locked(folder, sheet))
     progress = TerminalProgress(Console())

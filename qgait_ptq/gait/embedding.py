@@ -15,6 +15,7 @@ from qgait_ptq.gait.data.sequences import shape_text
 from qgait_ptq.gait.equal_lengths import BATCH_FRAMES, Numbered, in_equal_shapes
 from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.system.exchanging import exchange, for_all, share_of
+from qgait_ptq.system.threads import map_in_threads
 
 Embed = Callable[[Tensor], Tensor]
 
@@ -101,12 +102,14 @@ def embed_taken(
     frames: FrameCounts | int | None = None,
     advance: Callable[[], None] = lambda: None,
     batches: bool = False,
+    threads: int = 1,
 ) -> Embedded:
-    """Embed the sequences that all of some networks take; arguments as of `embed_dataset`.
+    """Embed the sequences that all of some networks take; other arguments as of `embed_dataset`.
 
     With `batches`, the networks get sequences of equal length as one batch, which is faster. If a batch
     fails, its sequences are embedded one at a time. The processes of a run share the sequences, and each gets
-    the embeddings of all.
+    the embeddings of all. The networks are called from `threads` threads at once; together these hold as many
+    frames as one alone would.
 
     Raises:
         DataError: a sequence with frames of another shape, or no sequence that all networks take.
@@ -114,9 +117,9 @@ def embed_taken(
     advance = for_all(advance)
     embedding = _Embedding(data, share_of(range(len(data))), networks)
     sequences = embedding.read(frame_shape, frames, advance)
-    for group in in_equal_shapes(sequences, BATCH_FRAMES if batches else 0):
-        embedding.embed(group)
-        for _ in group:
+    groups = in_equal_shapes(sequences, BATCH_FRAMES // threads if batches else 0)
+    for count in map_in_threads(embedding.embed, groups, threads):
+        for _ in range(count):
             advance()
     return _join(exchange(embedding.finish()))
 
@@ -157,8 +160,8 @@ class _Embedding:
             else:
                 yield number, batch
 
-    def embed(self, group: list[Numbered]) -> None:
-        """Embed a group of sequences of equal shape."""
+    def embed(self, group: list[Numbered]) -> int:
+        """Embed a group of sequences of equal shape; return their number."""
         numbers = [number for number, _ in group]
         records = [self.data.records[number] for number in numbers]
         try:
@@ -174,6 +177,7 @@ class _Embedding:
         else:
             rows = ([output[row : row + 1] for output in outputs] for row in range(len(group)))
             self.done.update(zip(numbers, rows, strict=True))
+        return len(group)
 
     def finish(self) -> Embedded:
         """Return the embeddings in the order of the sequences; none if no sequence was embedded."""

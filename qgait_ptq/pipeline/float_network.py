@@ -37,10 +37,14 @@ class FloatNetwork:
     runtime: str
 
 
-def choose_float_network(state: State) -> FloatNetwork:
+def choose_float_network(state: State, threads: int | None = None) -> FloatNetwork:
     """Return the float file in onnxruntime if it is proven equal to the user's network, else that network.
 
     The file is faster on a CPU. On a GPU, and if only a submodule is captured, the network runs in torch.
+
+    Args:
+        state: state with a file.
+        threads: threads of onnxruntime for one call; None for its default.
     """
     if state.submodule is not None:
         return FloatNetwork(state.submodule.isolated.host, TORCH)
@@ -48,7 +52,9 @@ def choose_float_network(state: State) -> FloatNetwork:
     if state.device.type != "cpu":
         return FloatNetwork(own, TORCH)
     try:
-        session = open_session(state.file.float_model.SerializeToString(), ONNXRUNTIME, spinning=False)
+        session = open_session(
+            state.file.float_model.SerializeToString(), ONNXRUNTIME, threads, spinning=False
+        )
     except QgaitError:  # no kernel for an operator of the network
         return FloatNetwork(own, TORCH)
 

@@ -114,11 +114,16 @@ class _FakeQuantize(torch.autograd.Function):
         grid: IntegerGrid,
         axis: int | None,
     ) -> Tensor:
-        integers = quantize(tensor, scale, zero_point, grid, axis)
         if ctx.needs_input_grad[0]:
             unclipped = tensor / along_channels(scale, axis, tensor.ndim)
             unclipped = unclipped.round_() + along_channels(zero_point, axis, tensor.ndim)
             ctx.save_for_backward((unclipped >= grid.quant_min) & (unclipped <= grid.quant_max))
+        if zero_point.ndim == 0 and zero_point.device.type == "cpu" and grid.pair_limit is None:
+            # The same values in two passes over memory less; on a GPU, the processor would have to wait.
+            shift = int(zero_point)
+            levels = tensor.div(scale).round_().clamp_(grid.quant_min - shift, grid.quant_max - shift)
+            return levels.mul_(scale)
+        integers = quantize(tensor, scale, zero_point, grid, axis)
         integers.sub_(along_channels(zero_point, axis, tensor.ndim))
         return integers.mul_(along_channels(scale, axis, tensor.ndim))
 

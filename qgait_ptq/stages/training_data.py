@@ -56,15 +56,13 @@ class TrainingData:
 
     Attributes:
         clips: clips to train on.
-        embeddings: float embeddings of `clips`, ``[n, c, p]`` or ``[n, c]``.
         sampler: sampler of training batches.
         held_out: clips of held-out identities.
-        held_out_embeddings: float embeddings of `held_out`.
+        held_out_embeddings: float embeddings of `held_out`, ``[n, c, p]`` or ``[n, c]``.
         held_out_subjects: names of the held-out identities.
     """
 
     clips: Clips
-    embeddings: Tensor
     sampler: BatchSampler
     held_out: Clips
     held_out_embeddings: Tensor

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import qgait_ptq as qg
 from qgait_ptq.calibration.batches import clips_at_once
-from qgait_ptq.calibration.learning_batches import paired_order, refit_clips
+from qgait_ptq.calibration.learning_batches import labelled_batches, paired_order, refit_clips
 from qgait_ptq.calibration.pool import pool_records
 from qgait_ptq.calibration.stages import ChooseClips
 from qgait_ptq.config.schema import FinetuneConfig, IdcConfig
@@ -29,6 +30,17 @@ def pool_of(labels):
     count = len(labels)
     frames = np.zeros((count * SHORT, 64, 44), np.uint8)
     return FramePool(frames, np.array([(SHORT * i, SHORT) for i in range(count)]), np.array(labels))
+
+
+def test_float_embeddings_of_whole_clips_are_known_beforehand(people):
+    few = qg.QuantConfig(idc=IdcConfig(enabled=True, frames=6, identities=4))
+    data = qg.GaitData(people, people)
+    labelled = qg.run_stages([ChooseClips()], qg.prepare(make_gaitbase(**SHALLOW), data, few, device="cpu"))
+    batch = labelled_batches(labelled, 100, consecutive=False).draw(np.random.default_rng(0), 0)
+    assert batch.clips.shape[1] == 6
+    assert torch.allclose(batch.embeddings, labelled.network(batch.clips), atol=1e-5)
+    parts = labelled_batches(labelled, 5, consecutive=False).draw(np.random.default_rng(0), 0)
+    assert (parts.clips.shape[1], parts.embeddings) == (5, None)
 
 
 def test_clips_of_the_refit_are_not_longer_than_the_data(state):

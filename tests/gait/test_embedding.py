@@ -33,10 +33,11 @@ class Network:
         return batch.amax((1, 2, 3))[:, None] * 255
 
 
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("batches", [True, False])
-def test_embeddings_are_in_the_order_of_the_sequences(batches):
+def test_embeddings_are_in_the_order_of_the_sequences(batches, threads):
     network = Network()
-    embedded = embed_taken(walks(3, 5, 3, 5, 3), [network], SIZE, batches=batches)
+    embedded = embed_taken(walks(3, 5, 3, 5, 3), [network], SIZE, batches=batches, threads=threads)
     assert embedded.embeddings[0].flatten().round().tolist() == [130, 131, 132, 133, 134]
     assert embedded.kept == [0, 1, 2, 3, 4]
     assert sorted(network.sizes) == ([2, 3] if batches else [1] * 5)
@@ -46,9 +47,11 @@ def test_embeddings_are_in_the_order_of_the_sequences(batches):
     assert sorted(network.sizes) == ([2, 3] if batches else [1] * 5)
 
 
-def test_progress_has_one_step_for_each_sequence():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_progress_has_one_step_for_each_sequence(threads):
     steps = []
-    embed_taken(walks(3, 3, 1), [Network(shortest=2)], SIZE, advance=lambda: steps.append(1), batches=True)
+    data, advance = walks(3, 3, 1), lambda: steps.append(1)
+    embed_taken(data, [Network(shortest=2)], SIZE, advance=advance, batches=True, threads=threads)
     assert len(steps) == 3
 
 

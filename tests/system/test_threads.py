@@ -1,0 +1,50 @@
+"""Work that several threads share."""
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qgait_ptq.system.threads import map_in_threads
+
+
+@given(st.lists(st.integers(), max_size=20), st.integers(1, 4))
+def test_results_come_in_the_order_of_the_items(items, threads):
+    assert list(map_in_threads(lambda item: 2 * item, items, threads)) == [2 * item for item in items]
+
+
+def test_so_many_calls_run_at_once():
+    meeting = threading.Barrier(3, timeout=20)  # breaks with fewer threads
+    assert len(list(map_in_threads(lambda _: meeting.wait(), range(6), 3))) == 6
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_items_are_taken_as_they_are_needed(threads):
+    taken = []
+
+    def items():
+        for item in range(100):
+            taken.append(item)
+            yield item
+
+    results = map_in_threads(str, items(), threads)
+    assert next(results) == "0"
+    assert len(taken) <= threads + 1
+    results.close()
+    assert len(taken) <= threads + 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_first_error_is_raised_and_ends_the_work(threads):
+    called = []
+
+    def fail_at_three(item):
+        called.append(item)
+        if item == 3:
+            raise ValueError("three")
+        return item
+
+    with pytest.raises(ValueError, match="three"):
+        list(map_in_threads(fail_at_three, range(100), threads))
+    assert len(called) < 10
