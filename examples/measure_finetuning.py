@@ -3,7 +3,8 @@
     python examples/measure_finetuning.py --widths 4,2 --activations 4 --pools 250,1000,2000 --steps 900
 
 Nine convolutions and a fully connected layer per part, random weights, silhouettes of 32×22, 6 frames, every
-layer at the stated widths. 64 sequences calibrate; 80 sequences of other people are measured.
+layer at the stated widths. 64 sequences calibrate, or as many as requested; 80 sequences of other people are
+measured.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from qgait_ptq.gait import (
 
 SIZE, FRAMES = (32, 22), 6
 FIRST_LEARNED, FIRST_CALIBRATION, FIRST_MEASURED = 5000, 2000, 3000
+CALIBRATION = 64  # sequences; the batch norms of the network always have their statistics
 ONE_WALK = ((Condition.NORMAL, 1),)
 
 
@@ -59,7 +61,8 @@ def load_network(data: GaitDataset) -> NineConvolutions:
     """Return the network with batch norm statistics of a real pass."""
     torch.manual_seed(0)
     network = NineConvolutions(parts=8)
-    batch = torch.stack([torch.from_numpy(silhouettes).float() / 255 for silhouettes, _ in data])
+    first = [data[index][0] for index in range(CALIBRATION)]
+    batch = torch.stack([torch.from_numpy(silhouettes).float() / 255 for silhouettes in first])
     update_bn([batch], network)
     return network.eval()
 
@@ -70,7 +73,11 @@ def calibrate(
     """Calibrate with every layer at the same widths."""
     bits = {"weight_bits": widths[0], "activation_bits": widths[1]}
     config = qg.QuantConfig(
-        **bits, layers={"*": LayerBits(**bits)}, idc=IdcConfig(enabled=False), finetune=tuning
+        **bits,
+        layers={"*": LayerBits(**bits)},
+        calibration_sequences=len(data.calibration),
+        idc=IdcConfig(enabled=False),
+        finetune=tuning,
     )
     return qg.calibrate(qg.prepare(network, data, config, device="cpu"))
 
@@ -93,10 +100,25 @@ def numbers(_: click.Context, __: click.Parameter, value: str) -> list[int]:
     "--pools", default="250,1000", callback=numbers, show_default=True, help="Sequences of the pool."
 )
 @click.option("--steps", default="300,900", callback=numbers, show_default=True, help="End-to-end steps.")
+@click.option(
+    "--calibration",
+    "calibrating",
+    default=CALIBRATION,
+    show_default=True,
+    type=click.IntRange(CALIBRATION, FIRST_MEASURED - FIRST_CALIBRATION),
+    help="Sequences of the corrections.",
+)
 @click.option("--blocks", default="0,200", callback=numbers, show_default=True, help="Steps of each block.")
-def main(widths: list[int], activations: int, pools: list[int], steps: list[int], blocks: list[int]) -> None:
+def main(
+    widths: list[int],
+    activations: int,
+    pools: list[int],
+    steps: list[int],
+    calibrating: int,
+    blocks: list[int],
+) -> None:
     """Print a table."""
-    calibration = render(Split.CALIBRATION, 64, FIRST_CALIBRATION)
+    calibration = render(Split.CALIBRATION, calibrating, FIRST_CALIBRATION)
     test = render(Split.CALIBRATION, 80, FIRST_MEASURED)
     learned = render(Split.CALIBRATION, max(pools), FIRST_LEARNED)
     network = load_network(calibration)

@@ -87,12 +87,17 @@ class DoubleFirstBias(Stage):
         return replace(state, maybe_quantized=quantized).recording(doubled=1)
 ''',
 }
-# One program for all, since each imports torch anew.
-PROGRAM = """
-import sys
+COMMANDS = """
 from click.testing import CliRunner
-import qgait_ptq as qg
 from qgait_ptq.cli.main import cli
+
+for name, words in {"targets.json": ("targets", "--json"), "help.txt": ("quantize", "--help")}.items():
+    with open(name, "w") as file:
+        file.write(CliRunner().invoke(cli, words, catch_exceptions=False).stdout)
+"""
+RUN = """
+import sys
+import qgait_ptq as qg
 from qgait_ptq.calibration.house_stage import DoubleFirstBias
 from qgait_ptq.config import IdcConfig
 from tests.conftest import make_gaitset
@@ -108,27 +113,28 @@ doubled = qg.run_stages([DoubleFirstBias()], calibrated)
 assert doubled.record["doubled"] == 1 and "doubling" in doubled.seconds
 with open("model.onnx", "wb") as file:
     file.write(qg.export(doubled).file.model.SerializeToString())
-for name, words in {"targets.json": ("targets", "--json"), "help.txt": ("quantize", "--help")}.items():
-    with open(name, "w") as file:
-        file.write(CliRunner().invoke(cli, words, catch_exceptions=False).stdout)
 """
 
 
 @pytest.fixture(scope="module")
-def house(walkers_root, tmp_path_factory):
-    """A copy of the package with the new files, in which the program has run."""
+def house(tmp_path_factory):
+    """A copy of the package with the new files."""
     folder = tmp_path_factory.mktemp("house")
     copied = folder / "qgait_ptq"
     shutil.copytree(PACKAGE, copied)  # with its bytecode
     for name, text in NEW_FILES.items():
         assert not (copied / name).exists()
         (copied / name).write_text(text)
+    return folder
+
+
+def execute(house, program, *arguments):
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, walkers_root],
-        cwd=folder,
+        [sys.executable, "-c", program, *arguments],
+        cwd=house,
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(folder), str(PACKAGE.parent)]),
+            "PYTHONPATH": os.pathsep.join([str(house), str(PACKAGE.parent)]),
             "OMP_NUM_THREADS": "1",
         },
         capture_output=True,
@@ -136,16 +142,18 @@ def house(walkers_root, tmp_path_factory):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return folder
 
 
 def test_a_new_target_is_offered_on_the_command_line(house):
+    execute(house, COMMANDS)
     listed = json.loads((house / "targets.json").read_text())
     assert listed["house-runtime"]["description"] == "A runtime of this test"
     assert "house-runtime" in (house / "help.txt").read_text()
 
 
-def test_a_run_uses_the_new_passes_and_the_new_stage(house):
+@pytest.mark.slow
+def test_a_run_uses_the_new_passes_and_the_new_stage(house, walkers_root):
+    execute(house, RUN, walkers_root)
     model = onnx.load(house / "model.onnx")
     assert model.doc_string == "made for the house"
     assert [node.op_type for node in model.graph.node].count("Neg") == 2

@@ -65,7 +65,7 @@ def test_blocks_come_closer_to_the_float_blocks(calibrated, data):
             return float(sum((module(b) - reference(b)).square().sum() for b in batches))
 
     before = error(graph)
-    settings = BlockSettings(steps=40, rates=RATES, weights=WeightMode.LATENT)
+    settings = BlockSettings(steps=20, rates=RATES, weights=WeightMode.LATENT)
     reconstruct_blocks(graph, reference, BlockBatches(batches), magnitudes, settings)
     assert error(graph) < 0.8 * before
 

@@ -41,6 +41,7 @@ def test_each_command_prints_it_once(command, root, checkpoint):  # noqa: F811
     assert " ".join(done.stdout.split()).count(SUMMARY) == 1
 
 
+@pytest.mark.slow
 def test_a_run_prints_it_once_and_keeps_it_in_the_report_alone(root, checkpoint, tmp_path):  # noqa: F811
     done = run(
         *("quantize", checkpoint, *SMALL, "--data", root, "--out", tmp_path / "out", "--json"),
