@@ -15,7 +15,7 @@ from qgait_ptq.gait.data.sequences import shape_text
 from qgait_ptq.gait.equal_lengths import BATCH_FRAMES, Numbered, in_equal_shapes
 from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.system.exchanging import exchange, for_all, share_of
-from qgait_ptq.system.threads import map_in_threads
+from qgait_ptq.system.threads import Budget, map_in_threads
 
 Embed = Callable[[Tensor], Tensor]
 
@@ -108,14 +108,14 @@ def embed_taken(
 
     With `batches`, the networks get sequences of equal length as one batch, which is faster. If a batch
     fails, its sequences are embedded one at a time. The processes of a run share the sequences, and each gets
-    the embeddings of all. The networks are called from `threads` threads at once; together these hold as many
-    frames as one alone would.
+    the embeddings of all. The networks are called from `threads` threads at once, which together hold about
+    as many frames as one alone would: long sequences wait for each other.
 
     Raises:
         DataError: a sequence with frames of another shape, or no sequence that all networks take.
     """
     advance = for_all(advance)
-    embedding = _Embedding(data, share_of(range(len(data))), networks)
+    embedding = _Embedding(data, share_of(range(len(data))), networks, Budget(BATCH_FRAMES))
     sequences = embedding.read(frame_shape, frames, advance)
     groups = in_equal_shapes(sequences, BATCH_FRAMES // threads if batches else 0)
     for count in map_in_threads(embedding.embed, groups, threads):
@@ -132,6 +132,7 @@ class _Embedding:
         data: the sequences.
         numbers: numbers of the sequences to embed.
         networks: networks that embed them.
+        frames: number of frames that all threads may embed at once.
         done: for each sequence the outputs ``[1, c, p]`` of all networks.
         refused: for each other sequence a line with the reason.
     """
@@ -139,6 +140,7 @@ class _Embedding:
     data: GaitDataset
     numbers: Sequence[int]
     networks: Sequence[Embed]
+    frames: Budget
     done: dict[int, list[Tensor]] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
 
@@ -165,7 +167,9 @@ class _Embedding:
         numbers = [number for number, _ in group]
         records = [self.data.records[number] for number in numbers]
         try:
-            outputs = [_embed(network, [batch for _, batch in group], records) for network in self.networks]
+            batches = [batch for _, batch in group]
+            with self.frames.taken(sum(batch.shape[1] for batch in batches)):
+                outputs = [_embed(network, batches, records) for network in self.networks]
         except QgaitError as error:
             if len(group) > 1:
                 for one in group:

@@ -6,6 +6,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Condition
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -15,6 +17,27 @@ Result = TypeVar("Result")
 def usable_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Budget:
+    """An amount that threads share, such as memory. A thread waits until its share is free."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._free, self._changed = total, total, Condition()
+
+    @contextmanager
+    def taken(self, amount: int) -> Iterator[None]:
+        """Take an amount during the block. More than the total is the total: such a thread works alone."""
+        amount = min(amount, self._total)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= amount)
+            self._free -= amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += amount
+                self._changed.notify_all()
 
 
 def map_in_threads(

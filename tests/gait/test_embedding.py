@@ -1,5 +1,8 @@
 """Embeddings of data sets: batches of equal length, order, and sequences that a network refuses."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +48,23 @@ def test_embeddings_are_in_the_order_of_the_sequences(batches, threads):
     (same,) = embed_dataset(walks(3, 5, 3, 5, 3), [network], SIZE, batches=batches)
     assert torch.equal(same, embedded.embeddings[0])
     assert sorted(network.sizes) == ([2, 3] if batches else [1] * 5)
+
+
+def test_long_sequences_wait_for_each_other():
+    """Each call holds the activations of its frames."""
+    lock, frames, most = threading.Lock(), [0], []
+
+    def network(batch):
+        with lock:
+            frames[0] += batch.shape[1]
+            most.append(frames[0])
+        time.sleep(0.02)  # the other threads would come in between
+        with lock:
+            frames[0] -= batch.shape[1]
+        return batch.amax((1, 2, 3))[:, None]
+
+    embed_taken(walks(200, 60, 60, 100, 100), [network], SIZE, threads=3)
+    assert set(most) <= {60, 100, 120, 200}  # all others wait for 200, and for 100
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qgait_ptq.system.threads import map_in_threads
+from qgait_ptq.system.threads import Budget, map_in_threads
 
 
 @given(st.lists(st.integers(), max_size=20), st.integers(1, 4))
@@ -17,6 +17,34 @@ def test_results_come_in_the_order_of_the_items(items, threads):
 def test_so_many_calls_run_at_once():
     meeting = threading.Barrier(3, timeout=20)  # breaks with fewer threads
     assert len(list(map_in_threads(lambda _: meeting.wait(), range(6), 3))) == 6
+
+
+@pytest.mark.parametrize("amount", [3, 5, 100])  # a share too many, all, and more than there is
+def test_a_thread_waits_until_its_share_is_free(amount):
+    budget, entered = Budget(5), threading.Event()
+
+    def work():
+        with budget.taken(amount):
+            entered.set()
+
+    with budget.taken(2), budget.taken(1):
+        other = threading.Thread(target=work)
+        other.start()
+        assert not entered.wait(0.05)
+    assert entered.wait(20)
+    other.join()
+
+
+def test_threads_work_at_once_while_there_is_enough():
+    with (budget := Budget(5)).taken(2), budget.taken(3), budget.taken(0):
+        pass
+
+
+def test_a_share_is_free_again_after_an_error():
+    budget = Budget(1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="work"), budget.taken(1):
+            raise ValueError("work")
 
 
 @pytest.mark.parametrize("threads", [1, 3])
