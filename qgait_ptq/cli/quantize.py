@@ -84,7 +84,7 @@ def command(
       qgait-ptq quantize examples/models/gaitbase-small.pt --bits 8
       qgait-ptq quantize weights.pt --factory mynets:GaitBase --weight-bits 4 --activation-bits 8 \\
           --data CASIA-B --partition CASIA-B.json --out casia-w4a8
-      qgait-ptq quantize --recipe casia-w4a8/recipe.yaml --out again
+      qgait-ptq quantize --recipe casia-w4a8/recipe.yaml --trust-code --out again
     """
     recipe = build_recipe(model, recipe_file, options)
     finetune = recipe.quantization.finetune

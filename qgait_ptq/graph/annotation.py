@@ -151,6 +151,8 @@ class BitWidths:
         include: patterns of layers that are quantized; an empty tuple means all layers.
         exclude: patterns of layers that stay in float.
         limit_pairs: whether weights are limited in pairs if the target's kernels need it.
+        apart: whether layers have their own quantizer of a tensor that an addition reads, too, even at the
+            same width. Graphs of all widths then have the same nodes.
     """
 
     weight: int
@@ -164,6 +166,7 @@ class BitWidths:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     limit_pairs: bool = True
+    apart: bool = False
 
 
 def annotation_of(node: object) -> Annotation:

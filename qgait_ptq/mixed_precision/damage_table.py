@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from torch import fx
+
 from qgait_ptq.calibration.batches import clips_at_once, cut, unlabelled_batches
 from qgait_ptq.calibration.correction import correct_alone
 from qgait_ptq.calibration.learning_stages import fingerprint
@@ -51,7 +53,7 @@ class SensitivityMeasurement:
     @cached_property
     def groups(self) -> list[WidthGroup]:
         """Weights and inputs that have one width each."""
-        return find_groups(insert_quantizers(self.state.network))
+        return find_groups(insert_quantizers(_uniform_network(self.state, WIDEST, apart=True)))
 
     @exact_arithmetic()
     def measure(self, widths: Mapping[Kind, Sequence[int]]) -> Sensitivity:
@@ -73,7 +75,7 @@ class SensitivityMeasurement:
         layers = sum(group.kind is Kind.WEIGHTS for group in self.groups)
         with self.progress.stage("widths", len(all_widths) * len(chosen) + layers) as advance:
             state = Equalize().apply(replace(state, maybe_chosen=chosen, maybe_unlabelled=clips.silhouettes))
-            ranged = {bits: with_uniform_ranges(state, bits, advance) for bits in all_widths}
+            ranged = {bits: with_uniform_ranges(state, bits, advance, apart=True) for bits in all_widths}
             by_width = {bits: one.quantized for bits, one in ranged.items()}
             reference = ranged[WIDEST].reference
             if Correct().wanted(state):
@@ -108,13 +110,17 @@ class SensitivityMeasurement:
         return CostModel.of_file(layers, state.target.storage.int4_weights, file.ByteSize())
 
 
-def with_uniform_ranges(state: State, bits: int, advance: Advance = nothing) -> State:
-    """Return the state with all quantizers at one width and their ranges set."""
-    uniform = {"weight_bits": bits, "activation_bits": bits, "edge_bits": bits, "layers": {}}
-    widths = bit_widths(state.config.model_copy(update=uniform))
-    network = copy.deepcopy(state.network)
-    annotate(network, state.target.rules, widths)
+def with_uniform_ranges(state: State, bits: int, advance: Advance = nothing, *, apart: bool = False) -> State:
+    """Return the state with all quantizers at one width and their ranges set; `apart` as in `BitWidths`."""
+    network = _uniform_network(state, bits, apart=apart)
     return SetRanges().apply(replace(state, maybe_network=network), advance)
+
+
+def _uniform_network(state: State, bits: int, *, apart: bool) -> fx.GraphModule:
+    """Return the network with all quantizers at one width, not yet inserted."""
+    uniform = {"weight_bits": bits, "activation_bits": bits, "edge_bits": bits, "layers": {}}
+    widths = replace(bit_widths(state.config.model_copy(update=uniform)), apart=apart)
+    return annotate(copy.deepcopy(state.network), state.target.rules, widths)
 
 
 def describe_sensitivity(sensitivity: Sensitivity) -> list[dict[str, Any]]:

@@ -89,6 +89,7 @@ class _Plan:
         in_float = self.rules.last_layer is LastLayer.FLOAT
         self.float_layers = self.last_layers if in_float else set()
         self.integer: set[fx.Node] = set()
+        self.added: set[fx.Node] = set()  # owners of quantizers that additions read
         for node in self.nodes:
             if self._runs_on_integers(node):
                 self.integer.add(node)
@@ -108,6 +109,7 @@ class _Plan:
 
     def annotate(self) -> None:
         quantized = self._quantized_tensors()
+        self.added = {owner for node, owner in quantized.items() if self._is_added(node)}
         bits = self._wanted_bits(quantized)
         for node in self.nodes:
             output: OwnSpec | SharedSpec | None = None
@@ -115,14 +117,14 @@ class _Plan:
             if node in quantized:
                 owner = quantized[node]
                 output = SharedSpec(owner.name) if owner is not node else self._own(node, bits[node])
-                for_layers = self._for_layers(node, bits[owner])
+                for_layers = self._for_layers(node, owner, bits[owner])
             annotation = Annotation(
                 output, for_layers, integer=node in self.integer, reason=self._reason(node)
             )
             if node in self.layers:
                 features = node.all_input_nodes[0]  # always quantized, because a layer reads it
                 width = bits[quantized[features]]
-                read = self._for_layers(features, width)
+                read = self._for_layers(features, quantized[features], width)
                 annotation = self._with_weight(node, annotation, read.grid.bits if read else width)
             if node in self.weight_only:
                 annotation = replace(annotation, weight_only=self.weight_only[node].specs)
@@ -229,7 +231,7 @@ class _Plan:
         bits: dict[fx.Node, int] = {}
         for node, owner in quantized.items():
             of_layers, of_others = self._layers_bits(node), 0
-            if any(is_operator(user, self.rules.elementwise) and user in self.integer for user in node.users):
+            if self._is_added(node):
                 of_others = self.widths.elementwise
             bits[owner] = max(bits.get(owner, 0), of_layers, of_others)
         of_input = self.widths.input
@@ -240,17 +242,22 @@ class _Plan:
             for owner, width in bits.items()
         }
 
+    def _is_added(self, node: fx.Node) -> bool:
+        """Return whether an elementwise operator on integers, such as an addition, reads a node."""
+        return any(is_operator(user, self.rules.elementwise) and user in self.integer for user in node.users)
+
     def _layers_bits(self, node: fx.Node) -> int:
         """Return the width at which layers read a tensor, the widest one's; 0 if none reads it."""
         readers = [user for user in node.users if user in self.layers and source(user) is node]
         return max((self.of_layers.activation(layer) for layer in readers), default=0)
 
-    def _for_layers(self, node: fx.Node, bits: int) -> OwnSpec | None:
+    def _for_layers(self, node: fx.Node, owner: fx.Node, bits: int) -> OwnSpec | None:
         """Return the quantizer between a tensor of some bits and layers that read it at fewer bits."""
         of_layers = self._layers_bits(node)
-        if not 0 < of_layers < bits or self.of_layers.is_input(node):
+        if of_layers == 0 or self.of_layers.is_input(node):
             return None
-        return self._own(node, of_layers)
+        apart = self.widths.apart and owner in self.added
+        return self._own(node, of_layers) if apart or of_layers < bits else None
 
     def _own(self, node: fx.Node, bits: int) -> OwnSpec:
         grid = self._activation_grid(bits)

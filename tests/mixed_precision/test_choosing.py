@@ -27,6 +27,7 @@ def data(people):
     return GaitData(people, people.choose(6))
 
 
+ALL = {"calibration_sequences": 20}  # so that some of the people can be held out
 QUICK = {"idc": {"enabled": False, "frames": 6}}
 BY_SIZE = {**QUICK, "budget": {"size_mb": 0.07}, "layers": {"blocks.3.conv2": {"weight_bits": 8}}}
 
@@ -104,7 +105,7 @@ def test_a_budget_that_cannot_be_met_is_refused(data, budget, words):
 
 @pytest.mark.slow
 def test_widths_are_raised_until_no_more_rank1_is_lost(data):
-    report = quantize(data, weight_bits=2, activation_bits=2, max_drop=1.0).report
+    report = quantize(data, weight_bits=2, activation_bits=2, max_drop=1.0, **ALL).report
     looks = report.allocation["looks"]
     assert looks[0]["drop"] > 1.0 >= report.allocation["held_out_drop"]
     assert f"found with {len(looks)} calibrations" in "".join(allocation_lines(report.to_json()))
@@ -113,7 +114,7 @@ def test_widths_are_raised_until_no_more_rank1_is_lost(data):
 
 @pytest.mark.slow
 def test_the_smallest_file_that_keeps_an_accuracy_is_found(data):
-    result = quantize(data, target_accuracy=-100.0, **QUICK)
+    result = quantize(data, target_accuracy=-100.0, **QUICK, **ALL)
     front = result.report.allocation["front"]
     assert result.report.allocation["chosen"]["file_bytes"] == min(point["file_bytes"] for point in front)
 
@@ -123,7 +124,7 @@ def test_an_accuracy_that_no_widths_keep_is_an_error(data, monkeypatch):
     # Better than float by two points: a drop that no candidate reaches.
     monkeypatch.setattr("qgait_ptq.mixed_precision.choosing.allowed_drop", lambda config: -50.0)
     with pytest.raises(CalibrationError, match=r"no widths keep held-out rank-1 within"):
-        quantize(data, target_accuracy=-0.1)
+        quantize(data, target_accuracy=-0.1, **ALL)
 
 
 def test_accuracy_cannot_be_held_without_people_to_hold_out(walkers):

@@ -1,0 +1,34 @@
+"""The table of damages, whatever widths the run has."""
+
+import pytest
+
+import qgait_ptq as qg
+from qgait_ptq.mixed_precision.damage_table import SensitivityMeasurement
+from qgait_ptq.mixed_precision.groups import Kind
+from qgait_ptq.system.progress import Silent
+from tests.conftest import SHALLOW, make_gaitbase
+
+FAST = {
+    "calibration_sequences": 8,
+    "calibration_frames": 8,
+    "correction_frames": 6,
+    "rounding": "nearest",
+    "idc": {"enabled": False, "frames": 6},
+}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_input_that_an_addition_reads_too_is_measured_at_its_own_width(people, bits):
+    """Additions read 8 bits. A run of fewer bits has a second quantizer for the layers, one of 8 has not."""
+    config = qg.QuantConfig(weight_bits=bits, activation_bits=bits, **FAST)
+    state = qg.prepare(make_gaitbase(**SHALLOW), qg.GaitData(people, people), config, device="cpu")
+    measured = SensitivityMeasurement(state, Silent()).measure({Kind.WEIGHTS: (8,), Kind.ACTIVATIONS: (2, 8)})
+    inputs = {
+        group.layers: damages
+        for group, damages in zip(measured.groups, measured.damages(), strict=True)
+        if group.kind is Kind.ACTIVATIONS
+    }
+    assert ("blocks.1.conv1", "blocks.1.shortcut.0") in inputs  # an addition reads what the first one reads
+    assert ("blocks.0.conv1",) in inputs
+    for damages in inputs.values():
+        assert damages[2] > 100 * damages[8] > 0
