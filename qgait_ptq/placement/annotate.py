@@ -89,7 +89,6 @@ class _Plan:
         in_float = self.rules.last_layer is LastLayer.FLOAT
         self.float_layers = self.last_layers if in_float else set()
         self.integer: set[fx.Node] = set()
-        self.added: set[fx.Node] = set()  # owners of quantizers that additions read
         for node in self.nodes:
             if self._runs_on_integers(node):
                 self.integer.add(node)
@@ -109,22 +108,24 @@ class _Plan:
 
     def annotate(self) -> None:
         quantized = self._quantized_tensors()
-        self.added = {owner for node, owner in quantized.items() if self._is_added(node)}
         bits = self._wanted_bits(quantized)
+        added = {owner for node, owner in quantized.items() if self._is_added(node)}
+        apart = added if self.widths.apart else set[fx.Node]()
         for node in self.nodes:
             output: OwnSpec | SharedSpec | None = None
             for_layers = None
             if node in quantized:
                 owner = quantized[node]
                 output = SharedSpec(owner.name) if owner is not node else self._own(node, bits[node])
-                for_layers = self._for_layers(node, owner, bits[owner])
+                for_layers = self._for_layers(node, bits[owner], apart=owner in apart)
             annotation = Annotation(
                 output, for_layers, integer=node in self.integer, reason=self._reason(node)
             )
             if node in self.layers:
                 features = node.all_input_nodes[0]  # always quantized, because a layer reads it
-                width = bits[quantized[features]]
-                read = self._for_layers(features, quantized[features], width)
+                owner = quantized[features]
+                width = bits[owner]
+                read = self._for_layers(features, width, apart=owner in apart)
                 annotation = self._with_weight(node, annotation, read.grid.bits if read else width)
             if node in self.weight_only:
                 annotation = replace(annotation, weight_only=self.weight_only[node].specs)
@@ -251,12 +252,14 @@ class _Plan:
         readers = [user for user in node.users if user in self.layers and source(user) is node]
         return max((self.of_layers.activation(layer) for layer in readers), default=0)
 
-    def _for_layers(self, node: fx.Node, owner: fx.Node, bits: int) -> OwnSpec | None:
-        """Return the quantizer between a tensor of some bits and layers that read it at fewer bits."""
+    def _for_layers(self, node: fx.Node, bits: int, *, apart: bool) -> OwnSpec | None:
+        """Return the quantizer between a tensor of some bits and layers that read it at fewer bits.
+
+        With `apart`, layers that read it at the same bits have one, too.
+        """
         of_layers = self._layers_bits(node)
         if of_layers == 0 or self.of_layers.is_input(node):
             return None
-        apart = self.widths.apart and owner in self.added
         return self._own(node, of_layers) if apart or of_layers < bits else None
 
     def _own(self, node: fx.Node, bits: int) -> OwnSpec:

@@ -7,7 +7,6 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
@@ -23,6 +22,7 @@ from qgait_ptq.runtime.embedder import Embedder
 from qgait_ptq.system.exchanging import exchange, first_only, for_all, in_first, share_of
 from qgait_ptq.system.locking import locked
 from qgait_ptq.system.processes import processes
+from qgait_ptq.system.threads import map_in_threads
 from qgait_ptq.system.writing import remove_empty, whole_file
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def embed_to_file(
     """
     embed = _SequenceEmbedding(embedder, data, for_all(advance))
     folder = out.with_name(f".{out.name}.{_fingerprint(embedder, data)}")
-    with in_first(locked(out)), in_first(_intermediate_folder(folder, out)), _threads(jobs) as pool:
+    with in_first(locked(out)), in_first(_intermediate_folder(folder, out)):
         indices = range(len(data))
         pieces = {folder / f"{i:08d}.npy": indices[i : i + PIECE] for i in indices[::PIECE]}
         done = first_only(lambda: {path for path, piece in pieces.items() if _is_whole(path, len(piece))})
@@ -69,7 +69,7 @@ def embed_to_file(
                 for _ in piece:
                     advance()
             else:
-                own = list(pool.map(embed, share_of(piece)))
+                own = list(map_in_threads(embed, share_of(piece), jobs))
                 embeddings = np.stack([embedding for part in exchange(own) for embedding in part])
                 if processes().first:
                     _write(path, partial(_save_array, embeddings))
@@ -118,16 +118,6 @@ def _intermediate_folder(folder: Path, out: Path) -> Iterator[None]:
         yield
     finally:
         remove_empty([folder])
-
-
-@contextmanager
-def _threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
-    """Start threads. Waiting tasks are cancelled when the block ends with an error."""
-    pool = ThreadPoolExecutor(jobs)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def read_embeddings(path: Path) -> tuple[NDArray[np.float32], list[str]]:

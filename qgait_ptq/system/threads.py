@@ -27,7 +27,7 @@ class Budget:
 
     @contextmanager
     def taken(self, amount: int) -> Iterator[None]:
-        """Take an amount during the block. More than the total is the total: such a thread works alone."""
+        """Take an amount during the block. An amount above the total is reduced to the total."""
         amount = min(amount, self._total)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= amount)
@@ -45,7 +45,7 @@ def map_in_threads(
 ) -> Iterator[Result]:
     """Yield the results of a function in the order of the items.
 
-    Items are taken from the iterable in this thread, and only a few more than have been answered.
+    Items are taken from the iterable in this thread, as they are needed.
 
     Args:
         function: function that is safe to call from several threads. Its first error is raised.

@@ -122,7 +122,7 @@ def split_identities_off(subjects: list[str], share: float, seed: int) -> tuple[
     if len(usable) < SMALLEST_IDENTITIES:
         raise DataError(
             f"{len(usable)} identities of the calibration set have {SMALLEST_SEQUENCES} sequences or more; "
-            f"some are held out to judge by, which needs {SMALLEST_IDENTITIES}"
+            f"holding some of them out needs {SMALLEST_IDENTITIES}; use more calibration sequences"
         )
     count = min(max(2, round(share * len(usable))), len(usable) - 2)
     order = np.random.default_rng(seed).permutation(len(usable))
