@@ -68,6 +68,17 @@ def test_quantizing_twice_changes_nothing(grid, numbers, step):
     torch.testing.assert_close(fake_quantize(once, scale, zero_point, grid), once, rtol=0, atol=0)
 
 
+@given(grids, st.lists(values, min_size=1), st.floats(2**-10, 2**10, width=32), st.integers(0, 255))
+def test_real_values_are_scale_times_integers_without_the_zero_point(grid, numbers, step, position):
+    """One scale and scales of channels take different paths."""
+    shift = 0 if grid.symmetric else grid.quant_min + position % (grid.quant_max - grid.quant_min + 1)
+    tensor, scale, zero_point = torch.tensor(numbers), torch.tensor(step), torch.tensor(shift)
+    wanted = scale * (quantize(tensor, scale, zero_point, grid) - zero_point)
+    assert torch.equal(fake_quantize(tensor, scale, zero_point, grid), wanted)
+    of_channels = fake_quantize(tensor[None], scale[None], zero_point[None], grid, axis=0)
+    assert torch.equal(of_channels[0], wanted)
+
+
 def test_arithmetic_is_that_of_onnx_quantize_linear():
     """Divide by the scale, round half to even, add the zero_point, saturate."""
     grid = IntegerGrid(8, signed=False, symmetric=False)
