@@ -40,13 +40,16 @@ def command(model: Path | None, recipe_file: Path | None, device: str, as_json: 
     from qgait_ptq.cli.inputs import load_data, load_network, open_embedder
     from qgait_ptq.evaluation.accuracy import evaluate_file, evaluate_network
     from qgait_ptq.report.terminal import TerminalProgress, evaluation_table
+    from qgait_ptq.system.processes import processes
+    from qgait_ptq.system.threads import share_cores
 
     console = Console(stderr=as_json)
     progress = TerminalProgress(console)
     if recipe.model.path.suffix == ".onnx":
-        embedder = open_embedder(recipe.model.path)
+        at_once, threads = share_cores(processes().count)
+        embedder = open_embedder(recipe.model.path, threads)
         data = load_data(recipe.data, progress)
-        accuracy = evaluate_file(embedder, data, progress)
+        accuracy = evaluate_file(embedder, data, progress, at_once)
     else:
         network, _ = load_network(recipe.model, progress)
         data = load_data(recipe.data, progress)

@@ -157,8 +157,12 @@ def load_data(source: DataSource, progress: Progress, finetuning: int = 0) -> Ga
         )
 
 
-def open_embedder(path: Path) -> Embedder:
+def open_embedder(path: Path, threads: int | None = None) -> Embedder:
     """Open an exported file in the runtime of its target.
+
+    Args:
+        path: path of the file.
+        threads: threads of the runtime for one call; None for the runtime's default.
 
     Raises:
         ModelError: the toolkit did not write the file, or no runtime for it is installed.
@@ -174,7 +178,7 @@ def open_embedder(path: Path) -> Embedder:
             f"{path}: the file is for the target {target['name']} and needs {needed}; its accuracy at export "
             "is in the report.json beside it"
         )
-    return Embedder(path, runtime=installed[0])
+    return Embedder(path, threads, installed[0])
 
 
 def absolute(path: Path | None) -> Path | None:

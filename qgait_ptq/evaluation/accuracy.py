@@ -58,13 +58,16 @@ def evaluate_network(
         return _evaluate(lambda batch: network(batch.to(chosen)), data, frames, progress or Silent())
 
 
-def evaluate_file(embedder: Embedder, data: GaitData, progress: Progress | None = None) -> Accuracy:
+def evaluate_file(
+    embedder: Embedder, data: GaitData, progress: Progress | None = None, at_once: int = 1
+) -> Accuracy:
     """Measure the accuracy of an exported file in its runtime.
 
     Args:
         embedder: embedder of the file.
         data: data with a test set.
         progress: receives the stage.
+        at_once: number of threads that call the runtime at once.
 
     Raises:
         DataError: the data have no gallery and probes, or silhouettes of another size.
@@ -84,18 +87,23 @@ def evaluate_file(embedder: Embedder, data: GaitData, progress: Progress | None 
         return torch.from_numpy(run_session(embedder.session, batch.numpy()))
 
     free = all(entry.shape[0] is None for entry in embedder.session.inputs)
-    return _evaluate(embed, data, embedder.frame_counts, progress or Silent(), batches=free)
+    return _evaluate(embed, data, embedder.frame_counts, progress or Silent(), free, at_once)
 
 
 def _evaluate(
-    embed: Embed, data: GaitData, frames: FrameCounts | int | None, progress: Progress, batches: bool = False
+    embed: Embed,
+    data: GaitData,
+    frames: FrameCounts | int | None,
+    progress: Progress,
+    batches: bool = False,
+    at_once: int = 1,
 ) -> Accuracy:
     if data.test_set is None:
         raise DataError(
             "the data have no gallery and probes, which accuracy needs; use --data with a --protocol"
         )
     with progress.stage("evaluation", len(data.test)) as advance:
-        embedded = embed_taken(data.test, [embed], data.frame_shape, frames, advance, batches)
+        embedded = embed_taken(data.test, [embed], data.frame_shape, frames, advance, batches, at_once)
     if embedded.refused:
         progress.note(
             f"{len(embedded.refused)} of {len(data.test)} sequences left out: {embedded.refused[0]}"

@@ -17,9 +17,7 @@ from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session
 from qgait_ptq.stages.state import State
 from qgait_ptq.system.processes import processes
-from qgait_ptq.system.threads import usable_cores
-
-MOST_AT_ONCE = 4  # calls; each holds the activations of its sequences
+from qgait_ptq.system.threads import share_cores
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,7 @@ class EvaluatedNetworks:
 def networks_to_evaluate(state: State) -> EvaluatedNetworks:
     """Return the networks that the evaluation runs.
 
-    If onnxruntime runs all of them, several calls at once share the cores. They wait for each other less
-    often than the threads of one call.
+    If onnxruntime runs all of them, several calls at once share the cores.
     """
     at_once, threads = _shares(state)
     reference = choose_float_network(state, threads)
@@ -58,9 +55,7 @@ def _shares(state: State) -> tuple[int, int | None]:
     in_torch = state.submodule is not None or state.config.evaluate_simulation
     if in_torch or state.device.type != "cpu" or state.runtime != ONNXRUNTIME:
         return 1, None
-    cores = max(1, usable_cores() // processes().count)
-    at_once = min(cores, MOST_AT_ONCE)
-    return at_once, cores // at_once
+    return share_cores(processes().count)
 
 
 def _open_file(state: State, threads: int | None) -> Session:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from threading import Condition
 from typing import TypeVar
 
+MOST_AT_ONCE = 4  # calls of a network; each holds the activations of its sequences
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -17,6 +19,19 @@ Result = TypeVar("Result")
 def usable_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_cores(processes: int) -> tuple[int, int]:
+    """Return how many calls of a runtime run at once in this process, and the threads of each.
+
+    Several calls at once wait for each other less often than the threads of one call.
+
+    Args:
+        processes: number of processes that share the cores.
+    """
+    cores = max(1, usable_cores() // processes)
+    at_once = min(cores, MOST_AT_ONCE)
+    return at_once, cores // at_once
 
 
 class Budget:
