@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from qgait_ptq.config.schema import LayerBits, QuantConfig
     from qgait_ptq.errors import QgaitError
     from qgait_ptq.gait.data.dataset import GaitDataset
-    from qgait_ptq.gait.data.sources import GaitData, load_directory, load_walkers
+    from qgait_ptq.gait.data.directory import load_directory
+    from qgait_ptq.gait.data.gait_data import GaitData
+    from qgait_ptq.gait.walkers.loading import load_walkers
     from qgait_ptq.pipeline.exporting import check_parity, to_onnx
     from qgait_ptq.pipeline.quantize import calibrate, evaluate, export, prepare, quantize
     from qgait_ptq.pipeline.result import QuantizationResult
@@ -37,7 +39,9 @@ else:
             "config.schema": ("LayerBits", "QuantConfig"),
             "errors": ("QgaitError",),
             "gait.data.dataset": ("GaitDataset",),
-            "gait.data.sources": ("GaitData", "load_directory", "load_walkers"),
+            "gait.data.directory": ("load_directory",),
+            "gait.data.gait_data": ("GaitData",),
+            "gait.walkers.loading": ("load_walkers",),
             "pipeline.exporting": ("check_parity", "to_onnx"),
             "pipeline.quantize": ("calibrate", "evaluate", "export", "prepare", "quantize"),
             "pipeline.result": ("QuantizationResult",),

@@ -14,7 +14,7 @@ from torch import nn
 import qgait_ptq as qg
 from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.gait.data.dataset import GaitDataset
-from qgait_ptq.gait.data.sources import render_walkers
+from qgait_ptq.gait.walkers.loading import render_walkers
 from qgait_ptq.gait.walkers.population import TRIALS, Split, WalkerSettings, split_identities
 from qgait_ptq.gait.walkers.rendering import write_walkers
 from qgait_ptq.gait.zoo import GaitBase, GaitGL, GaitSet

@@ -18,19 +18,19 @@ from qgait_ptq.exporters.metadata import parse_metadata
 from qgait_ptq.exporters.onnx_file import read_model
 from qgait_ptq.gait.adapters import ADAPTERS
 from qgait_ptq.gait.data.dataset import GaitDataset
+from qgait_ptq.gait.data.directory import load_directory
+from qgait_ptq.gait.data.gait_data import GaitData
 from qgait_ptq.gait.data.sequences import Reading
-from qgait_ptq.gait.data.sources import (
-    CALIBRATION_WALKERS,
-    TEST_WALKERS,
-    GaitData,
-    finetuning_identities,
-    load_directory,
-    load_walkers,
-)
 from qgait_ptq.gait.opengait.configuration import read_opengait_config
 from qgait_ptq.gait.opengait.networks import PREFIX, make_opengait_network
 from qgait_ptq.gait.opengait.trainer import own_preparation
 from qgait_ptq.gait.protocols import get_protocol
+from qgait_ptq.gait.walkers.loading import (
+    CALIBRATION_WALKERS,
+    TEST_WALKERS,
+    finetuning_identities,
+    load_walkers,
+)
 from qgait_ptq.gait.zoo import NETWORKS
 from qgait_ptq.report.plain import plain
 from qgait_ptq.runtime.embedder import Embedder

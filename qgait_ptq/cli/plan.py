@@ -10,7 +10,7 @@ from torch import nn
 
 from qgait_ptq.cli.inputs import load_data
 from qgait_ptq.config.schema import Recipe
-from qgait_ptq.gait.data.sources import TEST_WALKERS, WALKER_FRAME_SHAPE, walker_counts
+from qgait_ptq.gait.walkers.loading import TEST_WALKERS, WALKER_FRAME_SHAPE, walker_counts
 from qgait_ptq.pipeline.expectation import Expectation, expect
 from qgait_ptq.placement.planning import plan
 from qgait_ptq.placement.submodule_data import submodule_config

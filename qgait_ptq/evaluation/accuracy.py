@@ -14,11 +14,11 @@ from qgait_ptq.capture.trace import embedding_network
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import CalibrationError, DataError
 from qgait_ptq.gait.comparison import compare_accuracy, compare_distances
+from qgait_ptq.gait.data.gait_data import GaitData
 from qgait_ptq.gait.data.sequences import shape_text
-from qgait_ptq.gait.data.sources import GaitData
 from qgait_ptq.gait.embedding import Embed, embed_taken
 from qgait_ptq.gait.metrics import embedding_cosine, embedding_sqnr
-from qgait_ptq.gait.protocols import Accuracy, evaluate_embeddings
+from qgait_ptq.gait.protocol_accuracy import Accuracy, evaluate_embeddings
 from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.graph.frame_inputs import join_inputs
 from qgait_ptq.runtime.embedder import Embedder

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qgait_ptq.gait.data.dataset import SequenceRecord
 from qgait_ptq.gait.metrics import Metric, part_distances
-from qgait_ptq.gait.protocols import IdentityAccuracy
+from qgait_ptq.gait.protocol_accuracy import IdentityAccuracy
 
 RESAMPLES = 2000
 COVERAGE = (2.5, 97.5)  # percentiles

@@ -13,7 +13,8 @@ from qgait_ptq.config.schema import QuantConfig, Recipe
 from qgait_ptq.exporters.onnx_file import write_metadata
 from qgait_ptq.gait.data.contact_sheet import draw_sequences, encode_png
 from qgait_ptq.gait.data.dataset import GaitDataset
-from qgait_ptq.gait.data.sources import GaitData, as_gait_data, load_walkers
+from qgait_ptq.gait.data.gait_data import GaitData, as_gait_data
+from qgait_ptq.gait.walkers.loading import load_walkers
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.pipeline.evaluating import Evaluate, MeasureSpeed
 from qgait_ptq.pipeline.expectation import ExpectTime

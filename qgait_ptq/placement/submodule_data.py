@@ -16,7 +16,7 @@ from qgait_ptq.capture.submodule import IsolatedSubmodule, isolate
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
-from qgait_ptq.gait.data.sources import GaitData
+from qgait_ptq.gait.data.gait_data import GaitData
 from qgait_ptq.gait.embedding import network_batch
 
 # Settings that need embeddings in the captured graph, which a submodule does not have.

@@ -16,7 +16,7 @@ from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import StageOrderError
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.frame_pool import FramePool
-from qgait_ptq.gait.data.sources import GaitData
+from qgait_ptq.gait.data.gait_data import GaitData
 from qgait_ptq.placement.layers import LayerPlan, list_layers
 from qgait_ptq.placement.submodule_data import SubmoduleNetwork
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, is_installed, run_session

@@ -11,7 +11,7 @@ from qgait_ptq.calibration import ChooseClips, CollectFrames, Refit, SetRanges
 from qgait_ptq.calibration.refit_stage import DIVERGED, TOO_LARGE
 from qgait_ptq.config.schema import FinetuneConfig, IdcConfig
 from qgait_ptq.gait.data.dataset import GaitDataset
-from qgait_ptq.gait.data.sources import GaitData
+from qgait_ptq.gait.data.gait_data import GaitData
 from qgait_ptq.placement.quantized_layers import quantized_layers, weight_of
 from tests.conftest import SHALLOW, make_gaitbase
 from tests.networks import draw_people

@@ -9,7 +9,7 @@ from qgait_ptq.cli.inputs import load_data
 from qgait_ptq.cli.recipe import build_recipe
 from qgait_ptq.config.schema import DataSource
 from qgait_ptq.errors import ConfigError
-from qgait_ptq.gait.data import sources
+from qgait_ptq.gait.walkers import loading
 from qgait_ptq.system.progress import Silent
 
 
@@ -17,8 +17,8 @@ from qgait_ptq.system.progress import Silent
 def cache_folder(tmp_path, monkeypatch):
     """The folder of an empty cache, with few walkers to fill it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(sources, "CALIBRATION_WALKERS", 1)
-    monkeypatch.setattr(sources, "TEST_VIEWS", 1)
+    monkeypatch.setattr(loading, "CALIBRATION_WALKERS", 1)
+    monkeypatch.setattr(loading, "TEST_VIEWS", 1)
     return tmp_path / "qgait_ptq" / "walkers"
 
 
@@ -38,9 +38,9 @@ def test_a_number_of_walkers_is_refused_beside_a_data_set(walkers_root):
 
 
 def test_walkers_are_kept_for_later_runs_unless_that_is_refused(cache_folder):
-    without = sources.load_walkers(test_walkers=2, cache=False)
+    without = loading.load_walkers(test_walkers=2, cache=False)
     assert not cache_folder.exists()
-    first, second = (sources.load_walkers(test_walkers=2) for _ in range(2))
+    first, second = (loading.load_walkers(test_walkers=2) for _ in range(2))
     assert len(os.listdir(cache_folder)) == 3
     assert len(without.test.subjects) == 2
     for data in (first, second):

@@ -10,8 +10,8 @@ from qgait_ptq import QuantConfig, quantize
 from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.errors import ModelError
 from qgait_ptq.evaluation.layer_comparison import compare_layers
+from qgait_ptq.gait.data.directory import load_directory
 from qgait_ptq.gait.data.sequences import Reading
-from qgait_ptq.gait.data.sources import load_directory
 from qgait_ptq.gait.embedding import network_batch
 from qgait_ptq.gait.zoo import GaitGL, GaitPart
 from qgait_ptq.placement.planning import plan

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qgait_ptq.gait.comparison import compare_distances, paired_difference
-from qgait_ptq.gait.data.dataset import SequenceRecord
-from qgait_ptq.gait.data.sources import GaitDataset
+from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
 from qgait_ptq.gait.metrics import part_distances
-from qgait_ptq.gait.protocols import PROTOCOLS, evaluate_embeddings, make_test_set
+from qgait_ptq.gait.protocol_accuracy import evaluate_embeddings
+from qgait_ptq.gait.protocols import PROTOCOLS, make_test_set
 
 PERCENT = st.floats(0, 100)
 

@@ -8,7 +8,8 @@ from qgait_ptq.errors import ConfigError, DataError
 from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
 from qgait_ptq.gait.data.partition import read_partition
 from qgait_ptq.gait.metrics import part_distances
-from qgait_ptq.gait.protocols import PROTOCOLS, evaluate_embeddings, get_protocol, make_test_set
+from qgait_ptq.gait.protocol_accuracy import evaluate_embeddings
+from qgait_ptq.gait.protocols import PROTOCOLS, get_protocol, make_test_set
 
 CONDITIONS = [*(f"nm-0{i}" for i in range(1, 7)), "bg-01", "bg-02", "cl-01", "cl-02"]
 VIEWS = ["000", "018", "036"]

@@ -6,12 +6,12 @@ import pytest
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sequences import cut_width
-from qgait_ptq.gait.data.sources import render_walkers
 from qgait_ptq.gait.walkers.body import build_body
 from qgait_ptq.gait.walkers.camera import COLUMNS, FAR_OUTSIDE, ROWS, rasterise
 from qgait_ptq.gait.walkers.clothing import Condition
 from qgait_ptq.gait.walkers.contact_sheet import draw_contact_sheet, write_contact_sheet
 from qgait_ptq.gait.walkers.kinematics import simulate_walk
+from qgait_ptq.gait.walkers.loading import render_walkers
 from qgait_ptq.gait.walkers.normalise import normalise_silhouettes
 from qgait_ptq.gait.walkers.person import sample_build, sample_gait_style
 from qgait_ptq.gait.walkers.population import (

@@ -6,7 +6,7 @@ import torch
 import qgait_ptq as qg
 from qgait_ptq.config.schema import BudgetConfig
 from qgait_ptq.errors import CalibrationError, ConfigError, DataError
-from qgait_ptq.gait.data.sources import GaitData
+from qgait_ptq.gait.data.gait_data import GaitData
 from qgait_ptq.report.page import render_report
 from qgait_ptq.report.terminal import summary_lines
 from qgait_ptq.report.widths import allocation_lines

@@ -8,8 +8,8 @@ import torch
 
 import qgait_ptq as qg
 from qgait_ptq.errors import CalibrationError, CaptureError, ConfigError, DataError
+from qgait_ptq.gait.data.directory import load_directory
 from qgait_ptq.gait.data.sequences import Reading
-from qgait_ptq.gait.data.sources import load_directory
 from qgait_ptq.gait.opengait.adapter import OpenGaitAdapter
 from tests.conftest import SHALLOW, SHORT, make_gaitbase
 

@@ -11,7 +11,7 @@ from torch import nn
 import qgait_ptq as qg
 from qgait_ptq.capture.submodule import isolate
 from qgait_ptq.errors import CaptureError, ConfigError, ModelError
-from qgait_ptq.gait.data.sources import load_directory
+from qgait_ptq.gait.data.directory import load_directory
 from tests.cli.test_cli import assert_refused, run
 
 NO_CORRECTIONS = {"rounding": "nearest", "bias_correction": False, "equalization": "none"}

@@ -12,8 +12,8 @@ from PIL import Image
 
 import qgait_ptq as qg
 from qgait_ptq.errors import ConfigError
+from qgait_ptq.gait.data.directory import load_directory
 from qgait_ptq.gait.data.sequences import Reading
-from qgait_ptq.gait.data.sources import load_directory
 from qgait_ptq.report.comparing import compare_reports, pareto_positions, render_comparison
 from qgait_ptq.report.page import render_report, verdict
 from tests.conftest import SHALLOW, make_gaitbase

@@ -23,7 +23,8 @@ from qgait_ptq.calibration.training_batches import Batch
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
 from qgait_ptq.gait.embedding import Embedded, embed_taken
-from qgait_ptq.gait.protocols import PROTOCOLS, evaluate_embeddings, make_test_set
+from qgait_ptq.gait.protocol_accuracy import evaluate_embeddings
+from qgait_ptq.gait.protocols import PROTOCOLS, make_test_set
 from qgait_ptq.placement.insert import insert_quantizers
 from qgait_ptq.placement.planning import plan
 from qgait_ptq.quantizer.fake_quantize import set_quantizing

@@ -124,7 +124,7 @@ def test_a_data_set_keeps_its_notes_in_a_run(root):
     (root / "001/nm-01/090/x.txt").write_bytes(b"")
     dataset = qg.GaitDataset.from_directory(root)
     (note,) = dataset.notes.lines
-    from qgait_ptq.gait.data.sources import as_gait_data
+    from qgait_ptq.gait.data.gait_data import as_gait_data
 
     data = as_gait_data(dataset)
     assert data.notes.lines == [note]
