@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
-from qgait_ptq.gait.data.sequences import frame_files
+from qgait_ptq.gait.data.png_frames import frame_files
 from qgait_ptq.runtime.embedder import Embedder
 from qgait_ptq.system.exchanging import exchange, first_only, for_all, in_first, share_of
 from qgait_ptq.system.locking import locked

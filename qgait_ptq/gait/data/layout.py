@@ -21,7 +21,8 @@ from qgait_ptq.gait.data.notes import (
     TOO_DEEP,
     DataNotes,
 )
-from qgait_ptq.gait.data.sequences import ARRAY_SUFFIXES, FRAME_SUFFIX
+from qgait_ptq.gait.data.png_frames import FRAME_SUFFIX
+from qgait_ptq.gait.data.sequences import ARRAY_SUFFIXES
 
 OTHER_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".pbm", ".ppm")
 

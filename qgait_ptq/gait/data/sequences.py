@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +17,19 @@ from numpy.typing import NDArray
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.limits import (
     ARRAY_FILE_BYTES,
-    PNG_FILE_BYTES,
-    PNG_FRAMES,
-    PNG_PIXELS,
     SEQUENCE_BYTES,
     ZIP_ENTRIES,
     build_array,
     error_text,
     number_type,
 )
-from qgait_ptq.gait.data.names import is_ignored, natural_key, suffix_of
+from qgait_ptq.gait.data.names import suffix_of
 from qgait_ptq.gait.data.pickles import load_array_pickle
+from qgait_ptq.gait.data.png_frames import read_png_folder
 from qgait_ptq.system.reading import read_bytes
 
 ARRAY_SUFFIXES = (".pkl", ".npy", ".npz")
-FRAME_SUFFIX = ".png"
 FOREGROUND = 255
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -87,7 +80,7 @@ def read_array(path: Path) -> Any:
     """
     try:
         if path.is_dir():
-            return _read_png_folder(path)
+            return read_png_folder(path)
     except (OSError, ValueError) as error:  # a path with a NUL character can be a ValueError
         raise DataError(f"{path}: cannot be read ({error_text(error)})") from None
     suffix = suffix_of(path.name)
@@ -229,99 +222,3 @@ NPY_HEADERS: Mapping[tuple[int, int], Callable[[io.BytesIO], tuple[Any, bool, np
     (2, 0): npy_format.read_array_header_2_0,
 }
 PARSERS: Mapping[str, Callable[[bytes], NDArray[Any]]] = {".npy": _parse_npy, ".npz": _parse_npz}
-
-
-def frame_files(folder: Path) -> list[Path]:
-    """Return the png frames of a folder in natural order; of more than `PNG_FRAMES`, one more.
-
-    Raises:
-        OSError: the folder cannot be read.
-    """
-    with os.scandir(folder) as entries:
-        frames = (e.name for e in entries if suffix_of(e.name) == FRAME_SUFFIX and not is_ignored(e.name))
-        names = sorted(islice(frames, PNG_FRAMES + 1), key=natural_key)
-    return [folder / name for name in names]
-
-
-class _FrameStack:
-    """Frames of a folder as silhouettes: their transparency if one of them has a shape in it, else colours.
-
-    Colours and transparency are not both kept, so that memory stays within the limits of one sequence.
-    """
-
-    def __init__(self) -> None:
-        self.frames: list[NDArray[np.uint8]] = []
-        self.levels: list[int] = []  # transparency of each frame before one of them has a shape in it
-        self.has_shape = self.has_opaque = False
-
-    def add(self, colours: NDArray[np.uint8], alpha: NDArray[np.uint8] | None) -> None:
-        """Add one frame.
-
-        Args:
-            colours: grey values ``[h, w]``.
-            alpha: transparency ``[h, w]``; None for an image without.
-
-        Raises:
-            ValueError: transparency holds the silhouettes, and a frame has none.
-        """
-        self.has_opaque |= alpha is None
-        is_shape = alpha is not None and bool((alpha != alpha[0, 0]).any())
-        if self.has_opaque and (self.has_shape or is_shape):
-            raise ValueError(
-                "some frames hold the silhouette in transparency and others have no transparency; "
-                "save all frames in the same way"
-            )
-        if is_shape and not self.has_shape:
-            self.has_shape = True
-            pairs = zip(self.frames, self.levels, strict=True)
-            self.frames = [np.full_like(frame, level) for frame, level in pairs]
-        if alpha is not None and not self.has_shape:
-            self.levels.append(int(alpha[0, 0]))
-        self.frames.append(alpha if self.has_shape and alpha is not None else colours)
-
-
-def _read_png_folder(folder: Path) -> NDArray[Any]:
-    files = frame_files(folder)
-    if len(files) > PNG_FRAMES:
-        raise DataError(
-            f"{folder}: more than {PNG_FRAMES} PNG frames, which is the limit; split the sequence"
-        )
-    stack = _FrameStack()
-    read = pixels = 0
-    for file in files:
-        data = read_bytes(file, PNG_FILE_BYTES, "the frame", DataError)
-        try:
-            width, height = _png_size(data)
-            read, pixels = read + len(data), pixels + width * height
-            if max(read, pixels) > SEQUENCE_BYTES:
-                raise ValueError(f"the frames exceed {SEQUENCE_BYTES} bytes; split the sequence")
-            stack.add(*_decode_png(data, (width, height)))
-        except Exception as error:  # a hostile image can make Pillow raise any error
-            raise DataError(f"{file}: cannot be read as a PNG frame ({error_text(error)})") from None
-    frames = stack.frames
-    shapes = {frame.shape for frame in frames}
-    if len(shapes) > 1:
-        raise DataError(f"{folder}: frames of different sizes {sorted(shapes)[:3]}; resize them to one")
-    return np.stack(frames) if frames else np.zeros((0, 0, 0), np.uint8)
-
-
-def _png_size(data: bytes) -> tuple[int, int]:
-    """Return the width and height that the first chunk of a PNG image declares."""
-    if len(data) < 24 or data[:8] != PNG_SIGNATURE or data[12:16] != b"IHDR":
-        raise ValueError("not a PNG image")
-    width, height = struct.unpack(">II", data[16:24])
-    if width * height > PNG_PIXELS:
-        raise ValueError(f"an image of {width}×{height} pixels; the limit is {PNG_PIXELS} pixels")
-    return width, height
-
-
-def _decode_png(data: bytes, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Return colours as grey ``[h, w]``, and transparency ``[h, w]``, or None for an image without."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        if image.size != size:  # a later chunk declares another size
-            raise ValueError(f"an image of two sizes, {size} and {image.size}")
-        is_opaque = image.mode not in ("RGBA", "LA") and "transparency" not in image.info
-        alpha = None if is_opaque else np.asarray(image.convert("RGBA").getchannel("A"))
-        return np.asarray(image.convert("L")), alpha
