@@ -14,6 +14,7 @@ from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.clips import (
     SMALLEST_IDENTITIES,
+    SMALLEST_SEQUENCES,
     LabelledClips,
     cut_clips,
     split_identities_off,
@@ -35,8 +36,11 @@ MEGABYTE = 2**20
 
 
 def calibration_sequences(state: State) -> GaitDataset:
-    """Return the calibration sequences, chosen with the seed."""
-    return state.data.calibration.choose(state.config.calibration_sequences, state.config.seed)
+    """Return the calibration sequences, chosen with the seed: at least two of each identity if possible."""
+    config = state.config
+    return state.data.calibration.choose(
+        config.calibration_sequences, config.seed, together=SMALLEST_SEQUENCES
+    )
 
 
 def cut(state: State, chosen: GaitDataset, frames: int) -> LabelledClips:
@@ -57,8 +61,8 @@ def with_training_data(state: State, clips: LabelledClips) -> State:
     usable = len(usable_identities(clips.subjects))
     if usable < SMALLEST_IDENTITIES:
         text = (
-            f"the calibration set has {usable} identities with two sequences or more; IDC needs "
-            f"{SMALLEST_IDENTITIES}"
+            f"the calibration set of {len(clips.subjects)} sequences has {usable} identities with two "
+            f"sequences or more; IDC needs {SMALLEST_IDENTITIES}"
         )
         if config.enabled:
             raise DataError(text)
@@ -98,7 +102,8 @@ def with_unlabelled_clips(state: State, chosen: GaitDataset) -> State:
         )
     silhouettes = clips.silhouettes
     if state.training is not None:
-        silhouettes = silhouettes[~torch.isin(clips.labels, state.training.held_out.labels)]
+        held_out = state.training.held_out_subjects
+        silhouettes = silhouettes[torch.tensor([subject not in held_out for subject in clips.subjects])]
     return replace(state, maybe_unlabelled=silhouettes)
 
 

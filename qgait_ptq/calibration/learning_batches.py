@@ -62,10 +62,13 @@ def end_to_end_batches(state: State, pool: FramePool) -> BatchSource:
 
 
 def block_batches(state: State, quantized: fx.GraphModule, pool: FramePool) -> BlockBatches:
-    """Return batches of sequences for the blocks, and of single frames if the network treats each alone."""
+    """Return batches of sequences for the blocks, and of single frames if the network treats each alone.
+
+    A network of a fixed batch size gets sequences: a batch of so few frames would teach little.
+    """
     config = state.config.finetune
     sequences = unlabelled_batches(state)
-    if not config.block_steps:
+    if not config.block_steps or state.captured.batch is not None:
         return BlockBatches(sequences)
     proof = _prove_frame_independence(state, quantized)
     if not proof.holds:
@@ -83,23 +86,29 @@ class RefitClips:
         learned: clips to learn from.
         judging: clips of identities that are not in `learned`; none if ranks are not trained.
         obstacle: cause why ranks cannot be trained; empty if they can, or if it is not requested.
+        short: number of sequences that are left out because they are shorter than the clips.
     """
 
     learned: SequenceBatches
     judging: SequenceBatches
     obstacle: str = ""
+    short: int = 0
 
 
 def refit_clips(state: State, pool: FramePool) -> RefitClips:
     """Return clips of the pool for the refit. Clips of one identity come in pairs, which share a batch."""
     config, fixed = state.config.finetune, state.captured.batch
     clips = fixed or max(2, min(clips_at_once(state), REFIT_CLIPS) // 2 * 2)
-    # As long as clips of the corrections, which are not longer than the data: repeated frames change sums.
+    # As long as clips of the corrections: repeated frames change sums.
     frames = state.captured.frame_counts.nearest(state.unlabelled.shape[1])
+    whole = pool if state.captured.frame_counts.fixed else _not_shorter(pool, frames)
+    short, pool = len(pool) - len(whole), whole
     order, judges = paired_order(pool.labels, config.refit, state.config.seed)
     obstacle = ""
     if config.rank_weight == 0:
         judges = 0
+    elif config.refit < 2 * FEWEST_JUDGES * JUDGING_SHARE:
+        obstacle = f"finetune.refit is {config.refit}; it takes {2 * FEWEST_JUDGES * JUDGING_SHARE} sequences"
     elif judges == 0:
         obstacle = (
             f"the pool of fine-tuning has fewer than {FEWEST_JUDGES * JUDGING_SHARE} people with known "
@@ -111,7 +120,13 @@ def refit_clips(state: State, pool: FramePool) -> RefitClips:
     def batches(chosen: NDArray[np.int64]) -> SequenceBatches:
         return SequenceBatches(pool.take(chosen), clips, frames, state.device, complete=fixed is not None)
 
-    return RefitClips(batches(order[judges:]), batches(order[:judges]), obstacle)
+    return RefitClips(batches(order[judges:]), batches(order[:judges]), obstacle, short)
+
+
+def _not_shorter(pool: FramePool, frames: int) -> FramePool:
+    """Return the sequences of a pool that have some number of frames; all if none has."""
+    long = np.flatnonzero(pool.stretches[:, 1] >= frames)
+    return pool.take(long) if len(long) else pool
 
 
 def paired_order(labels: NDArray[np.int64], limit: int, seed: int) -> tuple[NDArray[np.int64], int]:
@@ -130,17 +145,24 @@ def paired_order(labels: NDArray[np.int64], limit: int, seed: int) -> tuple[NDAr
     of_identity = {label: shuffled[labels[shuffled] == label] for label in np.unique(labels[labels >= 0])}
     identities = [sequences for sequences in of_identity.values() if len(sequences) > 1]
     chosen = rng.permutation(len(identities))
-    count = len(chosen) // JUDGING_SHARE
+    most = limit // JUDGING_SHARE // 2  # pairs that judge
+    count = min(len(chosen) // JUDGING_SHARE, most)
     judges = [identities[i] for i in chosen[: count if count >= FEWEST_JUDGES else 0]]
-    judging = np.concatenate([_pairs(one) for one in judges]) if judges else NO_PAIRS
+    judging = _in_turns([_pairs(one) for one in judges])[:most]
     others = [_pairs(identities[i]) for i in chosen[len(judges) :]]
     learned = rng.permutation(np.concatenate(others)) if others else NO_PAIRS
-    judging = judging[: max(1, limit // JUDGING_SHARE // 2)]
     unused = np.concatenate(judges) if judges else NO_PAIRS.ravel()
     paired = learned.ravel()
     rest = shuffled[~np.isin(shuffled, np.concatenate([unused, paired]))]
     order = np.concatenate([judging.ravel(), paired, rest])[:limit]
     return order, judging.size
+
+
+def _in_turns(pairs: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return the first pair of each identity, then the second of each, and so on, ``[n, 2]``."""
+    longest = max(map(len, pairs), default=0)
+    turns = [one[turn] for turn in range(longest) for one in pairs if turn < len(one)]
+    return np.stack(turns) if turns else NO_PAIRS
 
 
 def _pairs(sequences: NDArray[np.int64]) -> NDArray[np.int64]:

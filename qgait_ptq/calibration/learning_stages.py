@@ -67,7 +67,7 @@ class CalibrateDistances(Stage):
         loss = idc_loss(state.config)
         held_out = present(held_out_identities(state, loss, clips_at_once(state)))
         batches = labelled_batches(state, config.batch_frames, consecutive=not frames_are_independent(state))
-        part = _trainable_part(state, quantized, reference, batches)
+        part = _trainable_part(state, quantized, reference, batches, settings.micro_batch)
         if part.jumps:
             state = state.noting(part.describe("IDC"))
         outcome = calibrate_distances(
@@ -141,7 +141,8 @@ class Finetune(Stage):
         loss = idc_loss(state.config)
         pool, held_out = judge(state, loss, clips_at_once(state))
         source = end_to_end_batches(state, pool)
-        part = _trainable_part(state, quantized, reference, source)
+        settings = _end_to_end_settings(state)
+        part = _trainable_part(state, quantized, reference, source, settings.micro_batch)
         if part.jumps:
             state = state.noting(part.describe("fine-tuning"))
         batches = block_batches(state, quantized, pool)
@@ -150,7 +151,7 @@ class Finetune(Stage):
             _block_settings(state.config),
             source,
             loss,
-            _end_to_end_settings(state),
+            settings,
             advance,
         )
         if outcome.end_to_end and outcome.end_to_end.diverged:
@@ -227,10 +228,10 @@ def _end_to_end_settings(state: State) -> TrainingSettings:
 
 
 def _trainable_part(
-    state: State, quantized: fx.GraphModule, reference: fx.GraphModule, source: BatchSource
+    state: State, quantized: fx.GraphModule, reference: fx.GraphModule, source: BatchSource, at_once: int
 ) -> TrainablePart:
     """Return the part of the network that the stage trains."""
-    loss = anchor_loss(reference, source, state.config.seed, state.device)
+    loss = anchor_loss(reference, source, state.config.seed, state.device, at_once)
     return find_trainable_part(quantized, loss)
 
 

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from qgait_ptq.calibration.distances import IdcLoss
 from qgait_ptq.calibration.held_out import HeldOut, embed_clips
+from qgait_ptq.gait.data.clips import SMALLEST_SEQUENCES
 from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
 from qgait_ptq.gait.data.frame_pool import UNKNOWN, FramePool, collect_frames
 from qgait_ptq.stages.state import State
 from qgait_ptq.stages.training_data import Clips
 from qgait_ptq.system.progress import Advance
 
-STRETCH = 32  # frames of a sequence in the pool: more than one gait cycle
+STRETCH = 32  # smallest number of frames of a sequence in the pool: more than one gait cycle
 FEW_SEQUENCES = 250  # fewer are easily overfitted
 JUDGES = (4, 64)  # smallest and largest number of sequences that judge where no labels exist
 JUDGING_SHARE = 8  # one in this number of sequences
@@ -49,10 +50,11 @@ def pool_records(state: State) -> PoolRecords:
     data, seed, limit = state.data, state.config.seed, state.config.finetune.unlabelled
     held_out = state.training.held_out_subjects if state.training else frozenset()
     own = data.calibration.where(lambda record: record.subject not in held_out)
-    chosen = own.choose(limit, seed).records
+    chosen = own.choose(limit, seed, together=SMALLEST_SEQUENCES).records
     if data.finetuning is not None:
         more = data.finetuning.where(lambda record: record.subject not in held_out)
-        chosen = [*chosen, *more.choose(limit - len(chosen), seed).records]
+        drawn = more.choose(limit - len(chosen), seed, together=SMALLEST_SEQUENCES)
+        chosen = [*chosen, *drawn.records]
     numbers = {subject: number for number, subject in enumerate(sorted({r.subject for r in chosen}))}
     labels = [numbers[record.subject] for record in chosen]
     left_out = 0
@@ -78,9 +80,10 @@ def _files(records: Iterable[SequenceRecord]) -> set[Path]:
 
 
 def collect_pool(state: State, records: PoolRecords, advance: Advance) -> FramePool:
-    """Read the frames of the pool, at most `STRETCH` of each sequence."""
+    """Read the frames of the pool: of each sequence a stretch that is as long as the clips drawn from it."""
     config, captured = state.config, state.captured
-    longest = max(STRETCH, captured.frame_counts.nearest(config.finetune.frames))
+    wanted = (config.finetune.frames, config.idc.frames, state.unlabelled.shape[1])
+    longest = max(STRETCH, *map(captured.frame_counts.nearest, wanted))
     memory = config.finetune.memory_mb
     return collect_frames(
         records.data, records.labels, longest, captured.frame_shape, memory, config.seed, advance

@@ -83,6 +83,11 @@ class Refit(Stage):
         trains = len(clips.judging) > 0 and not obstacle
         ranks = _in_first(part.quantized, run.keep_ranks) if trains else None
         outcome = RefitOutcome(losses, kept, f"held-out {held_out.what}", ranks)
+        if clips.short:
+            state = state.noting(
+                f"the refit of the last layers leaves out {clips.short} sequences of the pool, which are "
+                f"shorter than the {clips.learned.frames} frames of its clips"
+            )
         if obstacle:
             state = state.noting(f"the last layers are not trained to keep ranks: {obstacle}")
         return (

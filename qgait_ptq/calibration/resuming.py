@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 from qgait_ptq.errors import ConfigError, first_line
 from qgait_ptq.system.exchanging import first_only
 from qgait_ptq.system.processes import processes
-from qgait_ptq.system.writing import make_folder, remove_empty, write_whole
+from qgait_ptq.system.writing import make_folder, part_of, remove_empty, write_whole
+
+PARTS = ("blocks", "end-to-end", "sensitivity-*")  # whose states are saved; files of other names stay
 
 
 class SavedStates:
@@ -27,7 +29,7 @@ class SavedStates:
         """Prepare the folder; without `resume`, existing states are removed.
 
         Args:
-            folder: folder of the states, created with the first one.
+            folder: folder of the states, created with the first one. Other files in it are left alone.
             fingerprint: digest of everything that determines the result.
             resume: whether to continue from existing states.
         """
@@ -86,18 +88,23 @@ class SavedStates:
 
     @staticmethod
     def remove(folder: Path) -> None:
-        """Remove all states, when the run has its result.
+        """Remove all states, and the folder if nothing else is in it.
 
         Raises:
             ConfigError: the states cannot be removed.
         """
         try:
-            if folder.is_dir():
-                shutil.rmtree(folder)
+            for part in PARTS:
+                state = f"{part}.pt"
+                for path in (*folder.glob(state), *folder.glob(part_of(Path(state)).name)):
+                    path.unlink()
         except OSError as error:
             raise ConfigError(
                 f"{folder}: earlier states cannot be removed ({error.strerror or error}); remove the folder"
             ) from None
+        remove_empty([folder])
 
     def _path(self, part: str) -> Path | None:
+        if not any(fnmatch(part, known) for known in PARTS):
+            raise ValueError(f"{part} is not in PARTS, so its state would not be removed")
         return None if self.folder is None else self.folder / f"{part}.pt"

@@ -235,7 +235,7 @@ class QuantConfig(_Model):
     minimum_agreement: Annotated[float, Field(ge=-1, le=1)] = 0.5
     minimum_parity: Annotated[float, Field(ge=-1, le=1)] = 0.999
     evaluate_simulation: bool = False
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _one_goal(self) -> QuantConfig:

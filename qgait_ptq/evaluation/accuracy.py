@@ -109,7 +109,10 @@ def _evaluate(
             f"{len(embedded.refused)} of {len(data.test)} sequences left out: {embedded.refused[0]}"
         )
     left = data.with_test(embedded.kept)
-    return evaluate_embeddings(embedded.embeddings[0], left.test.records, present(left.test_set), left.metric)
+    test_set = present(left.test_set)
+    if missing := data.test_set.probe_sets_without(test_set):
+        progress.note(f"no probe is left of {missing}: the means are those of the other probe sets")
+    return evaluate_embeddings(embedded.embeddings[0], left.test.records, test_set, left.metric)
 
 
 def accuracy_of(embeddings: Mapping[str, Tensor], data: GaitData) -> dict[str, Accuracy]:

@@ -81,9 +81,6 @@ class TestSet:
 
         Args:
             kept: indices of the sequences, in order.
-
-        Raises:
-            DataError: no gallery sequence or no probe is left.
         """
         numbers = {index: number for number, index in enumerate(kept)}
         gallery = [numbers[index] for index in self.gallery if index in numbers]
@@ -91,9 +88,12 @@ class TestSet:
             name: [numbers[index] for index in indices if index in numbers]
             for name, indices in self.probes.items()
         }
-        if not gallery or not any(probes.values()):
-            raise DataError("no gallery sequence or no probe is left that the network takes")
-        return replace(self, gallery=gallery, probes=probes)
+        left = {name: indices for name, indices in probes.items() if indices}
+        return replace(self, gallery=gallery, probes=left)
+
+    def probe_sets_without(self, left: TestSet) -> str:
+        """Return the names of the probe sets of which another test set has no probe, for a note."""
+        return ", ".join(name for name in self.probes if name not in left.probes)
 
     @property
     def all_probes(self) -> list[int]:
@@ -126,7 +126,7 @@ def make_test_set(data: GaitDataset, protocol: Protocol, listed_probes: Sequence
         probes = {name: _select(records, patterns) for name, patterns in protocol.probes.items()}
         probes = {name: indices for name, indices in probes.items() if indices}
     test_set = TestSet(protocol, gallery, probes)
-    _check(test_set, records)
+    check_test_set(test_set, records)
     return test_set
 
 
@@ -134,7 +134,13 @@ def _select(records: Sequence[SequenceRecord], patterns: tuple[str, ...]) -> lis
     return [i for i, r in enumerate(records) if any(fnmatch(r.condition, pattern) for pattern in patterns)]
 
 
-def _check(test_set: TestSet, records: Sequence[SequenceRecord]) -> None:
+def check_test_set(test_set: TestSet, records: Sequence[SequenceRecord]) -> None:
+    """Compare gallery and probes with each other.
+
+    Raises:
+        DataError: there is no gallery, no probe, only one identity, or no probe whose identity is in the
+            gallery.
+    """
     name = test_set.protocol.name
     conditions = sorted({r.condition for r in records})
     present = f"the data have the conditions {', '.join(conditions[:8])}"

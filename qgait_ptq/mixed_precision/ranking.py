@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qgait_ptq.gait.data.clips import SMALLEST_SEQUENCES
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.embedding import embed_taken
 from qgait_ptq.gait.metrics import part_distances, single_shot_rank1
@@ -44,8 +45,18 @@ class HeldOutRanking:
         device: torch.device,
         seed: int,
     ) -> HeldOutRanking:
-        """Return a ranking on a calibration set; from a large set, some sequences are drawn."""
-        return cls(data.choose(RANKED_SEQUENCES, seed), frozenset(held_out), frame_shape, frames, device)
+        """Return a ranking on a calibration set.
+
+        From a large set, some sequences are drawn. The first half are pairs of held-out identities.
+        """
+        names = frozenset(held_out)
+        if len(data) > RANKED_SEQUENCES:
+            own = data.where(lambda record: record.subject in names)
+            others = data.where(lambda record: record.subject not in names)
+            probes = own.choose(RANKED_SEQUENCES // 2, seed, together=SMALLEST_SEQUENCES)
+            gallery = others.choose(RANKED_SEQUENCES - len(probes), seed)
+            data = GaitDataset([*probes.records, *gallery.records], data.description, data.layout)
+        return cls(data, names, frame_shape, frames, device)
 
     def rank1(self, network: Callable[[Tensor], Tensor]) -> float:
         """Return rank-1 in percent, averaged over galleries with one sequence of each identity."""

@@ -105,11 +105,11 @@ def measure_sensitivity(
     ]
     parts: list[Embeddings] = []
     for number, batch in enumerate(clips.batches(batch_size, device)):
-        part = states.load(f"batch-{number}")
+        part = states.load(f"sensitivity-{number}")
         if part is None:
             own = _embed_batch(reference, by_width, groups, share_of(jobs), batch)
             part = {name: embedding for some in exchange(own) for name, embedding in some.items()}
-            states.save(f"batch-{number}", part)
+            states.save(f"sensitivity-{number}", part)
         parts.append(part)
         advance()
     embeddings = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

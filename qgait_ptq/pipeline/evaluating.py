@@ -14,6 +14,7 @@ from qgait_ptq.placement.planning import REPORTED_FRAMES
 from qgait_ptq.stages.stage import Stage, nothing
 from qgait_ptq.stages.state import State
 from qgait_ptq.system.exchanging import first_only
+from qgait_ptq.system.invariants import present
 from qgait_ptq.system.progress import Advance
 
 SPEED_ROUNDS, SPEED_SECONDS = 5, 0.05
@@ -58,6 +59,10 @@ class Evaluate(Stage):
             state = state.noting(
                 f"{len(embedded.refused)} of {len(state.given.test)} test sequences are left out of the "
                 f"evaluation, and the file refuses them: {embedded.refused[0]}"
+            )
+        if data.test_set and (missing := present(state.given.test_set).probe_sets_without(data.test_set)):
+            state = state.noting(
+                f"no probe is left of {missing}: the means are those of the other probe sets"
             )
         own = data if state.data is state.given else state.data
         simulated = len(embedded.kept) if "quantized" in networks else state.record["parity"]["sequences"]

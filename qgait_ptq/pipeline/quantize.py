@@ -82,8 +82,9 @@ def quantize(
         source: entries about the model for the report, such as its path and hash.
         recipe: recipe to store with the result.
         progress: receives stages and notes. None: they are shown in a notebook, and nowhere else.
-        work_folder: folder for states of fine-tuning, so that an interrupted run can continue. It is
-            removed when the result is saved. None: no states are kept.
+        work_folder: folder for states of fine-tuning, so that an interrupted run can continue. They are
+            removed when the result is saved, and the folder if nothing else is in it. None: no states are
+            kept.
         resume: whether to continue from the states in `work_folder`.
 
     Returns:

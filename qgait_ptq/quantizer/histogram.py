@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 HALF_BINS = 8192  # bins on each side of zero; at least half of them are below the largest value
+EXACT_COUNT = 2**24  # torch counts in float32, which is exact up to here
 
 
 class StreamingHistogram:
@@ -41,9 +42,9 @@ class StreamingHistogram:
             self.zeros += tensor.numel()
             return
         zeros = int(torch.count_nonzero(tensor == 0))  # faster than counting floats
-        counts = torch.histc(tensor.float(), 2 * HALF_BINS, -self.bound, self.bound).double().cpu()
-        counts[HALF_BINS] -= zeros  # the bin that starts at zero
-        self.counts += counts
+        for piece in tensor.float().flatten().split(EXACT_COUNT):
+            self.counts += torch.histc(piece, 2 * HALF_BINS, -self.bound, self.bound).double().cpu()
+        self.counts[HALF_BINS] -= zeros  # the bin that starts at zero
         self.zeros += zeros
 
     def merge(self, other: StreamingHistogram) -> None:

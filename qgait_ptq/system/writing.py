@@ -32,7 +32,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the file cannot be written. No new file is left behind, and an older file is not changed.
     """
-    beside = path.with_name(f".{path.name}.part")
+    beside = part_of(path)
     try:
         with open(beside, "wb") as file:
             yield file
@@ -40,6 +40,11 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         remove_file(beside)
         raise
+
+
+def part_of(path: Path) -> Path:
+    """Return the path of the temporary file of a file."""
+    return path.with_name(f".{path.name}.part")
 
 
 def remove_file(path: Path) -> None:

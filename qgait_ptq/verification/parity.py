@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from qgait_ptq.errors import ExportError, ModelError
+from qgait_ptq.errors import DataError, ExportError, ModelError
 from qgait_ptq.exporters.passes import layer_path, layer_suffix
 from qgait_ptq.graph.conversion import in_double
 from qgait_ptq.onnx_graph.view import OnnxGraph
@@ -87,6 +87,7 @@ def compare_with_simulation(
 
     Raises:
         ExportError: the file differs from the simulation.
+        DataError: there is no sequence.
     """
     cosines, differences, single, wrong = [], [], [1.0], False
     with torch.inference_mode():
@@ -103,6 +104,10 @@ def compare_with_simulation(
             if not cosines[-1] >= minimum_cosine:
                 single.append(_smallest_cosine(expected, simulation.single(batch).cpu()))
                 wrong = wrong or not 1 - cosines[-1] <= AMPLIFIED * (1 - single[-1])
+    if not cosines:
+        raise DataError(
+            "file and simulation cannot be compared: no sequence has a frame count that the network takes"
+        )
     parity = Parity(min(cosines), max(differences), len(cosines), min(single))
     if wrong:
         raise ExportError(

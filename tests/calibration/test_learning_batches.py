@@ -66,6 +66,36 @@ def test_two_people_at_least_judge_the_last_layers(state):
         assert "fewer than 16 people" in clips.obstacle
 
 
+def test_few_places_are_shared_by_the_judges(state):
+    """Of 60 people with 33 sequences, the first judge alone could fill all places."""
+    clips = refit_clips(state, pool_of([i // 33 for i in range(60 * 33)]))
+    assert len(clips.judging.pool) == 24  # of 200
+    assert len(set(clips.judging.pool.labels.tolist())) == 7  # of 60
+
+
+def test_people_who_find_no_place_among_the_judges_are_learned_from(state):
+    small = state.config.model_copy(update={"finetune": FinetuneConfig(enabled=True, refit=64)})
+    clips = refit_clips(replace(state, config=small), pool_of([i // 2 for i in range(1000)]))
+    assert len(set(clips.judging.pool.labels.tolist())) == 4
+    order, judges = paired_order(np.arange(1000) // 2, 64, 0)
+    assert (len(order), judges) == (64, 8)
+
+
+def test_a_refit_of_few_sequences_cannot_spare_judges(state):
+    small = state.config.model_copy(update={"finetune": FinetuneConfig(enabled=True, refit=31)})
+    clips = refit_clips(replace(state, config=small), pool_of([i // 2 for i in range(1000)]))
+    assert len(clips.judging) == 0
+    assert "finetune.refit is 31" in clips.obstacle
+
+
+def test_sequences_that_are_shorter_than_the_clips_are_left_out(state):
+    pool = pool_of([i // 2 for i in range(100)])
+    pool.stretches[::10, 1] = SHORT - 1
+    clips = refit_clips(state, pool)
+    assert clips.short == 10
+    assert all((batches.pool.stretches[:, 1] == SHORT).all() for batches in (clips.learned, clips.judging))
+
+
 @pytest.mark.parametrize(("batch", "people"), [(1, 100), (16, 16)])
 def test_a_batch_that_pairs_cannot_fill_is_the_cause(state, batch, people):
     fixed = replace(state, maybe_captured=replace(state.captured, batch=batch))
@@ -93,7 +123,8 @@ def test_pairs_of_one_person_come_first_and_judges_are_other_people(labels, limi
     learned = labels[order[judges:]]
     assert set(labels[order[:judges]].tolist()).isdisjoint(learned.tolist())
     assert judges % 2 == 0
-    assert judges <= max(2, limit // 8)
+    assert judges <= limit // 8
+    assert judges == 0 or len(set(labels[order[:judges]].tolist())) > 1
     first, second = labels[order[: len(order) // 2 * 2]].reshape(-1, 2).T
     paired = (first == second) & (first >= 0)
     counts = {label: int((learned == label).sum()) for label in set(learned.tolist()) - {UNKNOWN}}

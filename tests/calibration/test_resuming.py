@@ -74,6 +74,25 @@ def test_a_folder_that_cannot_be_made_or_removed_is_named(tmp_path):
     assert names(tmp_path) == ["file"]
 
 
+def test_other_files_in_the_folder_are_left_alone(tmp_path):
+    """The folder can be that of a user's experiment."""
+    saved = SavedStates(tmp_path, "mine", resume=True)
+    for part in ("blocks", "end-to-end", "sensitivity-0", "sensitivity-12"):
+        saved.save(part, {"done": 1})
+    (tmp_path / ".blocks.pt.part").write_text("of a killed run")
+    (tmp_path / "model.pt").write_text("mine")
+    SavedStates(tmp_path, "mine", resume=False)
+    assert names(tmp_path) == ["model.pt"]
+    with pytest.raises(ValueError, match="PARTS"):
+        saved.save("model", {})
+
+
+def test_an_empty_folder_is_removed_with_the_states(tmp_path):
+    SavedStates(tmp_path / "states", "mine", resume=False).save("blocks", {"done": 1})
+    SavedStates.remove(tmp_path / "states")
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("content", [{"fingerprint": "mine"}, [1, 2], torch.zeros(3)])
 def test_other_files_of_torch_are_no_states(tmp_path, content):
     torch.save(content, tmp_path / "blocks.pt")

@@ -49,6 +49,28 @@ def test_layers_that_lead_to_a_jump_are_not_trained(calibrated):
     assert (part.layers, part.all_layers) == (len(behind), len(layers))
 
 
+def test_a_slope_is_no_jump(calibrated):
+    """Gradients see a loss that rises on one side and falls on the other, however steep it is."""
+    name = coarse(calibrated.graph)[1]
+    before = float(activation_quantizers(calibrated.graph)[name].scale)
+
+    def loss(changed):
+        return 1.0 + 10 * (float(activation_quantizers(changed)[name].scale) / before - 1)
+
+    assert not find_trainable_part(calibrated.graph, loss).jumps
+
+
+def test_a_jump_on_one_side_is_found(calibrated):
+    name = coarse(calibrated.graph)[1]
+    before = float(activation_quantizers(calibrated.graph)[name].scale)
+
+    def loss(changed):
+        return 1.2 if float(activation_quantizers(changed)[name].scale) > before else 1.0
+
+    (rise,) = find_trainable_part(calibrated.graph, loss).jumps.values()
+    assert rise == pytest.approx(0.1)
+
+
 def test_a_smooth_network_is_trained_as_a_whole(calibrated):
     part = find_trainable_part(calibrated.graph, lambda graph: 1.0)
     assert part.nodes == tuple(calibrated.graph.graph.nodes)
@@ -90,8 +112,10 @@ def test_the_loss_is_the_relative_error_on_training_batches(calibrated, people):
         wanted, given = calibrated.float_graph(clips), calibrated.graph(clips)
     spread = (wanted - wanted.mean(0, keepdim=True)).square().sum()
     expected = float((given - wanted).square().sum() / spread)
-    loss = anchor_loss(calibrated.float_graph, source, 5, CPU)
+    loss = anchor_loss(calibrated.float_graph, source, 5, CPU, len(clips))
     assert loss(calibrated.graph) == pytest.approx(expected, rel=1e-4)
+    one_by_one = anchor_loss(calibrated.float_graph, source, 5, CPU, 1)
+    assert one_by_one(calibrated.graph) == pytest.approx(expected, rel=1e-4)
     set_quantizing(calibrated.graph, False)
     assert loss(calibrated.graph) < 1e-9
     set_quantizing(calibrated.graph, True)

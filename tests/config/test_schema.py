@@ -27,6 +27,7 @@ def test_a_recipe_survives_yaml():
         ({"wieght_bits": 4}, "wieght_bits: unknown key; did you mean weight_bits"),
         ({"layers": {"a": {"bits": 3}}}, "layers.a.bits"),
         ({"calibration_sequences": 0}, "calibration_sequences"),
+        ({"seed": -1}, "seed.*greater than or equal to 0, not -1"),
     ],
 )
 def test_what_is_wrong_is_named(values, message):

@@ -6,6 +6,7 @@ import torch
 
 from qgait_ptq.errors import ConfigError, DataError
 from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
+from qgait_ptq.gait.data.gait_data import GaitData
 from qgait_ptq.gait.data.partition import read_partition
 from qgait_ptq.gait.metrics import part_distances
 from qgait_ptq.gait.protocol_accuracy import evaluate_embeddings
@@ -134,6 +135,28 @@ def test_a_gallery_of_another_network_is_compared_with_the_probes():
 def test_test_sets_that_cannot_be_ranked_are_refused(records, message):
     with pytest.raises(DataError, match=message):
         make_test_set(GaitDataset(records), PROTOCOLS["casia-b"])
+
+
+def test_probe_sets_without_a_sequence_are_not_counted():
+    records = records_of("ab")
+    complete = make_test_set(GaitDataset(records), PROTOCOLS["casia-b"])
+    kept = [i for i, record in enumerate(records) if not record.condition.startswith("cl")]
+    left = complete.with_sequences(kept)
+    assert list(left.probes) == ["nm", "bg"]
+    assert complete.probe_sets_without(left) == "cl"
+    some = [records[i] for i in kept]
+    accuracy = evaluate_embeddings(noisy_embeddings(some, 0.1), some, left)
+    assert list(accuracy.rank1) == ["nm", "bg", "mean"]
+
+
+def test_sequences_that_are_left_must_make_a_ranking():
+    data = GaitDataset(records_of("ab"))
+    test_set = make_test_set(data, PROTOCOLS["casia-b"])
+    complete = GaitData(data, data, test_set)
+    only = [i for i, r in enumerate(data.records) if (r.subject == "a") == (r.condition in CONDITIONS[:4])]
+    for kept, message in ((only, "none of the 1 probe identities"), (test_set.gallery, "no probe sequence")):
+        with pytest.raises(DataError, match=f"{len(kept)} of 60 test sequences are left: .*{message}"):
+            complete.with_test(kept)
 
 
 def test_unknown_protocols_are_refused_with_the_known_ones():

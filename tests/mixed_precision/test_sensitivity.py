@@ -110,7 +110,7 @@ def test_a_killed_measurement_goes_on_and_gives_the_same(by_width, clips, refere
     folder = tmp_path / "states"
     with pytest.raises(StopError):
         measure(by_width, clips, reference, SavedStates(folder, "same", resume=True), advance=kill)
-    assert [path.name for path in folder.iterdir()] == ["batch-0.pt"]
+    assert [path.name for path in folder.iterdir()] == ["sensitivity-0.pt"]
     _, resumed = measure(by_width, clips, reference, SavedStates(folder, "same", resume=True))
     _, whole = measure(by_width, clips, reference)
     assert resumed == whole

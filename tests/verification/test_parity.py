@@ -3,7 +3,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from qgait_ptq.capture.captured import BATCH_AXIS, FRAME_AXIS, Capture
-from qgait_ptq.errors import ExportError
+from qgait_ptq.errors import DataError, ExportError
 from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.graph.network_input import random_silhouettes
 from qgait_ptq.runtime.exact_sessions import open_session
@@ -112,6 +112,12 @@ def test_a_network_that_amplifies_rounding_is_told_from_a_file_that_is_wrong(siz
         parity = compare_with_simulation(run, simulation, batches, 0.999)
         assert parity.cosine_min == pytest.approx(1 - 0.1**2 / 2, abs=0.002)
         assert parity.single_cosine_min == pytest.approx(1 - 0.1**2 / 2, abs=0.002)
+
+
+def test_a_file_cannot_be_compared_without_a_sequence():
+    exact = noisy(0, 0.0)
+    with pytest.raises(DataError, match="no sequence has a frame count that the network takes"):
+        compare_with_simulation(lambda batch: batch, Simulation(exact, exact), [], 0.999)
 
 
 def test_float32_is_not_asked_where_the_file_agrees():

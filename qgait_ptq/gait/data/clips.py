@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from qgait_ptq.errors import DataError
-from qgait_ptq.gait.data.dataset import GaitDataset, Silhouettes
+from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord, Silhouettes
 from qgait_ptq.gait.data.sequences import shape_text
 from qgait_ptq.graph.frame_counts import ANY_FRAME_COUNT, FrameCounts
 
@@ -69,7 +69,7 @@ def cut_clips(
     rng = np.random.default_rng(seed)
     stretches: list[tuple[Silhouettes, str]] = []
     copies, limit = 0, counts.nearest(frames)
-    seen: dict[bytes, str] = {}
+    seen: dict[bytes, SequenceRecord] = {}
     for silhouettes, record in data:
         if silhouettes.shape[1:] != frame_shape:
             raise DataError(
@@ -80,13 +80,13 @@ def cut_clips(
         digest = hashlib.sha256(silhouettes.tobytes()).digest()
         if digest in seen:
             other = seen[digest]
-            if other.split("/")[0] != record.subject:
+            if other.subject != record.subject:
                 raise DataError(
-                    f"{record.name} and {other} are the same sequence under two identities; remove one"
+                    f"{record.name} and {other.name} are the same sequence under two identities; remove one"
                 )
             copies += 1
             continue
-        seen[digest] = record.name
+        seen[digest] = record
         stretches.append((silhouettes[start : start + limit].copy(), record.subject))
     length = limit if counts.fixed else counts.nearest(_common_length([len(one) for one, _ in stretches]))
     kept = [(one, subject) for one, subject in stretches if counts.fixed or len(one) >= length]

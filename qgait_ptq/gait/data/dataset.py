@@ -257,10 +257,16 @@ class GaitDataset:
         """Return the set of records for which `keep` is true."""
         return self._with([record for record in self.records if keep(record)])
 
-    def choose(self, count: int, seed: int = 0) -> GaitDataset:
+    def choose(self, count: int, seed: int = 0, *, together: int = 1) -> GaitDataset:
         """Draw `count` random sequences, spread evenly over the identities.
 
         A set with at most `count` sequences is returned completely, in its order.
+
+        Args:
+            count: number of sequences.
+            seed: random seed of the choice.
+            together: sequences of one identity that are drawn together. Where there are too many identities
+                to draw so many of each, fewer identities are drawn.
         """
         rng = np.random.default_rng(seed)
         by_subject: dict[str, list[int]] = {}
@@ -272,6 +278,10 @@ class GaitDataset:
             for position in rng.permutation(len(subjects))
         ]
         chosen: list[int] = []
+        groups = [queue for queue in queues if len(queue) >= together][: count // together]
+        for _ in range(together if together > 1 else 0):
+            chosen += [queue.pop() for queue in groups]
+        queues = [queue for queue in queues if queue]
         while len(chosen) < count and queues:
             chosen += [queue.pop() for queue in queues[: count - len(chosen)]]
             queues = [queue for queue in queues if queue]

@@ -14,7 +14,7 @@ from qgait_ptq.gait.data.notes import (
     DataNotes,
 )
 from qgait_ptq.gait.metrics import Metric
-from qgait_ptq.gait.protocols import TestSet
+from qgait_ptq.gait.protocols import TestSet, check_test_set
 from qgait_ptq.graph.frame_layout import FrameLayout
 
 SHARE_HELD_BACK = 4  # without a protocol, one in this number of sequences is a test sequence
@@ -89,12 +89,19 @@ class GaitData:
             kept: their indices, in order.
 
         Raises:
-            DataError: no gallery sequence or no probe is left.
+            DataError: what is left cannot be ranked, see `check_test_set`.
         """
         if len(kept) == len(self.test):
             return self
         test = GaitDataset([self.test.records[index] for index in kept], self.test.description)
-        return replace(self, test=test, test_set=self.test_set and self.test_set.with_sequences(kept))
+        if self.test_set is None:
+            return replace(self, test=test)
+        test_set = self.test_set.with_sequences(kept)
+        try:
+            check_test_set(test_set, test.records)
+        except DataError as error:
+            raise DataError(f"{len(kept)} of {len(self.test)} test sequences are left: {error}") from None
+        return replace(self, test=test, test_set=test_set)
 
     @property
     def frame_shape(self) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 """Choosing sequences: the same choice as before for each seed, with few looks at each record."""
 
+from collections import Counter
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,6 +42,26 @@ def test_many_identities_with_unequal_numbers_of_sequences_are_chosen_as_by_the_
     records = [record_of(f"{number % (1 + number % 97):03d}", number) for number in range(1000)]
     for count in (1, 128, 999, 2000):
         assert GaitDataset(records).choose(count, 3).records == reference(records, count, 3)
+
+
+@given(st.lists(st.integers(0, 30), max_size=120), st.integers(0, 130), st.integers(1, 4), st.integers(0, 99))
+def test_sequences_of_one_identity_are_drawn_together(subjects, count, together, seed):
+    records = [record_of(f"{subject:02d}", number) for number, subject in enumerate(subjects)]
+    chosen = GaitDataset(records).choose(count, seed, together=together).records
+    assert len(chosen) == min(count, len(records))
+    assert len({record.name for record in chosen}) == len(chosen)
+    of_each, of_chosen = Counter(subjects), Counter(int(record.subject) for record in chosen)
+    several = [subject for subject, number in of_each.items() if number >= together]
+    served = [subject for subject in several if of_chosen[subject] >= together]
+    assert len(served) >= min(len(several), count // together)
+
+
+def test_of_many_identities_fewer_are_drawn_with_two_sequences_each():
+    """One sequence of each teaches nothing about distances between people."""
+    records = [record_of(f"{number // 2:03d}", number) for number in range(2000)]
+    chosen = GaitDataset(records).choose(128, together=2)
+    assert set(Counter(record.subject for record in chosen.records).values()) == {2}
+    assert len(GaitDataset(records).choose(128).subjects) == 128
 
 
 def test_an_identity_whose_name_ends_with_a_zero_byte_is_chosen():

@@ -50,6 +50,8 @@ def test_copies_are_left_out_and_counted():
     data = GaitDataset.from_pairs([(walk(9), "anna"), (walk(9), "anna"), (walk(9, 50), "ben")])
     clips = cut_clips(data, 4, (64, 44), seed=0)
     assert (clips.copies, clips.subjects) == (1, ["anna", "ben"])
+    data = GaitDataset.from_pairs([(walk(9), "set/anna"), (walk(9), "set/anna")])
+    assert cut_clips(data, 4, (64, 44), seed=0).copies == 1
 
 
 def test_one_sequence_under_two_names_is_refused():
