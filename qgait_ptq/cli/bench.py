@@ -24,8 +24,8 @@ from qgait_ptq.cli.options import JSON_OPTION, PATH, RUN, RUNTIME_OPTION, apply_
     ),
     RUNTIME_OPTION,
     count("--threads", "Threads of each call.", RUN, 1),
-    count("--frames", "Frames of a sequence.", RUN, 30),
-    count("--batch", "Sequences in each call.", RUN, 1),
+    count("--frames", "Frames of a sequence.", RUN, default_text="30, or the number that files fix"),
+    count("--batch", "Sequences in each call.", RUN, default_text="1, or the number that files fix"),
     count("--rounds", "Number of rounds. Each round runs every file.", RUN, 9),
     JSON_OPTION,
 )
@@ -34,8 +34,8 @@ def command(
     against: tuple[Path, ...],
     runtime: str,
     threads: int,
-    frames: int,
-    batch: int,
+    frames: int | None,
+    batch: int | None,
     rounds: int,
     as_json: bool,
 ) -> None:
@@ -47,13 +47,14 @@ def command(
     """
     from rich.console import Console
 
-    from qgait_ptq.evaluation.benchmark import benchmark_files, is_noisy
+    from qgait_ptq.evaluation.benchmark import benchmark_files, is_noisy, workload_of
     from qgait_ptq.evaluation.workload import BenchmarkSetting
     from qgait_ptq.report.plain import write_line
     from qgait_ptq.report.runtime_tables import bench_table
     from qgait_ptq.report.terminal import TerminalProgress
 
     console = Console(stderr=as_json)
+    frames, batch = workload_of([*against, model], runtime, frames, batch)
     setting = BenchmarkSetting(runtime, threads, frames, batch, rounds)
     steps = rounds + len(against) + 1  # memory is measured once for each file
     with TerminalProgress(console).stage("speed, memory", steps) as advance:

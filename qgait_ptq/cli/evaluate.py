@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from qgait_ptq.cli.grouped import GroupedCommand
+from qgait_ptq.cli.grouped import GroupedCommand, refuse_options
 from qgait_ptq.cli.options import (
     DATA_OPTIONS,
     DEVICE_OPTION,
     JSON_OPTION,
     MODEL_OPTIONS,
+    MODEL_PARAMETERS,
     PATH,
     RECIPE_OPTION,
     WALKER_OPTIONS,
@@ -34,10 +35,13 @@ def command(model: Path | None, recipe_file: Path | None, device: str, as_json: 
       qgait-ptq evaluate qgait-out/model.onnx --data CASIA-B --partition CASIA-B.json
     """
     recipe = build_recipe(model, recipe_file, options)
+    is_file = recipe.model.path.suffix == ".onnx"
+    if is_file:
+        refuse_options((*MODEL_PARAMETERS, "device"), "these options are for a float network, not for an ONNX file")
 
     from rich.console import Console
 
-    from qgait_ptq.cli.inputs import load_data, load_network, open_embedder
+    from qgait_ptq.cli.inputs import data_of_file, load_data, load_network, open_embedder
     from qgait_ptq.evaluation.accuracy import evaluate_file, evaluate_network
     from qgait_ptq.report.terminal import TerminalProgress, evaluation_table
     from qgait_ptq.system.processes import processes
@@ -45,10 +49,10 @@ def command(model: Path | None, recipe_file: Path | None, device: str, as_json: 
 
     console = Console(stderr=as_json)
     progress = TerminalProgress(console)
-    if recipe.model.path.suffix == ".onnx":
+    if is_file:
         at_once, threads = share_cores(processes().count)
         embedder = open_embedder(recipe.model.path, threads)
-        data = load_data(recipe.data, progress)
+        data = load_data(data_of_file(recipe.data, embedder), progress)
         accuracy = evaluate_file(embedder, data, progress, at_once)
     else:
         network, _ = load_network(recipe.model, progress)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 
 class GroupedOption(click.Option):
@@ -86,3 +87,20 @@ def count(
     if default is not None:
         arguments |= {"default": default, "show_default": True}
     return option(name, group=group, help=help_text, **arguments)
+
+
+def refuse_options(names: Iterable[str], reason: str) -> None:
+    """Refuse options of the current command that it would ignore.
+
+    Args:
+        names: names of the parameters.
+        reason: cause, before a colon and the options.
+
+    Raises:
+        click.UsageError: one of them was given on the command line; the text names all that were.
+    """
+    context = click.get_current_context()
+    asked = {name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    given = [parameter.opts[0] for parameter in context.command.params if parameter.name in asked]
+    if given:
+        raise click.UsageError(f"{reason}: {', '.join(given)}", context)

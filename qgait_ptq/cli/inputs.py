@@ -136,11 +136,7 @@ def load_data(source: DataSource, progress: Progress, finetuning: int = 0) -> Ga
         raise ConfigError("--unlabelled needs a data set; name its root folder with --data")
     if source.partition is not None:
         raise ConfigError("--partition needs a data set; name its root folder with --data")
-    if source.raw or source.cut_columns:
-        raise ConfigError("--raw and --cut-columns need a data set; name its root folder with --data")
-    if source.modalities != (0,):
-        read = ", ".join(map(str, source.modalities))
-        raise ConfigError(f"--modality {read} needs a data set; name its root folder with --data")
+    _refuse_settings_of_a_data_set(source)
     progress.note(
         "no --data: using the built-in synthetic walkers; results on them say nothing about real recordings"
     )
@@ -152,9 +148,28 @@ def load_data(source: DataSource, progress: Progress, finetuning: int = 0) -> Ga
             advance,
             finetuning,
             test_walkers=tested,
+            metric=source.metric,
             cache=source.cache,
             note=progress.note,
         )
+
+
+def _refuse_settings_of_a_data_set(source: DataSource) -> None:
+    """Refuse settings that the built-in walkers do not have.
+
+    Raises:
+        ConfigError: a setting differs from its default.
+    """
+    usual = DataSource()
+    names = {"raw": "--raw", "cut_columns": "--cut-columns", "protocol": "--protocol", "longest": "longest"}
+    for name, shown in names.items():
+        if getattr(source, name) != getattr(usual, name):
+            raise ConfigError(
+                f"{shown} is not for the built-in walkers; name the root folder of a data set with --data"
+            )
+    if source.modalities != usual.modalities:
+        read = ", ".join(map(str, source.modalities))
+        raise ConfigError(f"--modality {read} needs a data set; name its root folder with --data")
 
 
 def open_embedder(path: Path, threads: int | None = None) -> Embedder:
@@ -179,6 +194,32 @@ def open_embedder(path: Path, threads: int | None = None) -> Embedder:
             "is in the report.json beside it"
         )
     return Embedder(path, threads, installed[0])
+
+
+def data_of_file(source: DataSource, embedder: Embedder) -> DataSource:
+    """Return the source of data, read as for the calibration of a file, and with its metric by default.
+
+    Raises:
+        ConfigError: a setting was given that would read the data in another way.
+    """
+    described = embedder.metadata.get("data", {})
+    given = source.model_fields_set
+    metric = source.metric if "metric" in given else described.get("metric", source.metric)
+    if source.root is None:
+        return source.model_copy(update={"metric": metric})
+    own = {
+        "raw": embedder.raw,
+        "cut_columns": described.get("cut_columns"),
+        "modality": list(embedder.modalities),
+    }
+    asked = {**source.model_dump(), "modality": list(source.modalities)}
+    for name, value in own.items():
+        if name in given and asked[name] != value:
+            raise ConfigError(
+                f"{embedder.path} was calibrated with {name}: {value}, not {asked[name]}; leave this setting "
+                "out"
+            )
+    return source.model_copy(update={**own, "modality": embedder.modalities, "metric": metric})
 
 
 def absolute(path: Path | None) -> Path | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qgait_ptq.cli.grouped import GroupedCommand, option
+from qgait_ptq.cli.grouped import GroupedCommand, option, refuse_options
 from qgait_ptq.cli.options import (
     FILES,
     JSON_OPTION,
@@ -18,6 +18,7 @@ from qgait_ptq.cli.options import (
     RECIPE_OPTION,
     SUBMODULE_OPTION,
     WIDTH_OPTIONS,
+    WIDTH_PARAMETERS,
     apply_options,
 )
 from qgait_ptq.cli.recipe import build_recipe
@@ -97,9 +98,15 @@ def command(
       qgait-ptq inspect --against qgait-out
     """
     if against is not None:
+        refuse_options(
+            (*WIDTH_PARAMETERS, "submodule", "height", "width", "channels", "inputs"),
+            "--against lists the errors of a result, and does not take options of a plan",
+        )
         recipe_file = recipe_file or against / "recipe.yaml"
         _compare(build_recipe(model, recipe_file, options), against, as_json)
         return
+    if inputs:
+        refuse_options(("height", "width", "channels"), "--input has the shape of each input, and excludes other options of the shape")
     recipe = build_recipe(model, recipe_file, options)
 
     import numpy as np
@@ -222,5 +229,5 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(compared))
         return
-    title = f"{folder}: file compared with the float network on {len(chosen)} test sequences"
+    title = f"{folder}: file compared with the float network on {len(sequences)} test sequences"
     console.print(comparison_table(compared, title))

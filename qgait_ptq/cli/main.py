@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import click
 
-from qgait_ptq.errors import ProcessorWarning, QgaitError, SequenceLengthWarning
+from qgait_ptq.errors import ProcessorWarning, QgaitError, SequenceLengthWarning, first_line
 from qgait_ptq.system.locking import temporary_files
 from qgait_ptq.system.processes import (
     announced,
@@ -203,11 +203,21 @@ def _describe(error: Exception) -> tuple[str, int]:
         return plain(error.format_message().rstrip(".")) + hint, BAD_INPUT
     if isinstance(error, QgaitError):
         return plain(error), BAD_INPUT
+    if is_out_of_memory(error):
+        return f"there is not enough memory for this ({plain(first_line(error))}); ask for less", BAD_INPUT
     text = (
         f"internal error: {type(error).__name__}: {plain(error)}\n"
         "This is a bug in qgait-ptq. Run 'qgait-ptq --debug …' for the traceback, and report it."
     )
     return text, OUR_FAULT
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that memory could not be reserved, on the CPU or a GPU."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in ("can't allocate memory", "out of memory"))
+    )
 
 
 class _OutputError(BaseException):

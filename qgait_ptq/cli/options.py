@@ -82,6 +82,16 @@ MODEL_OPTIONS = (
         help="Run code from the model file (exported program, pickled module) or named in a recipe.",
     ),
 )
+MODEL_PARAMETERS = (
+    "factory",
+    "arguments",
+    "checkpoint_key",
+    "opengait_config",
+    "adapter",
+    "frames",
+    "output",
+    "trust_code",
+)
 SUBMODULE_OPTION = option(
     "--capture-submodule",
     "submodule",
@@ -211,6 +221,18 @@ WIDTH_OPTIONS = (
         help="Input of the file: uint8 in 0..255, or float32 in [0, 1].",
     ),
 )
+WIDTH_PARAMETERS = (
+    "bits",
+    "weight_bits",
+    "activation_bits",
+    "edge_bits",
+    "input_bits",
+    "include",
+    "exclude",
+    "target",
+    "weight_range",
+    "input_type",
+)
 GOAL_OPTIONS = (
     option(
         "--budget",
@@ -236,7 +258,7 @@ GOAL_OPTIONS = (
 SEED_OPTION = option(
     "--seed",
     group=CALIBRATION,
-    type=int,
+    type=click.IntRange(min=0),
     default_text="0",
     help="Random seed for choosing calibration sequences.",
 )

@@ -52,8 +52,7 @@ def show_plan(
     expected = expect(config, captured, graph, layers, get_target(config.target), sequences, device)
     title = f"{recipe.model.path.name}, {config.label} for {config.target}"
     console.print(layer_table([asdict(layer) for layer in layers], title))
-    goal = config.budget or config.target_accuracy or config.max_drop
-    if goal is not None:
+    if any(goal is not None for goal in (config.budget, config.target_accuracy, config.max_drop)):
         progress.note("a run chooses other widths than these; it takes several times as long")
     for line in (
         *(f"{layer.name}: {layer.note}" for layer in layers if layer.note),

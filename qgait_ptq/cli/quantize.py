@@ -90,6 +90,8 @@ def command(
     finetune = recipe.quantization.finetune
     if recipe.data.unlabelled is not None and not finetune.enabled:
         raise ConfigError("--unlabelled is used by fine-tuning only; add --finetune")
+    if resume and not finetune.enabled:
+        raise ConfigError("--resume continues an interrupted fine-tuning; add --finetune")
 
     from rich.console import Console
 
@@ -103,6 +105,7 @@ def command(
     from qgait_ptq.system.exchanging import first_only, in_first
     from qgait_ptq.system.locking import locked
     from qgait_ptq.system.processes import processes
+    from qgait_ptq.system.writing import beside
     from qgait_ptq.targets.registry import get_target
 
     console = Console(stderr=as_json)
@@ -147,7 +150,7 @@ def command(
         source=source,
         recipe=repeatable,
         progress=progress,
-        work_folder=out.with_name(f"{out.name}.finetuning"),
+        work_folder=beside(out, "{}.finetuning"),
         resume=resume,
     )
     if processes().first:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.argument("result", type=PATH)
 @apply_options(
     count("--sequences", "Number of random sequences.", RUN, 4),
-    count("--frames", "Frames of each sequence.", RUN, 30),
+    count("--frames", "Frames of each sequence.", RUN, default_text="30, or the number that the file fixes"),
     option(
         "--processor",
         group=RUN,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     ),
     JSON_OPTION,
 )
-def command(result: Path, sequences: int, frames: int, processor: str | None, as_json: bool) -> None:
+def command(result: Path, sequences: int, frames: int | None, processor: str | None, as_json: bool) -> None:
     """Prove that RESULT gives the same integers everywhere, and compare it with the integer reference.
 
     RESULT is a result folder of quantize or its model.onnx. The proof bounds the pair sums of each layer,
@@ -50,7 +50,8 @@ def command(result: Path, sequences: int, frames: int, processor: str | None, as
     from qgait_ptq.report.runtime_tables import pair_table, verification_table
 
     path = result / "model.onnx" if os.path.isdir(result) else result
-    proof, verification, damage = examine(path, sequences, frames, processor)
+    examined = examine(path, sequences, frames, processor)
+    proof, verification, damage = examined.proof, examined.verification, examined.damage
     if as_json:
         described = {
             **asdict(verification),
@@ -72,7 +73,7 @@ def command(result: Path, sequences: int, frames: int, processor: str | None, as
         write_line(
             console,
             f"{verification.differing} of {values:,} bytes differ, in {len(verification.tensors)} tensors of "
-            f"onnxruntime's graph, over {sequences} sequences of {frames} frames"
+            f"onnxruntime's graph, over {sequences} sequences of {examined.frames} frames"
             + (f", on an emulated {processor} processor" if processor else ""),
         )
         write_line(console, proof.verdict())
@@ -88,25 +89,40 @@ def command(result: Path, sequences: int, frames: int, processor: str | None, as
         raise SystemExit(1)
 
 
+@dataclass(frozen=True)
+class Examination:
+    """What is known about the integers of a file.
+
+    Attributes:
+        proof: bounds of its pair sums, and all codes of its additions.
+        verification: comparison of onnxruntime with the integer reference.
+        damage: share of integers that saturation would change, 0 to 1; None if nothing can saturate.
+        frames: frames of each compared sequence.
+    """
+
+    proof: ExactnessProof
+    verification: Verification
+    damage: float | None
+    frames: int
+
+
 def examine(
-    path: Path, sequences: int, frames: int, processor: str | None = None
-) -> tuple[ExactnessProof, Verification, float | None]:
+    path: Path, sequences: int, frames: int | None = None, processor: str | None = None
+) -> Examination:
     """Compute the proof of a file, and compare the file in onnxruntime with the integer reference.
 
     Args:
         path: path of the file.
         sequences: number of random sequences.
-        frames: frames of each sequence.
+        frames: frames of each sequence; None for the only number that the file takes, or the usual one.
         processor: processor to emulate; None for this one.
-
-    Returns:
-        The proof, the comparison, and the share of integers that saturation would change, 0 to 1. The share
-        is None if nothing can saturate.
 
     Raises:
         ModelError: the file is damaged, or the toolkit did not write it.
-        ConfigError: the processor cannot be emulated on this machine.
+        ConfigError: the processor cannot be emulated on this machine, or the file takes another number of
+            frames only.
     """
+    from qgait_ptq.evaluation.workload import USUAL_FRAMES, fitting_size
     from qgait_ptq.exporters.onnx_file import read_model
     from qgait_ptq.reference.proof import prove_exactness
     from qgait_ptq.runtime.sessions import ONNXRUNTIME
@@ -114,9 +130,10 @@ def examine(
     from qgait_ptq.verification.file_bytes import random_batches, saturation_damage, verify
 
     session, _ = open_file(path, ONNXRUNTIME)
+    frames = fitting_size({str(path): session}, 1, USUAL_FRAMES, frames)
     with refuse_damage(path):
         proof = prove_exactness(read_model(path))
         batches = random_batches(session, sequences, frames)
         verification = verify(path, batches, processor)
         damage = None if proof.pair_sums.safe else saturation_damage(path, batches[:1])
-    return proof, verification, damage
+    return Examination(proof, verification, damage, frames)

@@ -17,8 +17,9 @@ PROTOCOL_NAMES = ("casia-b", "oumvlp", "gait3d", "grew")
 EqualizationName = Literal["none", "weights", "activations"]
 RoundingName = Literal["nearest", "gptq", "qronos"]
 Positive = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LARGEST_SEED = 2**62  # what the generators of torch take, with room for the seeds of stages
 Share = Annotated[float, Field(gt=0, lt=1)]
 Modality = Annotated[int, Field(ge=0)]
 
@@ -235,7 +236,7 @@ class QuantConfig(_Model):
     minimum_agreement: Annotated[float, Field(ge=-1, le=1)] = 0.5
     minimum_parity: Annotated[float, Field(ge=-1, le=1)] = 0.999
     evaluate_simulation: bool = False
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
 
     @model_validator(mode="after")
     def _one_goal(self) -> QuantConfig:

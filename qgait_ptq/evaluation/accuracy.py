@@ -70,13 +70,16 @@ def evaluate_file(
         at_once: number of threads that call the runtime at once.
 
     Raises:
-        DataError: the data have no gallery and probes, or silhouettes of another size.
+        DataError: the data have no gallery and probes, or are of another kind or size than the file takes.
     """
     if data.layout != embedder.layout:
         raise DataError(
             f"{embedder.path} takes {embedder.layout or 'one input'}, but the data have "
             f"{data.layout or 'one'}; name its modalities in order with --modality"
         )
+    if data.raw != embedder.raw:
+        kinds = {True: "values as they are (raw)", False: "silhouettes"}
+        raise DataError(f"{embedder.path} takes {kinds[embedder.raw]}, but the data have {kinds[data.raw]}")
     if data.frame_shape != embedder.frame_shape:
         raise DataError(
             f"{embedder.path} takes silhouettes of {shape_text(embedder.frame_shape)}, "

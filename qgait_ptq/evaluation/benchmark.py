@@ -17,7 +17,14 @@ from qgait_ptq.errors import ConfigError, ModelError
 from qgait_ptq.evaluation.memory import measure_memory
 from qgait_ptq.evaluation.peak import measure_peak
 from qgait_ptq.evaluation.sampling import Sample, interleave
-from qgait_ptq.evaluation.workload import BenchmarkSetting, example_inputs
+from qgait_ptq.evaluation.workload import (
+    MOST_THREADS,
+    USUAL_BATCH,
+    USUAL_FRAMES,
+    BenchmarkSetting,
+    example_inputs,
+    fitting_size,
+)
 from qgait_ptq.exporters.metadata import parse_metadata
 from qgait_ptq.exporters.onnx_file import read_model
 from qgait_ptq.runtime.exact_sessions import open_session
@@ -83,11 +90,7 @@ def benchmark_files(
         ModelError: a file cannot be loaded, or does not accept the workload.
         ConfigError: a setting is less than one.
     """
-    if min(setting.threads, setting.frames, setting.batch, setting.rounds) < 1:
-        raise ConfigError("threads, frames, batch and rounds must be at least one")
-    for path in paths:
-        if not path.is_file():
-            raise ModelError(f"{path}: no such file")
+    check_workload(paths, setting)
     calls = [_call(path, setting) for path in paths]
     timings = benchmark_calls(calls, setting.rounds, setting.seconds, advance)
     measured = []
@@ -95,6 +98,49 @@ def benchmark_files(
         measured.append(_describe(path, timing, setting))
         advance()
     return measured
+
+
+def workload_of(
+    paths: list[Path], runtime: str, frames: int | None = None, batch: int | None = None
+) -> tuple[int, int]:
+    """Return the frame count and the batch size at which files are measured: what they take, or the usual.
+
+    Args:
+        paths: ONNX files.
+        runtime: runtime to open them in.
+        frames: frame count to ask for; None for that of the files.
+        batch: batch size to ask for; None for that of the files.
+
+    Raises:
+        ModelError: a file cannot be loaded.
+        ConfigError: a file takes another size only.
+    """
+    _check_files(paths)
+    sessions = {str(path): open_session(path, runtime, 1) for path in paths}
+    return (
+        fitting_size(sessions, 1, USUAL_FRAMES, frames),
+        fitting_size(sessions, 0, USUAL_BATCH, batch),
+    )
+
+
+def check_workload(paths: list[Path], setting: BenchmarkSetting) -> None:
+    """Check that files can be measured in a setting.
+
+    Raises:
+        ModelError: a file cannot be loaded.
+        ConfigError: a setting is out of range, or a file takes another size only.
+    """
+    if min(setting.threads, setting.frames, setting.batch, setting.rounds) < 1:
+        raise ConfigError("threads, frames, batch and rounds must be at least one")
+    if setting.threads > MOST_THREADS:
+        raise ConfigError(f"threads is {setting.threads}; at most {MOST_THREADS} are started")
+    workload_of(paths, setting.runtime, setting.frames, setting.batch)
+
+
+def _check_files(paths: list[Path]) -> None:
+    for path in paths:
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file")
 
 
 def compare_speed(models: list[bytes], setting: BenchmarkSetting) -> list[Timing]:
@@ -166,8 +212,7 @@ def _describe(path: Path, timing: Timing, setting: BenchmarkSetting) -> FileBenc
     described = (parse_metadata({p.key: p.value for p in model.metadata_props}) or {}).get("model", {})
     speed = share = None
     if "macs" in described:
-        frames = described.get("frames") or setting.frames
-        macs = described["macs"] / described["macs_frames"] * frames * setting.batch
+        macs = described["macs"] / described["macs_frames"] * setting.frames * setting.batch
         speed = macs / (timing.cpu_ms[0] / 1000)
         is_integer = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
         share = speed / measure_peak(setting, is_integer)

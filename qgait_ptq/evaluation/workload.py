@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qgait_ptq.errors import ConfigError
 from qgait_ptq.runtime.sessions import Session
+
+USUAL_FRAMES, USUAL_BATCH = 30, 1
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -17,10 +22,38 @@ class BenchmarkSetting:
 
     runtime: str = "onnxruntime"
     threads: int = 1
-    frames: int = 30
-    batch: int = 1
+    frames: int = USUAL_FRAMES
+    batch: int = USUAL_BATCH
     rounds: int = 9
     seconds: float = 0.3
+
+
+def fitting_size(sessions: Mapping[str, Session], axis: int, usual: int, wanted: int | None = None) -> int:
+    """Return the batch size or frame count at which all files can be measured.
+
+    Args:
+        sessions: sessions by the names of their files.
+        axis: 0 for the batch size, 1 for the frame count.
+        usual: size where none of the files fixes it.
+        wanted: size that the user asks for; None for that of the files.
+
+    Raises:
+        ConfigError: a file takes one size only, which is not the wanted one, or not that of another file.
+    """
+    what = ("a batch of {}", "{} frames")[axis]
+    fixed = {
+        name: size
+        for name, session in sessions.items()
+        for size in (session.inputs[0].shape[axis],)
+        if size is not None
+    }
+    chosen = wanted or next(iter(fixed.values()), usual)
+    for name, size in fixed.items():
+        if size != chosen:
+            raise ConfigError(
+                f"{name} takes {what.format(size)} only, and cannot be measured with {what.format(chosen)}"
+            )
+    return chosen
 
 
 def example_inputs(session: Session, setting: BenchmarkSetting) -> list[NDArray[Any]]:

@@ -20,7 +20,11 @@ from qgait_ptq.config.schema import LayerBits, QuantConfig
 from qgait_ptq.errors import CalibrationError, ConfigError
 from qgait_ptq.gait.data.clips import split_identities_off
 from qgait_ptq.mixed_precision.costs import CostModel
-from qgait_ptq.mixed_precision.damage_table import SensitivityMeasurement, describe_sensitivity
+from qgait_ptq.mixed_precision.damage_table import (
+    MEASURED_SEQUENCES,
+    SensitivityMeasurement,
+    describe_sensitivity,
+)
 from qgait_ptq.mixed_precision.groups import Kind, WidthGroup
 from qgait_ptq.mixed_precision.ranking import HeldOutRanking
 from qgait_ptq.mixed_precision.search import Candidate, first_good, raise_widths
@@ -81,7 +85,8 @@ class WidthChooser:
     @cached_property
     def measurement(self) -> SensitivityMeasurement:
         """Sensitivity measurement of each width."""
-        return SensitivityMeasurement(replace(self.state, work_folder=None), self.progress)
+        sequences = min(MEASURED_SEQUENCES, self.config.calibration_sequences)
+        return SensitivityMeasurement(replace(self.state, work_folder=None), self.progress, sequences)
 
     @property
     def groups(self) -> list[WidthGroup]:

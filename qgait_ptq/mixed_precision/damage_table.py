@@ -66,8 +66,7 @@ class SensitivityMeasurement:
             DataError: all sequences have the same identity.
         """
         state, config = self.state, self.state.config
-        sequences = min(self.sequences, config.calibration_sequences)
-        chosen = state.data.calibration.choose(sequences, config.seed)
+        chosen = state.data.calibration.choose(self.sequences, config.seed)
         clips = cut(state, chosen, config.idc.frames)
         if len(set(clips.subjects)) < 2:
             raise DataError(f"sensitivity needs at least two identities; found {len(set(clips.subjects))}")

@@ -86,9 +86,8 @@ class MeasureSpeed(Stage):
     def apply(self, state: State, advance: Advance = nothing) -> State:
         """Record ``speed``."""
         file = state.file
-        setting = BenchmarkSetting(
-            state.runtime, frames=REPORTED_FRAMES, rounds=SPEED_ROUNDS, seconds=SPEED_SECONDS
-        )
+        frames = state.captured.frame_counts.nearest(REPORTED_FRAMES)
+        setting = BenchmarkSetting(state.runtime, frames=frames, rounds=SPEED_ROUNDS, seconds=SPEED_SECONDS)
         models = [file.float_model.SerializeToString(), file.model.SerializeToString()]
         reference, own = first_only(lambda: compare_speed(models, setting))  # while other processes rest
         speed: dict[str, Any] = {

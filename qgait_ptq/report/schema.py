@@ -306,7 +306,8 @@ class Report(Section):
         """Return the metadata of the file. It has no times and paths, so that a repeated run is identical."""
         kept = ("toolkit", "model", "config", "target", "data", "accuracy", "agreement", "pair_sums")
         metadata = {key: value for key, value in self.to_json().items() if key in kept}
-        metadata["model"].pop("path", None)
+        for name in ("path", "size_causes"):  # causes name lines of files
+            metadata["model"].pop(name, None)
         metadata["data"].pop("description")
         metadata["data"].pop("notes", None)
         return metadata

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from qgait_ptq.errors import DataError
+from qgait_ptq.errors import ConfigError, DataError
 from qgait_ptq.gait.data.png_frames import frame_files
 from qgait_ptq.runtime.embedder import Embedder
 from qgait_ptq.system.exchanging import exchange, first_only, for_all, in_first, share_of
 from qgait_ptq.system.locking import locked
 from qgait_ptq.system.processes import processes
 from qgait_ptq.system.threads import map_in_threads
-from qgait_ptq.system.writing import remove_empty, whole_file
+from qgait_ptq.system.writing import beside, remove_empty, whole_file
 
 if TYPE_CHECKING:
     from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
@@ -56,10 +56,12 @@ def embed_to_file(
 
     Raises:
         DataError: a sequence cannot be read or embedded, or the file cannot be written; the text names it.
-        ConfigError: another run writes the same file.
+        ConfigError: the path is a folder, or another run writes the same file.
     """
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder; pass the path of the npz file to write")
     embed = _SequenceEmbedding(embedder, data, for_all(advance))
-    folder = out.with_name(f".{out.name}.{_fingerprint(embedder, data)}")
+    folder = beside(out, f".{{}}.{_fingerprint(embedder, data)}")
     with in_first(locked(out)), in_first(_intermediate_folder(folder, out)):
         indices = range(len(data))
         pieces = {folder / f"{i:08d}.npy": indices[i : i + PIECE] for i in indices[::PIECE]}

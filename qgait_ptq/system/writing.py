@@ -42,6 +42,18 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def beside(path: Path, name: str) -> Path:
+    """Return a path in the same folder, whose name is made from that of another path.
+
+    Args:
+        path: path; ``.`` and ``..`` are resolved, since they have no name.
+        name: the new name, with ``{}`` for the name of the path.
+    """
+    if path.name in ("", ".."):
+        path = path.resolve()
+    return path.with_name(name.format(path.name)) if path.name else path / name.format("root")
+
+
 def part_of(path: Path) -> Path:
     """Return the path of the temporary file of a file."""
     return path.with_name(f".{path.name}.part")

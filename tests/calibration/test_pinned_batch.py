@@ -35,6 +35,15 @@ def prepared():
     return state, qg.GaitData(people, people)
 
 
+def test_the_file_does_not_name_the_machine_that_made_it(prepared):
+    """The report has the line of code that fixes the batch; the file is the same wherever it is made."""
+    _, data = prepared
+    config = qg.QuantConfig(idc=IdcConfig(enabled=False), rounding="nearest")
+    result = qg.quantize(Pinned().eval(), data, config, device="cpu")
+    assert __file__ in str(result.report.to_json()["model"]["size_causes"])
+    assert __file__.encode() not in result.onnx_model.SerializeToString()
+
+
 @pytest.mark.parametrize(
     ("idc", "finetune"),
     [

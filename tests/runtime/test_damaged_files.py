@@ -17,7 +17,8 @@ def test_the_file_of_these_tests_is_whole(tmp_path):
     path = save(small_model(), tmp_path)
     use(path)
     assert qg.Embedder(path, threads=1)(SEQUENCE).shape == (12, CHANNELS)
-    proof, verification, _ = examine(path, 1, FRAMES)
+    examined = examine(path, 1, FRAMES)
+    proof, verification = examined.proof, examined.verification
     assert proof.exact
     assert verification.tensors
     assert verification.differing == 0

@@ -9,6 +9,7 @@ from functools import partial
 from qgait_ptq.gait.data.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
 from qgait_ptq.gait.data.gait_data import GaitData
 from qgait_ptq.gait.data.sequences import cut_width
+from qgait_ptq.gait.metrics import Metric
 from qgait_ptq.gait.protocols import PROTOCOLS, make_test_set
 from qgait_ptq.gait.walkers.cached import open_walker_cache
 from qgait_ptq.gait.walkers.clothing import Condition
@@ -29,6 +30,7 @@ def load_walkers(
     finetuning: int = 0,
     *,
     test_walkers: int = TEST_WALKERS,
+    metric: Metric = "euclidean",
     cache: bool = True,
     note: Callable[[str], None] = lambda text: None,
 ) -> GaitData:
@@ -40,6 +42,7 @@ def load_walkers(
         finetuning: number of sequences of other identities to render for fine-tuning, rounded up to whole
             identities.
         test_walkers: number of identities for tests. Fewer are faster, and give coarser figures.
+        metric: distance between embeddings.
         cache: whether to keep rendered walkers in ``$XDG_CACHE_HOME/qgait_ptq`` for later runs.
         note: receives one line for the user if the cache cannot be used.
     """
@@ -58,7 +61,7 @@ def load_walkers(
         more = render(Split.CALIBRATION, count, first=first, views_per_trial=CALIBRATION_VIEWS)
         description += f"; {len(more)} sequences of {count} others for fine-tuning"
     test_set = make_test_set(test, PROTOCOLS["casia-b"])
-    return GaitData(calibration, test, test_set, description=description, finetuning=more)
+    return GaitData(calibration, test, test_set, metric, description, finetuning=more)
 
 
 def finetuning_identities(sequences: int) -> int:
