@@ -165,7 +165,7 @@ def _refuse_settings_of_a_data_set(source: DataSource) -> None:
     for name, shown in names.items():
         if getattr(source, name) != getattr(usual, name):
             raise ConfigError(
-                f"{shown} is not for the built-in walkers; name the root folder of a data set with --data"
+                f"{shown} is not for the built-in walkers; for a data set, name its root folder with --data"
             )
     if source.modalities != usual.modalities:
         read = ", ".join(map(str, source.modalities))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from qgait_ptq.errors import DataError
-from qgait_ptq.gait.data import sequences
+from qgait_ptq.gait.data import png_frames
 from qgait_ptq.gait.data.limits import SEQUENCE_BYTES
 from qgait_ptq.gait.data.sequences import read_sequence
 from tests.fuzz.mutate import read_in_child
@@ -207,7 +207,7 @@ def test_frames_that_exceed_the_limit_together_are_refused(tmp_path):
 
 
 def test_folders_of_many_frames_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sequences, "PNG_FRAMES", 5)
+    monkeypatch.setattr(png_frames, "PNG_FRAMES", 5)
     for index in range(6):
         (tmp_path / f"{index}.png").write_bytes(png_of(8, 8))
     with pytest.raises(DataError, match="more than 5 PNG frames"):

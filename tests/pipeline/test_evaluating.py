@@ -40,13 +40,14 @@ def test_figures_that_were_not_measured_are_not_in_the_report(usual):
 def test_the_report_says_on_how_many_sequences_the_simulation_was_evaluated(usual):
     assert usual.evaluation.simulated_sequences == usual.parity.sequences < usual.data.test_sequences
     assert any(
-        f"evaluated on {usual.parity.sequences} of {usual.data.test_sequences} test" in line
+        f"compared with the file on {usual.parity.sequences} of {usual.data.test_sequences} test" in line
         for line in evaluation_lines(usual.to_json())
     )
 
 
 def test_the_simulation_is_evaluated_on_all_sequences_if_wanted(usual, complete):
     assert complete.evaluation.simulated_sequences == complete.data.test_sequences
+    assert any("simulation was evaluated on all" in line for line in evaluation_lines(complete.to_json()))
     assert evaluated_networks(complete.to_json()) == ("float", "quantized", "onnx")
     assert complete.accuracy["quantized"].mAP == pytest.approx(complete.accuracy["onnx"].mAP, abs=1)
     for name in usual.accuracy:
