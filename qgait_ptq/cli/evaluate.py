@@ -37,7 +37,9 @@ def command(model: Path | None, recipe_file: Path | None, device: str, as_json: 
     recipe = build_recipe(model, recipe_file, options)
     is_file = recipe.model.path.suffix == ".onnx"
     if is_file:
-        refuse_options((*MODEL_PARAMETERS, "device"), "these options are for a float network, not for an ONNX file")
+        refuse_options(
+            (*MODEL_PARAMETERS, "device"), "these options are for a float network, not for an ONNX file"
+        )
 
     from rich.console import Console
 

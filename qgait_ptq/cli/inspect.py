@@ -106,7 +106,10 @@ def command(
         _compare(build_recipe(model, recipe_file, options), against, as_json)
         return
     if inputs:
-        refuse_options(("height", "width", "channels"), "--input has the shape of each input, and excludes other options of the shape")
+        refuse_options(
+            ("height", "width", "channels"),
+            "--input has the shape of each input, and excludes other options of the shape",
+        )
     recipe = build_recipe(model, recipe_file, options)
 
     import numpy as np
