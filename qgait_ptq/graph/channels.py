@@ -19,11 +19,13 @@ from qgait_ptq.graph.operators import (
     MAXIMA,
     RECTIFIERS,
     RESHAPES,
+    aten,
     is_operator,
 )
 from qgait_ptq.graph.shapes import observed_integer, observed_shape
 from qgait_ptq.graph.views import WeightedLayer, argument, first_argument, operands, source
 
+MOVES = (aten.permute.default, aten.transpose.int, aten.select.int)  # sizes do not tell where an axis is
 KEEPING = RECTIFIERS | LEAKY_RECTIFIERS | MAX_POOLS
 
 
@@ -137,12 +139,25 @@ class _Finder:
             dims = [observed_integer(d) % len(before) for d in argument(node, "dim")]
             keeps = len(after) == len(before)
             return None if axis in dims else axis - (0 if keeps else sum(d < axis for d in dims))
+        if node.target in MOVES:
+            return self._moved_axis(node, axis, len(before))
         if is_operator(node, RESHAPES):
             if before[axis:] == after[len(after) - len(before) + axis :]:
                 return len(after) - len(before) + axis
             if before[: axis + 1] == after[: axis + 1]:
                 return axis
         return None
+
+    @staticmethod
+    def _moved_axis(node: fx.Node, axis: int, axes: int) -> int | None:
+        """Return where an operator moves an axis; None if it takes one entry of it."""
+        if node.target is aten.permute.default:
+            return [observed_integer(d) % axes for d in argument(node, "dims")].index(axis)
+        if node.target is aten.select.int:
+            dim = observed_integer(argument(node, "dim")) % axes
+            return None if dim == axis else axis - (dim < axis)
+        first, second = (observed_integer(argument(node, name)) % axes for name in ("dim0", "dim1"))
+        return {first: second, second: first}.get(axis, axis)
 
     def _same_shapes(self, node: fx.Node) -> bool:
         shapes = [observed_shape(operand) for operand in operands(node)]

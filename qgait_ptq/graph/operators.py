@@ -76,7 +76,15 @@ WEIGHT_ONLY = (
     | ATTENTIONS
 )
 # Operators without effect in inference.
-IDENTITIES = frozenset({aten.dropout.default, aten.feature_dropout.default, aten.detach.default})
+IDENTITIES = frozenset(
+    {
+        aten.dropout.default,
+        aten.feature_dropout.default,
+        aten.alpha_dropout.default,
+        aten.feature_alpha_dropout.default,
+        aten.detach.default,
+    }
+)
 
 
 def is_operator(node: object, operators: frozenset[Any]) -> bool:

@@ -14,6 +14,7 @@ import onnx
 
 from qgait_ptq.onnx_graph.view import OnnxGraph
 from qgait_ptq.quantizer.addition_orders import Codes, differing_pairs
+from qgait_ptq.reference.pair_sums import producer_of_moved
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 FUSED = "QLinearAdd"  # in optimised graphs: codes, scale, zero-point of a; of b; scale, zero-point of y
@@ -65,7 +66,7 @@ def _codes_around(node: onnx.NodeProto, graph: OnnxGraph) -> tuple[Codes, Codes,
 
 def _dequantized(name: str, graph: OnnxGraph) -> Codes | None:
     """Return the codes of a term."""
-    node = graph.producer(name)
+    node = producer_of_moved(name, graph)
     if node is None or node.op_type != DEQUANTIZE or len(node.input) < 3:
         return None
     return _narrowed_before(node.input[0], _codes(node.input[1], node.input[2], graph), graph)

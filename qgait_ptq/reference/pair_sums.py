@@ -129,12 +129,24 @@ def _integer_inputs(node: onnx.NodeProto, graph: OnnxGraph) -> tuple[str, str] |
         return node.input[0], node.input[WEIGHT_INPUTS[node.op_type]]
     if node.op_type not in BETWEEN_QUANTIZERS:
         return None
-    activation, weight = (graph.producer(name) for name in node.input[:2])
+    activation, weight = (producer_of_moved(name, graph) for name in node.input[:2])
     if activation is None or weight is None:
         return None
     if {activation.op_type, weight.op_type} != {"DequantizeLinear"}:
         return None
-    return activation.input[0], weight.input[0]
+    direct = weight.output[0] == node.input[1]  # a moved weight has other neighbours
+    return activation.input[0], weight.input[0] if direct else ""
+
+
+def producer_of_moved(name: str, graph: OnnxGraph) -> onnx.NodeProto | None:
+    """Return the node that computes a tensor's values; other nodes may move them behind it.
+
+    Runtimes exchange such nodes with a DequantizeLinear before them, so that a layer behind runs on integers.
+    """
+    node = graph.producer(name)
+    while node is not None and node.op_type in MOVING:
+        node = graph.producer(node.input[0])
+    return node
 
 
 def _stored_weight(name: str, graph: OnnxGraph) -> NDArray[Any] | None:

@@ -1,5 +1,6 @@
 """Exact rewrites for onnxruntime: the file computes the same integers in a faster way."""
 
+import copy
 import dataclasses
 from functools import cache
 
@@ -18,6 +19,7 @@ from qgait_ptq.exporters.onnx_file import export_marked, export_quantized, quant
 from qgait_ptq.exporters.passes.conv_integer import CONV_INTEGER
 from qgait_ptq.exporters.passes.first_layer_table import FIRST_LAYER_TABLE, layers_in_tables
 from qgait_ptq.exporters.passes.pooled_maxima import POOL_MAXIMA
+from qgait_ptq.graph.operators import CONVOLUTIONS, is_operator
 from qgait_ptq.placement.layers import list_layers
 from qgait_ptq.placement.planning import plan
 from qgait_ptq.runtime.exact_sessions import open_session
@@ -238,6 +240,17 @@ def test_a_first_layer_in_a_table_gives_the_same_bytes(quantize_stem, grey, tmp_
     onnx.save(model, tmp_path / "model.onnx")
     verification = verify(tmp_path / "model.onnx", [[grey[:1]]])
     assert (verification.differing, verification.unknown) == (0, ())
+
+
+def test_a_map_whose_zero_has_another_code_is_no_table(quantize_stem):
+    """A convolution pads with the code of zero. The table pads with bits of 0."""
+    quantized = quantize_stem("3×3", input_bits=1)
+    graph = copy.deepcopy(quantized.graph)
+    first = next(node for node in graph.graph.nodes if is_operator(node, CONVOLUTIONS))
+    quantizer = graph.get_submodule(str(first.args[0].target))
+    quantizer.zero_point.fill_(1)
+    model = export_quantized(graph, quantized.captured, ONNXRUNTIME)
+    assert layers_in_tables(model.graph) == []
 
 
 def test_one_bit_splits_silhouettes_at_half(quantize_stem, grey):

@@ -56,6 +56,17 @@ def test_middles_differ_and_are_named(relu):
     assert whole.describe()["differing_additions"] == ["addition"]
 
 
+def test_terms_that_are_moved_behind_their_dequantization_are_proven_too():
+    model = addition()
+    nodes = list(model.graph.node)
+    moved = helper.make_node("Transpose", ["x"], ["turned"], perm=[1, 0])
+    nodes[2].input[0] = "turned"
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes[:2], moved, *nodes[2:]])
+    (proof,) = prove_additions(model)
+    assert proof.differing > 0
+
+
 def test_odd_denominators_are_proven():
     unit = np.float32(1 / 1023)
     model = addition(512 * unit, 700 * unit, 1023 * unit)

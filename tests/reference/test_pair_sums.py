@@ -127,6 +127,46 @@ def test_operators_on_integers_are_read_too():
     assert bound_pair_sums(unsigned).safe
 
 
+def moved(weight, *between, stored=False):
+    """x → DQ → nodes that move values → Gemm with a dequantized weight, which may be moved, too → Q."""
+    constants = {
+        "scale": np.float32(1),
+        "zero": np.uint8(0),
+        "w": weight,
+        "wz": np.int8(0),
+        "shape": np.array([2, 8], np.int64),
+    }
+    names = ["values", *(f"moved{number}" for number in range(len(between)))]
+    steps = zip(between, names, names[1:], strict=False)
+    kernel = "turned" if stored else "kernel"
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "scale", "zero"], ["values"]),
+        *(
+            helper.make_node(operator, [before, *(["shape"] if operator == "Reshape" else [])], [after])
+            for operator, before, after in steps
+        ),
+        helper.make_node("DequantizeLinear", ["w", "scale", "wz"], ["kernel"]),
+        helper.make_node("Transpose", ["kernel"], ["turned"], perm=[1, 0]),
+        helper.make_node("Gemm", [names[-1], kernel], ["sums"], name="layer"),
+        helper.make_node("QuantizeLinear", ["sums", "scale", "zero"], ["y"]),
+    ]
+    return graph_of(nodes, constants, [2, 2, 4])
+
+
+@pytest.mark.parametrize("between", [["Reshape"], ["Flatten"], ["Identity", "Reshape", "Identity"]])
+def test_a_layer_behind_nodes_that_move_values_is_bounded(between):
+    """Runtimes exchange them with the DequantizeLinear, and compute the layer on integers."""
+    layer = only(moved(np.full((8, 8), 127, np.int8), *between))
+    assert (layer.worst_pair, layer.safe) == (254, False)
+    assert only(moved(np.full((8, 8), 64, np.int8), *between)).safe
+
+
+def test_a_weight_that_is_moved_behind_its_dequantization_is_not_proven():
+    found = bound_pair_sums(moved(np.full((8, 8), 127, np.int8), "Reshape", stored=True))
+    assert found.unknown == ("layer",)
+    assert not found.safe
+
+
 def test_a_weight_that_is_computed_is_not_proven():
     nodes = [
         helper.make_node("Neg", ["stored"], ["w"]),

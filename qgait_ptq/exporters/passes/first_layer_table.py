@@ -79,17 +79,23 @@ def _layer_of(convolution: onnx.NodeProto, graph: OnnxGraph) -> _Layer | None:
     is_small = stored.ndim == 4 and stored[0].size <= LARGEST_KERNEL and len(stored[0]) == 1
     behind = _nodes_behind(convolution, graph)
     is_ungrouped = attribute(convolution, "group", 1) == 1
-    if not (is_small and is_ungrouped and behind and _has_one_bit(features.input[0], graph)):
+    bits = _has_one_bit(features.input[0], graph) and _pads_with_zero(features, graph)
+    if not (is_small and is_ungrouped and behind and bits):
         return None
     nodes = [*casts, *read, convolution, *behind]
     return _Layer(nodes, convolution, features.input[0], behind[-1].output[0], stored.shape[2:])
 
 
 def _has_one_bit(name: str, graph: OnnxGraph) -> bool:
-    """Return whether integers are zeros and ones; grids of one bit are unsigned with zero-point 0."""
+    """Return whether integers are zeros and ones, in a grid of one bit."""
     node = graph.producer(name)
     high = graph.constants.get(node.input[2]) if node is not None and node.op_type == "Clip" else None
     return high is not None and high.dtype == np.uint8 and bool(high == 1)
+
+
+def _pads_with_zero(features: onnx.NodeProto, graph: OnnxGraph) -> bool:
+    """Return whether the code of zero, with which a convolution pads, is 0, as the table assumes."""
+    return len(features.input) < 3 or not np.any(graph.constants.get(features.input[2], 1))
 
 
 def _nodes_behind(convolution: onnx.NodeProto, graph: OnnxGraph) -> list[onnx.NodeProto]:

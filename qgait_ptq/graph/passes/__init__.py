@@ -12,6 +12,7 @@ from qgait_ptq.graph.passes.constants import FOLD_CONSTANTS
 from qgait_ptq.graph.passes.einsum import EINSUM_TO_MATMUL
 from qgait_ptq.graph.passes.graph_pass import GraphPass
 from qgait_ptq.graph.passes.identities import DROP_IDENTITIES, DROP_WHOLE_SLICES
+from qgait_ptq.graph.passes.in_place import REPLACE_IN_PLACE_OPERATORS
 from qgait_ptq.graph.passes.linear import (
     LINEAR_TO_MATRICES,
     PART_LINEAR_TO_CONVOLUTION,
@@ -20,13 +21,16 @@ from qgait_ptq.graph.passes.linear import (
 from qgait_ptq.graph.passes.masks import MASKS_TO_LOGIC
 from qgait_ptq.graph.passes.maxima import DROP_MAXIMA_INDICES
 from qgait_ptq.graph.passes.ordering import ORDER_STATISTICS_TO_SORT
+from qgait_ptq.graph.passes.paddings import PADDINGS_TO_NUMBERS
 from qgait_ptq.graph.passes.pooling import ADAPTIVE_POOLS_OVER_FRAMES
 from qgait_ptq.graph.passes.slices import PIECES_TO_SLICES, STACKS_TO_CONCATENATIONS
 
 # Passes that give each operation a single form.
 CANONICALIZATION: tuple[GraphPass, ...] = (
+    REPLACE_IN_PLACE_OPERATORS,
     DROP_IDENTITIES,
     DROP_WHOLE_SLICES,
+    PADDINGS_TO_NUMBERS,
     MASKS_TO_LOGIC,
     ADAPTIVE_POOLS_OVER_FRAMES,
     ORDER_STATISTICS_TO_SORT,

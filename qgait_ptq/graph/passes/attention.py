@@ -7,6 +7,7 @@ from torch import fx
 from qgait_ptq.graph.operators import ATTENTIONS, aten, is_operator
 from qgait_ptq.graph.passes.graph_pass import GraphPass
 from qgait_ptq.graph.shapes import observed_shape
+from qgait_ptq.graph.views import argument
 
 TENSORS = 3  # query, key, value: the first arguments
 
@@ -21,6 +22,10 @@ def attention_to_four_axes(graph_module: fx.GraphModule) -> None:
         with graph.inserting_before(node):
             heads = [graph.call_function(aten.unsqueeze.default, (part, 1)) for part in node.args[:TENSORS]]
             attended = graph.call_function(node.target, (*heads, *node.args[TENSORS:]), dict(node.kwargs))
+            mask = argument(node, "attn_mask")
+            if isinstance(mask, fx.Node) and len(observed_shape(mask) or ()) == 3:  # of each sequence
+                with graph.inserting_before(attended):
+                    attended.replace_input_with(mask, graph.call_function(aten.unsqueeze.default, (mask, 1)))
             node.replace_all_uses_with(graph.call_function(aten.squeeze.dim, (attended, 1)))
 
 

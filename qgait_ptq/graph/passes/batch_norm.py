@@ -43,7 +43,7 @@ def _layer_before(batch_norm: BatchNorm) -> tuple[WeightedLayer | None, list[fx.
 
 
 def _channel_mapping(layer: WeightedLayer, reshapes: list[fx.Node]) -> Tensor | None:
-    """Return the channel of the batch norm for each output channel, ``[c]``; None if reshapes mix channels.
+    """Return the channel of the batch norm for each output channel, ``[c]``; None if it is not one of each.
 
     Channel numbers are passed through the reshapes themselves, so every form of reshape is supported.
     """
@@ -59,7 +59,8 @@ def _channel_mapping(layer: WeightedLayer, reshapes: list[fx.Node]) -> Tensor | 
         moved = _apply_concretely(node, moved)
     by_channel = moved.transpose(0, 1).flatten(1)
     sources = by_channel[:, 0]
-    if not bool((by_channel == sources[:, None]).all()) or len(sources.unique()) != len(numbers):
+    one_each = len(sources) == len(numbers) == len(sources.unique())
+    if not one_each or not bool((by_channel == sources[:, None]).all()):
         return None
     mapping = torch.empty_like(numbers)
     mapping[sources] = torch.arange(len(sources))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from string import ascii_letters
 
 from torch import fx
 
 from qgait_ptq.graph.attributes import tensor_of
 from qgait_ptq.graph.operators import EINSUMS, aten, is_operator
 from qgait_ptq.graph.passes.graph_pass import GraphPass
+from qgait_ptq.graph.shapes import observed_shape
 from qgait_ptq.graph.views import argument
+
+DOTS = "..."
 
 
 def einsum_to_matmul(graph_module: fx.GraphModule) -> None:
@@ -23,7 +27,8 @@ def einsum_to_matmul(graph_module: fx.GraphModule) -> None:
         if not is_operator(node, EINSUMS) or len(argument(node, "tensors")) != 2:
             continue
         features, weight = argument(node, "tensors")
-        product = _parse_product(argument(node, "equation"))
+        equation = _without_dots(argument(node, "equation"), observed_shape(features))
+        product = None if equation is None else _parse_product(equation)
         if product is None or tensor_of(graph_module, weight) is None:
             continue
         with graph.inserting_before(node):
@@ -41,6 +46,19 @@ class _Product:
     features: list[int]
     weight: list[int]
     result: list[int]
+
+
+def _without_dots(equation: str, features: tuple[int, ...] | None) -> str | None:
+    """Return an equation with letters for the dots of the features; None if others have dots, too."""
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    left, _, right = inputs.partition(",")
+    if "." not in equation:
+        return equation
+    if features is None or "." in right or DOTS not in left or (arrow and DOTS not in result):
+        return None
+    unused = [letter for letter in ascii_letters if letter not in equation]
+    letters = "".join(unused[: len(features) - len(left.replace(DOTS, ""))])
+    return equation.replace(DOTS, letters)
 
 
 def _parse_product(equation: str) -> _Product | None:
