@@ -36,11 +36,10 @@ MEGABYTE = 2**20
 
 
 def calibration_sequences(state: State) -> GaitDataset:
-    """Return the calibration sequences, chosen with the seed: at least two of each identity if possible."""
+    """Return the calibration sequences, chosen with the seed; at least two of each identity for learning."""
     config = state.config
-    return state.data.calibration.choose(
-        config.calibration_sequences, config.seed, together=SMALLEST_SEQUENCES
-    )
+    together = SMALLEST_SEQUENCES if _learns(config) else 1
+    return state.data.calibration.choose(config.calibration_sequences, config.seed, together=together)
 
 
 def cut(state: State, chosen: GaitDataset, frames: int) -> LabelledClips:

@@ -101,8 +101,10 @@ def refit_clips(state: State, pool: FramePool) -> RefitClips:
     clips = fixed or max(2, min(clips_at_once(state), REFIT_CLIPS) // 2 * 2)
     # As long as clips of the corrections: repeated frames change sums.
     frames = state.captured.frame_counts.nearest(state.unlabelled.shape[1])
-    whole = pool if state.captured.frame_counts.fixed else _not_shorter(pool, frames)
-    short, pool = len(pool) - len(whole), whole
+    short = 0
+    if not state.captured.frame_counts.fixed:
+        long = pool.has_frames(frames)
+        short, pool = int((~long).sum()), pool.take(np.flatnonzero(long))
     order, judges = paired_order(pool.labels, config.refit, state.config.seed)
     obstacle = ""
     if config.rank_weight == 0:
@@ -121,12 +123,6 @@ def refit_clips(state: State, pool: FramePool) -> RefitClips:
         return SequenceBatches(pool.take(chosen), clips, frames, state.device, complete=fixed is not None)
 
     return RefitClips(batches(order[judges:]), batches(order[:judges]), obstacle, short)
-
-
-def _not_shorter(pool: FramePool, frames: int) -> FramePool:
-    """Return the sequences of a pool that have some number of frames; all if none has."""
-    long = np.flatnonzero(pool.stretches[:, 1] >= frames)
-    return pool.take(long) if len(long) else pool
 
 
 def paired_order(labels: NDArray[np.int64], limit: int, seed: int) -> tuple[NDArray[np.int64], int]:

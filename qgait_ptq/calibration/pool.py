@@ -119,6 +119,8 @@ def judge(state: State, loss: IdcLoss, batch: int) -> tuple[FramePool, HeldOut]:
     count = min(max(JUDGES[0], len(pool) // JUDGING_SHARE), JUDGES[1], max(1, len(pool) - 1))
     order = rng.permutation(len(pool))
     frames = state.captured.frame_counts.nearest(state.config.idc.frames)
+    long = pool.has_frames(frames)[order]
+    order = np.concatenate([order[long], order[~long]])  # repeated frames change sums
     drawn = pool.take(order[:count]).draw(rng, count, frames, consecutive=True)
     clips = Clips(torch.from_numpy(drawn), torch.zeros(count, dtype=torch.int64))
     embeddings = embed_clips(state.network, clips, batch, device)

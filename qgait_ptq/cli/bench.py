@@ -47,15 +47,14 @@ def command(
     """
     from rich.console import Console
 
-    from qgait_ptq.evaluation.benchmark import benchmark_files, is_noisy, workload_of
+    from qgait_ptq.evaluation.benchmark import benchmark_files, fit_setting, is_noisy
     from qgait_ptq.evaluation.workload import BenchmarkSetting
     from qgait_ptq.report.plain import write_line
     from qgait_ptq.report.runtime_tables import bench_table
     from qgait_ptq.report.terminal import TerminalProgress
 
     console = Console(stderr=as_json)
-    frames, batch = workload_of([*against, model], runtime, frames, batch)
-    setting = BenchmarkSetting(runtime, threads, frames, batch, rounds)
+    setting = fit_setting([*against, model], BenchmarkSetting(runtime, threads, frames, batch, rounds))
     steps = rounds + len(against) + 1  # memory is measured once for each file
     with TerminalProgress(console).stage("speed, memory", steps) as advance:
         measured = benchmark_files([*against, model], setting, advance)
@@ -63,7 +62,8 @@ def command(
         rows = [{**asdict(one), "path": str(one.path)} for one in measured]
         click.echo(json.dumps({"setting": asdict(setting), "noisy": is_noisy(measured), "files": rows}))
         return
-    title = f"{runtime}, {threads} thread{'s' * (threads > 1)}, {batch} × {frames} frames, {rounds} rounds"
+    work = f"{setting.batch} × {setting.frames} frames, {rounds} rounds"
+    title = f"{runtime}, {threads} thread{'s' * (threads > 1)}, {work}"
     console.print(bench_table(measured, title))
     if is_noisy(measured):
         write_line(console, "other programs used the machine in most rounds; these figures are not reliable")

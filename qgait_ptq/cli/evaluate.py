@@ -43,17 +43,14 @@ def command(model: Path | None, recipe_file: Path | None, device: str, as_json: 
 
     from rich.console import Console
 
-    from qgait_ptq.cli.inputs import data_of_file, load_data, load_network, open_embedder
+    from qgait_ptq.cli.inputs import data_of_file, load_data, load_network, open_to_evaluate
     from qgait_ptq.evaluation.accuracy import evaluate_file, evaluate_network
     from qgait_ptq.report.terminal import TerminalProgress, evaluation_table
-    from qgait_ptq.system.processes import processes
-    from qgait_ptq.system.threads import share_cores
 
     console = Console(stderr=as_json)
     progress = TerminalProgress(console)
     if is_file:
-        at_once, threads = share_cores(processes().count)
-        embedder = open_embedder(recipe.model.path, threads)
+        embedder, at_once = open_to_evaluate(recipe.model.path)
         data = load_data(data_of_file(recipe.data, embedder), progress)
         accuracy = evaluate_file(embedder, data, progress, at_once)
     else:

@@ -35,8 +35,9 @@ from qgait_ptq.gait.zoo import NETWORKS
 from qgait_ptq.report.plain import plain
 from qgait_ptq.runtime.embedder import Embedder
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, is_installed
+from qgait_ptq.system.processes import processes
 from qgait_ptq.system.progress import Progress
-from qgait_ptq.system.threads import usable_cores
+from qgait_ptq.system.threads import share_cores, usable_cores
 
 LONGEST_KEY = 200  # letters in the report
 
@@ -196,22 +197,35 @@ def open_embedder(path: Path, threads: int | None = None) -> Embedder:
     return Embedder(path, threads, installed[0])
 
 
-def data_of_file(source: DataSource, embedder: Embedder) -> DataSource:
-    """Return the source of data, read as for the calibration of a file, and with its metric by default.
+def open_to_evaluate(path: Path) -> tuple[Embedder, int]:
+    """Open an exported file for many sequences; return it, and the number of calls to run at once.
 
     Raises:
-        ConfigError: a setting was given that would read the data in another way.
+        ModelError: as for `open_embedder`.
+    """
+    at_once, threads = share_cores(processes().count)
+    embedder = open_embedder(path)
+    if embedder.runtime != ONNXRUNTIME:  # other runtimes have all cores in one call
+        return embedder, 1
+    return open_embedder(path, threads), at_once
+
+
+def data_of_file(source: DataSource, embedder: Embedder) -> DataSource:
+    """Return the source of data, read as for the calibration of a file.
+
+    The metric and the cut columns can differ: the user's are taken, if there are any.
+
+    Raises:
+        ConfigError: a setting was given that would read other arrays, or read them in another way.
     """
     described = embedder.metadata.get("data", {})
     given = source.model_fields_set
     metric = source.metric if "metric" in given else described.get("metric", source.metric)
     if source.root is None:
         return source.model_copy(update={"metric": metric})
-    own = {
-        "raw": embedder.raw,
-        "cut_columns": described.get("cut_columns"),
-        "modality": list(embedder.modalities),
-    }
+    own: dict[str, Any] = {"modality": list(embedder.modalities)}
+    if embedder.layout is None:  # of several inputs, the layout says which are silhouettes
+        own["raw"] = embedder.raw
     asked = {**source.model_dump(), "modality": list(source.modalities)}
     for name, value in own.items():
         if name in given and asked[name] != value:
@@ -219,7 +233,10 @@ def data_of_file(source: DataSource, embedder: Embedder) -> DataSource:
                 f"{embedder.path} was calibrated with {name}: {value}, not {asked[name]}; leave this setting "
                 "out"
             )
-    return source.model_copy(update={**own, "modality": embedder.modalities, "metric": metric})
+    taken = {**own, "modality": embedder.modalities, "metric": metric}
+    if "cut_columns" not in given:
+        taken["cut_columns"] = described.get("cut_columns")
+    return source.model_copy(update=taken)
 
 
 def absolute(path: Path | None) -> Path | None:

@@ -82,7 +82,7 @@ MODEL_OPTIONS = (
         help="Run code from the model file (exported program, pickled module) or named in a recipe.",
     ),
 )
-MODEL_PARAMETERS = (
+MODEL_PARAMETERS = (  # --trust-code is not among them: a recipe can need it
     "factory",
     "arguments",
     "checkpoint_key",
@@ -90,7 +90,6 @@ MODEL_PARAMETERS = (
     "adapter",
     "frames",
     "output",
-    "trust_code",
 )
 SUBMODULE_OPTION = option(
     "--capture-submodule",

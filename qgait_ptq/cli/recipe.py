@@ -108,8 +108,9 @@ def _default_from_opengait(values: dict[str, Any]) -> None:
     from qgait_ptq.gait.opengait.configuration import read_opengait_config
 
     config = read_opengait_config(Path(path))
-    for name, value in config.data.items():
-        values["data"].setdefault(name, value)
+    if values["data"].get("root") is not None:  # the built-in walkers have no other protocol or length
+        for name, value in config.data.items():
+            values["data"].setdefault(name, value)
     if config.frames is not None:
         values["model"].setdefault("frames", config.frames)
 

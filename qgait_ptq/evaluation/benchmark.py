@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from qgait_ptq.evaluation.workload import (
 from qgait_ptq.exporters.metadata import parse_metadata
 from qgait_ptq.exporters.onnx_file import read_model
 from qgait_ptq.runtime.exact_sessions import open_session
+from qgait_ptq.system.invariants import present
 
 NOISY = 0.1  # share of a sample's wall time that other programs used
 QUIET_ENOUGH = 0.5  # largest share of noisy rounds
@@ -88,9 +89,9 @@ def benchmark_files(
 
     Raises:
         ModelError: a file cannot be loaded, or does not accept the workload.
-        ConfigError: a setting is less than one.
+        ConfigError: a setting is out of range, or a file takes another size only.
     """
-    check_workload(paths, setting)
+    setting = fit_setting(paths, setting)
     calls = [_call(path, setting) for path in paths]
     timings = benchmark_calls(calls, setting.rounds, setting.seconds, advance)
     measured = []
@@ -100,47 +101,30 @@ def benchmark_files(
     return measured
 
 
-def workload_of(
-    paths: list[Path], runtime: str, frames: int | None = None, batch: int | None = None
-) -> tuple[int, int]:
-    """Return the frame count and the batch size at which files are measured: what they take, or the usual.
+def fit_setting(paths: list[Path], setting: BenchmarkSetting) -> BenchmarkSetting:
+    """Return a setting with the frame count and the batch size at which files are measured.
 
     Args:
         paths: ONNX files.
-        runtime: runtime to open them in.
-        frames: frame count to ask for; None for that of the files.
-        batch: batch size to ask for; None for that of the files.
+        setting: setting; sizes that are None are those that the files fix, or the usual ones.
 
     Raises:
         ModelError: a file cannot be loaded.
-        ConfigError: a file takes another size only.
+        ConfigError: a setting is out of range, or files fix different sizes.
     """
-    _check_files(paths)
-    sessions = {str(path): open_session(path, runtime, 1) for path in paths}
-    return (
-        fitting_size(sessions, 1, USUAL_FRAMES, frames),
-        fitting_size(sessions, 0, USUAL_BATCH, batch),
-    )
-
-
-def check_workload(paths: list[Path], setting: BenchmarkSetting) -> None:
-    """Check that files can be measured in a setting.
-
-    Raises:
-        ModelError: a file cannot be loaded.
-        ConfigError: a setting is out of range, or a file takes another size only.
-    """
-    if min(setting.threads, setting.frames, setting.batch, setting.rounds) < 1:
+    sizes = [size for size in (setting.frames, setting.batch) if size is not None]
+    if min(setting.threads, setting.rounds, *sizes) < 1:
         raise ConfigError("threads, frames, batch and rounds must be at least one")
     if setting.threads > MOST_THREADS:
         raise ConfigError(f"threads is {setting.threads}; at most {MOST_THREADS} are started")
-    workload_of(paths, setting.runtime, setting.frames, setting.batch)
-
-
-def _check_files(paths: list[Path]) -> None:
     for path in paths:
         if not path.is_file():
             raise ModelError(f"{path}: no such file")
+    if len(sizes) == 2:
+        return setting
+    sessions = {str(path): open_session(path, setting.runtime, 1) for path in paths}
+    frames = fitting_size(sessions, 1, USUAL_FRAMES, setting.frames)
+    return replace(setting, frames=frames, batch=fitting_size(sessions, 0, USUAL_BATCH, setting.batch))
 
 
 def compare_speed(models: list[bytes], setting: BenchmarkSetting) -> list[Timing]:
@@ -196,6 +180,8 @@ def _quartiles(values: list[float]) -> tuple[float, float, float]:
 
 def _call(path: Path, setting: BenchmarkSetting) -> Callable[[], Any]:
     session = open_session(path, setting.runtime, setting.threads)
+    for axis, size in enumerate((setting.batch, setting.frames)):
+        fitting_size({str(path): session}, axis, 1, size)
     batches = example_inputs(session, setting)
     try:
         session.infer(*batches)
@@ -212,7 +198,7 @@ def _describe(path: Path, timing: Timing, setting: BenchmarkSetting) -> FileBenc
     described = (parse_metadata({p.key: p.value for p in model.metadata_props}) or {}).get("model", {})
     speed = share = None
     if "macs" in described:
-        macs = described["macs"] / described["macs_frames"] * setting.frames * setting.batch
+        macs = described["macs"] / described["macs_frames"] * present(setting.frames) * present(setting.batch)
         speed = macs / (timing.cpu_ms[0] / 1000)
         is_integer = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
         share = speed / measure_peak(setting, is_integer)

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from qgait_ptq.errors import ModelError
-from qgait_ptq.evaluation.workload import BenchmarkSetting, example_inputs
+from qgait_ptq.evaluation.workload import USUAL_BATCH, USUAL_FRAMES, BenchmarkSetting, example_inputs
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.system.workers import end_with_parent, run_child
 
@@ -24,7 +24,7 @@ def measure_memory(path: Path, setting: BenchmarkSetting) -> float:
     Raises:
         ModelError: the process fails.
     """
-    numbers = map(str, (setting.threads, setting.frames, setting.batch))
+    numbers = map(str, (setting.threads, setting.frames or USUAL_FRAMES, setting.batch or USUAL_BATCH))
     with tempfile.TemporaryDirectory() as folder:
         smallest = Path(folder) / "smallest.onnx"
         onnx.save(_smallest_model(), smallest)

@@ -18,12 +18,21 @@ MOST_THREADS = 1024
 
 @dataclass(frozen=True)
 class BenchmarkSetting:
-    """Settings of a measurement: runtime, threads, frames, batch size, rounds, and seconds of a sample."""
+    """Settings of a measurement.
+
+    Attributes:
+        runtime: runtime of the files.
+        threads: threads of each call.
+        frames: frames of a sequence; None for the number that files fix, or `USUAL_FRAMES`.
+        batch: sequences in each call; None for the number that files fix, or `USUAL_BATCH`.
+        rounds: number of samples of each file.
+        seconds: shortest time of a sample.
+    """
 
     runtime: str = "onnxruntime"
     threads: int = 1
-    frames: int = USUAL_FRAMES
-    batch: int = USUAL_BATCH
+    frames: int | None = None
+    batch: int | None = None
     rounds: int = 9
     seconds: float = 0.3
 
@@ -59,4 +68,5 @@ def fitting_size(sessions: Mapping[str, Session], axis: int, usual: int, wanted:
 def example_inputs(session: Session, setting: BenchmarkSetting) -> list[NDArray[Any]]:
     """Return random binary silhouettes, or other values, in the types and sizes of a session."""
     rng = np.random.default_rng(0)
-    return [entry.example(setting.batch, setting.frames, rng) for entry in session.inputs]
+    batch, frames = setting.batch or USUAL_BATCH, setting.frames or USUAL_FRAMES
+    return [entry.example(batch, frames, rng) for entry in session.inputs]

@@ -80,17 +80,24 @@ def _count_bilinear(node: fx.Node) -> int:
 
 
 def _count_einsum(node: fx.Node) -> int:
-    """Count one product for each combination of all letters, for two operands without an ellipsis."""
+    """Count one product for each combination of all axes, for two operands."""
     inputs = str(argument(node, "equation")).replace(" ", "").split("->")[0].split(",")
     tensors = argument(node, "tensors")
-    if len(inputs) != 2 or "." in "".join(inputs):
+    if len(inputs) != 2:
         return 0
-    sizes = {
-        letter: size
-        for letters, tensor in zip(inputs, tensors, strict=True)
-        for letter, size in zip(letters, observed_shape(tensor) or (), strict=False)
-    }
+    sizes: dict[str, int] = {}
+    for letters, tensor in zip(inputs, tensors, strict=True):
+        shape = observed_shape(tensor) or ()
+        for axis, size in zip(_einsum_axes(letters, len(shape)), shape, strict=False):
+            sizes[axis] = max(size, sizes.get(axis, 1))  # axes of dots can be broadcast
     return math.prod(sizes.values())
+
+
+def _einsum_axes(letters: str, axes: int) -> list[str]:
+    """Return a name for each axis of an operand; those of dots are counted from the last one."""
+    left, dots, right = letters.partition("...")
+    hidden = range(axes - len(left) - len(right), 0, -1) if dots else ()
+    return [*left, *(f"{dots}{number}" for number in hidden), *right]
 
 
 COUNTS: tuple[tuple[frozenset[object], Callable[[fx.Node], int]], ...] = (

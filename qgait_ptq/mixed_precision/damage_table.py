@@ -20,6 +20,7 @@ from qgait_ptq.calibration.resuming import SavedStates
 from qgait_ptq.calibration.stages import Correct, Equalize, SetRanges, correction_settings
 from qgait_ptq.errors import DataError
 from qgait_ptq.exporters.onnx_file import export_quantized
+from qgait_ptq.gait.data.clips import SMALLEST_SEQUENCES
 from qgait_ptq.mixed_precision.costs import CostModel
 from qgait_ptq.mixed_precision.groups import Kind, WidthGroup, find_groups, layer_costs
 from qgait_ptq.mixed_precision.sensitivity import Sensitivity, measure_sensitivity
@@ -66,7 +67,7 @@ class SensitivityMeasurement:
             DataError: all sequences have the same identity.
         """
         state, config = self.state, self.state.config
-        chosen = state.data.calibration.choose(self.sequences, config.seed)
+        chosen = state.data.calibration.choose(self.sequences, config.seed, together=SMALLEST_SEQUENCES)
         clips = cut(state, chosen, config.idc.frames)
         if len(set(clips.subjects)) < 2:
             raise DataError(f"sensitivity needs at least two identities; found {len(set(clips.subjects))}")

@@ -47,7 +47,7 @@ class HeldOutRanking:
     ) -> HeldOutRanking:
         """Return a ranking on a calibration set.
 
-        From a large set, some sequences are drawn. The first half are pairs of held-out identities.
+        From a large set, some sequences are drawn: half of them of held-out identities, at least two of each.
         """
         names = frozenset(held_out)
         if len(data) > RANKED_SEQUENCES:

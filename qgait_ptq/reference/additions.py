@@ -14,7 +14,7 @@ import onnx
 
 from qgait_ptq.onnx_graph.view import OnnxGraph
 from qgait_ptq.quantizer.addition_orders import Codes, differing_pairs
-from qgait_ptq.reference.pair_sums import producer_of_moved
+from qgait_ptq.reference.pair_sums import MOVING, producer_of_moved
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 FUSED = "QLinearAdd"  # in optimised graphs: codes, scale, zero-point of a; of b; scale, zero-point of y
@@ -74,12 +74,20 @@ def _dequantized(name: str, graph: OnnxGraph) -> Codes | None:
 
 def _quantized(name: str, graph: OnnxGraph) -> Codes | None:
     """Return the codes of a sum, after a ReLU if there is one."""
-    reader = graph.only_consumer(name)
+    reader = _reader_of_moved(name, graph)
     if reader is not None and reader.op_type == "Relu":
-        reader = graph.only_consumer(reader.output[0])
+        reader = _reader_of_moved(reader.output[0], graph)
     if reader is None or reader.op_type != QUANTIZE or len(reader.input) < 3:
         return None
     return _narrowed_behind(reader.output[0], _codes(reader.input[1], reader.input[2], graph), graph)
+
+
+def _reader_of_moved(name: str, graph: OnnxGraph) -> onnx.NodeProto | None:
+    """Return the only reader of a tensor's values; other nodes may move them before it."""
+    reader = graph.only_consumer(name)
+    while reader is not None and reader.op_type in MOVING:
+        reader = graph.only_consumer(reader.output[0])
+    return reader
 
 
 def _codes(scale: str, zero_point: str, graph: OnnxGraph) -> Codes | None:

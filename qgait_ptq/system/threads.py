@@ -22,16 +22,17 @@ def usable_cores() -> int:
 
 
 def share_cores(processes: int) -> tuple[int, int]:
-    """Return how many calls of a runtime run at once in this process, and the threads of each.
+    """Return how many calls of onnxruntime run at once in this process, and the threads of the session.
 
-    Several calls at once wait for each other less often than the threads of one call.
+    Several calls at once wait for each other less often than the threads of one call. They share the workers
+    of the session, which are one less than its threads, since the caller of a call works, too.
 
     Args:
         processes: number of processes that share the cores.
     """
     cores = max(1, usable_cores() // processes)
     at_once = min(cores, MOST_AT_ONCE)
-    return at_once, cores // at_once
+    return at_once, cores - at_once + 1
 
 
 class Budget:

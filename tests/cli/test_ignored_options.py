@@ -3,6 +3,7 @@
 import pytest
 
 from qgait_ptq.cli.inputs import data_of_file, load_data
+from qgait_ptq.cli.recipe import build_recipe
 from qgait_ptq.config.schema import DataSource
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.gait.walkers import loading
@@ -43,8 +44,29 @@ def test_settings_of_a_file_are_taken_where_the_user_gives_none(eight_bit_file, 
     assert taken == (True, (2, 0), "cosine", 3)
     assert data_of_file(DataSource(root=walkers_root, metric="euclidean"), embedder).metric == "euclidean"
     assert data_of_file(DataSource(), embedder).metric == "cosine"
-    same = DataSource(root=walkers_root, raw=True, modality=(2, 0), cut_columns=3)
+    same = DataSource(root=walkers_root, raw=True, modality=(2, 0), cut_columns=0)
     assert data_of_file(same, embedder).raw
+    assert data_of_file(same, embedder).cut_columns == 0  # the data can be cut already
+
+
+def test_a_recipe_that_names_code_can_be_used_with_a_file(eight_bit_file, walkers_root, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {{path: weights.pt, factory: no.such:thing}}\ndata: {{root: {walkers_root}}}\n"
+    )
+    refused = run("evaluate", eight_bit_file, "--recipe", recipe)
+    assert_refused(refused, "add --trust-code")
+    done = run("evaluate", eight_bit_file, "--recipe", recipe, "--trust-code", "--json")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_configuration_of_opengait_says_nothing_about_the_built_in_walkers(tmp_path):
+    config = tmp_path / "gaitbase.yaml"
+    config.write_text("data_cfg: {dataset_name: OUMVLP, dataset_root: x}\nmodel_cfg: {model: Baseline}\n")
+    values = {"opengait_config": config, "root": None}
+    assert build_recipe(tmp_path / "weights.pt", None, dict(values)).data.protocol == "casia-b"
+    values["root"] = tmp_path
+    assert build_recipe(tmp_path / "weights.pt", None, values).data.protocol == "oumvlp"
 
 
 def test_inspect_refuses_options_of_a_plan_for_a_result(tmp_path):

@@ -9,9 +9,8 @@ import qgait_ptq as qg
 from qgait_ptq.cli.verify import examine
 from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.errors import ConfigError
-from qgait_ptq.evaluation.benchmark import benchmark_files, workload_of
+from qgait_ptq.evaluation.benchmark import benchmark_files, fit_setting
 from qgait_ptq.evaluation.workload import BenchmarkSetting
-from qgait_ptq.runtime.sessions import ONNXRUNTIME
 from tests.small_network import Small
 
 
@@ -32,22 +31,29 @@ def write(tmp_path):
     return written
 
 
+def sizes(paths, **wanted):
+    setting = fit_setting(paths, BenchmarkSetting(**wanted))
+    return setting.frames, setting.batch
+
+
 def test_files_that_fix_a_size_are_measured_at_it(write):
-    assert workload_of([write()], ONNXRUNTIME) == (30, 1)
-    assert workload_of([write(), write(frames=16), write(batch=2)], ONNXRUNTIME) == (16, 2)
-    assert workload_of([write(), write(batch=2)], ONNXRUNTIME, frames=7) == (7, 2)
+    assert sizes([write()]) == (30, 1)
+    assert sizes([write(), write(frames=16), write(batch=2)]) == (16, 2)
+    assert sizes([write(), write(batch=2)], frames=7) == (7, 2)
+    (measured,) = benchmark_files([write(frames=16)], BenchmarkSetting(rounds=1, seconds=0.01))
+    assert measured.timing.cpu_ms[0] > 0
 
 
 def test_files_are_not_compared_at_different_sizes(write):
     with pytest.raises(ConfigError, match=r"None-9.onnx takes 9 frames only.*with 16 frames"):
-        workload_of([write(frames=16), write(frames=9)], ONNXRUNTIME)
+        sizes([write(frames=16), write(frames=9)])
 
 
 def test_a_size_that_a_file_does_not_take_is_refused(write):
     with pytest.raises(ConfigError, match=r"takes a batch of 1 only, and cannot be measured with a batch of"):
-        workload_of([write(), write(batch=1)], ONNXRUNTIME, batch=64)
+        sizes([write(), write(batch=1)], batch=64)
     with pytest.raises(ConfigError, match=r"takes 16 frames only"):
-        benchmark_files([write(frames=16)], BenchmarkSetting(rounds=1))
+        benchmark_files([write(frames=16)], BenchmarkSetting(rounds=1, frames=30, batch=1))
 
 
 def test_more_threads_than_a_machine_can_hold_are_refused(write):

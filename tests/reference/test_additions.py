@@ -67,6 +67,19 @@ def test_terms_that_are_moved_behind_their_dequantization_are_proven_too():
     assert proof.differing > 0
 
 
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_sum_that_is_moved_before_its_quantization_is_proven_too(relu):
+    model = addition(relu=relu)
+    quantize = model.graph.node[-1]
+    moved = helper.make_node("Transpose", [quantize.input[0]], ["turned"], perm=[1, 0])
+    quantize.input[0] = "turned"
+    nodes = [*model.graph.node[:-1], moved, quantize]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    (proof,) = prove_additions(model)
+    assert proof.differing > 0
+
+
 def test_odd_denominators_are_proven():
     unit = np.float32(1 / 1023)
     model = addition(512 * unit, 700 * unit, 1023 * unit)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qgait_ptq.system.threads import Budget, map_in_threads
+from qgait_ptq.system import threads as shared
+from qgait_ptq.system.threads import Budget, map_in_threads, share_cores
 
 
 @given(st.lists(st.integers(), max_size=20), st.integers(1, 4))
@@ -76,3 +77,15 @@ def test_the_first_error_is_raised_and_ends_the_work(threads):
     with pytest.raises(ValueError, match="three"):
         list(map_in_threads(fail_at_three, range(100), threads))
     assert len(called) < 10
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "expected"),
+    [(1, 1, (1, 1)), (2, 1, (2, 1)), (4, 1, (4, 1)), (16, 1, (4, 13)), (16, 4, (4, 1)), (4, 8, (1, 1))],
+)
+def test_callers_and_workers_of_the_session_are_as_many_as_the_cores(monkeypatch, cores, processes, expected):
+    """The calls share the workers of one session, one less than its threads."""
+    monkeypatch.setattr(shared, "usable_cores", lambda: cores)
+    at_once, of_session = share_cores(processes)
+    assert (at_once, of_session) == expected
+    assert at_once + of_session - 1 == max(1, cores // processes)

@@ -43,6 +43,11 @@ class FramePool:
         """Return the pool of some sequences, with the same frames behind it."""
         return FramePool(self.frames, self.stretches[sequences], self.labels[sequences])
 
+    def has_frames(self, frames: int) -> NDArray[np.bool_]:
+        """Return for each sequence whether it has some number of frames, ``[n]``; true if none has."""
+        enough: NDArray[np.bool_] = self.stretches[:, 1] >= frames
+        return enough if enough.any() else np.ones_like(enough)
+
     @property
     def on_disk(self) -> bool:
         """Return whether the frames are in a mapped file."""
