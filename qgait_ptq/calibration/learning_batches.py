@@ -35,6 +35,7 @@ BLOCK_FRAMES = 96  # of such a batch
 REFIT_CLIPS = 16  # of a batch of the refit
 JUDGING_SHARE = 8  # one in this number of the identities with several sequences judges the last layers
 FEWEST_JUDGES = 2  # identities: one alone has no place to lose
+FEWEST_REFITTED = 2 * FEWEST_JUDGES * JUDGING_SHARE  # sequences, so that pairs of judges can be spared
 NO_PAIRS = np.empty((0, 2), np.int64)
 
 
@@ -109,8 +110,8 @@ def refit_clips(state: State, pool: FramePool) -> RefitClips:
     obstacle = ""
     if config.rank_weight == 0:
         judges = 0
-    elif config.refit < 2 * FEWEST_JUDGES * JUDGING_SHARE:
-        obstacle = f"finetune.refit is {config.refit}; it takes {2 * FEWEST_JUDGES * JUDGING_SHARE} sequences"
+    elif config.refit < FEWEST_REFITTED:
+        obstacle = f"finetune.refit is {config.refit}; judges need {FEWEST_REFITTED} sequences or more"
     elif judges == 0:
         obstacle = (
             f"the pool of fine-tuning has fewer than {FEWEST_JUDGES * JUDGING_SHARE} people with known "

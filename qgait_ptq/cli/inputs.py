@@ -173,15 +173,20 @@ def _refuse_settings_of_a_data_set(source: DataSource) -> None:
         raise ConfigError(f"--modality {read} needs a data set; name its root folder with --data")
 
 
-def open_embedder(path: Path, threads: int | None = None) -> Embedder:
+def open_embedder(path: Path) -> Embedder:
     """Open an exported file in the runtime of its target.
-
-    Args:
-        path: path of the file.
-        threads: threads of the runtime for one call; None for the runtime's default.
 
     Raises:
         ModelError: the toolkit did not write the file, or no runtime for it is installed.
+    """
+    return Embedder(path, runtime=_runtime_for(path))
+
+
+def _runtime_for(path: Path) -> str:
+    """Return the first installed runtime of a file's target.
+
+    Raises:
+        ModelError: as for `open_embedder`.
     """
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
@@ -194,7 +199,7 @@ def open_embedder(path: Path, threads: int | None = None) -> Embedder:
             f"{path}: the file is for the target {target['name']} and needs {needed}; its accuracy at export "
             "is in the report.json beside it"
         )
-    return Embedder(path, threads, installed[0])
+    return installed[0]
 
 
 def open_to_evaluate(path: Path) -> tuple[Embedder, int]:
@@ -203,11 +208,11 @@ def open_to_evaluate(path: Path) -> tuple[Embedder, int]:
     Raises:
         ModelError: as for `open_embedder`.
     """
+    runtime = _runtime_for(path)
+    if runtime != ONNXRUNTIME:  # other runtimes use all cores in one call
+        return Embedder(path, runtime=runtime), 1
     at_once, threads = share_cores(processes().count)
-    embedder = open_embedder(path)
-    if embedder.runtime != ONNXRUNTIME:  # other runtimes have all cores in one call
-        return embedder, 1
-    return open_embedder(path, threads), at_once
+    return Embedder(path, threads), at_once
 
 
 def data_of_file(source: DataSource, embedder: Embedder) -> DataSource:

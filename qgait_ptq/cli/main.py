@@ -203,7 +203,7 @@ def _describe(error: Exception) -> tuple[str, int]:
         return plain(error.format_message().rstrip(".")) + hint, BAD_INPUT
     if isinstance(error, QgaitError):
         return plain(error), BAD_INPUT
-    if is_out_of_memory(error):
+    if _is_out_of_memory(error):
         return f"there is not enough memory for this ({plain(first_line(error))}); ask for less", BAD_INPUT
     text = (
         f"internal error: {type(error).__name__}: {plain(error)}\n"
@@ -212,7 +212,7 @@ def _describe(error: Exception) -> tuple[str, int]:
     return text, OUR_FAULT
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     """Return whether an error says that memory could not be reserved, on the CPU or a GPU."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)

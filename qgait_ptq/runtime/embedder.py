@@ -130,11 +130,6 @@ class Embedder:
         self._check_embedding(embedding)
         return np.ascontiguousarray(embedding[0].reshape(embedding.shape[1], -1).T)
 
-    @property
-    def runtime(self) -> str:
-        """Return the name of the runtime."""
-        return self._runtime
-
     def __repr__(self) -> str:
         frame = shape_text(self.frame_shape)
         return f"Embedder({str(self.path)!r}, {self._runtime}: {self.frame_counts} of {frame})"

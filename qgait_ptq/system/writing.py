@@ -32,13 +32,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the file cannot be written. No new file is left behind, and an older file is not changed.
     """
-    beside = part_of(path)
+    part = part_of(path)
     try:
-        with open(beside, "wb") as file:
+        with open(part, "wb") as file:
             yield file
-        os.replace(beside, path)
+        os.replace(part, path)
     except BaseException:
-        remove_file(beside)
+        remove_file(part)
         raise
 
 

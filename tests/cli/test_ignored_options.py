@@ -105,8 +105,7 @@ def test_the_built_in_walkers_are_compared_by_the_given_metric(monkeypatch):
     assert data.metric == "cosine"
 
 
-def test_a_run_that_asks_for_too_much_memory_is_told_so(tmp_path):
-    (tmp_path / "nets.py").write_text("from qgait_ptq.gait.zoo import gaitset_small as make\n")
+def test_a_run_that_asks_for_too_much_memory_is_told_so():
     words = ("--factory", "qgait_ptq.gait.zoo:gaitset_small", "--height", 100_000_000)
     done = run("inspect", "examples/models/gaitset-small.pt", *words)
     assert done.returncode == 2

@@ -10,9 +10,7 @@ import numpy as np
 
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
-from qgait_ptq.gait.data.notes import (
-    DataNotes,
-)
+from qgait_ptq.gait.data.notes import DataNotes
 from qgait_ptq.gait.metrics import Metric
 from qgait_ptq.gait.protocols import TestSet, check_test_set
 from qgait_ptq.graph.frame_layout import FrameLayout
