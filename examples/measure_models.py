@@ -45,7 +45,7 @@ OPENGAIT_SECTION = "## OpenGait's configurations"  # of the page, written by ope
 REPORTED_FRAMES = 30  # frames for which `State.layers` counts multiply-accumulates
 INTRODUCTION = """# Networks
 
-Every reference network (`qgait_ptq/gait/zoo/`) at the size of its paper, through capture, quantization and
+Every reference network (`qgait_ptq/gait/zoo/`) in its default size, through capture, quantization and
 export for onnxruntime. Made by
 
 ```sh
@@ -62,8 +62,9 @@ Skeleton maps are made of parts of the silhouette, poses and body models are ran
   on integers, looked up in its optimised graph.
 - *cosine*: between quantized and float embeddings, mean over sequences; *file* is the smallest cosine between
   file and simulation, over sequences of {lengths} frames and all three widths. In brackets, below 0.999:
-  of the simulation in float32 with itself in float64. A deep network with random weights amplifies a value
-  that falls to the other side of a rounding step: two correct ways of summing end that far apart.
+  of the simulation with itself after rounding errors of float32. A deep network with random weights
+  amplifies a value that falls to the other side of a rounding step: two correct ways of summing end that
+  far apart.
 - *MB*: of the float file and, beside its share of it, of the quantized one.
 
 """

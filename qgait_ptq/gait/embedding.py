@@ -218,6 +218,8 @@ def _embed(network: Embed, batches: list[Tensor], records: Sequence[SequenceReco
             f"{records[0].name}: the network does not run on {batches[0].shape[1]} frames "
             f"({type(error).__name__}: {first_line(error)})"
         ) from error
+    if not bool(torch.isfinite(embeddings).all()):
+        raise DataError(f"{records[0].name}: the embedding has NaN or infinite values")
     if len(embeddings) != len(batches):
         raise DataError(
             f"{records[0].name}: the network gives {len(embeddings)} embeddings for {len(batches)} sequences"

@@ -93,7 +93,7 @@ class Ranking:
         match_rank: position (from 0) of the first correct gallery sequence, ``[n]``.
         average_precision: average precision of each probe in [0, 1], ``[n]``.
         inverse_negative_penalty: number of matches over the position of the last (Ye et al. 2021), ``[n]``.
-        valid: whether a probe has a match, ``[n]``. Other probes are ignored.
+        valid: whether a probe has a match, ``[n]``. Means are over these.
     """
 
     match_rank: Tensor
@@ -101,9 +101,15 @@ class Ranking:
     inverse_negative_penalty: Tensor
     valid: Tensor
 
-    def rank(self, k: int) -> float:
-        """Return the share of probes with a correct sequence among the first k, in percent."""
-        return self._mean((self.match_rank < k).float())
+    def rank(self, k: int, *, of_all: bool = False) -> float:
+        """Return the share of probes with a correct sequence among the first k, in percent.
+
+        Args:
+            k: number of sequences.
+            of_all: whether probes without a match count, too, as not recognised.
+        """
+        found = self.match_rank < k
+        return 100 * float((found & self.valid).double().mean()) if of_all else self._mean(found)
 
     def mean_average_precision(self) -> float:
         """Return mAP in percent."""
@@ -113,9 +119,9 @@ class Ranking:
         """Return mINP in percent."""
         return self._mean(self.inverse_negative_penalty)
 
-    def cmc(self, longest: int = 20) -> list[float]:
-        """Return the cumulative match characteristic: rank-1 to rank-`longest` in percent."""
-        return [self.rank(k) for k in range(1, longest + 1)]
+    def cmc(self, longest: int = 20, *, of_all: bool = False) -> list[float]:
+        """Return the cumulative match characteristic: rank-1 to rank-`longest` in percent, see `rank`."""
+        return [self.rank(k, of_all=of_all) for k in range(1, longest + 1)]
 
     def _mean(self, values: Tensor) -> float:
         return 100 * float(values[self.valid].double().mean()) if bool(self.valid.any()) else float("nan")

@@ -119,9 +119,10 @@ def evaluate_embeddings(
             own_view = torch.arange(len(views)) == view[:, None]
             firsts[name] = subject, correct.masked_fill(own_view, torch.nan).nanmean(1)
         else:
-            rank1[name] = rankings[name].rank(1)
+            rank1[name] = rankings[name].rank(1, of_all=test_set.protocol.counts_all_probes)
             firsts[name] = subject, (rankings[name].match_rank < 1).float()
-    return _summarise(rankings, rank1, _by_identity(rankings, firsts, sorted(subjects)))
+    identities = _by_identity(rankings, firsts, sorted(subjects))
+    return _summarise(rankings, rank1, identities, of_all=test_set.protocol.counts_all_probes)
 
 
 def _by_identity(
@@ -143,7 +144,11 @@ def _by_identity(
 
 
 def _summarise(
-    rankings: dict[str, Ranking], rank1: dict[str, float], identities: dict[str, IdentityAccuracy]
+    rankings: dict[str, Ranking],
+    rank1: dict[str, float],
+    identities: dict[str, IdentityAccuracy],
+    *,
+    of_all: bool,
 ) -> Accuracy:
     everything = concatenate_rankings(list(rankings.values()))
 
@@ -152,11 +157,11 @@ def _summarise(
 
     return Accuracy(
         rank1=with_mean(rank1),
-        rank5=with_mean({name: ranking.rank(5) for name, ranking in rankings.items()}),
-        rank10=with_mean({name: ranking.rank(10) for name, ranking in rankings.items()}),
+        rank5=with_mean({name: ranking.rank(5, of_all=of_all) for name, ranking in rankings.items()}),
+        rank10=with_mean({name: ranking.rank(10, of_all=of_all) for name, ranking in rankings.items()}),
         mean_average_precision=everything.mean_average_precision(),
         mean_inverse_negative_penalty=everything.mean_inverse_negative_penalty(),
-        cmc=everything.cmc(),
+        cmc=everything.cmc(of_all=of_all),
         identities=identities,
     )
 

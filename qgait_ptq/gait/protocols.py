@@ -26,6 +26,8 @@ class Protocol:
             Otherwise each probe is ranked in the complete gallery.
         listed_probes: whether the partition lists the probes as ``subject-type-view`` (``PROBE_SET``). All
             other test sequences are the gallery.
+        counts_all_probes: whether rank-k counts probes without a match in the gallery, as not recognised.
+            Pairs of views always count them.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Protocol:
     probes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     per_view_pair: bool = False
     listed_probes: bool = False
+    counts_all_probes: bool = False
 
 
 PROTOCOLS = {
@@ -46,7 +49,7 @@ PROTOCOLS = {
         ),
         Protocol("oumvlp", ("01",), {"nm": ("00",)}, per_view_pair=True),
         Protocol("gait3d", listed_probes=True),
-        Protocol("grew", ("01", "*_gallery"), {"all": ("00", "*_probe")}),
+        Protocol("grew", ("01", "*_gallery"), {"all": ("02", "*_probe")}, counts_all_probes=True),
     )
 }
 

@@ -280,7 +280,13 @@ def held_out_ranking(state: State) -> HeldOutRanking:
     _, held_out = split_identities_off(subjects, config.idc.held_out, config.seed)
     names = sorted({subjects[index] for index in held_out})
     return HeldOutRanking.of(
-        state.data.calibration, names, captured.frame_shape, captured.frame_counts, state.device, config.seed
+        state.data.calibration,
+        names,
+        captured.frame_shape,
+        captured.frame_counts,
+        state.device,
+        state.data.metric,
+        config.seed,
     )
 
 

@@ -23,8 +23,8 @@ class Damage:
         distance_error: mean absolute change of the ranking distance (mean over parts) between different
             people, in percent of its mean.
         sqnr_db: SQNR of the embeddings in decibels.
-        rank1_drop: loss of rank-1 in points, for galleries with one sequence of each identity; see
-            `single_shot_rank1`. None if no identity has two sequences.
+        rank1_drop: loss of rank-1 by Euclidean distances, in points, for galleries with one sequence of each
+            identity; see `single_shot_rank1`. None if no identity has two sequences.
     """
 
     distortion: float

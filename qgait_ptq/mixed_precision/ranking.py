@@ -11,7 +11,7 @@ from torch import Tensor
 from qgait_ptq.gait.data.clips import SMALLEST_SEQUENCES
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.embedding import embed_taken
-from qgait_ptq.gait.metrics import part_distances, single_shot_rank1
+from qgait_ptq.gait.metrics import Metric, part_distances, single_shot_rank1
 from qgait_ptq.graph.frame_counts import FrameCounts
 
 RANKED_SEQUENCES = 256
@@ -27,6 +27,7 @@ class HeldOutRanking:
         frame_shape: shape of the network's frames.
         frames: frame counts that the network takes.
         device: device of the networks.
+        metric: distance between embeddings.
     """
 
     data: GaitDataset
@@ -34,6 +35,7 @@ class HeldOutRanking:
     frame_shape: tuple[int, ...]
     frames: FrameCounts
     device: torch.device
+    metric: Metric
 
     @classmethod
     def of(
@@ -43,6 +45,7 @@ class HeldOutRanking:
         frame_shape: tuple[int, ...],
         frames: FrameCounts,
         device: torch.device,
+        metric: Metric,
         seed: int,
     ) -> HeldOutRanking:
         """Return a ranking on a calibration set.
@@ -56,7 +59,7 @@ class HeldOutRanking:
             probes = own.choose(RANKED_SEQUENCES // 2, seed, together=SMALLEST_SEQUENCES)
             gallery = others.choose(RANKED_SEQUENCES - len(probes), seed)
             data = GaitDataset([*probes.records, *gallery.records], data.description, data.layout)
-        return cls(data, names, frame_shape, frames, device)
+        return cls(data, names, frame_shape, frames, device, metric)
 
     def rank1(self, network: Callable[[Tensor], Tensor]) -> float:
         """Return rank-1 in percent, averaged over galleries with one sequence of each identity."""
@@ -68,4 +71,4 @@ class HeldOutRanking:
         numbers = {subject: number for number, subject in enumerate(sorted(set(subjects)))}
         labels = torch.tensor([numbers[subject] for subject in subjects])
         probes = torch.tensor([subject in self.held_out for subject in subjects])
-        return single_shot_rank1(part_distances(embeddings, embeddings), labels, probes)
+        return single_shot_rank1(part_distances(embeddings, embeddings, self.metric), labels, probes)

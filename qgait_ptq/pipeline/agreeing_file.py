@@ -24,8 +24,9 @@ from qgait_ptq.runtime.exactness import describe_processor
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, as_session_inputs, run_session
 from qgait_ptq.stages.state import State
 from qgait_ptq.verification.file_bytes import compare_with_reference, name_inputs
-from qgait_ptq.verification.parity import Simulation, find_failing_axes
+from qgait_ptq.verification.parity import find_failing_axes
 from qgait_ptq.verification.recording import record
+from qgait_ptq.verification.simulation import Simulation
 from qgait_ptq.verification.wrong_nodes import find_wrong_node
 
 

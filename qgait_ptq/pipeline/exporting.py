@@ -25,10 +25,10 @@ from qgait_ptq.stages.state import File, State
 from qgait_ptq.system.progress import Advance
 from qgait_ptq.verification.parity import (
     Parity,
-    Simulation,
     compare_with_simulation,
     layers_without_integer_kernel,
 )
+from qgait_ptq.verification.simulation import Simulation
 
 PARITY_SEQUENCES, SQNR_SEQUENCES = 50, 8
 
@@ -95,7 +95,7 @@ class CheckParity(Stage):
         if parity.single_cosine_min < 1:
             state = state.noting(
                 "this network amplifies rounding: the lowest cosine between file and simulation is "
-                f"{parity.cosine_min:.4f}, between the simulation in float32 and in float64 "
+                f"{parity.cosine_min:.4f}, of the simulation with itself after rounding errors of float32 "
                 f"{parity.single_cosine_min:.4f}"
             )
         if slow:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 HALF_BINS = 8192  # bins on each side of zero; at least half of them are below the largest value
-EXACT_COUNT = 2**24  # torch counts in float32, which is exact up to here
+PIECE = 2**20  # values that are counted at a time
 
 
 class StreamingHistogram:
@@ -42,8 +42,11 @@ class StreamingHistogram:
             self.zeros += tensor.numel()
             return
         zeros = int(torch.count_nonzero(tensor == 0))  # faster than counting floats
-        for piece in tensor.float().flatten().split(EXACT_COUNT):
-            self.counts += torch.histc(piece, 2 * HALF_BINS, -self.bound, self.bound).double().cpu()
+        for piece in tensor.float().flatten().split(PIECE):
+            # Both factors are powers of two, so that no value is rounded into another bin.
+            bins = (piece / self.bound).mul_(HALF_BINS).floor_().to(torch.int32)
+            bins = bins.add_(HALF_BINS).clamp_(max=2 * HALF_BINS - 1)
+            self.counts += torch.bincount(bins, minlength=2 * HALF_BINS).double().cpu()
         self.counts[HALF_BINS] -= zeros  # the bin that starts at zero
         self.zeros += zeros
 

@@ -14,7 +14,8 @@ from qgait_ptq.quantizer.fake_quantize import FakeQuantize
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import run_session
 from qgait_ptq.targets.registry import get_target
-from qgait_ptq.verification.parity import Simulation, compare_with_simulation, layers_without_integer_kernel
+from qgait_ptq.verification.parity import compare_with_simulation, layers_without_integer_kernel
+from qgait_ptq.verification.simulation import Simulation
 from tests.conftest import SHALLOW, make_gaitbase, make_gaitset
 from tests.networks import quantize_again, quantize_network
 

@@ -94,6 +94,20 @@ def test_refused_sequences_are_named_in_their_order(batches):
     assert all(one.flatten().round().tolist() == [131, 133] for one in embedded.embeddings)
 
 
+@pytest.mark.parametrize("batches", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_embeddings_that_are_not_finite_are_refused_and_named(value, batches):
+    """One of them would be the nearest of all probes."""
+
+    def network(batch):
+        values = batch.amax((1, 2, 3))[:, None] * 255
+        return torch.where(values.round() == 131, value, values)
+
+    embedded = embed_taken(walks(3, 3, 3), [network], SIZE, batches=batches)
+    assert embedded.kept == [0, 2]
+    assert embedded.refused == ["1/seq-0001/000: the embedding has NaN or infinite values"]
+
+
 def test_no_sequence_at_all_is_an_error():
     with pytest.raises(DataError, match=r"no sequence can be embedded; 0/seq-0000/000"):
         embed_taken(walks(1, 1), [Network(shortest=2)], SIZE, batches=True)

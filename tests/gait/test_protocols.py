@@ -107,6 +107,21 @@ def test_gait3d_takes_its_probes_from_the_partition_and_ranks_the_whole_gallery(
         make_test_set(data, get_protocol("gait3d"))
 
 
+def test_grew_takes_01_as_gallery_and_02_as_probe_and_counts_all_probes():
+    """Its evaluator divides by the number of probes, also of those whom the gallery does not show."""
+    records = records_of(["a", "b"], ["01", "02"], ["s1"]) + records_of(["c"], ["02"], ["s1"])
+    test_set = make_test_set(
+        GaitDataset([*records, *records_of(["d"], ["00"], ["s1"])]), get_protocol("grew")
+    )
+    assert {records[i].condition for i in test_set.gallery} == {"01"}
+    assert [records[i].name for i in test_set.all_probes] == ["a/02/s1", "b/02/s1", "c/02/s1"]
+    accuracy = evaluate_embeddings(noisy_embeddings(records, 0), records, test_set)
+    two_thirds = pytest.approx(200 / 3)
+    assert accuracy.rank1 == accuracy.rank5 == accuracy.rank10 == {"all": two_thirds, "mean": two_thirds}
+    assert accuracy.cmc == [two_thirds] * 20
+    assert accuracy.mean_average_precision == 100
+
+
 def test_a_gallery_of_another_network_is_compared_with_the_probes():
     """The distances are those between the two: a gallery that is turned away from the probes finds nobody."""
     records = records_of(["a", "b", "c"], ["nm-01", "nm-05"])

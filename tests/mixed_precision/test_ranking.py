@@ -12,7 +12,7 @@ from qgait_ptq.mixed_precision.ranking import RANKED_SEQUENCES, HeldOutRanking
 CPU = torch.device("cpu")
 
 
-def ranking_of(people, sequences, held_out):
+def ranking_of(people, sequences, held_out, metric="euclidean"):
     rng = np.random.default_rng(0)
     pairs = [
         ((rng.random((2, 8, 8)) < 0.5).astype(np.uint8) * 255, f"p{person:03d}")
@@ -20,7 +20,9 @@ def ranking_of(people, sequences, held_out):
         for _ in range(sequences)
     ]
     names = [f"p{person:03d}" for person in range(held_out)]
-    return HeldOutRanking.of(GaitDataset.from_pairs(pairs), names, (8, 8), ANY_FRAME_COUNT, CPU, seed=0)
+    return HeldOutRanking.of(
+        GaitDataset.from_pairs(pairs), names, (8, 8), ANY_FRAME_COUNT, CPU, metric, seed=0
+    )
 
 
 def test_people_who_are_held_out_have_two_sequences_in_a_large_set():
@@ -35,3 +37,18 @@ def test_people_who_are_held_out_have_two_sequences_in_a_large_set():
 
 def test_a_small_set_is_ranked_completely():
     assert len(ranking_of(people=20, sequences=3, held_out=5).data) == 60
+
+
+def test_people_are_ranked_by_the_metric_of_the_data():
+    """Two people in two directions, at random distances from the origin."""
+    subjects = iter([f"p{person:03d}" for person in range(2) for _ in range(4)])
+    lengths = iter([1.0, 9.0, 2.0, 7.0, 8.0, 1.0, 6.0, 3.0])
+
+    def network(batch):
+        direction = torch.tensor([1.0, 0.0] if next(subjects) == "p000" else [0.5, 1.0])
+        return next(lengths) * direction[None, :, None]
+
+    assert ranking_of(2, 4, 2, "cosine").rank1(network) == 100
+    subjects = iter([f"p{person:03d}" for person in range(2) for _ in range(4)])
+    lengths = iter([1.0, 9.0, 2.0, 7.0, 8.0, 1.0, 6.0, 3.0])
+    assert ranking_of(2, 4, 2, "euclidean").rank1(network) < 80

@@ -91,7 +91,8 @@ class GaitData:
         """
         if len(kept) == len(self.test):
             return self
-        test = GaitDataset([self.test.records[index] for index in kept], self.test.description)
+        kept_records = [self.test.records[index] for index in kept]
+        test = GaitDataset(kept_records, self.test.description, self.test.layout, self.test.notes)
         if self.test_set is None:
             return replace(self, test=test)
         test_set = self.test_set.with_sequences(kept)

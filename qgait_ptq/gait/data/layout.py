@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from qgait_ptq.errors import DataError
@@ -120,7 +121,8 @@ def _find_in_view(
         return ({modality_name(0): view} if frames else {}), 0
     if max(modalities) >= len(arrays):
         raise DataError(f"{view}: {len(arrays)} array files; modality {max(modalities)} is missing")
-    arrays.sort(key=natural_key)
+    # With suffixes, as OpenGait sorts: its configurations count in this order.
+    arrays.sort(key=partial(natural_key, with_suffix=True))
     for index, file in enumerate(arrays):
         if index not in modalities:
             notes.add(OTHER_MODALITY, f"{name}/{file}")

@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
-from qgait_ptq.gait.data.limits import error_text
 from qgait_ptq.gait.data.sequences import (
     Reading,
     check_silhouettes,
     check_values,
     cut_sequence,
-    read_array,
+    read_values,
 )
 from qgait_ptq.graph.frame_layout import LARGEST_INTEGER, FrameLayout, layout_of
 
@@ -68,7 +67,7 @@ def read_modalities(sources: Mapping[str, Path], reading: Reading) -> dict[str, 
     Raises:
         DataError: a file is not valid; see `check_modalities` and `read_sequence`.
     """
-    contents = {name: _read_values(path) for name, path in sources.items()}
+    contents = {name: read_values(path) for name, path in sources.items()}
     where = ", ".join(map(str, sources.values()))
     arrays = check_modalities(contents, where, reading.raw)
     return {
@@ -107,17 +106,6 @@ def as_modalities(sequence: Any) -> Mapping[str, Any] | None:
     if isinstance(sequence, tuple):
         return {modality_name(index): array for index, array in enumerate(sequence)}
     return None
-
-
-def _read_values(path: Path) -> NDArray[Any]:
-    """Read an array, or nested lists of arrays or numbers. `read_array` limits the size of the lists."""
-    content = read_array(path)
-    if not isinstance(content, np.ndarray | list | tuple):
-        raise DataError(f"{path}: found {type(content).__name__}, expected an array of numbers [s, ...]")
-    try:
-        return np.asarray(content)
-    except Exception as error:  # lists of different lengths, or a hostile file
-        raise DataError(f"{path}: its lists do not form an array ({error_text(error)})") from None
 
 
 def _check_integers(array: NDArray[Any], where: str) -> NDArray[np.int64]:

@@ -15,16 +15,21 @@ def is_ignored(name: str) -> bool:
     return name.startswith(".") or name.lower() in IGNORED_NAMES
 
 
-def natural_key(name: str) -> NaturalKey:
+def natural_key(name: str, *, with_suffix: bool = False) -> NaturalKey:
     """Return a sort key by which ``2.png`` comes before ``10.png``.
 
-    Runs of digits are compared as numbers. The suffix decides only between names that are otherwise equal.
+    Runs of digits are compared as numbers.
+
+    Args:
+        name: file name.
+        with_suffix: whether the suffix belongs to the text that is compared. Then ``2-b.npy`` comes before
+            ``2.npy``, as in plain order. Otherwise it decides only between names that are otherwise equal.
 
     Example:
         >>> sorted(["10.png", "2.PNG", "1.png"], key=natural_key)
         ['1.png', '2.PNG', '10.png']
     """
-    pieces = re.split("([0-9]+)", splitext(name)[0])  # text and digits alternate
+    pieces = re.split("([0-9]+)", name if with_suffix else splitext(name)[0])  # text and digits alternate
     return tuple(int(piece) if index % 2 else piece for index, piece in enumerate(pieces)), name
 
 

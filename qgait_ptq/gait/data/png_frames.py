@@ -125,4 +125,6 @@ def _decode_png(data: bytes, size: tuple[int, int]) -> tuple[NDArray[np.uint8], 
             raise ValueError(f"an image of two sizes, {size} and {image.size}")
         is_opaque = image.mode not in ("RGBA", "LA") and "transparency" not in image.info
         alpha = None if is_opaque else np.asarray(image.convert("RGBA").getchannel("A"))
+        if image.mode.startswith("I"):  # grey values of 16 bits, which Pillow would clip to 255
+            return (np.asarray(image) >> 8).astype(np.uint8), alpha
         return np.asarray(image.convert("L")), alpha

@@ -67,7 +67,7 @@ def read_sequence(path: Path, reading: Reading = DEFAULT_READING) -> NDArray[Any
     Raises:
         DataError: the file cannot be read, is empty, or has no silhouettes.
     """
-    array = read_array(path)
+    array = read_values(path) if reading.raw else read_array(path)
     check = check_values if reading.raw else check_silhouettes
     return cut_sequence(check(array, str(path)), reading, str(path))[: reading.longest]
 
@@ -95,6 +95,21 @@ def read_array(path: Path) -> Any:
         return PARSERS[suffix](data)
     except Exception as error:  # a hostile file can make the parsers raise any error
         raise DataError(f"{path}: cannot be read as a sequence ({error_text(error)})") from None
+
+
+def read_values(path: Path) -> NDArray[Any]:
+    """Return an array, or nested lists of arrays or numbers as one. `read_array` limits the size of lists.
+
+    Raises:
+        DataError: the file cannot be read, or its lists do not form an array.
+    """
+    content = read_array(path)
+    if not isinstance(content, np.ndarray | list | tuple):
+        raise DataError(f"{path}: found {type(content).__name__}, expected an array of numbers [s, ...]")
+    try:
+        return np.asarray(content)
+    except Exception as error:  # lists of different lengths, or a hostile file
+        raise DataError(f"{path}: its lists do not form an array ({error_text(error)})") from None
 
 
 def cut_sequence(frames: NDArray[Any], reading: Reading, where: str) -> NDArray[Any]:

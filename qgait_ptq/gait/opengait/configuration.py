@@ -62,6 +62,11 @@ def read_opengait_config(path: Path) -> OpenGaitConfig:
     if not isinstance(model_cfg, dict) or not isinstance(model_cfg.get("model"), str):
         raise ConfigError(f"{path}: not an OpenGait configuration: model_cfg.model is missing")
     evaluator, data = (_mapping(path, values, section) for section in ("evaluator_cfg", "data_cfg"))
+    if evaluator.get("cross_view_gallery"):
+        raise ConfigError(
+            f"{path}: evaluator_cfg.cross_view_gallery is set, but its gallery and probes are not supported; "
+            "remove it for those of --protocol"
+        )
     sampler = _mapping(path, evaluator, "sampler")
     transforms = _transforms(path, evaluator.get("transform"))
     settings: dict[str, Any] = {"metric": _metric(path, evaluator), **_cut(transforms)}
@@ -70,12 +75,7 @@ def read_opengait_config(path: Path) -> OpenGaitConfig:
         settings["protocol"] = PROTOCOLS_BY_DATA[name]
     if sampler.get("frames_all_limit"):
         settings["longest"] = sampler["frames_all_limit"]
-    in_use = data.get("data_in_use") or [True]
-    if not isinstance(in_use, list):
-        raise ConfigError(f"{path}: data_cfg.data_in_use is {in_use!r}, not a list of true and false")
-    used = [index for index, is_used in enumerate(in_use) if is_used]
-    if not used:
-        raise ConfigError(f"{path}: data_cfg.data_in_use selects no modality; set at least one to true")
+    used = _modalities(path, data.get("data_in_use") or [True])
     settings["modality"] = used[0] if len(used) == 1 else used
     if transforms and all(name == NO_TRANSFORM for name, _ in transforms):
         settings["raw"] = True
@@ -88,6 +88,21 @@ def read_opengait_config(path: Path) -> OpenGaitConfig:
         _selected(transforms) or (sampler.get("frames_num_fixed") if fixed else None),
         tuple(name for name, _ in transforms if name not in (*APPLIED_TRANSFORMS, NO_TRANSFORM)),
         values,
+    )
+
+
+def _modalities(path: Path, in_use: object) -> list[int]:
+    """Return the indices of the files that a network reads: those marked true, or listed by number."""
+    entries = in_use if isinstance(in_use, list) else [None]
+    if all(isinstance(entry, bool) for entry in entries):
+        used = [index for index, is_used in enumerate(entries) if is_used]
+        if not used:
+            raise ConfigError(f"{path}: data_cfg.data_in_use selects no modality; set at least one to true")
+        return used
+    if all(type(entry) is int and entry >= 0 for entry in entries):
+        return list(entries)
+    raise ConfigError(
+        f"{path}: data_cfg.data_in_use is {in_use!r}, neither a list of true and false nor one of numbers"
     )
 
 

@@ -1,7 +1,7 @@
 """DeepGaitV2: a residual network whose later stages have separate temporal kernels (P3D).
 
 After Fan et al., *Exploring Deep Models for Practical Gait Recognition*, arXiv 2303.03301; written for this
-project. Frames are ordered.
+project. Frames are ordered. The embedding is the output of the neck (``use_emb2`` in OpenGait).
 """
 
 from __future__ import annotations

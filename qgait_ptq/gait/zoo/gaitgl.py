@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qgait_ptq.gait.zoo.layers import PartBatchNorm, PartLinear
+from qgait_ptq.gait.zoo.layers import PartLinear
 
 SMALLEST = 1e-6  # lower bound of values before the power of the generalized mean
 
@@ -35,9 +35,8 @@ class GlobalLocalConvolution(nn.Module):
         """Map ``[n, c, s, h, w]`` to ``[n, c', s, h, w]``, or twice the height."""
         strips = features.chunk(self.strips, dim=3)
         local = torch.cat([self.local(strip) for strip in strips], dim=3)
-        if self.stacked:
-            return torch.cat([F.leaky_relu(self.whole(features)), F.leaky_relu(local)], dim=3)
-        return F.leaky_relu(self.whole(features) + local)
+        both = F.leaky_relu(self.whole(features)), F.leaky_relu(local)
+        return torch.cat(both, dim=3) if self.stacked else both[0] + both[1]
 
 
 class GeneralizedMeanPooling(nn.Module):
@@ -76,7 +75,7 @@ class GaitGL(nn.Module):
         self.block3 = GlobalLocalConvolution(third, third, stacked=True)
         self.pooling = GeneralizedMeanPooling(parts)
         self.part_linear = PartLinear(parts, third, third)
-        self.neck = PartBatchNorm(parts, third)
+        self.neck = nn.BatchNorm1d(third)
 
     def forward(self, silhouettes: Tensor) -> Tensor:
         """Map ``[n, s, h, w]`` in [0, 1], s at least 3, to the embedding ``[n, c, p]``."""

@@ -1,7 +1,7 @@
 """SkeletonGait++: silhouettes and skeleton maps in two branches, fused by attention.
 
 After Fan et al., *SkeletonGait: Gait Recognition Using Skeleton Maps*, AAAI 2024; written for this project,
-with residual stages over single frames.
+with residual stages over single frames, and with the fusion behind the second stage.
 """
 
 from __future__ import annotations

@@ -58,7 +58,11 @@ class SmplGait(nn.Module):
         for number, after in enumerate(channels):
             blocks += [nn.MaxPool2d(2)] if number else []
             for into in (before, after):
-                blocks += [nn.Conv2d(into, after, 3, padding=1, bias=False), nn.LeakyReLU(0.01)]
+                kernel = 3 if blocks else 5
+                blocks += [
+                    nn.Conv2d(into, after, kernel, padding=kernel // 2, bias=False),
+                    nn.LeakyReLU(0.01),
+                ]
             before = after
         self.frames = nn.Sequential(*blocks)
         self.side = height // 4

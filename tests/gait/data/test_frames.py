@@ -59,6 +59,12 @@ def test_colours_are_read_if_only_the_level_of_transparency_changes(tmp_path):
     np.testing.assert_array_equal(read_sequence(tmp_path), MASKS)
 
 
+def test_grey_values_of_16_bits_are_scaled(tmp_path):
+    values = np.array([[0, 255, 256, 20000], [32768, 40000, 65279, 65535]], np.uint16)
+    write(tmp_path, [Image.fromarray(values)])
+    np.testing.assert_array_equal(read_sequence(tmp_path)[0], values // 256)
+
+
 @pytest.mark.parametrize("empty", [[0], [3], [0, 1, 3]])
 def test_a_frame_without_a_person_is_not_read_as_a_photograph(empty, tmp_path):
     masks = MASKS.copy()

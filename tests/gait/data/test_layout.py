@@ -91,6 +91,15 @@ def test_modalities_are_counted_in_the_natural_order_of_their_names(tmp_path):
         np.testing.assert_array_equal(frame, FRAMES[index])
 
 
+def test_a_longer_name_comes_first_where_opengait_has_it_first(tmp_path):
+    """Configurations of OpenGait count in this order."""
+    view = tmp_path / "anna/nm-01/090"
+    write_array(view, "090.npy", FRAMES[0:1])
+    write_array(view, "090-aligned.npy", FRAMES[1:2])
+    ((frame,), _) = GaitDataset.from_directory(tmp_path, reading=Reading(modalities=(0,)))[0]
+    np.testing.assert_array_equal(frame, FRAMES[1])
+
+
 @given(st.lists(st.integers(0, 10**12), max_size=20, unique=True), st.sampled_from(["", "a", "7-"]))
 def test_numbers_in_names_are_compared_as_numbers(numbers, prefix):
     names = [f"{prefix}{number}.png" for number in numbers]

@@ -204,6 +204,16 @@ def test_raw_values_are_taken_as_they_are(tmp_path):
         GaitDataset.from_directory(tmp_path)[0]
 
 
+def test_raw_values_can_be_a_list_of_frames(tmp_path):
+    poses = np.random.default_rng(0).normal(300, 100, (9, 17, 3))
+    (tmp_path / "pose.pkl").write_bytes(pickle.dumps(list(poses)))
+    read = read_sequence(tmp_path / "pose.pkl", Reading(raw=True))
+    np.testing.assert_array_equal(read, poses.astype(np.float32))
+    (tmp_path / "uneven.pkl").write_bytes(pickle.dumps([poses[0], poses[1, :5]]))
+    with pytest.raises(DataError, match=r"uneven\.pkl: its lists do not form an array"):
+        read_sequence(tmp_path / "uneven.pkl", Reading(raw=True))
+
+
 def test_label_maps_are_taken_as_they_are_and_cut_if_asked_for(tmp_path):
     maps = np.random.default_rng(0).integers(0, 12, (5, 64, 64), dtype=np.uint8)
     np.save(tmp_path / "parsing.npy", maps)

@@ -73,6 +73,11 @@ def test_the_modality_in_use_is_the_one_that_is_read(path):
     assert read(path, {"data_in_use": [False, True, False]}).data["modality"] == 1
 
 
+@pytest.mark.parametrize(("in_use", "modality"), [([5, 4], [5, 4]), ([1, 0], [1, 0]), ([2], 2), ([0], 0)])
+def test_modalities_can_be_listed_by_number_in_any_order(in_use, modality, path):
+    assert read(path, {"data_in_use": in_use}).data["modality"] == modality
+
+
 def test_several_modalities_are_the_inputs_in_their_order(path):
     transform = [{"type": "BaseSilCuttingTransform", "cutting": 5}, {"type": "NoOperation"}]
     found = read(path, {"data_in_use": [True, False, True]}, {"transform": transform})
@@ -101,7 +106,10 @@ def test_transforms_that_are_not_known_are_named(path):
             "'manhattan'; supported values are euc, cos",
         ),
         ("model_cfg: {model: A}\ndata_cfg: {data_in_use: [false, false]}", "selects no modality"),
-        ("model_cfg: {model: A}\ndata_cfg: {data_in_use: true}", "not a list of true and false"),
+        ("model_cfg: {model: A}\ndata_cfg: {data_in_use: true}", "neither a list of true and false nor"),
+        ("model_cfg: {model: A}\ndata_cfg: {data_in_use: [true, 1]}", "neither a list of true and false nor"),
+        ("model_cfg: {model: A}\ndata_cfg: {data_in_use: [-1]}", "neither a list of true and false nor"),
+        ("model_cfg: {model: A}\nevaluator_cfg: {cross_view_gallery: true}", "are not supported; remove it"),
         ("model_cfg: {model: A}\ndata_cfg: [{}, {}]", "data_cfg lists 2 data sets; keep the one"),
         ("model_cfg: {model: A}\nevaluator_cfg: 5", "evaluator_cfg is 5, not a mapping"),
         ("model_cfg: {model: A}\nevaluator_cfg: {transform: [Cut]}", "not a list of mappings"),
