@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import click
 
 from qgait_ptq.cli.grouped import GroupedCommand, count, option
 from qgait_ptq.cli.options import JSON_OPTION, PATH, RUN, RUNTIME_OPTION, apply_options
+from qgait_ptq.system.json_text import json_text
 
 
 @click.command(cls=GroupedCommand)
@@ -60,7 +60,7 @@ def command(
         measured = benchmark_files([*against, model], setting, advance)
     if as_json:
         rows = [{**asdict(one), "path": str(one.path)} for one in measured]
-        click.echo(json.dumps({"setting": asdict(setting), "noisy": is_noisy(measured), "files": rows}))
+        click.echo(json_text({"setting": asdict(setting), "noisy": is_noisy(measured), "files": rows}))
         return
     work = f"{setting.batch} × {setting.frames} frames, {rounds} rounds"
     title = f"{runtime}, {threads} thread{'s' * (threads > 1)}, {work}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import click
 
 from qgait_ptq.cli.grouped import GroupedCommand, option
 from qgait_ptq.cli.options import FILES, JSON_OPTION, apply_options
+from qgait_ptq.system.json_text import json_text
 
 
 @click.command(cls=GroupedCommand)
@@ -44,14 +44,10 @@ def command(results: tuple[Path, ...], html: Path | None, as_json: bool) -> None
     reports = dict(zip(short_names(results), contents, strict=True))
     rows = compare_reports(reports)
     first = next(iter(reports.values()))
-    accuracy = first["accuracy"].get("float")
     if html is not None:
-        page = render_comparison(
-            rows, first["data"]["description"], accuracy["rank1"]["mean"] if accuracy else None
-        )
-        write_text(html, page)
+        write_text(html, render_comparison(rows, first["data"]["description"]))
     if as_json:
-        click.echo(json.dumps([asdict(row) for row in rows]))
+        click.echo(json_text([asdict(row) for row in rows]))
         return
     console = Console()
     console.print(comparison_of_results(rows))

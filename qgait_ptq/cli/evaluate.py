@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from qgait_ptq.cli.options import (
     apply_options,
 )
 from qgait_ptq.cli.recipe import build_recipe
+from qgait_ptq.system.json_text import json_text
 
 
 @click.command(cls=GroupedCommand)
@@ -58,6 +58,6 @@ def command(model: Path | None, recipe_file: Path | None, device: str, as_json: 
         data = load_data(recipe.data, progress)
         accuracy = evaluate_network(network, data, device, recipe.model.frames, recipe.model.output, progress)
     if as_json:
-        click.echo(json.dumps(accuracy.to_report()))
+        click.echo(json_text(accuracy.to_report()))
     else:
         console.print(evaluation_table(accuracy.to_report(), data.description))

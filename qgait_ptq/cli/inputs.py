@@ -133,11 +133,7 @@ def load_data(source: DataSource, progress: Progress, finetuning: int = 0) -> Ga
         more = GaitDataset.from_directory(source.unlabelled, reading=reading)
         progress.note(f"unlabelled {more.summary}")
         return replace(data, unlabelled=more)
-    if source.unlabelled is not None:
-        raise ConfigError("--unlabelled needs a data set; name its root folder with --data")
-    if source.partition is not None:
-        raise ConfigError("--partition needs a data set; name its root folder with --data")
-    _refuse_settings_of_a_data_set(source)
+    check_walker_settings(source)
     progress.note(
         "no --data: using the built-in synthetic walkers; results on them say nothing about real recordings"
     )
@@ -155,12 +151,16 @@ def load_data(source: DataSource, progress: Progress, finetuning: int = 0) -> Ga
         )
 
 
-def _refuse_settings_of_a_data_set(source: DataSource) -> None:
-    """Refuse settings that the built-in walkers do not have.
+def check_walker_settings(source: DataSource) -> None:
+    """Check that a source without a root has no settings that the built-in walkers do not have.
 
     Raises:
         ConfigError: a setting differs from its default.
     """
+    if source.unlabelled is not None:
+        raise ConfigError("--unlabelled needs a data set; name its root folder with --data")
+    if source.partition is not None:
+        raise ConfigError("--partition needs a data set; name its root folder with --data")
     usual = DataSource()
     names = {"raw": "--raw", "cut_columns": "--cut-columns", "protocol": "--protocol", "longest": "longest"}
     for name, shown in names.items():
@@ -218,7 +218,7 @@ def open_to_evaluate(path: Path) -> tuple[Embedder, int]:
 def data_of_file(source: DataSource, embedder: Embedder) -> DataSource:
     """Return the source of data, read as for the calibration of a file.
 
-    The metric and the cut columns can differ: the user's are taken, if there are any.
+    The metric, the cut columns and the longest sequence can differ: the user's are taken, if there are any.
 
     Raises:
         ConfigError: a setting was given that would read other arrays, or read them in another way.
@@ -238,9 +238,11 @@ def data_of_file(source: DataSource, embedder: Embedder) -> DataSource:
                 f"{embedder.path} was calibrated with {name}: {value}, not {asked[name]}; leave this setting "
                 "out"
             )
-    taken = {**own, "modality": embedder.modalities, "metric": metric}
+    taken = {"raw": embedder.raw, "modality": embedder.modalities, "metric": metric}
     if "cut_columns" not in given:
         taken["cut_columns"] = described.get("cut_columns")
+    if "longest" not in given and described.get("longest") is not None:
+        taken["longest"] = described["longest"]
     return source.model_copy(update=taken)
 
 

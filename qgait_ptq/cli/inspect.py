@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from qgait_ptq.cli.options import (
 )
 from qgait_ptq.cli.recipe import build_recipe
 from qgait_ptq.graph.frame_counts import FrameCounts
+from qgait_ptq.system.json_text import json_text
 
 if TYPE_CHECKING:
     from qgait_ptq.config.schema import Recipe
@@ -143,7 +143,7 @@ def command(
             submodule=recipe.model.submodule,
         )
     if as_json:
-        click.echo(json.dumps([asdict(layer) for layer in layers]))
+        click.echo(json_text([asdict(layer) for layer in layers]))
         return
     frames = captured.frames or REPORTED_FRAMES
     totals = count_totals(graph_module)
@@ -206,7 +206,10 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
     progress = TerminalProgress(console)
     report = read_report(folder)
     embedder = open_embedder(folder / "model.onnx")
-    network, _ = load_network(recipe.model, progress)
+    network, source = load_network(recipe.model, progress)
+    quantized = report.get("model", {}).get("sha256")
+    if quantized is not None and source.get("sha256") != quantized:
+        progress.note(f"{recipe.model.path}: not the file that {folder} was quantized from; sha256 differs")
     data = load_data(recipe.data, progress)
     with progress.stage("capture"):
         _, graph_module, _ = plan(
@@ -230,7 +233,7 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
             for layer in compare_layers(graph_module, embedder.path, sequences, report["layers"], advance)
         ]
     if as_json:
-        click.echo(json.dumps(compared))
+        click.echo(json_text(compared))
         return
     title = f"{folder}: file compared with the float network on {len(sequences)} test sequences"
     console.print(comparison_table(compared, title))

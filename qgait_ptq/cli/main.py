@@ -197,6 +197,8 @@ def _describe(error: Exception) -> tuple[str, int]:
     """Return the text of an error for people, and the exit code."""
     from qgait_ptq.report.plain import plain  # here: rich takes a while to import
 
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):  # the help, of many lines
+        return error.format_message(), BAD_INPUT
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         hint = f"; see '{context.command_path} --help'" if context else ""

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from qgait_ptq.cli.inputs import load_data
+from qgait_ptq.cli.inputs import check_walker_settings, load_data
 from qgait_ptq.config.schema import Recipe
 from qgait_ptq.gait.walkers.loading import TEST_WALKERS, WALKER_FRAME_SHAPE, walker_counts
 from qgait_ptq.pipeline.expectation import Expectation, expect
@@ -33,6 +33,7 @@ def show_plan(
     """
     config = recipe.quantization if recipe.model.submodule is None else submodule_config(recipe.quantization)
     if recipe.data.root is None:  # counting the built-in walkers needs no rendering
+        check_walker_settings(recipe.data)
         frame_shape: tuple[int, ...] = WALKER_FRAME_SHAPE
         layout = None
         sequences = walker_counts(recipe.data.test_walkers or TEST_WALKERS)

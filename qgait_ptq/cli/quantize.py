@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ from qgait_ptq.cli.options import (
 )
 from qgait_ptq.cli.recipe import build_recipe
 from qgait_ptq.errors import ConfigError
+from qgait_ptq.system.json_text import json_text
 
 if TYPE_CHECKING:
     from qgait_ptq.system.progress import Progress
@@ -88,7 +88,7 @@ def command(
     """
     recipe = build_recipe(model, recipe_file, options)
     finetune = recipe.quantization.finetune
-    if recipe.data.unlabelled is not None and not finetune.enabled:
+    if options.get("unlabelled") is not None and not finetune.enabled:
         raise ConfigError("--unlabelled is used by fine-tuning only; add --finetune")
     if resume and not finetune.enabled:
         raise ConfigError("--resume continues an interrupted fine-tuning; add --finetune")
@@ -120,7 +120,7 @@ def command(
     if dry_run:
         expected = show_plan(recipe, network, choose_device(device), progress, console)
         if as_json:
-            click.echo(json.dumps(asdict(expected)))
+            click.echo(json_text(asdict(expected)))
         return
     data = load_data(recipe.data, progress, finetune.unlabelled if finetune.enabled else 0)
     repeatable = recipe.model_copy(
@@ -157,7 +157,7 @@ def command(
         result.save(out, float_file, torch_file)
     report = result.report.to_json()
     if as_json:
-        click.echo(json.dumps(report))
+        click.echo(json_text(report))
     console.print(accuracy_table(report))
     for line in summary_lines(report):
         progress.note(line)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from qgait_ptq.capture.own_code import CODE, is_built_in
 from qgait_ptq.config.recipes import parse, read_recipe
-from qgait_ptq.config.schema import DataSource, ModelSource, Recipe
+from qgait_ptq.config.schema import GOALS, DataSource, ModelSource, Recipe
 from qgait_ptq.errors import ConfigError
 
 # What each effort turns on (None: if the labels allow it). Other settings keep the values of the recipe.
@@ -17,7 +19,6 @@ EFFORTS: dict[str | None, dict[str, bool | None]] = {
     "standard": {"idc": None, "finetune": False},
     "thorough": {"idc": None, "finetune": True},
 }
-ZOO, OPENGAIT_ADAPTER = "qgait_ptq.gait.zoo", "opengait"
 
 
 def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str, Any]) -> Recipe:
@@ -32,8 +33,7 @@ def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str
     if recipe_file is not None:
         _check_trust(values["model"], options, recipe_file)
     if model is not None:
-        if values["model"].get("path") != str(model):
-            values["model"].pop("sha256", None)
+        values["model"].pop("sha256", None)
         values["model"]["path"] = str(model)
     effort = EFFORTS.get(options.pop("effort", None), {})
     for stage in ("idc", "finetune"):
@@ -43,6 +43,11 @@ def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str
             values["quantization"][stage] = {**(values["quantization"].get(stage) or {}), "enabled": enabled}
     if options.get("budget") is not None:
         options["budget"] = _parse_budget(options["budget"])
+    if any(options.get(goal) is not None for goal in GOALS):  # an option replaces the goal of the recipe
+        for goal in GOALS:
+            values["quantization"].pop(goal, None)
+    given = _arguments(options.pop("arguments", None) or ())
+    values["model"]["arguments"] = {**(values["model"].get("arguments") or {}), **given}
     bits = options.pop("bits", None)
     for name in ("weight_bits", "activation_bits"):
         options[name] = options.get(name) if options.get(name) is not None else bits
@@ -50,8 +55,21 @@ def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str
         if value is not None and value != ():
             values[_section(name)][name] = value
     _default_from_opengait(values)
-    values["model"]["arguments"] = _arguments(values["model"].get("arguments") or {})
-    return parse(Recipe, values, str(recipe_file or "options"), recipe_file)
+    recipe = parse(Recipe, values, str(recipe_file or "options"), recipe_file)
+    data = recipe.data
+    for path in (recipe.model.path, recipe.model.opengait_config, data.root, data.partition, data.unlabelled):
+        if path is not None and not _is_unicode(str(path)):
+            raise ConfigError(f"{path}: the path is not UTF-8, so no report can name it; rename it")
+    return recipe
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a path has no bytes that are not UTF-8, which Python keeps as halves of pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _section_of(values: dict[str, Any], section: str, recipe_file: Path | None) -> dict[str, Any]:
@@ -75,7 +93,7 @@ def _check_trust(model: dict[str, Any], options: dict[str, Any], recipe_file: Pa
         return
     named = {
         name: str(model[name])
-        for name in ("factory", "adapter", "opengait_config")
+        for name in CODE
         if model.get(name) and options.get(name) is None and not is_built_in(name, model[name])
     }
     if recorded and not any(options.get(name) for name in ("factory", "opengait_config")):
@@ -86,18 +104,6 @@ def _check_trust(model: dict[str, Any], options: dict[str, Any], recipe_file: Pa
             f"{recipe_file}: the recipe runs code that it names ({listed}). If you trust the code, add "
             "--trust-code; a recipe cannot grant that itself"
         )
-
-
-def is_built_in(setting: str, name: Any) -> bool:
-    """Return whether a factory or an adapter belongs to this package, so that no other code is imported."""
-    if setting == "adapter":
-        return name == OPENGAIT_ADAPTER
-    module, _, attribute = str(name).partition(":")
-    if setting != "factory" or module != ZOO:
-        return False
-    from qgait_ptq.gait import zoo  # late import: it loads torch, which most calls do not need
-
-    return attribute in zoo.__all__
 
 
 def _default_from_opengait(values: dict[str, Any]) -> None:
@@ -135,10 +141,8 @@ def _section(option: str) -> str:
     return "data" if option in DataSource.model_fields else "quantization"
 
 
-def _arguments(items: Any) -> dict[str, Any]:
+def _arguments(items: Iterable[str]) -> dict[str, Any]:
     """Return ``name=value`` options as a dictionary."""
-    if isinstance(items, dict):
-        return items
     import yaml
 
     from qgait_ptq.config.yaml_reading import load_yaml

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from qgait_ptq.cli.options import (
     apply_options,
 )
 from qgait_ptq.cli.recipe import build_recipe
+from qgait_ptq.system.json_text import json_text
 
 MEASUREMENT = "Measurement"  # heading of options
 
@@ -155,7 +155,7 @@ def command(
     if plot is not None and processes().first:
         write_text(plot, standalone(sensitivity_figure(entries)))
     if as_json:
-        click.echo(json.dumps(entries))
+        click.echo(json_text(entries))
         return
     console.print(sensitivity_table(entries))
     if plot is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from qgait_ptq.cli.grouped import GroupedCommand
 from qgait_ptq.cli.options import JSON_OPTION, PATH, apply_options
+from qgait_ptq.system.json_text import json_text
 
 
 @click.command(cls=GroupedCommand)
@@ -53,7 +53,7 @@ def command(file: Path | None, as_json: bool) -> None:
             }
             for target in TARGETS.values()
         }
-        click.echo(json.dumps(described | ({"pair_sums": proof.describe()} if proof else {})))
+        click.echo(json_text(described | ({"pair_sums": proof.describe()} if proof else {})))
         return
     console = Console()
     console.print(target_table(list(TARGETS.values())))

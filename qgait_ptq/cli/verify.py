@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 
 from qgait_ptq.cli.grouped import GroupedCommand, count, option
 from qgait_ptq.cli.options import JSON_OPTION, PATH, RUN, apply_options
+from qgait_ptq.system.json_text import json_text
 
 if TYPE_CHECKING:
     from qgait_ptq.reference.proof import ExactnessProof
@@ -64,12 +64,15 @@ def command(result: Path, sequences: int, frames: int | None, processor: str | N
             },
             "saturation_damage": damage,
         }
-        click.echo(json.dumps(described))
+        click.echo(json_text(described))
     else:
         console = Console()
         console.print(pair_table(proof))
         console.print(verification_table(verification))
         values = sum(tensor.values for tensor in verification.tensors)
+        if not verification.tensors and not proof.pair_sums.layers:
+            write_line(console, "nothing to verify: no layer of the file computes in integers")
+            return
         write_line(
             console,
             f"{verification.differing} of {values:,} bytes differ, in {len(verification.tensors)} tensors of "

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from qgait_ptq.config.schema import Recipe
-from qgait_ptq.config.yaml_reading import LARGEST_YAML, RefusedYamlError, compose_yaml, load_yaml
+from qgait_ptq.config.yaml_reading import LARGEST_YAML, RefusedYamlError, compose_yaml, dump_yaml, load_yaml
 from qgait_ptq.errors import ConfigError, QgaitError
 from qgait_ptq.system.reading import read_text, shown
 
@@ -103,19 +103,20 @@ def _nearest(model: type[BaseModel], location: Sequence[int | str]) -> str:
     )
 
 
-def read_yaml(path: Path, what: str) -> Any:
+def read_yaml(path: Path, what: str, *, as_opengait: bool = False) -> Any:
     """Read an untrusted YAML file within the limits of `yaml_reading`.
 
     Args:
         path: path of the file.
         what: kind of file in errors, such as ``the recipe``.
+        as_opengait: whether values are those of YAML 1.1, see `yaml_reading`.
 
     Raises:
         ConfigError: the file cannot be read, is not YAML, or exceeds a limit; the text names the line.
     """
     text = read_text(path, LARGEST_YAML, what)
     try:
-        return load_yaml(text)
+        return load_yaml(text, as_opengait=as_opengait)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f", line {mark.line + 1}"
@@ -160,4 +161,4 @@ def recipe_yaml(recipe: Recipe) -> str:
     """Return the recipe as YAML text."""
     content = recipe.model_dump(mode="json")
     content["model"]["arguments"] = recipe.model.arguments  # JSON converts integer keys to text
-    return yaml.safe_dump(content, sort_keys=False)
+    return dump_yaml(content)

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Bits = Annotated[int, Field(ge=2, le=8)]
 InputBits = Annotated[int, Field(ge=1, le=8)]
@@ -22,10 +30,25 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 LARGEST_SEED = 2**62  # what the generators of torch take, with room for the seeds of stages
 Share = Annotated[float, Field(gt=0, lt=1)]
 Modality = Annotated[int, Field(ge=0)]
+GOALS = ("budget", "target_accuracy", "max_drop")  # settings that choose widths; one at most
+
+
+def _takes_flags(annotation: Any) -> bool:
+    """Return whether a type allows true and false."""
+    return annotation in (bool, Any) or any(map(_takes_flags, get_args(annotation)))
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number is expected: pydantic would take them for 1 and 0."""
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and not _takes_flags(field.annotation):
+            raise ValueError(f"expected another value than {str(value).lower()}")
+        return value
 
 
 class LayerBits(_Model):
@@ -224,7 +247,7 @@ class QuantConfig(_Model):
     finetune: FinetuneConfig = FinetuneConfig()
     layers: dict[str, LayerBits] = Field(default_factory=dict)
     budget: BudgetConfig | None = None
-    target_accuracy: Annotated[float, Field(le=0)] | None = None
+    target_accuracy: Annotated[float, Field(le=0, allow_inf_nan=False)] | None = None
     max_drop: Weight | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -240,8 +263,7 @@ class QuantConfig(_Model):
 
     @model_validator(mode="after")
     def _one_goal(self) -> QuantConfig:
-        goals = ("budget", "target_accuracy", "max_drop")
-        chosen = [name for name in goals if getattr(self, name) is not None]
+        chosen = [name for name in GOALS if getattr(self, name) is not None]
         if len(chosen) > 1:
             raise ValueError(
                 f"{' and '.join(chosen)} exclude each other, because each chooses widths; set one"

@@ -1,10 +1,13 @@
 """Reading of untrusted YAML: plain values only, with limits of size, depth and expansion.
 
-Dates stay text. Tags of Python, dates and binary data are refused. An alias counts as its expansion.
+Values are those of YAML 1.2: ``1e-3`` is a number, and ``on``, ``yes`` and ``1:30`` are text. OpenGait reads
+its configurations as YAML 1.1, and so do we. Dates stay text. Tags of Python, dates and binary data are
+refused, and so are keys that occur twice. An alias counts as its expansion.
 """
 
 from __future__ import annotations
 
+import re
 import reprlib
 from typing import Any
 
@@ -16,6 +19,19 @@ LARGEST_INTEGER = 2**63
 PREFIX = "tag:yaml.org,2002:"
 PLAIN_TAGS = frozenset(PREFIX + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map"))
 TIMESTAMP = PREFIX + "timestamp"
+MERGE = "<<"
+# The core schema of YAML 1.2: tag, pattern, and first characters of a value.
+CORE_SCHEMA = (
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", "[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+    ("merge", MERGE, MERGE[0]),
+)
 
 
 class RefusedYamlError(yaml.MarkedYAMLError):
@@ -55,6 +71,14 @@ class _BoundedLoader(yaml.SafeLoader):
             raise _refused(f"more than {MOST_NODES} values", mark)
         return node
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping. A key that occurs twice is refused: the first value would be lost."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for index, (key, _) in enumerate(node.value):
+            if isinstance(key, yaml.ScalarNode) and key.value in keys[:index] and key.value != MERGE:
+                raise _refused(f"the key {key.value!r} occurs twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """Build a value. A value that Python cannot represent raises a YAML error."""
         try:
@@ -83,17 +107,46 @@ _BoundedLoader.yaml_implicit_resolvers = {
 }
 
 
-def load_yaml(text: str) -> Any:
+class _CoreLoader(_BoundedLoader):
+    """Reads values as YAML 1.2 does."""
+
+
+class _CoreDumper(yaml.SafeDumper):
+    """Writes text in quotes where YAML 1.1 or 1.2 would read something else."""
+
+
+def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+_CoreLoader.yaml_implicit_resolvers = {}
+for _class in (_CoreLoader, _CoreDumper):
+    for _kind, _pattern, _first in CORE_SCHEMA:
+        _class.add_implicit_resolver(PREFIX + _kind, re.compile(f"(?:{_pattern})$"), list(_first))
+_CoreLoader.add_constructor(PREFIX + "int", _integer)
+
+
+def load_yaml(text: str, *, as_opengait: bool = False) -> Any:
     """Return the value of a document: mappings, lists, text, numbers, true, false and null.
+
+    Args:
+        text: the document.
+        as_opengait: whether values are those of YAML 1.1.
 
     Raises:
         yaml.YAMLError: the text is not YAML, or it is a `RefusedYamlError` for YAML that is not allowed.
     """
-    loader = _BoundedLoader(text)
+    loader = (_BoundedLoader if as_opengait else _CoreLoader)(text)
     try:
         return loader.get_single_data()
     finally:
         loader.dispose()
+
+
+def dump_yaml(value: Any) -> str:
+    """Return a value as text that `load_yaml` reads, with keys in their order."""
+    return str(yaml.dump(value, Dumper=_CoreDumper, sort_keys=False))
 
 
 def compose_yaml(text: str) -> yaml.Node | None:

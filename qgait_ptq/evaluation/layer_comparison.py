@@ -17,13 +17,12 @@ from torch import Tensor, fx
 from qgait_ptq.errors import DataError, ModelError
 from qgait_ptq.exporters.lowering import CALL_MARK
 from qgait_ptq.exporters.passes.first_layer_table import layers_in_tables
+from qgait_ptq.gait.metrics import decibels
 from qgait_ptq.graph.operators import WEIGHTED, is_operator
 from qgait_ptq.graph.shapes import is_free, observed_shape, record_free_axes
 from qgait_ptq.graph.stored_weights import layer_name
 from qgait_ptq.placement.layers import outputs_of
 from qgait_ptq.runtime.sessions import as_session_inputs, open_onnxruntime, session_inputs
-
-DECIBELS = 10.0
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,5 @@ def _judge(name: str, sums: _Sums, people: list[str], simulated: float | None) -
     )
     different = torch.tensor([[a != b for b in people] for a in people])
     error = (after - before).abs()[different].mean() / before[different].mean().clamp_min(tiny)
-    ratio = max(sums.signal, tiny) / max(sums.noise, tiny)
-    return LayerComparison(
-        name, DECIBELS * float(np.log10(ratio)), float(np.mean(sums.cosines)), 100 * float(error), simulated
-    )
+    sqnr = decibels(sums.signal, sums.noise)
+    return LayerComparison(name, sqnr, float(np.mean(sums.cosines)), 100 * float(error), simulated)

@@ -148,6 +148,7 @@ FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
             lambda value: bool(value) and _is_list(value, _is_count),
             "a list of integers of 0 or more",
         ),
+        "longest": (_optional(_is_positive), "null or a positive integer"),
         "metric": (lambda value: value in METRICS, " or ".join(METRICS)),
     },
     "target": {

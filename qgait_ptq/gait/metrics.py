@@ -6,6 +6,7 @@ evaluator. Memory holds only one block of rows of the distance matrix at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -104,12 +105,16 @@ class Ranking:
     def rank(self, k: int, *, of_all: bool = False) -> float:
         """Return the share of probes with a correct sequence among the first k, in percent.
 
+        It is 0 if no probe has a match.
+
         Args:
             k: number of sequences.
             of_all: whether probes without a match count, too, as not recognised.
         """
         found = self.match_rank < k
-        return 100 * float((found & self.valid).double().mean()) if of_all else self._mean(found)
+        if of_all or not bool(self.valid.any()):
+            return 100 * float((found & self.valid).double().mean())
+        return self._mean(found)
 
     def mean_average_precision(self) -> float:
         """Return mAP in percent."""
@@ -208,8 +213,18 @@ def embedding_sqnr(reference: Tensor, other: Tensor) -> float:
     for original, changed in zip(reference.split(DOUBLE_ROWS), other.split(DOUBLE_ROWS), strict=True):
         noise = noise + (original.double() - changed.double()).square().sum().cpu()
         signal = signal + original.double().square().sum().cpu()
-    ratio = float(10 * torch.log10(signal / noise))
-    return min(ratio, LARGEST_SQNR)
+    return decibels(float(signal), float(noise))
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Return the ratio of two energies in dB, between -`LARGEST_SQNR` and `LARGEST_SQNR`.
+
+    Without noise, it is `LARGEST_SQNR`.
+    """
+    if noise == 0:
+        return LARGEST_SQNR
+    ratio = signal / noise
+    return max(-LARGEST_SQNR, min(10 * math.log10(ratio), LARGEST_SQNR)) if ratio > 0 else -LARGEST_SQNR
 
 
 def embedding_cosine(reference: Tensor, other: Tensor) -> Tensor:

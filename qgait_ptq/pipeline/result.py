@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import fx
 
 from qgait_ptq.calibration.resuming import SavedStates
 from qgait_ptq.capture.captured import Capture
+from qgait_ptq.capture.own_code import runs_code
 from qgait_ptq.config.recipes import recipe_yaml
 from qgait_ptq.config.schema import Recipe
 from qgait_ptq.exporters.torch_program import export_program
@@ -22,6 +22,7 @@ from qgait_ptq.report.result_table import result_html, result_line
 from qgait_ptq.report.schema import Report
 from qgait_ptq.report.showing import show_page
 from qgait_ptq.report.writing import write_result
+from qgait_ptq.system.json_text import json_text
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ class QuantizationResult:
         """
         contents = {
             "model.onnx": self.onnx_model.SerializeToString(),
-            "report.json": (json.dumps(self.report.to_json(), indent=1) + "\n").encode(),
-            "report.html": self._page().encode(),
+            "report.json": (json_text(self.report.to_json(), indent=1) + "\n").encode(),
+            "report.html": self._page().encode(errors="backslashreplace"),
         }
         if self.recipe is not None:
             contents["recipe.yaml"] = recipe_yaml(self.recipe).encode()
@@ -107,4 +108,7 @@ class QuantizationResult:
     def _page(self) -> str:
         """Return ``report.html``."""
         recipe = None if self.recipe is None else recipe_yaml(self.recipe)
-        return render_report(self.report.to_json(), recipe, self.sheet)
+        options = [] if self.recipe is None or not runs_code(self.recipe.model) else ["--trust-code"]
+        device = self.report.toolkit.device
+        options += [] if device is None else [f"--device {device}"]
+        return render_report(self.report.to_json(), recipe, self.sheet, options)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qgait_ptq.gait.metrics import decibels
 from qgait_ptq.graph.annotation import OwnSpec, SharedSpec, annotation_of
 from qgait_ptq.graph.macs import count_macs
 from qgait_ptq.graph.operators import VALUE_PRESERVING, WEIGHTED, is_operator, operator_name
@@ -240,7 +241,8 @@ def layer_sqnr(
 ) -> dict[str, float]:
     """Return the SQNR of the output of each layer with weights in decibels, by node.
 
-    Both graphs run on the same sequences, so the SQNR of a layer includes errors of earlier layers.
+    Both graphs run on the same sequences, so the SQNR of a layer includes errors of earlier layers. It is at
+    most 200 dB.
 
     Args:
         reference: float graph.
@@ -260,5 +262,4 @@ def layer_sqnr(
                 expected, actual = (outputs[name].double() for outputs in both)
                 signal[name] += expected.square().sum().item()
                 noise[name] += (expected - actual).square().sum().item()
-    tiny = torch.finfo(torch.float64).tiny
-    return {name: 10 * math.log10(max(signal[name], tiny) / max(noise[name], tiny)) for name in layers}
+    return {name: decibels(signal[name], noise[name]) for name in layers}

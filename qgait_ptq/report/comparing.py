@@ -31,6 +31,9 @@ SAME_TEST = (
     "protocol",
     "metric",
     "test_names",
+    "cut_columns",
+    "modalities",
+    "longest",
 )  # must be equal for accuracies to be comparable
 
 
@@ -44,6 +47,7 @@ class Row:
         target: name of the target.
         megabytes: size of the file in MB.
         rank1: mean rank-1 of the file in percent; None if the data have no gallery.
+        float_rank1: mean rank-1 of the float network in percent; None if the data have no gallery.
         change: change of rank-1 from float in points, with the ends of its 95 % interval; None if unknown.
         mean_average_precision: mAP of the file in percent; None if the data have no gallery.
         cosine: mean cosine with float embeddings.
@@ -51,6 +55,7 @@ class Row:
         milliseconds: CPU time of a sequence on one thread in ms; None if not measured.
         faster: ratio of the float network's time to the file's in the same runtime; None if not measured.
         runtime: runtime of this measurement; None if not measured.
+        frames: number of frames of the sequence; None if not measured.
     """
 
     name: str
@@ -58,6 +63,7 @@ class Row:
     target: str
     megabytes: float
     rank1: float | None
+    float_rank1: float | None
     change: tuple[float, float, float] | None
     mean_average_precision: float | None
     cosine: float
@@ -65,6 +71,7 @@ class Row:
     milliseconds: float | None
     faster: float | None
     runtime: str | None
+    frames: int | None
 
 
 def compare_reports(reports: Mapping[str, Mapping[str, Any]]) -> list[Row]:
@@ -100,32 +107,34 @@ def _tested(report: Mapping[str, Any]) -> str:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """Return printable names of folders, or their full paths where names are equal."""
+    """Return printable names of folders; of equal names the paths, with numbers if these are equal, too."""
     names = [folder.resolve().name for folder in folders]
-    return [
+    shown = [
         plain(folder if names.count(name) > 1 else name) for folder, name in zip(folders, names, strict=True)
+    ]
+    return [
+        f"{name} ({shown[: index + 1].count(name)})" if shown.count(name) > 1 else name
+        for index, name in enumerate(shown)
     ]
 
 
-def render_comparison(rows: Sequence[Row], description: str, float_rank1: float | None) -> str:
+def render_comparison(rows: Sequence[Row], description: str) -> str:
     """Return an HTML page that compares results.
 
     Args:
         rows: rows from `compare_reports`.
         description: description of the data.
-        float_rank1: mean rank-1 of the float network in percent; None if the data have no gallery.
     """
     return render_template(
         "comparison.html.j2",
         description=description,
-        float_rank1=float_rank1,
         rows=rows,
         figures=comparison_figures(rows),
     )
 
 
 def comparison_figures(rows: Sequence[Row]) -> list[Figure]:
-    """Return figures of accuracy over size, and over time if all times are from one runtime."""
+    """Return figures of accuracy over size, and over time if all times are of one runtime and frame count."""
     ranked = all(row.rank1 is not None for row in rows)
     heights = [float(row.rank1 if row.rank1 is not None else row.cosine) for row in rows]
     label = "mean rank-1 of the file, %" if ranked else "cosine with float embeddings"
@@ -133,8 +142,9 @@ def comparison_figures(rows: Sequence[Row]) -> list[Figure]:
         _front("size", "Accuracy and size", [row.megabytes for row in rows], "size, MB", rows, heights, label)
     ]
     times = [row.milliseconds for row in rows if row.milliseconds is not None]
-    if len(times) == len(rows) and len({row.runtime for row in rows}) == 1:
-        unit = f"CPU time of a sequence in {rows[0].runtime}, one thread, ms"
+    if len(times) == len(rows) and len({(row.runtime, row.frames) for row in rows}) == 1:
+        length = f"{rows[0].frames} frames" if rows[0].frames else "a sequence"
+        unit = f"CPU time of {length} in {rows[0].runtime}, one thread, ms"
         figures.append(_front("speed", "Accuracy and speed", times, unit, rows, heights, label))
     return figures
 
@@ -186,7 +196,7 @@ def _front(
 
 
 def _row(name: str, report: Mapping[str, Any]) -> Row:
-    accuracy = report["accuracy"].get("onnx")
+    accuracy, reference = (report["accuracy"].get(name) for name in ("onnx", "float"))
     changes = (report.get("comparison") or {}).get("onnx") or {}
     change = changes.get("rank1")
     speed = report.get("speed") or {}
@@ -197,6 +207,7 @@ def _row(name: str, report: Mapping[str, Any]) -> Row:
         target=report["target"]["name"],
         megabytes=report["size_bytes"]["onnx"] / MEGABYTE,
         rank1=accuracy["rank1"]["mean"] if accuracy else None,
+        float_rank1=reference["rank1"]["mean"] if reference else None,
         change=(change["mean"], change["low"], change["high"]) if change else None,
         mean_average_precision=accuracy["mAP"] if accuracy else None,
         cosine=report["agreement"]["cosine_mean"],
@@ -204,4 +215,5 @@ def _row(name: str, report: Mapping[str, Any]) -> Row:
         milliseconds=speed.get("onnx_ms"),
         faster=faster[0] if faster else None,
         runtime=speed.get("runtime"),
+        frames=speed.get("frames"),
     )

@@ -13,6 +13,15 @@ CANDIDATES = {
 }
 
 
+def kept_training(calibration: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the records of stages that learned something: none if all of it was reverted for rank-1.
+
+    Args:
+        calibration: section of the report.
+    """
+    return {} if calibration.get("undone_for_rank1") else calibration
+
+
 def loss_change(stage: Mapping[str, Any]) -> str:
     """Return the held-out loss before and after a stage, and what was kept.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -12,8 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from qgait_ptq.graph.frame_counts import ANY_FRAME_COUNT, parse_frame_counts
 from qgait_ptq.report.drawing import DARK, LIGHT
 from qgait_ptq.report.evaluated import evaluated_networks, evaluation_lines
-from qgait_ptq.report.losses import loss_change
-from qgait_ptq.report.plots import WORST_LAYERS, report_figures
+from qgait_ptq.report.losses import kept_training, loss_change
+from qgait_ptq.report.plots import WORST_LAYERS, has_error, report_figures
 from qgait_ptq.report.processors import processors_line
 from qgait_ptq.report.widths import allocation_lines, widths_label
 
@@ -34,13 +34,16 @@ def render_template(name: str, **values: Any) -> str:
     return environment.get_template(name).render(light=LIGHT, dark=DARK, **values)
 
 
-def render_report(report: Report, recipe: str | None = None, sheet: bytes | None = None) -> str:
+def render_report(
+    report: Report, recipe: str | None = None, sheet: bytes | None = None, options: Sequence[str] = ()
+) -> str:
     """Return the HTML page of one run.
 
     Args:
         report: content of ``report.json``.
         recipe: text of ``recipe.yaml``; None if the network came from Python.
         sheet: PNG image of calibration silhouettes; None for raw data.
+        options: options of the command that repeats the run from the recipe.
     """
     good, text = verdict(report)
     return render_template(
@@ -58,6 +61,7 @@ def render_report(report: Report, recipe: str | None = None, sheet: bytes | None
         layers=_layers(report),
         sheet=base64.b64encode(sheet).decode() if sheet else None,
         recipe=recipe,
+        repeat_options="".join(f" {option}" for option in options),
         configuration=yaml.safe_dump(report["config"], sort_keys=False),
     )
 
@@ -65,7 +69,7 @@ def render_report(report: Report, recipe: str | None = None, sheet: bytes | None
 def verdict(report: Report) -> tuple[bool, str]:
     """Return whether the file ranks about as well as the float network, and a sentence that says so."""
     label, ratio = widths_label(report), report["size_bytes"]["float"] / report["size_bytes"]["onnx"]
-    smaller = f"in a file {ratio:.1f} times smaller"
+    smaller = f"in a file {ratio:.1f} times smaller" if ratio >= 1.05 else "in a file that is not smaller"
     if not report["accuracy"]:
         cosine = report["agreement"]["cosine_mean"]
         return cosine >= 0.99, (
@@ -74,8 +78,8 @@ def verdict(report: Report) -> tuple[bool, str]:
         )
     before, after = (report["accuracy"][name]["rank1"]["mean"] for name in ("float", "onnx"))
     change = report["comparison"]["onnx"]["rank1"]
-    interval = f"95 % interval {change['low']:+.2f} to {change['high']:+.2f} points"
-    lost = before - after
+    interval = f"95 % interval over people {change['low']:+.2f} to {change['high']:+.2f} points"
+    lost = -change["mean"]  # the interval is around this mean over people
     if change["high"] < 0 and lost > LITTLE:
         words = f"loses {lost:.2f} points of rank-1"
     elif change["high"] < 0:
@@ -142,7 +146,9 @@ def _row(
 ) -> tuple[str, ...]:
     change = f"{round(values[-1] - values[0], 2) + 0.0:+.2f}"  # without a minus before zero
     if interval is not None:
-        change += f" [{interval['low']:+.2f}, {interval['high']:+.2f}]"
+        mean = f"{round(interval['mean'], 2) + 0.0:+.2f}"
+        around = "" if mean == change else f" by person {mean}"  # people with unequal numbers of probes
+        change += f"{around} [{interval['low']:+.2f}, {interval['high']:+.2f}]"
     return (name, *(f"{value:.2f}" for value in values), change, f"{mixed:.2f}")
 
 
@@ -153,6 +159,7 @@ def _identities(report: Report) -> int:
 def _stages(report: Report) -> Iterator[str]:
     config, calibration = report["config"], report["calibration"]
     data, seconds = report["data"], report["seconds"]
+    learned = kept_training(calibration)
     descriptions = {
         "data": "data listed",
         "capture": "network captured, simplified, and compared with the original at several sizes",
@@ -166,9 +173,9 @@ def _stages(report: Report) -> Iterator[str]:
         "equalization": f"equalization of channels ({config['equalization']})",
         "rounding": f"rounding of weights ({config['rounding']})"
         + (" with bias correction" if config["bias_correction"] else ""),
-        "IDC": "IDC, calibration of distances between people: " + _outcome(calibration.get("idc") or {}),
-        "fine-tuning": "fine-tuning: " + ("reverted" if _undone(calibration) else "kept"),
-        "refit": "refit of the last layers: " + _refit(calibration.get("refit") or {}),
+        "IDC": "IDC, calibration of distances between people: " + _outcome(learned.get("idc") or {}),
+        "fine-tuning": "fine-tuning: " + ("reverted" if _undone(learned) else "kept"),
+        "refit": "refit of the last layers: " + _refit(learned.get("refit") or {}),
         "evaluation": f"evaluation on {data['test_sequences']} test sequences"
         + (f", protocol {data['protocol']}, {data['metric']} distances" if data["protocol"] else ""),
     }
@@ -191,8 +198,8 @@ def _refit(refit: Mapping[str, Any]) -> str:
     return f"{kept}; training to keep ranks: {'kept' if ranks['kept'] != 'start' else 'reverted'}"
 
 
-def _undone(calibration: Mapping[str, Any]) -> bool:
-    return (calibration.get("finetune") or {}).get("kept") == "start"
+def _undone(learned: Mapping[str, Any]) -> bool:
+    return (learned.get("finetune") or {}).get("kept", "start") == "start"
 
 
 def _notes(report: Report) -> Iterator[str]:
@@ -244,7 +251,7 @@ def _cause(causes: Mapping[str, str], axis: str) -> str:
 
 
 def _layers(report: Report) -> list[dict[str, Any]]:
-    errors = sorted(layer["sqnr_db"] for layer in report["layers"] if layer["sqnr_db"] is not None)
+    errors = sorted(layer["sqnr_db"] for layer in report["layers"] if has_error(layer))
     limit = errors[min(WORST_LAYERS, len(errors)) - 1] if errors else float("-inf")
     return [
         {
@@ -258,7 +265,7 @@ def _layers(report: Report) -> list[dict[str, Any]]:
             "range": _input_range(layer["scales"]),
             "scales": _weight_scales(layer["scales"]),
             "sqnr": "" if layer["sqnr_db"] is None else f"{layer['sqnr_db']:.1f}",
-            "worst": layer["sqnr_db"] is not None and layer["sqnr_db"] <= limit,
+            "worst": has_error(layer) and layer["sqnr_db"] <= limit,
         }
         for layer in report["layers"]
     ]

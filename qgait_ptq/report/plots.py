@@ -16,12 +16,14 @@ from qgait_ptq.report.drawing import (
     Figure,
     draw,
 )
+from qgait_ptq.report.plain import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Report = Mapping[str, Any]
 WORST_LAYERS, SHOWN_LAYERS = 3, 40
+LARGEST_SQNR = 200.0  # dB, of a layer without any error, see `gait.metrics`, which imports torch
 ROW_HEIGHT = 0.2  # inches, height of a layer's bar
 NETWORKS = (
     ("float", "float", FLOAT, "-"),
@@ -148,19 +150,24 @@ def loss_figure(report: Report) -> Figure | None:
     )
 
 
+def has_error(layer: Mapping[str, Any]) -> bool:
+    """Return whether the error of a layer was measured, and is more than nothing."""
+    return layer["sqnr_db"] is not None and layer["sqnr_db"] < LARGEST_SQNR
+
+
 def layer_figure(report: Report) -> Figure:
     """Draw the errors of the layers' outputs, worst first."""
-    layers = [layer for layer in report["layers"] if layer["sqnr_db"] is not None]
+    layers = [layer for layer in report["layers"] if has_error(layer)]
     shown = sorted(layers, key=lambda layer: float(layer["sqnr_db"]))[:SHOWN_LAYERS]
     left = len(layers) - len(shown)
 
     def paint(axes: Axes) -> None:
         colours = [WORST if number < WORST_LAYERS else FLOAT for number in range(len(shown))]
-        names = [_with_bits(layer) for layer in shown]
+        names = [plain(_with_bits(layer)) for layer in shown]
         bars = axes.barh(range(len(shown)), [layer["sqnr_db"] for layer in shown], color=colours)
         for bar in bars[:WORST_LAYERS]:
             bar.set_hatch("//")
-        axes.set_yticks(range(len(shown)), names, fontsize=8)
+        axes.set_yticks(range(len(shown)), names, fontsize=8, parse_math=False)
         axes.invert_yaxis()
         axes.set(xlabel="signal to quantization noise of the output, dB")
         axes.grid(axis="y", visible=False)
@@ -221,19 +228,19 @@ def sensitivity_figure(entries: Sequence[Mapping[str, Any]]) -> Figure:
         from matplotlib.colors import LogNorm
 
         table = np.array([[values.get((*row, bits), np.nan) for bits in widths] for row in rows])
-        table = np.maximum(table, 1e-3)
-        norm = LogNorm(np.nanmin(table), max(np.nanmax(table), 2 * np.nanmin(table)))
-        mesh = axes.pcolormesh(table, cmap="cividis", norm=norm, edgecolors="none")
+        shades = np.maximum(table, 1e-3)  # a logarithmic scale has no zero
+        norm = LogNorm(np.nanmin(shades), max(np.nanmax(shades), 2 * np.nanmin(shades)))
+        mesh = axes.pcolormesh(shades, cmap="cividis", norm=norm, edgecolors="none")
         for y, line in enumerate(table):
             for x, value in enumerate(line):
                 if np.isfinite(value):
-                    ink = "#ffffff" if norm(value) < 0.55 else "#000000"
+                    ink = "#ffffff" if norm(shades[y, x]) < 0.55 else "#000000"
                     axes.text(
                         x + 0.5, y + 0.5, f"{value:.2g}", ha="center", va="center", fontsize=7, color=ink
                     )
         axes.set_xticks([x + 0.5 for x in range(len(widths))], [f"{bits}" for bits in widths])
-        names = [f"{'weights' if kind == 'weights' else 'input'} {layers[0]}" for kind, layers in rows]
-        axes.set_yticks([y + 0.5 for y in range(len(rows))], names, fontsize=8)
+        names = [plain(f"{'weights' if kind == 'weights' else 'input'} {layers[0]}") for kind, layers in rows]
+        axes.set_yticks([y + 0.5 for y in range(len(rows))], names, fontsize=8, parse_math=False)
         axes.invert_yaxis()
         axes.set(xlabel="bits")
         axes.grid(visible=False)

@@ -51,6 +51,9 @@ class _Data(_Section):
     metric: Text
     protocol: Text | None = None
     test_names: Text | None = None
+    cut_columns: Count | None = None
+    modalities: list[Count] | None = None
+    longest: Count | None = None
 
 
 class _Rank1(_Section):
@@ -89,6 +92,11 @@ class _Speed(_Section):
     onnx_ms: Number | None = None
     faster: Annotated[list[Number], Field(min_length=1)] | None = None
     runtime: Text | None = None
+    frames: Count | None = None
+
+
+class _Model(_Section):
+    sha256: Text | None = None
 
 
 class _Target(_Section):
@@ -104,6 +112,7 @@ class _Report(_Section):
     """The content that `read_report` returns. Only the layers are in reports of all versions."""
 
     layers: list[_Layer]
+    model: _Model | None = None
     data: _Data | None = None
     accuracy: dict[str, _Accuracy] | None = None
     comparison: _Comparison | None = None

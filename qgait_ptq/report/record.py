@@ -31,7 +31,11 @@ def build_report(state: State, about: dict[str, Any]) -> Report:
     record, config, data = state.record, state.config, state.given
     layers = state.layers
     content: dict[str, Any] = {
-        "toolkit": {"qgait_ptq": version("qgait-ptq"), "torch": torch.__version__},
+        "toolkit": {
+            "qgait_ptq": version("qgait-ptq"),
+            "torch": torch.__version__,
+            "device": state.device.type,
+        },
         "model": _describe_model(state, layers, about),
         "config": config.model_dump(mode="json"),
         "target": {"name": state.target.name, "runtimes": list(state.target.runtimes)},
@@ -44,6 +48,7 @@ def build_report(state: State, about: dict[str, Any]) -> Report:
             "metric": data.metric,
             "cut_columns": data.cut_columns,
             "modalities": list(data.modalities),
+            "longest": data.longest,
             "notes": data.notes.lines,
         },
         "accuracy": record["accuracy"],

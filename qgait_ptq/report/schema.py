@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from qgait_ptq.report.result_table import result_line
 from qgait_ptq.report.showing import show_page
@@ -27,21 +27,30 @@ class Section(BaseModel):
 
     def __getitem__(self, name: str) -> Any:
         """Return an entry by its key in ``report.json``, as in version 0.1."""
-        try:
-            return getattr(self, name)
-        except AttributeError:
-            raise KeyError(name) from None
+        field = self._field(name)
+        if field is None:
+            raise KeyError(name)
+        return getattr(self, field)
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return an entry by its key, or a default."""
-        return getattr(self, name, default)
+        field = self._field(name)
+        return default if field is None else getattr(self, field)
+
+    def _field(self, key: str) -> str | None:
+        """Return the name of the field with a key in ``report.json``; None if there is none."""
+        for name, field in type(self).model_fields.items():
+            if key == (field.alias or name):
+                return name
+        return key if key in (self.model_extra or {}) else None
 
 
 class Toolkit(Section):
-    """Versions of the packages that wrote the file."""
+    """Versions of the packages that wrote the file, and the device that they computed on."""
 
     qgait_ptq: str
     torch: str
+    device: str | None = None
 
 
 class InputPart(Section):
@@ -118,6 +127,7 @@ class Data(Section):
     metric: str
     cut_columns: int | None
     modalities: list[int]
+    longest: Count | None = None
     notes: list[str] = Field(default_factory=list)  # what was left out, and what to check; one line a reason
 
 
@@ -281,7 +291,7 @@ class Report(Section):
     layers: list[Layer]
     calibration: dict[str, Any]
     allocation: dict[str, Any]
-    speed: Speed | None
+    speed: Annotated[Speed | None, BeforeValidator(lambda speed: speed or None)]
     seconds: dict[str, float]
 
     def __repr__(self) -> str:

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qgait_ptq.report.evaluated import evaluation_lines
-from qgait_ptq.report.losses import loss_change
+from qgait_ptq.report.losses import kept_training, loss_change
 from qgait_ptq.report.plain import add_row, cell, plain, title_text, write_line
 from qgait_ptq.report.processors import processors_line
 from qgait_ptq.report.result_table import result_headings, result_rows
@@ -181,7 +181,8 @@ def _float_gallery_line(accuracy: Mapping[str, Any]) -> Iterator[str]:
 
 def stage_lines(calibration: Mapping[str, Any]) -> Iterator[str]:
     """Yield the losses of IDC, fine-tuning and the refit on clips that they did not learn from."""
-    idc, finetune, refit = (calibration.get(stage) or {} for stage in ("idc", "finetune", "refit"))
+    learned = kept_training(calibration)
+    idc, finetune, refit = (learned.get(stage) or {} for stage in ("idc", "finetune", "refit"))
     if idc.get("kept", "start") != "start":
         yield f"IDC: {loss_change(idc)} on held-out identities"
     for stage, name in ((finetune, "fine-tuning"), (refit, "refit")):

@@ -30,7 +30,9 @@ def allocation_lines(report: Mapping[str, Any]) -> Iterator[str]:
     allocation, config = report.get("allocation"), report["config"]
     if not allocation:
         return
-    allowed = config["max_drop"] if config["max_drop"] is not None else -(config["target_accuracy"] or 0.0)
+    allowed = (
+        config["max_drop"] if config["max_drop"] is not None else 0.0 - (config["target_accuracy"] or 0.0)
+    )
     goal = f"a loss of at most {allowed:g} points of rank-1"
     if config["budget"] is not None:
         size, operations = config["budget"]["size_mb"], config["budget"]["bops_percent"]
@@ -46,8 +48,8 @@ def allocation_lines(report: Mapping[str, Any]) -> Iterator[str]:
     if "held_out_drop" in allocation:
         tries = len(allocation["looks"])
         yield (
-            f"rank-1 of held-out identities changes by {-allocation['held_out_drop']:+.2f} points, "
-            f"found with {tries} calibration{'s' * (tries > 1)}"
+            f"rank-1 of held-out identities changes by {0.0 - allocation['held_out_drop']:+.2f} points, "
+            f"found with {tries} calibration{'s' * (tries != 1)}"
         )
 
 

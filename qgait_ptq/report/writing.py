@@ -10,12 +10,18 @@ from qgait_ptq.errors import ConfigError
 from qgait_ptq.system.locking import temporary_folder
 from qgait_ptq.system.writing import make_folder, remove_empty, write_whole
 
+REPORT = "report.json"  # each result has one
+OPTIONAL = ("recipe.yaml", "float.onnx", "model.pt2")  # files that some results have
+
 
 def write_result(folder: Path, contents: Mapping[str, bytes]) -> Path:
     """Write the files of a result into a folder.
 
+    Where the folder holds another result, files of it that the new result does not have are removed: they
+    would be taken for those of the new one.
+
     Args:
-        folder: output directory. It is created if needed, and other files in it are not changed.
+        folder: output directory. It is created if needed, and all other files in it are kept.
         contents: content of each file, by its name.
 
     Returns:
@@ -29,8 +35,11 @@ def write_result(folder: Path, contents: Mapping[str, bytes]) -> Path:
         with temporary_folder(folder) as beside:
             for name, content in contents.items():
                 (beside / name).write_bytes(content)
+            stale = [name for name in OPTIONAL if name not in contents] if (folder / REPORT).exists() else []
             for name in contents:
                 os.replace(beside / name, folder / name)
+            for name in stale:
+                (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise _refusal(folder, "the result cannot be written", error) from None
     finally:

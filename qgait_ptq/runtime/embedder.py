@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qgait_ptq.errors import ConfigError, DataError, ModelError, SequenceLengthWarning
+from qgait_ptq.errors import ConfigError, DataError, ModelError, SequenceLengthWarning, first_line
 from qgait_ptq.gait.data.modalities import as_modalities, check_layout, check_modalities
 from qgait_ptq.gait.data.sequences import check_silhouettes, check_values, cut_width, shape_text
 from qgait_ptq.graph.frame_counts import parse_frame_counts
@@ -73,8 +73,10 @@ class Embedder:
             ModelError: the file does not exist, is damaged, was not written by this toolkit, or is for
                 another runtime.
             MissingExtraError: the runtime is not installed.
-            ConfigError: the runtime is unknown, or `longest_piece` is less than one.
+            ConfigError: the runtime is unknown, or `threads` or `longest_piece` is less than one.
         """
+        if threads is not None and threads < 1:
+            raise ConfigError(f"threads is {threads}; it must be at least one")
         if longest_piece < 1:
             raise ConfigError(f"longest_piece is {longest_piece}; it must be at least one frame")
         self.path, self._threads, self._longest_piece = Path(path), threads, longest_piece
@@ -243,7 +245,7 @@ class Embedder:
         if self.layout is None:
             if several is not None:
                 raise DataError(f"the sequence has {len(several)} arrays, but {self.path} takes one")
-            return [self._check_one(np.asarray(sequence))]
+            return [self._check_one(_as_array(sequence))]
         names = [entry.name for entry in self.layout.inputs]
         if several is None or len(several) != len(names):
             count = "one array" if several is None else f"{len(several)} arrays"
@@ -282,3 +284,15 @@ class Embedder:
                 f"the sequence has {kind} of {actual}, but {self.path} takes {shape_text(self.frame_shape)}"
             )
         return frames
+
+
+def _as_array(sequence: Any) -> NDArray[Any]:
+    """Return a sequence as an array.
+
+    Raises:
+        DataError: its frames have different sizes.
+    """
+    try:
+        return np.asarray(sequence)
+    except ValueError as error:
+        raise DataError(f"the sequence is not an array [s, ...] ({first_line(error)})") from None

@@ -61,6 +61,12 @@ def test_verify_finds_no_byte_that_differs(folders):
     assert sum(tensor["values"] for tensor in found["tensors"]) > 100_000
 
 
+def test_verify_says_that_a_float_file_has_nothing_to_verify(folders):
+    text = run("verify", folders["onnxruntime"] / "float.onnx", "--sequences", 1, "--frames", 8).stdout
+    assert "nothing to verify: no layer of the file computes in integers" in text
+    assert "same integers" not in text
+
+
 def test_bench_compares_files_in_turn(folders):
     folder = folders["onnxruntime"]
     arguments = ("bench", folder / "model.onnx", "--against", folder / "float.onnx", "--rounds", 2)

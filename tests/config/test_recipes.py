@@ -5,10 +5,13 @@ import os
 import pytest
 import yaml
 from click.testing import CliRunner
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from qgait_ptq.cli import inspect
 from qgait_ptq.config.recipes import find_line, parse, read_recipe, read_yaml, recipe_yaml
 from qgait_ptq.config.schema import Recipe
+from qgait_ptq.config.yaml_reading import load_yaml
 from qgait_ptq.errors import ConfigError
 
 NINES = ",".join(["*{}"] * 9)
@@ -40,7 +43,9 @@ def write(tmp_path, text):
         ("a: *b", r"line 1: not valid YAML: found undefined alias"),
         ("a: 1\nb: " + "9" * 5000, r"line 2: not a valid int"),
         ("a: 0x" + "f" * 5000, r"line 1: an integer beyond 64 bits"),
-        ("a: 0b_", r"line 1: not a valid int: '0b_'"),
+        ("a: 1\nb: {c: 1, d: 2,\n c: 3}", r"line 3: the key 'c' occurs twice"),
+        ("a: {b: 1}\na: {c: 1}", r"line 2: the key 'a' occurs twice"),
+        ("a: !!int 0b_", r"line 1: not a valid int: '0b_'"),
         ("a: !!int x", r"line 1: not a valid int: 'x'"),
         ("a: !!float x", r"line 1: not a valid float: 'x'"),
         ("a: !!bool x", r"line 1: not a valid bool: 'x'"),
@@ -76,6 +81,63 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
     for name in ("pipe", ".", "a\0b", "n" * 5000):
         with pytest.raises(ConfigError, match="the recipe cannot be read"):
             read_recipe(tmp_path / name)
+
+
+VALUES_OF_1_2 = {
+    "1e-3": 0.001,
+    "1.5e3": 1500.0,
+    "-.inf": -float("inf"),
+    ".5": 0.5,
+    "010": 10,
+    "0o10": 8,
+    "0x10": 16,
+    "+7": 7,
+    "true": True,
+    "False": False,
+    "~": None,
+    "": None,
+    **{
+        text: text
+        for text in ("on", "off", "yes", "No", "y", "1:30", "1_000", "0b1", "=", "1e", "2020-01-01")
+    },
+}
+
+
+@pytest.mark.parametrize("text", VALUES_OF_1_2)
+def test_values_are_those_of_yaml_1_2(text, tmp_path):
+    values = read_yaml(write(tmp_path, f"value: {text}"), "the recipe")
+    assert values == {"value": VALUES_OF_1_2[text]}
+    assert type(values["value"]) is type(VALUES_OF_1_2[text])
+
+
+@given(st.text(max_size=12) | st.sampled_from([*VALUES_OF_1_2, "null", "<<", "#", "a: b", "1E5", ".NaN"]))
+def test_text_stays_text_in_a_recipe(text):
+    assume(text.isprintable())
+    recipe = Recipe.model_validate({"model": {"path": "m", "arguments": {"value": text}}})
+    assert load_yaml(recipe_yaml(recipe))["model"]["arguments"] == {"value": text}
+
+
+def test_configurations_of_opengait_are_read_as_by_opengait(tmp_path):
+    path = write(tmp_path, "a: on\nb: 010\nc: 1e-3")
+    assert read_yaml(path, "the configuration", as_opengait=True) == {"a": True, "b": 8, "c": "1e-3"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "quantization: {input_bits: true}",
+        "quantization: {seed: false}",
+        "quantization: {finetune: {steps: true}}",
+        "data: {modality: true}",
+        "data: {root: true}",
+        "model: {frames: true}",
+    ],
+)
+def test_true_and_false_are_no_numbers(text, tmp_path):
+    values = {"model": {"path": "m"}} | read_recipe(write(tmp_path, text))
+    values["model"] = {"path": "m", **values["model"]}
+    with pytest.raises(ConfigError, match=r"expected another value than (true|false)"):
+        parse(Recipe, values, "recipe")
 
 
 @pytest.mark.parametrize("date", ["2020-01-01", "2020-13-45", "2020-01-01 10:00:00"])

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qgait_ptq.gait.metrics import (
+    decibels,
     distance_rows,
     embedding_cosine,
     embedding_sqnr,
@@ -89,6 +90,8 @@ def test_sqnr_of_a_tenth_of_noise_is_twenty_decibels():
     reference = random_embeddings(3)
     assert embedding_sqnr(reference, reference * 1.1) == pytest.approx(20, abs=1e-3)
     assert embedding_sqnr(reference, reference) == 200
+    assert decibels(0.0, 0.0) == decibels(1e300, 1e-300) == 200
+    assert decibels(0.0, 1.0) == decibels(1e-300, 1e300) == -200
 
 
 def test_embedding_cosine_is_taken_over_all_parts():

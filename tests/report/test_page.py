@@ -14,8 +14,17 @@ import qgait_ptq as qg
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.gait.data.directory import load_directory
 from qgait_ptq.gait.data.sequences import Reading
-from qgait_ptq.report.comparing import compare_reports, pareto_positions, render_comparison
+from qgait_ptq.report.comparing import (
+    compare_reports,
+    comparison_figures,
+    pareto_positions,
+    render_comparison,
+    short_names,
+)
 from qgait_ptq.report.page import render_report, verdict
+from qgait_ptq.report.plain import plain
+from qgait_ptq.report.plots import WORST_LAYERS, layer_figure, sensitivity_figure
+from qgait_ptq.report.terminal import stage_lines
 from tests.conftest import SHALLOW, make_gaitbase
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -66,7 +75,7 @@ def pages(result, report, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     result.save(folder / "out")
     rows = compare_reports({"a": report, "b": report})
-    (folder / "compared.html").write_text(render_comparison(rows, "walkers", 80.0))
+    (folder / "compared.html").write_text(render_comparison(rows, "walkers"))
     return {"report": folder / "out" / "report.html", "comparison": folder / "compared.html"}
 
 
@@ -157,8 +166,90 @@ def test_the_verdict_says_what_was_lost_and_whether_by_chance(report, after, low
     assert found is good
 
 
+def test_the_verdict_belongs_to_the_interval_beside_it(report):
+    """With unequal numbers of probes, the mean over people can have another sign than that over probes."""
+    onnx = report["accuracy"]["onnx"]
+    better = onnx["rank1"] | {"mean": report["accuracy"]["float"]["rank1"]["mean"] + 0.1}
+    changes = {"rank1": {"mean": -0.5, "low": -0.9, "high": -0.1, "identities": 9}}
+    changed = {
+        **report,
+        "accuracy": {**report["accuracy"], "onnx": {**onnx, "rank1": better}},
+        "comparison": {**report["comparison"], "onnx": {**report["comparison"]["onnx"], **changes}},
+    }
+    good, text = verdict(changed)
+    assert good
+    assert "loses 0.50 points of rank-1" in text
+    assert "+0.10 by person -0.50 [-0.90, -0.10]" in render_report(changed)
+
+
+def test_training_that_was_reverted_for_rank_1_is_not_called_kept(report):
+    losses = {"held_out_loss": {"start": 0.5, "end": 0.4}, "kept": "end"}
+    learned = {"idc": losses, "finetune": {**losses, "sequences": 9, "judged_by": "9 others"}}
+    seconds = {"IDC": 1.0, "fine-tuning": 2.0}
+    kept = {**report, "calibration": learned, "seconds": seconds}
+    undone = {**kept, "calibration": {**learned, "undone_for_rank1": True}}
+    assert "loss 0.5000 → 0.4000" in render_report(kept)
+    assert len(list(stage_lines(learned))) == 2
+    page = render_report(undone)
+    assert "loss 0.5000 → 0.4000" not in page
+    assert "fine-tuning: reverted" in page
+    assert list(stage_lines(undone["calibration"])) == []
+
+
+@pytest.mark.parametrize("name", ["$x_$", r"$\frac$", "a\x1b[31mb", "\udcff"])
+def test_names_of_layers_are_drawn_as_they_are(name, report):
+    """Matplotlib would typeset the text between dollar signs, or fail."""
+    layers = [{**layer, "name": name} for layer in report["layers"]]
+    entry = {"kind": "weights", "layers": [name], "bits": 4, "distance_error": 0.0}
+    for figure in (
+        layer_figure({**report, "layers": layers}),
+        sensitivity_figure([entry, {**entry, "bits": 2}]),
+    ):
+        assert plain(name).replace("\\", "") in figure.svg.replace("\\", "")
+
+
+def test_layers_without_an_error_are_not_among_the_worst(report):
+    layers = [{**layer, "sqnr_db": 200.0} for layer in report["layers"]]
+    assert render_report(report).count('<tr class="worst"') == WORST_LAYERS
+    assert '<tr class="worst"' not in render_report({**report, "layers": layers})
+
+
+def test_the_command_that_repeats_the_run_has_the_options_that_it_needs(report):
+    page = render_report(report, "model: {}", None, ["--trust-code", "--device cpu"])
+    assert "quantize --recipe recipe.yaml --trust-code --device cpu --out again" in page
+
+
+def test_a_file_that_grew_is_not_called_smaller(report):
+    size = {"float": 80, "onnx": 100}
+    assert "in a file that is not smaller" in verdict({**report, "size_bytes": size})[1]
+
+
+def test_times_of_sequences_of_different_lengths_share_no_axis(report):
+    speed = {"runtime": "onnxruntime", "onnx_ms": 3.0, "faster": [2.0, 1.0, 3.0], "frames": 30}
+    same, shorter = {**report, "speed": speed}, {**report, "speed": {**speed, "frames": 4}}
+    assert len(comparison_figures(compare_reports({"a": same, "b": same}))) == 2
+    assert len(comparison_figures(compare_reports({"a": same, "b": shorter}))) == 1
+
+
+def test_the_float_accuracy_of_each_result_is_shown(report):
+    other = {**report, "accuracy": {**report["accuracy"], "float": {**report["accuracy"]["float"]}}}
+    other["accuracy"]["float"]["rank1"] = {**other["accuracy"]["float"]["rank1"], "mean": 12.34}
+    page = render_comparison(compare_reports({"a": report, "b": other}), "walkers")
+    assert "<td>12.34</td>" in page
+    assert f"<td>{report['accuracy']['float']['rank1']['mean']:.2f}</td>" in page
+
+
+def test_a_result_given_twice_has_two_rows(tmp_path):
+    assert short_names([tmp_path / "a", tmp_path / "b", tmp_path / "a"]) == [
+        f"{tmp_path}/a (1)", "b", f"{tmp_path}/a (2)"
+    ]  # fmt: skip
+
+
 def test_results_of_different_test_sets_are_not_compared(report):
     other = {**report, "data": {**report["data"], "test_sequences": 7}}
+    shorter = {**report, "data": {**report["data"], "longest": 3}}
+    with pytest.raises(ConfigError, match="different data"):
+        compare_reports({"a": report, "b": shorter})
     moved = {**report, "data": {**report["data"], "description": "the same, elsewhere"}}
     assert len(compare_reports({"a": report, "b": moved})) == 2
     with pytest.raises(ConfigError, match=r"different data .*, 7 sequences"):

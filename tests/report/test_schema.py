@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from qgait_ptq.report.reading import read_report
 from qgait_ptq.report.schema import SCHEMA_VERSION, Report
+from qgait_ptq.system.json_text import json_text
 
 REPORT = {
     "toolkit": {"qgait_ptq": "0.2.0", "torch": "2.13.0"},
@@ -127,3 +128,20 @@ def test_what_is_written_is_read_and_so_is_a_report_of_version_1(tmp_path):
 def test_the_schema_has_a_description_of_every_section():
     schema = Report.model_json_schema()
     assert all(section.get("description") for section in schema["$defs"].values())
+
+
+def test_entries_have_the_keys_of_the_file_and_what_is_written_is_valid():
+    report = Report.model_validate(REPORT)
+    assert report["comparison"]["distances"]["float"] == report.comparison.distances.float_
+    assert report["comparison"]["distances"].get("float")["same"] == [1.0]
+    assert report["model"]["path"] == "model.pt"  # an entry about the network
+    assert report["agreement"].get("nothing", 3) == 3
+    for missing in ("nothing", "to_json", "model_fields"):
+        with pytest.raises(KeyError):
+            report["agreement"][missing]
+    assert Report.model_validate(report.to_json()) == report
+
+
+def test_json_has_no_nan_and_no_infinity():
+    text = json_text({"losses": [float("nan"), 1.0], "ratio": (float("inf"),), "name": "NaN", "steps": 3})
+    assert json.loads(text) == {"losses": [None, 1.0], "ratio": [None], "name": "NaN", "steps": 3}

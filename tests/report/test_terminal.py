@@ -75,7 +75,7 @@ TABLES = {
     ),
     "bench": lambda: bench_table([FileBenchmark(Path(HOSTILE), TIMING, None, None, 1.0, 1.0)], HOSTILE),
     "comparison": lambda: comparison_of_results(
-        [Row(HOSTILE, "W4A8", HOSTILE, 1.0, None, None, None, 1.0, 30.0, None, None, None)]
+        [Row(HOSTILE, "W4A8", HOSTILE, 1.0, None, None, None, None, 1.0, 30.0, None, None, None, None)]
     ),
 }
 

@@ -26,6 +26,21 @@ def test_an_older_result_is_replaced_and_other_files_stay(tmp_path):
     assert names(tmp_path) == ["model.onnx", "notes.txt"]
 
 
+def test_files_of_an_older_result_that_the_new_one_does_not_have_are_removed(tmp_path):
+    """They would be taken for those of the new one: a float file to compare with, a recipe to repeat."""
+    whole = dict.fromkeys(("model.onnx", "report.json", "recipe.yaml", "float.onnx", "model.pt2"), b"old")
+    write_result(tmp_path, whole)
+    (tmp_path / "notes.txt").write_text("mine")
+    write_result(tmp_path, {"model.onnx": b"new", "report.json": b"{}"})
+    assert names(tmp_path) == ["model.onnx", "notes.txt", "report.json"]
+
+
+def test_files_that_are_of_no_result_stay(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("mine")
+    write_result(tmp_path, {"model.onnx": b"new", "report.json": b"{}"})
+    assert (tmp_path / "recipe.yaml").read_text() == "mine"
+
+
 def test_a_folder_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for act in (check_writable, lambda folder: write_result(folder, {"model.onnx": b"model"})):

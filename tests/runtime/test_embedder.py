@@ -239,3 +239,10 @@ def test_wider_silhouettes_are_cut_as_those_that_calibrated(tmp_path, walkers_ro
     np.testing.assert_array_equal(embedder(square), embedder(square[:, :, 16:-16]))
     with pytest.raises(DataError, match="64×8"):
         embedder(square[:, :, :8])
+
+
+def test_frames_of_different_sizes_and_no_threads_are_refused(eight_bit_file):
+    with pytest.raises(DataError, match=r"the sequence is not an array \[s, \.\.\.\]"):
+        qg.Embedder(eight_bit_file)([[[0, 1]], [[0]]])
+    with pytest.raises(ConfigError, match="threads is 0; it must be at least one"):
+        qg.Embedder(eight_bit_file, threads=0)

@@ -68,7 +68,15 @@ def load_directory(
         raise DataError(f"{error}.{notes.text}" if notes.text else str(error)) from None
     notes += _protocol_notes(test, test_set, split)
     return GaitData(
-        calibration, test, test_set, metric, description, reading.cut_columns, reading.modalities, notes
+        calibration,
+        test,
+        test_set,
+        metric,
+        description,
+        reading.cut_columns,
+        reading.modalities,
+        notes,
+        longest=reading.longest,
     )
 
 

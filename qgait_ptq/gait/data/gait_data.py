@@ -36,6 +36,7 @@ class GaitData:
         finetuning: more labelled sequences, which only fine-tuning uses; None for the calibration sequences
             alone.
         unlabelled: more sequences for fine-tuning, whose labels are not read; None for no more.
+        longest: number of frames after which a sequence was cut off when it was read; None for none.
     """
 
     calibration: GaitDataset
@@ -48,6 +49,7 @@ class GaitData:
     notes: DataNotes = field(default_factory=DataNotes)
     finetuning: GaitDataset | None = None
     unlabelled: GaitDataset | None = None
+    longest: int | None = None
 
     def __post_init__(self) -> None:
         """Compare the test set with the test sequences.

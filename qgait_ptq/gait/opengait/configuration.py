@@ -57,7 +57,7 @@ def read_opengait_config(path: Path) -> OpenGaitConfig:
         ConfigError: the file cannot be read, a section has the wrong type, the metric is unknown, or the
             model or the modality is missing.
     """
-    values = read_yaml(path, "the OpenGait configuration")
+    values = read_yaml(path, "the OpenGait configuration", as_opengait=True)
     model_cfg = values.get("model_cfg") if isinstance(values, dict) else None
     if not isinstance(model_cfg, dict) or not isinstance(model_cfg.get("model"), str):
         raise ConfigError(f"{path}: not an OpenGait configuration: model_cfg.model is missing")

@@ -67,7 +67,7 @@ def _describe(error: BaseException, folder: Path) -> str:
 def _with_defaults(sections: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return the sections of a configuration with the settings that OpenGait adds."""
     path = folder.parent / DEFAULTS
-    defaults = read_yaml(path, "OpenGait's defaults") if path.is_file() else {}
+    defaults = read_yaml(path, "OpenGait's defaults", as_opengait=True) if path.is_file() else {}
     return _merge(sections, defaults if isinstance(defaults, dict) else {})
 
 
