@@ -21,9 +21,10 @@ from fnmatch import fnmatch
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import click
-from ablation_runs import execute, render_missing
+from ablation_runs import TERMS, checkpoint_digest, execute, render_missing
 from ablation_tables import read_runs, write_tables
 from ablation_variants import plan_jobs
 
@@ -53,6 +54,8 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     jobs = plan_jobs({"gaitbase-small": gaitbase, "gaitset-small": gaitset}, seeds)
     runs = read_runs(out / "runs.jsonl")
+    if not table:
+        _check_comparable(runs, {job.network: job.checkpoint for job in jobs}, out)
     wanted = [job for job in jobs if job.key not in runs and fnmatch(job.title, only)]
     if wanted and not table:
         render_missing(work / "walkers", seeds)
@@ -69,6 +72,25 @@ def main(
                 write_tables(jobs, runs, out)
                 click.echo(f"{count}/{len(wanted)} {titles[run['key']]}")
     click.echo(f"{write_tables(jobs, runs, out)} rows in {out}/ablation.md")
+
+
+def _check_comparable(runs: dict[str, Any], checkpoints: dict[str, str], out: Path) -> None:
+    """Refuse to add runs to others that were made under other terms, or with another network.
+
+    Raises:
+        click.ClickException: they differ.
+    """
+    for run in runs.values():
+        network = run["job"]["network"]
+        of_other_network = network in checkpoints and run.get("checkpoint_sha256") not in (
+            None,
+            checkpoint_digest(checkpoints[network]),
+        )
+        if run["terms"] != TERMS or of_other_network:
+            what = "another checkpoint" if of_other_network else "other terms"
+            raise click.ClickException(
+                f"{out}/runs.jsonl has runs with {what}; choose another --out, or add --table for its tables"
+            )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from qgait_ptq.calibration import (
     Refit,
     SetRanges,
 )
-from qgait_ptq.errors import CalibrationError
+from qgait_ptq.errors import QgaitError
 from qgait_ptq.gait import (
     Condition,
     GaitDataset,
@@ -55,6 +55,7 @@ POOL_WALKERS, FIRST_IN_POOL = 1000, 5000  # two walks of each
 POOL_TRIALS = ((Condition.NORMAL, 1), (Condition.CLOTHES, 1))
 SIZE = (64, 44)
 CONDITIONS = ("nm", "bg", "cl")
+KIB = 1024
 GALLERY = ("nm-01", "nm-02", "nm-03", "nm-04")
 ONE_WALK = ((Condition.NORMAL, 1),)
 # Fewer frames and steps than the toolkit's defaults, the same for all variants: the experiment is long.
@@ -212,14 +213,14 @@ def execute(job: Job, work: Path, threads: int) -> dict[str, Any]:
     timer = Timer()
     data = read_walkers(work / "walkers" / f"calibration-{job.seed}.npz")
     result: dict[str, Any] = {"key": job.key, "job": {**asdict(job), "checkpoint": Path(job.checkpoint).name}}
-    result["terms"] = TERMS
+    result |= {"terms": TERMS, "checkpoint_sha256": checkpoint_digest(job.checkpoint)}
     pool = read_walkers(work / "walkers" / "pool.npz")
     given = qg.GaitData(data, data, finetuning=pool)
     state = qg.prepare(_load(job), given, config, device="cpu")
     try:
         state = _calibrate(state, job, timer, work / "states")
         result |= judge(job, state, work)
-    except CalibrationError as error:
+    except QgaitError as error:  # such as a collapsed ranking, or a file that is refused
         result["failure"] = str(error)
     return result | {
         "record": dict(state.record),
@@ -234,7 +235,7 @@ def _calibrate(state: qg.State, job: Job, timer: Timer, states: Path) -> qg.Stat
     state = with_labels(qg.run_stages([ChooseClips()], state), job.variant.labels)
     state = qg.run_stages([Equalize()], state, timer)
     ranges = config.model_dump(exclude={"idc", "finetune", "rounding", "bias_correction"})
-    name = _digest([job.network, ranges])
+    name = _digest([job.network, checkpoint_digest(job.checkpoint), ranges])
     state = _shared(SetRanges(), state, states / name, timer)
     name = _digest([name, config.rounding, config.bias_correction, config.idc.held_out])
     state = _shared(Correct(), state, states / name, timer)
@@ -246,7 +247,8 @@ def _calibrate(state: qg.State, job: Job, timer: Timer, states: Path) -> qg.Stat
     if stages.startswith("finetune"):
         state = qg.run_stages([CollectFrames()], state, timer)
         labels = "true" if job.variant.labels == REFIT_SHUFFLED else job.variant.labels
-        name = _digest([name, config.finetune.model_dump(exclude=OF_REFIT), labels])
+        pool = [POOL_WALKERS, FIRST_IN_POOL, *map(str, POOL_TRIALS)]
+        name = _digest([name, pool, config.finetune.model_dump(exclude=OF_REFIT), labels])
         state = _shared(Finetune(), state, states / name, timer)
         state = qg.run_stages([Refit()], with_pool_labels(state, job.variant.labels), timer)
     return state
@@ -276,6 +278,12 @@ def _digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:24]
 
 
+@cache
+def checkpoint_digest(path: str) -> str:
+    """SHA-256 of the network's weights."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 def _load(job: Job) -> torch.nn.Module:
     network = NETWORKS[job.network]()
     network.load_state_dict(torch.load(job.checkpoint, weights_only=True)["model"])
@@ -299,7 +307,7 @@ def judge(job: Job, state: qg.State, work: Path) -> dict[str, Any]:
 
 def float_embeddings(job: Job, network: fx.GraphModule, data: GaitDataset, work: Path) -> Tensor:
     """Embeddings of the float network, computed once."""
-    path = work / "states" / f"{job.network}-test.pt"
+    path = work / "states" / f"{job.network}-{checkpoint_digest(job.checkpoint)[:12]}-test.pt"
     if not path.exists():
         (embeddings,) = embed_dataset(data, [network], SIZE)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -341,5 +349,5 @@ def _peak() -> float:
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return int(line.split()[1]) * KIB / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB / 1e6

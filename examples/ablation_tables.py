@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablation_runs import CONDITIONS, DISTRACTORS, TERMS, TEST_IDENTITIES
+from ablation_runs import CONDITIONS, DISTRACTORS, TEST_IDENTITIES
 from ablation_variants import Job
 from numpy.typing import NDArray
 
@@ -20,7 +20,11 @@ Run = dict[str, Any]
 
 
 def read_runs(path: Path) -> dict[str, Run]:
-    """Results by key. Passed over: runs under other terms, and a half-written last line left by a kill."""
+    """Results by key. A half-written last line that a kill left is passed over.
+
+    Raises:
+        ValueError: the runs have different terms, so that their figures cannot be compared.
+    """
     runs: dict[str, Run] = {}
     if path.exists():
         for line in path.read_text().splitlines():
@@ -28,8 +32,9 @@ def read_runs(path: Path) -> dict[str, Run]:
                 run = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if run["terms"] == TERMS:
-                runs[run["key"]] = run
+            runs[run["key"]] = run
+    if len({json.dumps(run["terms"]) for run in runs.values()}) > 1:
+        raise ValueError(f"{path}: runs under different terms; move those of one kind to another folder")
     return runs
 
 
@@ -89,6 +94,7 @@ def _figures(runs: list[Run]) -> dict[str, Any]:
     row["cosine"] = float(np.mean([run["cosine"] for run in runs]))
     row["cpu_seconds"] = float(np.mean([sum(run["seconds"].values()) for run in runs]))
     row["peak_mb"] = max(run["peak_mb"] for run in runs)
+    row["idc_left_out"] = sum("left_out" in (run.get("record", {}).get("idc") or {}) for run in runs)
     return row
 
 
@@ -137,7 +143,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def _line(row: dict[str, Any]) -> str:
     if "rank1" not in row:
         return f"| {row['method']} | 0 | refused: {row['failed']} runs |" + " |" * 12
-    cells = [row["method"], str(row["seeds"])]
+    left_out = f" (IDC left out in {row['idc_left_out']})" if row["idc_left_out"] else ""
+    cells = [row["method"] + left_out, str(row["seeds"])]
     cells += [f"{row[f'rank1_{c}']:.1f}" for c in CONDITIONS]
     cells += [f"{row['rank1']:.2f}", f"{row['ap']:.2f}"]
     cells += [f"{row['file_ap']:.2f}" if "file_ap" in row else "–", f"{row['sqnr_db']:.2f}"]

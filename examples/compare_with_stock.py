@@ -19,7 +19,7 @@ import click
 import numpy as np
 import onnx
 import onnxruntime
-from measure_models import TESTED, make_network, render
+from measure_models import MODELS, TESTED, make_network, render
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
@@ -31,6 +31,7 @@ from qgait_ptq.gait.zoo import NETWORKS
 from qgait_ptq.runtime import describe_processor, open_unguarded, run_session
 
 FRAME, FRAMES, CALIBRATION = (64, 44), 12, 16
+COMPARED = [name for name, (_, frames) in MODELS.items() if frames == ((64, 44),)]  # silhouettes
 STOCK: dict[str, dict[str, Any]] = {"stock": {}, "stock-reduced": {"reduce_range": True}}
 
 
@@ -52,7 +53,7 @@ def as_batches(data: GaitDataset, frames: int) -> list[NDArray[np.float32]]:
 
 
 @click.command()
-@click.option("--network", default="gaitbase", show_default=True, help="Of docs/models.md.")
+@click.option("--network", type=click.Choice(COMPARED), default="gaitbase", show_default=True)
 @click.option("--rounds", default=9, show_default=True)
 def main(network: str, rounds: int) -> None:
     """Quantize with both, and print speed and agreement."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,14 +101,21 @@ def main(out: Path, work: Path, seeds: int, table: bool) -> None:
         for variant in VARIANTS:
             if table or (variant.name, seed) in done:
                 continue
-            runs.append(execute(variant, seed, work))
+            runs.append(attempt(variant, seed, work))
             with path.open("a") as file:
                 file.write(json.dumps(runs[-1]) + "\n")
-            click.echo(
-                f"{variant.name}, seed {seed}: {runs[-1]['bytes']} bytes, {runs[-1]['sqnr_db']:.2f} dB"
-            )
+            found = runs[-1].get("failure") or f"{runs[-1]['bytes']} bytes, {runs[-1]['sqnr_db']:.2f} dB"
+            click.echo(f"{variant.name}, seed {seed}: {found}")
             write_table(runs, out)
     write_table(runs, out)
+
+
+def attempt(variant: Variant, seed: int, work: Path) -> dict[str, Any]:
+    """Run a variant. One that the toolkit refuses, such as a file that differs, ends no experiment."""
+    try:
+        return execute(variant, seed, work)
+    except qg.errors.QgaitError as error:
+        return {"name": variant.name, "seed": seed, "failure": str(error)}
 
 
 def execute(variant: Variant, seed: int, work: Path) -> dict[str, Any]:
@@ -171,6 +179,8 @@ def load_network() -> torch.nn.Module:
 
 def write_table(runs: list[dict[str, Any]], out: Path) -> None:
     """One row a variant; differences are paired with uniform widths of the same cost."""
+    refused = Counter(run["name"] for run in runs if "failure" in run)
+    runs = [run for run in runs if "failure" not in run]
     by_name = {
         variant.name: {run["seed"]: run for run in runs if run["name"] == variant.name}
         for variant in VARIANTS
@@ -186,6 +196,7 @@ def write_table(runs: list[dict[str, Any]], out: Path) -> None:
         "|---|---|---|---:|---:|---:|---:|---:|---|---:|---:|---:|",
     ]
     lines += [_line(variant, by_name) for variant in VARIANTS if by_name[variant.name]]
+    lines += ["", *(f"Refused: {count} of {name}." for name, count in refused.items())] if refused else []
     beside = out / "mixed_precision.md.part"
     beside.write_text("\n".join(lines) + "\n")
     os.replace(beside, out / "mixed_precision.md")

@@ -25,6 +25,7 @@ import qgait_ptq as qg
 from qgait_ptq.config import IdcConfig
 from qgait_ptq.gait import Condition, GaitDataset, Split, embedding_cosine, network_batch, render_walkers
 from qgait_ptq.gait.zoo import NETWORKS
+from qgait_ptq.placement.totals import count_totals
 
 # Name in the table, frames of each of its inputs.
 MODELS: dict[str, tuple[str, tuple[tuple[int, ...], ...]]] = {
@@ -58,8 +59,8 @@ synthetic sequences calibrate (corrections without labels, no IDC), {tested} of 
 Skeleton maps are made of parts of the silhouette, poses and body models are random walks.
 
 - *frames*: whether the file takes any number of them; batch sizes are free throughout.
-- *int8*: share of the multiply-accumulates of convolutions and fully connected layers that onnxruntime runs
-  on integers, looked up in its optimised graph.
+- *int8*: share of the multiply-accumulates that onnxruntime runs on integers, looked up in its optimised
+  graph. Products of two activations, as in attention, are counted, and run in float.
 - *cosine*: between quantized and float embeddings, mean over sequences; *file* is the smallest cosine between
   file and simulation, over sequences of {lengths} frames and all three widths. In brackets, below 0.999:
   of the simulation with itself after rounding errors of float32. A deep network with random weights
@@ -175,13 +176,15 @@ def batches(data: GaitDataset, state: qg.State) -> Iterator[Tensor]:
 def describe(state: qg.State) -> dict[str, Any]:
     """Size, work, and what is not on integers."""
     captured, layers, slow = state.captured, state.layers, state.record["slow_layers"]
-    total = sum(layer.macs for layer in layers)
-    integer = sum(layer.macs for layer in layers if layer.integer and layer.name not in slow)
+    totals = count_totals(state.network)  # with products of two activations, which are no layers
+    integer = totals.integer_macs - sum(
+        layer.macs for layer in layers if layer.integer and layer.name in slow
+    )
     return {
         # Weights that layers share count once.
         "parameters": sum({layer.weight: layer.parameters for layer in layers}.values()),
-        "macs": total * REPORTED_FRAMES // (captured.frames or REPORTED_FRAMES),
-        "integer_share": integer / total,
+        "macs": totals.macs * REPORTED_FRAMES // (captured.frames or REPORTED_FRAMES),
+        "integer_share": (totals.integer_macs - in_float) / totals.macs,
         "not_integer": {layer.name: layer.note for layer in layers if not layer.integer}
         | dict.fromkeys(slow, "no integer kernel in onnxruntime"),
         "batch": captured.batch,

@@ -83,7 +83,7 @@ import qgait_ptq as qg
 embedder = qg.Embedder(sys.argv[1], threads=1)
 embedder(np.random.default_rng(0).integers(0, 256, (int(sys.argv[2]), 64, 44), dtype=np.uint8))
 status = Path("/proc/self/status").read_text()
-print(int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1000)
+print(int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6)
 """
 
 

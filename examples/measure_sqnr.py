@@ -11,6 +11,7 @@ calibrate, 64 of other people are measured. First and last layer have the width 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from qgait_ptq.gait import (
 from qgait_ptq.gait.zoo import GaitBase, HorizontalPooling, PartLinear, gaitbase_small
 
 SIZE, SEQUENCES = (64, 44), 64
+CHECKPOINT = Path(__file__).parent / "models" / "gaitbase-small.pt"
 WIDTHS = ((8, 8), (4, 8), (4, 4), (3, 8))
 METHODS: dict[str, dict[str, Any]] = {
     "min-max": {
@@ -85,7 +87,7 @@ class BeforeNeck(nn.Module):
 def load_networks(batch: Tensor) -> dict[str, nn.Module]:
     """The two networks in eval mode; the random one with batch norm statistics of a real pass."""
     trained = gaitbase_small()
-    trained.load_state_dict(torch.load("examples/models/gaitbase-small.pt", weights_only=True)["model"])
+    trained.load_state_dict(torch.load(CHECKPOINT, weights_only=True)["model"])
     torch.manual_seed(0)
     plain = NineConvolutions()
     update_bn([batch], plain)

@@ -2,13 +2,14 @@
 
     python examples/measure_weight_range.py
 
-Without IDC, 32 calibration sequences. SQNR is of the simulation's embeddings of 200 test sequences against
+Without IDC, 32 calibration sequences. SQNR is of the file's embeddings of 200 test sequences against
 the float network's; the mean is over seeds that choose the calibration sequences.
 """
 
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 
 import click
 import torch
@@ -17,7 +18,8 @@ import qgait_ptq as qg
 from qgait_ptq.config import IdcConfig
 from qgait_ptq.gait.zoo import gaitbase_small
 
-CHECKPOINT, CALIBRATION, TESTED = "examples/models/gaitbase-small.pt", 32, 200
+CHECKPOINT = Path(__file__).parent / "models" / "gaitbase-small.pt"
+CALIBRATION, TESTED = 32, 200
 RANGES = ("full", "safe")
 
 

@@ -44,6 +44,9 @@ from qgait_ptq.gait.zoo import NETWORKS
 
 MARGIN, COSINE_SCALE, LABEL_SMOOTHING = 0.2, 16.0, 0.1
 
+# Networks whose features before the neck can be had, which the triplet loss needs.
+TRAINABLE = ("gaitbase", "gaitbase-small", "gaitset", "gaitset-small")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -196,14 +199,20 @@ def measure(network: nn.Module, data: GaitDataset, device: torch.device) -> Accu
 @click.command()
 @click.argument("root", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The checkpoint to write.")
-@click.option("--network", type=click.Choice(sorted(NETWORKS)), default="gaitbase-small", show_default=True)
+@click.option("--network", type=click.Choice(TRAINABLE), default="gaitbase-small", show_default=True)
 @click.option("--iterations", default=1800, show_default=True)
 @click.option("--identities", default=16, show_default=True, help="P of the P×K batches.")
 @click.option("--sequences", default=4, show_default=True, help="K of the P×K batches.")
 @click.option("--frames", default=12, show_default=True, help="Frames drawn from each sequence.")
 @click.option("--learning-rate", default=2e-3, show_default=True)
 @click.option("--weight-decay", default=1e-3, show_default=True)
-@click.option("--held-out", default=20, show_default=True, help="Training identities kept for monitoring.")
+@click.option(
+    "--held-out",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Training identities kept for monitoring.",
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--save-every", default=200, show_default=True)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
+import ablation  # noqa: E402
 import ablation_runs  # noqa: E402
 import ablation_tables  # noqa: E402
 import ablation_variants  # noqa: E402
@@ -111,8 +113,7 @@ def test_the_table_says_what_the_runs_say(tmp_path):
     lines += [run_of(j, [[52, 62, 72], [44, 44, 44], [13, 23, 33]], 7.0 + j.seed) for j in better]
     other = next(j for j in jobs if j.variant.name == "GPTQ")
     refused = {"key": other.key, "job": {"seed": 0}, "failure": "refused"}
-    elsewhere = {**run_of(other, [[1, 1, 1]] * 3, 1.0), "terms": ["another gallery"]}
-    text = "\n".join(json.dumps(line) for line in [*lines, elsewhere]) + '\n{"key": "half a li'
+    text = "\n".join(json.dumps(line) for line in lines) + '\n{"key": "half a li'
     (tmp_path / "runs.jsonl").write_text(text)
     runs = ablation_tables.read_runs(tmp_path / "runs.jsonl")
     assert len(runs) == 4
@@ -132,3 +133,54 @@ def test_the_table_says_what_the_runs_say(tmp_path):
     assert "| ranges MSE + IDC | 2 | 36.3 | 43.0 | 49.7 | 43.00 | 43.00 | 80.00 |" in table
     assert "| 40.00 | 40.00 | – |" in table  # the file was ranked for one of the two seeds
     assert "+3.00 [" in table
+
+
+def test_runs_under_different_terms_make_no_table(tmp_path):
+    job = ablation_variants.plan_jobs(CHECKPOINTS, seeds=1)[0]
+    run = run_of(job, [[1, 1, 1]] * 3, 1.0)
+    elsewhere = {**run, "key": "other", "terms": ["another gallery"]}
+    (tmp_path / "runs.jsonl").write_text(f"{json.dumps(run)}\n{json.dumps(elsewhere)}\n")
+    with pytest.raises(ValueError, match="runs under different terms"):
+        ablation_tables.read_runs(tmp_path / "runs.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [({"terms": ["another gallery"]}, "other terms"), ({"checkpoint_sha256": "0"}, "another checkpoint")],
+)
+def test_runs_are_not_added_to_those_of_other_terms_or_another_network(change, what, tmp_path):
+    """Their table can be written; a new run would stand beside figures that it cannot be compared with."""
+    job = ablation_variants.plan_jobs(CHECKPOINTS, seeds=1)[0]
+    run = {**run_of(job, [[50, 60, 70]] * 3, 6.0), **change}
+    run["job"] = {"seed": 0, "network": job.network}
+    (tmp_path / "runs.jsonl").write_text(json.dumps(run) + "\n")
+    arguments = ["--out", str(tmp_path), "--work", str(tmp_path / "work"), "--seeds", "1"]
+    arguments += [
+        "--gaitbase",
+        CHECKPOINTS["gaitbase-small"],
+        "--gaitset",
+        str(EXAMPLES / "models" / "gaitset-small.pt"),
+    ]
+    refused = CliRunner().invoke(ablation.main, arguments)
+    assert refused.exit_code == 1
+    assert f"has runs with {what}; choose another --out" in refused.output
+    written = CliRunner().invoke(ablation.main, [*arguments, "--table"])
+    assert written.output.startswith("1 rows in"), written.output
+
+
+def test_a_row_says_in_how_many_runs_idc_was_left_out(tmp_path):
+    jobs = [
+        j for j in ablation_variants.plan_jobs(CHECKPOINTS, seeds=2) if j.variant.name == "+ IDC, 8 sequences"
+    ]
+    runs = {job.key: run_of(job, [[50, 60, 70]] * 3, 6.0) for job in jobs}
+    runs[jobs[0].key]["record"] = {"idc": {"left_out": "too few"}}
+    ablation_tables.write_tables(jobs, runs, tmp_path)
+    assert "| + IDC, 8 sequences (IDC left out in 1) | 2 |" in (tmp_path / "ablation.md").read_text()
+
+
+def test_the_digest_of_a_checkpoint_is_that_of_its_content(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"weights")
+    (tmp_path / "c").write_bytes(b"others")
+    digests = [ablation_runs.checkpoint_digest(str(tmp_path / name)) for name in "abc"]
+    assert digests[0] == digests[1] != digests[2]

@@ -7,6 +7,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import measure_mixed_precision as example
 
+from qgait_ptq.errors import ExportError
+
 
 def run_of(name, seed, precision):
     values = [[precision] * 3 for _ in range(5)]
@@ -34,3 +36,16 @@ def test_chosen_widths_are_paired_with_uniform_ones_of_the_same_cost(tmp_path):
 def test_every_row_that_is_compared_has_its_other(tmp_path):
     names = {variant.name for variant in example.VARIANTS}
     assert all(variant.against in names for variant in example.VARIANTS if variant.against)
+
+
+def test_a_refused_run_ends_no_experiment(monkeypatch, tmp_path):
+    def refuse(variant, seed, work):
+        raise ExportError("the file differs")
+
+    monkeypatch.setattr(example, "execute", refuse)
+    failed = example.attempt(example.VARIANTS[1], 2, tmp_path)
+    assert failed == {"name": "W3A3", "seed": 2, "failure": "the file differs"}
+    example.write_table([run_of("W3A3", 0, 70.0), failed], tmp_path)
+    text = (tmp_path / "mixed_precision.md").read_text()
+    assert "| W3A3 | uniform | 1 |" in text
+    assert text.endswith("\n\nRefused: 1 of W3A3.\n")
