@@ -177,14 +177,12 @@ def describe(state: qg.State) -> dict[str, Any]:
     """Size, work, and what is not on integers."""
     captured, layers, slow = state.captured, state.layers, state.record["slow_layers"]
     totals = count_totals(state.network)  # with products of two activations, which are no layers
-    integer = totals.integer_macs - sum(
-        layer.macs for layer in layers if layer.integer and layer.name in slow
-    )
+    without_kernel = sum(layer.macs for layer in layers if layer.integer and layer.name in slow)
     return {
         # Weights that layers share count once.
         "parameters": sum({layer.weight: layer.parameters for layer in layers}.values()),
         "macs": totals.macs * REPORTED_FRAMES // (captured.frames or REPORTED_FRAMES),
-        "integer_share": (totals.integer_macs - in_float) / totals.macs,
+        "integer_share": (totals.integer_macs - without_kernel) / totals.macs,
         "not_integer": {layer.name: layer.note for layer in layers if not layer.integer}
         | dict.fromkeys(slow, "no integer kernel in onnxruntime"),
         "batch": captured.batch,
