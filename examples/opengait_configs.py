@@ -52,7 +52,8 @@ Weights are random.
 - *configurations*: number of YAML files for this network and this input that are captured; their names are in
   `opengait.json`.
 - *frames*: frame counts that the file takes.
-- *int8*: share of the multiply-accumulates that onnxruntime runs on integers.
+- *int8*: share of the multiply-accumulates that onnxruntime runs on integers. Products of two activations, as
+  in attention, run in float.
 - *cosine*: smallest cosine between the file and OpenGait's network, for sequences of {{lengths}} frames.
 - *file*: smallest cosine between the file and the simulation, for the same sequences.
 
