@@ -168,6 +168,8 @@ def _exit_code(act: Callable[[], object], stopping: _Stopping) -> int:
         return stop.code or 0
     except (click.exceptions.Abort, KeyboardInterrupt):
         return stopping.finish()
+    except click.exceptions.NoArgsIsHelpError as error:
+        return _fail(error.format_message(), BAD_INPUT)
     except Exception as error:
         if stopping.asked:  # a library turned the interrupt into another error
             return stopping.finish()
@@ -197,8 +199,6 @@ def _describe(error: Exception) -> tuple[str, int]:
     """Return the text of an error for people, and the exit code."""
     from qgait_ptq.report.plain import plain  # here: rich takes a while to import
 
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):  # the help, of many lines
-        return error.format_message(), BAD_INPUT
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         hint = f"; see '{context.command_path} --help'" if context else ""
