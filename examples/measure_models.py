@@ -25,7 +25,6 @@ import qgait_ptq as qg
 from qgait_ptq.config import IdcConfig
 from qgait_ptq.gait import Condition, GaitDataset, Split, embedding_cosine, network_batch, render_walkers
 from qgait_ptq.gait.zoo import NETWORKS
-from qgait_ptq.placement.totals import count_totals
 
 # Name in the table, frames of each of its inputs.
 MODELS: dict[str, tuple[str, tuple[tuple[int, ...], ...]]] = {
@@ -176,7 +175,7 @@ def batches(data: GaitDataset, state: qg.State) -> Iterator[Tensor]:
 def describe(state: qg.State) -> dict[str, Any]:
     """Size, work, and what is not on integers."""
     captured, layers, slow = state.captured, state.layers, state.record["slow_layers"]
-    totals = count_totals(state.network)  # with products of two activations, which are no layers
+    totals = state.totals  # with products of two activations, which are no layers
     without_kernel = sum(layer.macs for layer in layers if layer.integer and layer.name in slow)
     return {
         # Weights that layers share count once.

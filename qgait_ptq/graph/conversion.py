@@ -3,32 +3,51 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-from qgait_ptq.graph.operators import aten, is_operator
 
-# Operators that create tensors of torch's default type if no type is given.
-FACTORIES = frozenset(
-    {aten.zeros.default, aten.ones.default, aten.empty.memory_format, aten.eye.default, aten.eye.m}
-)
+@dataclass(frozen=True)
+class DoubleGraph:
+    """A graph that computes in float64. Calls take float64.
+
+    Attributes:
+        graph_module: its graph, which runs within `float64_by_default`.
+    """
+
+    graph_module: fx.GraphModule
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Return the output of the graph."""
+        with float64_by_default():
+            return self.graph_module(*inputs)
 
 
-def in_double(graph_module: fx.GraphModule) -> fx.GraphModule:
+@contextmanager
+def float64_by_default() -> Iterator[None]:
+    """Give float64 to tensors that are created without a type, and to quotients of integers."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def in_double(graph_module: fx.GraphModule) -> DoubleGraph:
     """Return a copy that computes in float64, also where the network itself sets float32.
 
     Integer kernels sum exactly, so they are compared with float64.
     """
     double = copy.deepcopy(graph_module).double()
     _replace(double, lambda value: torch.float64 if value is torch.float32 else value)
-    for node in double.graph.nodes:
-        if is_operator(node, FACTORIES) and node.kwargs.get("dtype") is None:
-            node.kwargs = {**node.kwargs, "dtype": torch.float64}
     double.recompile()
-    return double
+    return DoubleGraph(double)
 
 
 def to_device(graph_module: fx.GraphModule, device: torch.device) -> fx.GraphModule:

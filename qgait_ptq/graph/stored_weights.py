@@ -68,7 +68,7 @@ def layer_name(node: fx.Node) -> str:
         weight: object = layer.weight
         while isinstance(weight, fx.Node) and weight.op != "get_attr":
             weight = first_argument(weight)
-        return node.name if weight is None else owner_name(of_type(weight, fx.Node))
+        return owner_name(weight) if isinstance(weight, fx.Node) else node.name  # a weight that is computed
     for weight, _ in _weight_arguments(node):
         while is_operator(weight, BROADCASTS | INSERTIONS) or ModuleCall.of(weight) is not None:
             weight = first_argument(weight)

@@ -190,9 +190,9 @@ class WidthChooser:
         )
 
     def _check_budget(self, options: Sequence[tuple[int, ...]], costs: CostModel) -> None:
-        """Refuse a budget that the narrowest widths exceed."""
-        narrowest = [min(admitted) for admitted in options]
-        size, operations = costs.file_bytes(narrowest), costs.total_bit_operations(narrowest)
+        """Refuse a budget that the cheapest widths exceed."""
+        size = costs.file_bytes(costs.smallest_widths(options))
+        operations = costs.total_bit_operations([min(admitted) for admitted in options])
         if (size if self.resource is Resource.SIZE else operations) <= self._limit(costs):
             return
         budget = present(self.config.budget)

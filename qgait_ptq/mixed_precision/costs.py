@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from qgait_ptq.mixed_precision.groups import LayerCost
@@ -40,6 +40,13 @@ class CostModel:
         if not packed:
             return sum(layer.elements for layer in layers)
         return sum((layer.elements + 1) // 2 + INT4_NODES for layer in layers)
+
+    def smallest_widths(self, options: Sequence[Iterable[int]]) -> list[int]:
+        """Return the width of each group with the fewest bytes. Small layers are smaller at 8 bits."""
+        return [
+            min(admitted, key=lambda bits: (self.weight_bytes(group, bits), bits))
+            for group, admitted in enumerate(options)
+        ]
 
     def bit_operations(self, layer: LayerCost, weight_bits: int, activation_bits: int) -> int:
         """Return the multiply-accumulates of a layer times both widths."""

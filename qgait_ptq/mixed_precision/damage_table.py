@@ -18,6 +18,7 @@ from qgait_ptq.calibration.correction import correct_alone
 from qgait_ptq.calibration.learning_stages import fingerprint
 from qgait_ptq.calibration.resuming import SavedStates
 from qgait_ptq.calibration.stages import Correct, Equalize, SetRanges, correction_settings
+from qgait_ptq.config.schema import LayerBits
 from qgait_ptq.errors import DataError
 from qgait_ptq.exporters.onnx_file import export_quantized
 from qgait_ptq.gait.data.clips import SMALLEST_SEQUENCES
@@ -99,10 +100,16 @@ class SensitivityMeasurement:
         return Sensitivity(tuple(self.groups), tuple(measurements))
 
     def costs(self) -> CostModel:
-        """Return the cost model of widths. It needs one sequence and no measurement."""
+        """Return the cost model of widths. It needs one sequence and no measurement.
+
+        Inputs have the configured widths: fewer than 8 bits need nodes that are part of the file.
+        """
         state = self.state
+        all_weights = {**state.config.layers, "*": LayerBits(weight_bits=WIDEST)}
+        widths = bit_widths(state.config.model_copy(update={"layers": all_weights}))
+        network = annotate(copy.deepcopy(state.network), state.target.rules, widths)
         one = replace(state, maybe_chosen=state.data.calibration.choose(1, state.config.seed))
-        quantized = with_uniform_ranges(one, WIDEST).quantized
+        quantized = SetRanges().apply(replace(one, maybe_network=network)).quantized
         captured = state.captured
         file = export_quantized(quantized, captured, state.target, state.takes_bytes)
         macs = {layer.node: layer.macs for layer in state.layers}

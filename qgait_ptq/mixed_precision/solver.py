@@ -181,7 +181,9 @@ def describe(widths: Sequence[int], damages: Damages, costs: CostModel) -> Alloc
 
 def smallest_cost(damages: Damages, costs: CostModel, resource: Resource) -> int:
     """Return the cost of the cheapest widths."""
-    return describe([min(options) for options in damages], damages, costs).cost(resource)
+    by_size = resource is Resource.SIZE
+    widths = costs.smallest_widths(damages) if by_size else [min(options) for options in damages]
+    return describe(widths, damages, costs).cost(resource)
 
 
 def pareto_front(damages: Damages, costs: CostModel, resource: Resource) -> list[Allocation]:

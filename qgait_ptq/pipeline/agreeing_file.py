@@ -76,7 +76,25 @@ def export_agreeing(state: State) -> AgreeingFile:
         captured = _with_cause(state, captured, {axis: failing[axis] for axis in wrong}, clips).pin(wrong)
         clips = example_clips(state, captured)
         notes += pinned_notes(captured, wrong, "at another, the file differs from the simulation")
-    raise ExportError("the file differs from the simulation even at a fixed batch size and frame count")
+    culprit = describe_culprit(state, captured, clips[:1])
+    raise ExportError(
+        f"the file differs from the simulation even at a fixed batch size and frame count{culprit}"
+    )
+
+
+def describe_culprit(state: State, captured: Capture, clips: Tensor) -> str:
+    """Return which operator of the float network is wrong in a file, as the end of a sentence; or nothing.
+
+    Args:
+        state: state with the float network.
+        captured: capture with the axes that are free in the file.
+        clips: input at which the file is wrong.
+    """
+    node = find_wrong_node(state.network, captured, state.target.opset, clips)
+    if node is None:
+        return ""
+    where = f" at {place_of(node)}" if place_of(node) else ""
+    return f": torch's ONNX exporter or onnxruntime computes {operator_name(node)}{where} differently"
 
 
 def _with_cause(

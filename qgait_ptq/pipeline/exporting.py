@@ -15,7 +15,7 @@ from qgait_ptq.exporters.float_model import float_model
 from qgait_ptq.exporters.onnx_file import export_float, export_quantized
 from qgait_ptq.graph.frame_counts import ANY_FRAME_COUNT
 from qgait_ptq.graph.frame_independence import PROOF_FRAMES, prove_frame_independence
-from qgait_ptq.pipeline.agreeing_file import example_clips, export_agreeing
+from qgait_ptq.pipeline.agreeing_file import describe_culprit, example_clips, export_agreeing
 from qgait_ptq.placement.layers import layer_sqnr, list_layers
 from qgait_ptq.reference.proof import prove_exactness
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, as_session_inputs, run_session
@@ -88,7 +88,11 @@ class CheckParity(Stage):
         file = state.file
         quantized = state.quantized
         chosen = state.data.test.choose(PARITY_SEQUENCES, state.config.seed)
-        parity = check_parity(state, taken_batches(state, chosen, advance))
+        try:
+            parity = check_parity(state, taken_batches(state, chosen, advance))
+        except ExportError as error:
+            clips = example_clips(state, state.captured)
+            raise ExportError(f"{error}{describe_culprit(state, state.captured, clips)}") from None
         integer = [layer.name for layer in list_layers(quantized) if layer.integer]
         checkable = ONNXRUNTIME in state.target.runtimes
         slow = layers_without_integer_kernel(file.model.SerializeToString(), integer) if checkable else []

@@ -24,7 +24,7 @@ from qgait_ptq.graph.attributes import tensor_of
 from qgait_ptq.graph.operators import ADDITIONS, is_operator, operator_name
 from qgait_ptq.graph.shapes import observed_integer, observed_shape
 from qgait_ptq.graph.views import WeightedLayer, source
-from qgait_ptq.placement.layer_widths import LayerWidths, leaves_network
+from qgait_ptq.placement.layer_widths import LayerWidths, behind_last_layer, leaves_network
 from qgait_ptq.placement.patterns import check_patterns, names_layer
 from qgait_ptq.placement.weight_only import (
     NOT_ON_TARGET,
@@ -86,6 +86,14 @@ class _Plan:
         self.layers = [layer for layer in self.candidates if self._is_chosen(layer)]
         self.nodes: list[fx.Node] = list(self.graph_module.graph.nodes)
         self.last_layers = {n for n in self.layers if leaves_network(n)}
+        self.embedding: set[fx.Node] = set()  # what gives it, or a part of it, in float
+        if self.rules.last_layer is not LastLayer.INTEGER:
+            self.embedding = {
+                node
+                for layer in self.last_layers
+                for node in behind_last_layer(layer)
+                if leaves_network(node)
+            }
         in_float = self.rules.last_layer is LastLayer.FLOAT
         self.float_layers = self.last_layers if in_float else set()
         self.integer: set[fx.Node] = set()
@@ -139,7 +147,7 @@ class _Plan:
             return node not in self.float_layers
         if is_operator(node, rules.absorbed) or is_operator(node, rules.value_preserving):
             return source(node) in self.integer
-        if is_operator(node, rules.elementwise):
+        if is_operator(node, rules.elementwise) and node not in self.embedding:
             inputs = node.all_input_nodes
             return len(inputs) > 0 and all(n in self.integer for n in inputs)
         return False
@@ -299,6 +307,8 @@ class _Plan:
         if is_operator(node, self.rules.weighted) and node not in self.layers:
             asked = node in self.candidates
             return "left in float by include or exclude" if asked else "its weight is computed, not stored"
+        if is_operator(node, self.rules.elementwise) and node in self.embedding:
+            return "gives the embedding, which stays in float"
         if is_operator(node, self.rules.elementwise) and node not in self.integer:
             others = {operator_name(n) for n in node.all_input_nodes if n not in self.integer}
             return f"reads {' and '.join(sorted(others))} in float"

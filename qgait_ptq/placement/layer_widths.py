@@ -10,9 +10,11 @@ from torch import fx
 
 from qgait_ptq.graph.annotation import BitWidths, PlacementRules
 from qgait_ptq.graph.frame_inputs import is_network_input
-from qgait_ptq.graph.operators import RESHAPES, is_operator
+from qgait_ptq.graph.operators import ADDITIONS, BATCH_NORMS, CONCATENATIONS, RESHAPES, is_operator
 from qgait_ptq.graph.views import first_argument, source
 from qgait_ptq.placement.patterns import names_layer
+
+PASSED = RESHAPES | CONCATENATIONS | BATCH_NORMS  # between a layer and the embedding
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class LayerWidths:
 
     def _of(self, layer: fx.Node) -> tuple[int, int]:
         is_edge = layer in (self.candidates[0], self.candidates[-1]) or self.is_input(source(layer))
-        return self._configured(layer, is_edge=is_edge)
+        return self._configured(layer, is_edge=is_edge or leaves_network(layer))
 
     def _configured(self, layer: fx.Node, *, is_edge: bool) -> tuple[int, int]:
         """Return weight and activation bits of a layer; the last matching pattern wins."""
@@ -65,15 +67,27 @@ class LayerWidths:
 
 
 def leaves_network(layer: fx.Node) -> bool:
-    """Return whether only reshapes lie between a layer and the output."""
-    pending, seen = list(layer.users), set()
+    """Return whether a layer gives the embedding, or a part of it.
+
+    Between it and the output there are only reshapes, concatenations of parts, additions of stored tensors,
+    and batch norms.
+    """
+    return any(node.op == "output" for node in behind_last_layer(layer))
+
+
+def behind_last_layer(layer: fx.Node) -> set[fx.Node]:
+    """Return the readers of a layer's output, and those behind operators that `leaves_network` passes."""
+    pending, seen = list(layer.users), set[fx.Node]()
     while pending:
         node = pending.pop()
-        if node.op == "output":
-            return True
-        if node in seen or len(node.all_input_nodes) == 0:
+        if node in seen:
             continue
         seen.add(node)
-        if is_operator(node, RESHAPES) or node.target is operator.getitem:
+        if is_operator(node, PASSED) or node.target is operator.getitem or _adds_stored(node):
             pending.extend(node.users)
-    return False
+    return seen
+
+
+def _adds_stored(node: fx.Node) -> bool:
+    """Return whether an addition adds a stored tensor, such as a bias."""
+    return is_operator(node, ADDITIONS) and any(read.op == "get_attr" for read in node.all_input_nodes)

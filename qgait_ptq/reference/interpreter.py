@@ -116,7 +116,8 @@ class _Simulation:
             value = self.known[node.input[0]]
             if isinstance(value, Bent) and node.op_type in MOVING:  # a LeakyReLU commutes with the move
                 return replace(value, source=self.handlers[node.op_type](node, value.source))
-            if not isinstance(value, Moved):
+            is_moved = node.op_type in MOVING and isinstance(value, Terms | Joined)
+            if not isinstance(value, Moved) and not is_moved:
                 return self.handlers[node.op_type](node, value)
         return Moved(node) if node.op_type in MOVING else None
 
@@ -150,7 +151,7 @@ class _Simulation:
         """Return floats before they were moved, because the runtime can quantize them there."""
         moved = self.known.get(name)
         if not isinstance(moved, Moved):
-            return self.given(name)
+            return self._constant(name)
         source = Quantized(self._floats(moved.node.input[0]), np.ones((), np.float32), np.zeros((), np.int64))
         return np.asarray(self.handlers[moved.node.op_type](moved.node, source).integers)
 
@@ -243,7 +244,7 @@ class _Simulation:
         """Return the axes of a node; None, as in numpy, for a node that names none and takes all."""
         if len(node.input) < 2 or not node.input[1]:
             return None
-        return tuple(int(axis) for axis in self._constant(node.input[1]))
+        return tuple(int(axis) for axis in np.atleast_1d(self._constant(node.input[1])))
 
     def _reshape(self, node: onnx.NodeProto, values: Array) -> Array:
         sizes = [int(size) for size in self._constant(node.input[1])]

@@ -19,6 +19,7 @@ from qgait_ptq.gait.data.frame_pool import FramePool
 from qgait_ptq.gait.data.gait_data import GaitData
 from qgait_ptq.placement.layers import LayerPlan, list_layers
 from qgait_ptq.placement.submodule_data import SubmoduleNetwork
+from qgait_ptq.placement.totals import Totals, count_totals
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, is_installed, run_session
 from qgait_ptq.stages.training_data import TrainingData
 from qgait_ptq.targets.registry import get_target
@@ -184,6 +185,14 @@ class State:
         network takes.
         """
         return list_layers(self.network)
+
+    @property
+    def totals(self) -> Totals:
+        """Return parameters and multiply-accumulates of the float graph, also of operators without weights.
+
+        Multiply-accumulates are those of as many frames as for `layers`.
+        """
+        return count_totals(self.network)
 
     @property
     def target(self) -> Target:

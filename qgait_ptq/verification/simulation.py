@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qgait_ptq.graph.conversion import in_double
+from qgait_ptq.graph.conversion import float64_by_default, in_double
 from qgait_ptq.placement.quantized_layers import activation_quantizers
 
 DRAWS = 16  # rounding errors that are tried for a batch at which the file differs
@@ -42,7 +42,9 @@ class Simulation:
         def rounded(batch: Tensor) -> Iterator[Tensor]:
             yield quantized(batch.to(device))
             for draw in range(1, DRAWS):
-                yield _Rounded(double, draw).run(batch.to(device).double()).float()
+                with float64_by_default():
+                    result = _Rounded(double.graph_module, draw).run(batch.to(device).double())
+                yield result.float()
 
         return cls(lambda batch: double(batch.to(device).double()).float(), rounded)
 

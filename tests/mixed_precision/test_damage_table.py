@@ -3,6 +3,7 @@
 import pytest
 
 import qgait_ptq as qg
+from qgait_ptq.mixed_precision.costs import METADATA
 from qgait_ptq.mixed_precision.damage_table import SensitivityMeasurement
 from qgait_ptq.mixed_precision.groups import Kind
 from qgait_ptq.system.progress import Silent
@@ -32,3 +33,14 @@ def test_an_input_that_an_addition_reads_too_is_measured_at_its_own_width(people
     assert ("blocks.0.conv1",) in inputs
     for damages in inputs.values():
         assert damages[2] > 100 * damages[8] > 0
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_the_size_of_a_file_is_estimated_with_the_inputs_that_it_has(people, bits):
+    """Inputs of fewer than 8 bits need nodes in the file. The estimate is never too small."""
+    config = qg.QuantConfig(weight_bits=8, activation_bits=bits, **FAST)
+    state = qg.prepare(make_gaitbase(**SHALLOW), qg.GaitData(people, people), config, device="cpu")
+    costs = SensitivityMeasurement(state, Silent()).costs()
+    estimated = costs.file_bytes([8] * len(SensitivityMeasurement(state, Silent()).groups))
+    size = qg.export(qg.calibrate(state)).file.model.ByteSize()
+    assert size <= estimated - METADATA <= 1.02 * size

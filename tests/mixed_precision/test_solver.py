@@ -48,6 +48,15 @@ def test_a_budget_below_the_cheapest_widths_has_no_solution(damages, resource):
     assert allocate(damages, COSTS, resource, smallest) is not None
 
 
+def test_small_layers_have_fewer_bytes_at_8_bits():
+    """Nodes that unpack 4-bit weights take more than a small layer's weights save."""
+    small = CostModel((*LAYERS[:2], LayerCost(2, 3, 100, 700, "c")), int4_weights=True, fixed_bytes=0)
+    damages = [{4: 1.0, 8: 0.1}] * 4
+    assert small.smallest_widths(damages) == [4, 4, 8, 4]
+    cheapest = min(describe(widths, damages, small).cost(Resource.SIZE) for widths in product(*damages))
+    assert smallest_cost(damages, small, Resource.SIZE) == cheapest
+
+
 @given(DAMAGES, st.sampled_from(list(Resource)))
 @settings(max_examples=10)
 def test_along_the_front_cost_rises_and_damage_falls(damages, resource):

@@ -151,3 +151,41 @@ def test_rounding_errors_are_not_asked_where_the_file_agrees():
         lambda batch: exact(torch.from_numpy(batch)).numpy(), Simulation(exact, fail), batches, 0.999
     )
     assert parity.single_cosine_min == 1.0
+
+
+@pytest.mark.parametrize(("share", "refused"), [(0.05, False), (0.3, True)])
+def test_a_difference_that_a_common_offset_hides_from_the_cosine_is_found(share, refused):
+    """All embeddings point in nearly one direction, as behind an activation that is never negative."""
+    batches = [random_silhouettes(1, frames, (8, 4)) for frames in (5, 9, 12)]
+    means = torch.cat([batch.mean(1).flatten(1) for batch in batches])
+    spread = (means - means.mean(0)).norm(dim=1).mean()
+
+    def embed(batch):
+        return 100 + batch.mean(1).flatten(1)
+
+    def run(batch):
+        embedding = embed(torch.from_numpy(batch))
+        embedding[:, 0] += share * spread
+        return embedding.numpy()
+
+    if refused:
+        with pytest.raises(ExportError, match=r"by up to 30 % of the distance of a sequence"):
+            compare_with_simulation(run, simulation_of(embed), batches, 0.999)
+    else:
+        assert compare_with_simulation(run, simulation_of(embed), batches, 0.999).cosine_min > 0.9999
+
+
+def test_a_step_of_a_quantized_embedding_is_explained_by_rounding():
+    batches = [random_silhouettes(1, frames, (8, 4)) for frames in (5, 9)]
+
+    def embed(batch):
+        return 100 + batch.mean(1).flatten(1)
+
+    def stepped(batch):
+        return embed(batch) + torch.eye(32)[:1]
+
+    simulation = Simulation(embed, lambda batch: iter([embed(batch), stepped(batch)]))
+    parity = compare_with_simulation(
+        lambda batch: stepped(torch.from_numpy(batch)).numpy(), simulation, batches, 0.999
+    )
+    assert parity.max_abs == pytest.approx(1, abs=1e-4)

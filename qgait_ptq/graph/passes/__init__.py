@@ -23,7 +23,9 @@ from qgait_ptq.graph.passes.maxima import DROP_MAXIMA_INDICES
 from qgait_ptq.graph.passes.ordering import ORDER_STATISTICS_TO_SORT
 from qgait_ptq.graph.passes.paddings import PADDINGS_TO_NUMBERS
 from qgait_ptq.graph.passes.pooling import ADAPTIVE_POOLS_OVER_FRAMES
+from qgait_ptq.graph.passes.products import SPLIT_SUMS_OF_PRODUCTS, VECTORS_TO_MATRICES
 from qgait_ptq.graph.passes.slices import PIECES_TO_SLICES, STACKS_TO_CONCATENATIONS
+from qgait_ptq.graph.passes.unbatched import ADD_BATCH_AXES
 
 # Passes that give each operation a single form.
 CANONICALIZATION: tuple[GraphPass, ...] = (
@@ -31,6 +33,9 @@ CANONICALIZATION: tuple[GraphPass, ...] = (
     DROP_IDENTITIES,
     DROP_WHOLE_SLICES,
     PADDINGS_TO_NUMBERS,
+    ADD_BATCH_AXES,
+    SPLIT_SUMS_OF_PRODUCTS,
+    VECTORS_TO_MATRICES,
     MASKS_TO_LOGIC,
     ADAPTIVE_POOLS_OVER_FRAMES,
     ORDER_STATISTICS_TO_SORT,

@@ -25,6 +25,8 @@ def fold_batch_norms(graph_module: fx.GraphModule) -> None:
         layer, reshapes = _layer_before(batch_norm)
         if layer is None or tensor_of(graph_module, layer.weight) is None:
             continue
+        if layer.bias is not None and tensor_of(graph_module, layer.bias) is None:  # it is computed
+            continue
         mapping = _channel_mapping(layer, reshapes)
         if mapping is not None:
             _fold(graph_module, layer, batch_norm, mapping)
