@@ -126,8 +126,11 @@ def _both(
 def _spread(embeddings: list[Tensor]) -> float:
     """Return the mean distance of the sequences from their mean embedding.
 
-    A cosine hides differences if all embeddings point in nearly one direction.
+    A cosine hides differences if all embeddings point in nearly one direction. Outputs of different sizes,
+    such as those of a submodule for each frame, have no mean: then it is 0.
     """
+    if len({embedding.shape for embedding in embeddings}) > 1:
+        return 0.0
     vectors = torch.cat([embedding.double().flatten(1) for embedding in embeddings])
     return float((vectors - vectors.mean(0)).norm(dim=1).mean())
 
