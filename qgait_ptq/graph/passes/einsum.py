@@ -27,7 +27,10 @@ def einsum_to_matmul(graph_module: fx.GraphModule) -> None:
         if not is_operator(node, EINSUMS) or len(argument(node, "tensors")) != 2:
             continue
         features, weight = argument(node, "tensors")
-        equation = _without_dots(argument(node, "equation"), observed_shape(features))
+        equation = argument(node, "equation").replace(" ", "")
+        if tensor_of(graph_module, features) is not None:  # the stored tensor is named first
+            features, weight, equation = weight, features, _with_the_second_first(equation)
+        equation = _without_dots(equation, observed_shape(features))
         product = None if equation is None else _parse_product(equation)
         if product is None or tensor_of(graph_module, weight) is None:
             continue
@@ -48,9 +51,16 @@ class _Product:
     result: list[int]
 
 
+def _with_the_second_first(equation: str) -> str:
+    """Return the equation of the same product with the tensors in the other order."""
+    inputs, arrow, result = equation.partition("->")
+    left, _, right = inputs.partition(",")
+    return f"{right},{left}{arrow}{result}"
+
+
 def _without_dots(equation: str, features: tuple[int, ...] | None) -> str | None:
     """Return an equation with letters for the dots of the features; None if others have dots, too."""
-    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    inputs, arrow, result = equation.partition("->")
     left, _, right = inputs.partition(",")
     if "." not in equation:
         return equation
@@ -63,7 +73,7 @@ def _without_dots(equation: str, features: tuple[int, ...] | None) -> str | None
 
 def _parse_product(equation: str) -> _Product | None:
     """Return the orders for an equation; None if its form is not supported."""
-    inputs, _, result = equation.replace(" ", "").partition("->")
+    inputs, _, result = equation.partition("->")
     left, _, right = inputs.partition(",")
     shared = [letter for letter in right if letter in left and letter in result]
     summed = [letter for letter in right if letter in left and letter not in result]

@@ -57,7 +57,8 @@ def linear_to_matrices(graph_module: fx.GraphModule) -> None:
 def part_linear_to_convolution(graph_module: fx.GraphModule) -> None:
     """Turn per-part products into a grouped 1×1 convolution with p groups.
 
-    Two forms: ``matmul([p, n, c], W[p, c, c'])`` and ``matmul([n, p, 1, c], W[1, p, c, c'])``.
+    Two forms: ``matmul([p, n, c], W[p, c, c'])``, and ``matmul([n, p, 1, c], W)`` with ``W[1, p, c, c']`` or
+    ``W[p, c, c']``.
     """
     for node in list(graph_module.graph.nodes):
         if not is_operator(node, MATRIX_PRODUCTS):
@@ -68,6 +69,8 @@ def part_linear_to_convolution(graph_module: fx.GraphModule) -> None:
             continue
         if weight.ndim == len(shape) == 3 and shape[0] == weight.shape[0]:
             _replace_part_linear(graph_module, node, weight, sample_axis=1)
+        elif len(shape) == 4 and weight.ndim == 3 and shape[1:3] == (weight.shape[0], 1):
+            _replace_part_linear(graph_module, node, weight, sample_axis=0)
         elif weight.ndim == len(shape) == 4 and (weight.shape[0], *shape[1:3]) == (1, weight.shape[1], 1):
             _replace_part_linear(graph_module, node, weight[0], sample_axis=0)
 

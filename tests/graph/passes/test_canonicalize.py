@@ -19,6 +19,8 @@ PER_PART = {
     "matmul": lambda f, w: torch.matmul(f.permute(2, 0, 1), w).permute(1, 2, 0),
     "bmm": lambda f, w: torch.bmm(f.permute(2, 0, 1).contiguous(), w).permute(1, 2, 0).contiguous(),
     "broadcast": lambda f, w: (f.transpose(1, 2)[:, :, None] @ w[None]).squeeze(2).transpose(1, 2),
+    "broadcast, weight as it is": lambda f, w: (f.transpose(1, 2)[:, :, None] @ w).squeeze(2).mT,
+    "einsum, weight first": lambda f, w: torch.einsum("pcd,ncp->ndp", w, f),
     "einsum": lambda f, w: torch.einsum("ncp, pcd -> ndp", f, w),
     "einsum, weight given transposed": lambda f, w: torch.einsum("ncp,dpc->npd", f, w.permute(2, 0, 1)).mT,
     "normalised weight": lambda f, w: torch.matmul(f.permute(2, 0, 1), F.normalize(w, dim=1)).permute(

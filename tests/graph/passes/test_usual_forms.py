@@ -148,6 +148,17 @@ def test_an_einsum_may_have_dots(equation):
     assert count(graph, frozenset({aten.einsum.default})) == 0
 
 
+def test_an_einsum_may_name_the_stored_tensor_first():
+    network = Frames(
+        lambda own, maps: torch.einsum("cd,...c->...d", own.matrix, maps.permute(0, 2, 3, 1)).permute(
+            0, 3, 1, 2
+        )
+    )
+    network.matrix = nn.Parameter(torch.randn(CHANNELS, 5))
+    graph = simplified(network)
+    assert count(graph, frozenset({aten.einsum.default})) == 0
+
+
 def test_products_of_an_einsum_are_counted_with_dots_and_with_letters():
     counts = []
     for equation in ("...qd,...kd->...qk", "nqd,nkd->nqk"):
