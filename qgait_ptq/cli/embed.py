@@ -58,7 +58,7 @@ def command(model: Path, directory: Path, out: Path, runtime: str, jobs: int | N
     progress.note(data.summary)
     with progress.stage("sequences", len(data)) as advance:
         resumed = embed_to_file(
-            embedder, data, out, jobs or max(1, usable_cores() // processes().count), advance
+            embedder, data, out, jobs or max(1, usable_cores() // processes().here), advance
         )
     if resumed:
         progress.note(f"{resumed} sequences were already embedded by an earlier run")

@@ -211,7 +211,7 @@ def open_to_evaluate(path: Path) -> tuple[Embedder, int]:
     runtime = _runtime_for(path)
     if runtime != ONNXRUNTIME:  # other runtimes use all cores in one call
         return Embedder(path, runtime=runtime), 1
-    at_once, threads = share_cores(processes().count)
+    at_once, threads = share_cores(processes().here)
     return Embedder(path, threads), at_once
 
 

@@ -55,7 +55,7 @@ def _shares(state: State) -> tuple[int, int | None]:
     in_torch = state.submodule is not None or state.config.evaluate_simulation
     if in_torch or state.device.type != "cpu" or state.runtime != ONNXRUNTIME:
         return 1, None
-    return share_cores(processes().count)
+    return share_cores(processes().here)
 
 
 def _open_file(state: State, threads: int | None) -> Session:

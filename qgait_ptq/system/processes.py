@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
+LOCAL_COUNT = "LOCAL_WORLD_SIZE"  # set by torchrun, too; by default, all processes are on one machine
 CONNECTING = timedelta(minutes=2)
 WAITING = timedelta(hours=2)  # a process that is later than the others by more than this is stuck
 FAILURE = "failure"  # key of the store: the process that failed first, and its exit code
@@ -34,12 +35,14 @@ class Processes:
         local_rank: number of this process among those on the same machine.
         count: number of processes.
         store: key-value store that all processes share; None with one process.
+        here: number of processes on this machine, which share its cores.
     """
 
     rank: int = 0
     local_rank: int = 0
     count: int = 1
     store: Store | None = None
+    here: int = 1
 
     @property
     def first(self) -> bool:
@@ -65,10 +68,11 @@ def announced() -> Processes:
         return Processes()
     try:
         rank, local_rank, count = (int(os.environ[name]) for name in VARIABLES[:3])
+        here = int(os.environ.get(LOCAL_COUNT, count))
     except ValueError:
         given = ", ".join(f"{name}={os.environ[name]!r}" for name in VARIABLES[:3])
         raise ConfigError(f"{given}: these variables must be numbers; start the run with torchrun") from None
-    return Processes(rank, local_rank, count)
+    return Processes(rank, local_rank, count, here=here)
 
 
 @contextmanager
@@ -83,7 +87,7 @@ def process_group() -> Iterator[Processes]:
     if found.count == 1 or _processes.count > 1:
         yield _processes
         return
-    _processes = Processes(found.rank, found.local_rank, found.count, _connect())
+    _processes = replace(found, store=_connect())
     try:
         yield _processes
     finally:

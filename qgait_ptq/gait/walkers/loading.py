@@ -93,7 +93,7 @@ def render_walkers(
         cache: cache of rendered walkers; None for none.
     """
     identities = share_of(split_identities(split, first + count)[first:])
-    workers, advance = max(1, workers // processes().count), for_all(advance)
+    workers, advance = max(1, workers // processes().here), for_all(advance)
     rendered = render_identities(identities, None, trials, views_per_trial, workers, cache)
     records: list[SequenceRecord] = []
     with closing(rendered):
