@@ -26,6 +26,10 @@ from qgait_ptq.system.processes import (
     wait_for_others,
 )
 
+# Raised for a call without arguments. Before click 8.2, click itself prints the help and ends.
+NO_ARGUMENTS: tuple[type[click.ClickException], ...] = tuple(
+    getattr(click.exceptions, name) for name in ("NoArgsIsHelpError",) if hasattr(click.exceptions, name)
+)
 COMMANDS = {
     "quantize": "quantize a network and write an ONNX file for a runtime",
     "evaluate": "measure the accuracy of a network or of a quantized file",
@@ -168,7 +172,7 @@ def _exit_code(act: Callable[[], object], stopping: _Stopping) -> int:
         return stop.code or 0
     except (click.exceptions.Abort, KeyboardInterrupt):
         return stopping.finish()
-    except click.exceptions.NoArgsIsHelpError as error:
+    except NO_ARGUMENTS as error:
         return _fail(error.format_message(), BAD_INPUT)
     except Exception as error:
         if stopping.asked:  # a library turned the interrupt into another error

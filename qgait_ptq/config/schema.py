@@ -46,8 +46,9 @@ class _Model(BaseModel):
     def _no_flag_as_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse true and false where a number is expected: pydantic would take them for 1 and 0."""
         field = cls.model_fields[info.field_name or ""]
-        if isinstance(value, bool) and not _takes_flags(field.annotation):
-            raise ValueError(f"expected another value than {str(value).lower()}")
+        for entry in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(entry, bool) and not _takes_flags(field.annotation):
+                raise ValueError(f"expected another value than {str(entry).lower()}")
         return value
 
 
@@ -226,7 +227,9 @@ class QuantConfig(_Model):
         calibration_frames: largest number of frames of a calibration sequence.
         minimum_agreement: lowest accepted mean cosine between quantized and float embeddings. Below it, the
             ranking has collapsed.
-        minimum_parity: lowest accepted cosine between the file in the runtime and the simulation.
+        minimum_parity: lowest accepted cosine between the file in the runtime and the simulation. If it is
+            positive, a file for onnxruntime may also differ by at most a tenth of the distance of a sequence
+            from the mean embedding. Larger differences are accepted only if rounding errors explain them.
         evaluate_simulation: whether to evaluate the simulation on all test sequences. Without it, the
             simulation runs only on the sample on which the file is compared with it.
         seed: random seed for choosing calibration sequences, batches and held-out identities.

@@ -71,14 +71,6 @@ class _BoundedLoader(yaml.SafeLoader):
             raise _refused(f"more than {MOST_NODES} values", mark)
         return node
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping. A key that occurs twice is refused: the first value would be lost."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for index, (key, _) in enumerate(node.value):
-            if isinstance(key, yaml.ScalarNode) and key.value in keys[:index] and key.value != MERGE:
-                raise _refused(f"the key {key.value!r} occurs twice", key.start_mark)
-        return super().construct_mapping(node, deep)
-
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """Build a value. A value that Python cannot represent raises a YAML error."""
         try:
@@ -108,7 +100,18 @@ _BoundedLoader.yaml_implicit_resolvers = {
 
 
 class _CoreLoader(_BoundedLoader):
-    """Reads values as YAML 1.2 does."""
+    """Reads values as YAML 1.2 does, and refuses keys that occur twice."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose a mapping. A key that occurs twice is refused: the first value would be lost."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        keys: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != MERGE:
+                if (key.tag, key.value) in keys:
+                    raise _refused(f"the key {key.value!r} occurs twice", key.start_mark)
+                keys.add((key.tag, key.value))
+        return node
 
 
 class _CoreDumper(yaml.SafeDumper):

@@ -224,6 +224,8 @@ def decibels(signal: float, noise: float) -> float:
     if noise == 0:
         return LARGEST_SQNR
     ratio = signal / noise
+    if math.isnan(ratio):
+        return ratio
     return max(-LARGEST_SQNR, min(10 * math.log10(ratio), LARGEST_SQNR)) if ratio > 0 else -LARGEST_SQNR
 
 

@@ -105,7 +105,7 @@ class SensitivityMeasurement:
         Inputs have the configured widths: fewer than 8 bits need nodes that are part of the file.
         """
         state = self.state
-        all_weights = {**state.config.layers, "*": LayerBits(weight_bits=WIDEST)}
+        all_weights = {**state.config.layers, ALL_LAYERS: LayerBits(weight_bits=WIDEST)}
         widths = bit_widths(state.config.model_copy(update={"layers": all_weights}))
         network = annotate(copy.deepcopy(state.network), state.target.rules, widths)
         one = replace(state, maybe_chosen=state.data.calibration.choose(1, state.config.seed))
@@ -115,6 +115,9 @@ class SensitivityMeasurement:
         macs = {layer.node: layer.macs for layer in state.layers}
         layers = layer_costs(quantized, self.groups, macs)
         return CostModel.of_file(layers, state.target.storage.int4_weights, file.ByteSize())
+
+
+ALL_LAYERS = "?*"  # a pattern that no recipe has, so that it is the last one, which wins
 
 
 def with_uniform_ranges(state: State, bits: int, advance: Advance = nothing, *, apart: bool = False) -> State:

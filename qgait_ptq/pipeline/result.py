@@ -76,6 +76,8 @@ class QuantizationResult:
     def save(self, folder: str | Path, float_file: bool = False, torch_file: bool = False) -> Path:
         """Write ``model.onnx``, ``report.html``, ``report.json`` and ``recipe.yaml``, if there is one.
 
+        A result that is in the folder is replaced, with all of its files.
+
         Args:
             folder: output directory; it is created if it does not exist.
             float_file: whether to write ``float.onnx`` too, the network before quantization. It serves for

@@ -94,6 +94,7 @@ class _Plan:
                 for node in behind_last_layer(layer)
                 if leaves_network(node)
             }
+        self.features = self._read_by_embedding()
         in_float = self.rules.last_layer is LastLayer.FLOAT
         self.float_layers = self.last_layers if in_float else set()
         self.integer: set[fx.Node] = set()
@@ -102,6 +103,14 @@ class _Plan:
                 self.integer.add(node)
         self.of_layers = LayerWidths(self.widths, self.rules, self.candidates)
         self.weight_only = self._plan_weight_only()
+
+    def _read_by_embedding(self) -> set[fx.Node]:
+        """Return the tensors that the embedding holds beside sums of last layers, also before moves."""
+        features = {node for reader in self.embedding for node in reader.all_input_nodes}
+        for node in reversed(self.nodes):
+            if node in features and is_operator(node, self.rules.value_preserving):
+                features.add(source(node))
+        return features
 
     def _plan_weight_only(self) -> dict[fx.Node, WeightOnlyPlan]:
         chosen = [n for n in self.in_float if self._is_chosen(n) and is_operator(n, self.rules.weight_only)]
@@ -252,7 +261,9 @@ class _Plan:
         }
 
     def _is_added(self, node: fx.Node) -> bool:
-        """Return whether an elementwise operator on integers, such as an addition, reads a node."""
+        """Return whether an elementwise operator on integers, or the embedding, reads a tensor."""
+        if node in self.features:
+            return True
         return any(is_operator(user, self.rules.elementwise) and user in self.integer for user in node.users)
 
     def _layers_bits(self, node: fx.Node) -> int:

@@ -20,6 +20,7 @@ from qgait_ptq.report.widths import allocation_lines, widths_label
 Report = Mapping[str, Any]
 MEGABYTE = 1e6
 LITTLE = 1.0  # points of rank-1 that the verdict calls a small loss
+UNDONE = "held-out rank-1 fell; reverted"
 HEADINGS = {"float": "float", "quantized": "simulation", "onnx": "file"}
 
 
@@ -173,7 +174,8 @@ def _stages(report: Report) -> Iterator[str]:
         "equalization": f"equalization of channels ({config['equalization']})",
         "rounding": f"rounding of weights ({config['rounding']})"
         + (" with bias correction" if config["bias_correction"] else ""),
-        "IDC": "IDC, calibration of distances between people: " + _outcome(learned.get("idc") or {}),
+        "IDC": "IDC, calibration of distances between people: "
+        + (_outcome(learned.get("idc") or {}) if learned or not calibration else UNDONE),
         "fine-tuning": "fine-tuning: " + ("reverted" if _undone(learned) else "kept"),
         "refit": "refit of the last layers: " + _refit(learned.get("refit") or {}),
         "evaluation": f"evaluation on {data['test_sequences']} test sequences"

@@ -118,8 +118,15 @@ def test_text_stays_text_in_a_recipe(text):
 
 
 def test_configurations_of_opengait_are_read_as_by_opengait(tmp_path):
-    path = write(tmp_path, "a: on\nb: 010\nc: 1e-3")
-    assert read_yaml(path, "the configuration", as_opengait=True) == {"a": True, "b": 8, "c": "1e-3"}
+    """One of its own has a key twice."""
+    path = write(tmp_path, "a: on\nb: 010\nc: 1e-3\nd: 1\nd: 2")
+    assert read_yaml(path, "the configuration", as_opengait=True) == {"a": True, "b": 8, "c": "1e-3", "d": 2}
+
+
+def test_keys_that_are_no_repetition_are_read(tmp_path):
+    text = "a: {1: x, '1': y}\nb: &b {k: 0}\nc: {d: &d {<<: *b, k: 1}}\ne: {<<: *d}"
+    values = read_yaml(write(tmp_path, text), "the recipe")
+    assert values == {"a": {1: "x", "1": "y"}, "b": {"k": 0}, "c": {"d": {"k": 1}}, "e": {"k": 1}}
 
 
 @pytest.mark.parametrize(
@@ -129,6 +136,7 @@ def test_configurations_of_opengait_are_read_as_by_opengait(tmp_path):
         "quantization: {seed: false}",
         "quantization: {finetune: {steps: true}}",
         "data: {modality: true}",
+        "data: {modality: [true, false]}",
         "data: {root: true}",
         "model: {frames: true}",
     ],

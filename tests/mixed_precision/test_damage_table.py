@@ -38,7 +38,8 @@ def test_an_input_that_an_addition_reads_too_is_measured_at_its_own_width(people
 @pytest.mark.parametrize("bits", [3, 8])
 def test_the_size_of_a_file_is_estimated_with_the_inputs_that_it_has(people, bits):
     """Inputs of fewer than 8 bits need nodes in the file. The estimate is never too small."""
-    config = qg.QuantConfig(weight_bits=8, activation_bits=bits, **FAST)
+    layers = {"*": {"activation_bits": bits}}
+    config = qg.QuantConfig(weight_bits=8, activation_bits=8, layers=layers, **FAST)
     state = qg.prepare(make_gaitbase(**SHALLOW), qg.GaitData(people, people), config, device="cpu")
     costs = SensitivityMeasurement(state, Silent()).costs()
     estimated = costs.file_bytes([8] * len(SensitivityMeasurement(state, Silent()).groups))

@@ -193,6 +193,7 @@ def test_training_that_was_reverted_for_rank_1_is_not_called_kept(report):
     page = render_report(undone)
     assert "loss 0.5000 → 0.4000" not in page
     assert "fine-tuning: reverted" in page
+    assert "IDC, calibration of distances between people: held-out rank-1 fell; reverted" in page
     assert list(stage_lines(undone["calibration"])) == []
 
 
@@ -247,9 +248,10 @@ def test_a_result_given_twice_has_two_rows(tmp_path):
 
 def test_results_of_different_test_sets_are_not_compared(report):
     other = {**report, "data": {**report["data"], "test_sequences": 7}}
-    shorter = {**report, "data": {**report["data"], "longest": 3}}
-    with pytest.raises(ConfigError, match="different data"):
+    shorter, older = ({**report, "data": {**report["data"], "longest": longest}} for longest in (3, None))
+    with pytest.raises(ConfigError, match=r"different data .*; longest 24 and 3\)"):
         compare_reports({"a": report, "b": shorter})
+    assert len(compare_reports({"a": report, "b": older})) == 2  # older reports do not say
     moved = {**report, "data": {**report["data"], "description": "the same, elsewhere"}}
     assert len(compare_reports({"a": report, "b": moved})) == 2
     with pytest.raises(ConfigError, match=r"different data .*, 7 sequences"):

@@ -121,7 +121,7 @@ def _find_in_view(
         return ({modality_name(0): view} if frames else {}), 0
     if max(modalities) >= len(arrays):
         raise DataError(f"{view}: {len(arrays)} array files; modality {max(modalities)} is missing")
-    # With suffixes, as OpenGait sorts: its configurations count in this order.
+    # With suffixes: OpenGait, whose configurations count files, has ``a-b.pkl`` before ``a.pkl``, too.
     arrays.sort(key=partial(natural_key, with_suffix=True))
     for index, file in enumerate(arrays):
         if index not in modalities:

@@ -7,6 +7,7 @@ import os
 import struct
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,15 +46,15 @@ class _FrameStack:
     """
 
     def __init__(self) -> None:
-        self.frames: list[NDArray[np.uint8]] = []
+        self.frames: list[NDArray[Any]] = []
         self.levels: list[int] = []  # transparency of each frame before one of them has a shape in it
         self.has_shape = self.has_opaque = False
 
-    def add(self, colours: NDArray[np.uint8], alpha: NDArray[np.uint8] | None) -> None:
+    def add(self, colours: NDArray[Any], alpha: NDArray[np.uint8] | None) -> None:
         """Add one frame.
 
         Args:
-            colours: grey values ``[h, w]``.
+            colours: grey values ``[h, w]``, uint8 or uint16.
             alpha: transparency ``[h, w]``; None for an image without.
 
         Raises:
@@ -103,7 +104,14 @@ def read_png_folder(folder: Path) -> NDArray[np.uint8]:
     shapes = {frame.shape for frame in frames}
     if len(shapes) > 1:
         raise DataError(f"{folder}: frames of different sizes {sorted(shapes)[:3]}; resize them to one")
-    return np.stack(frames) if frames else np.zeros((0, 0, 0), np.uint8)
+    return np.stack(_in_bytes(frames)) if frames else np.zeros((0, 0, 0), np.uint8)
+
+
+def _in_bytes(frames: list[NDArray[Any]]) -> list[NDArray[np.uint8]]:
+    """Return frames of 16 bits as bytes: the upper ones, unless masks of {0, 1} or 0..255 are stored so."""
+    largest = max((int(frame.max()) for frame in frames if frame.dtype == np.uint16), default=0)
+    shift = 8 if largest > np.iinfo(np.uint8).max else 0
+    return [(frame >> shift).astype(np.uint8) if frame.dtype == np.uint16 else frame for frame in frames]
 
 
 def _png_size(data: bytes) -> tuple[int, int]:
@@ -116,7 +124,7 @@ def _png_size(data: bytes) -> tuple[int, int]:
     return width, height
 
 
-def _decode_png(data: bytes, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+def _decode_png(data: bytes, size: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
     """Return colours as grey ``[h, w]``, and transparency ``[h, w]``, or None for an image without."""
     from PIL import Image
 
@@ -126,5 +134,5 @@ def _decode_png(data: bytes, size: tuple[int, int]) -> tuple[NDArray[np.uint8], 
         is_opaque = image.mode not in ("RGBA", "LA") and "transparency" not in image.info
         alpha = None if is_opaque else np.asarray(image.convert("RGBA").getchannel("A"))
         if image.mode.startswith("I"):  # grey values of 16 bits, which Pillow would clip to 255
-            return (np.asarray(image) >> 8).astype(np.uint8), alpha
+            return np.asarray(image).astype(np.uint16), alpha
         return np.asarray(image.convert("L")), alpha

@@ -65,6 +65,13 @@ def test_grey_values_of_16_bits_are_scaled(tmp_path):
     np.testing.assert_array_equal(read_sequence(tmp_path)[0], values // 256)
 
 
+@pytest.mark.parametrize("largest", [1, 255])
+def test_masks_of_16_bits_are_read_like_those_of_8(largest, tmp_path):
+    """Some programs store every image with 16 bits."""
+    write(tmp_path, [Image.fromarray((mask > 0).astype(np.uint16) * largest) for mask in MASKS])
+    np.testing.assert_array_equal(read_sequence(tmp_path), MASKS)
+
+
 @pytest.mark.parametrize("empty", [[0], [3], [0, 1, 3]])
 def test_a_frame_without_a_person_is_not_read_as_a_photograph(empty, tmp_path):
     masks = MASKS.copy()
