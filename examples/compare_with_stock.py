@@ -31,7 +31,8 @@ from qgait_ptq.gait.zoo import NETWORKS
 from qgait_ptq.runtime import describe_processor, open_unguarded, run_session
 
 FRAME, FRAMES, CALIBRATION = (64, 44), 12, 16
-COMPARED = [name for name, (_, frames) in MODELS.items() if frames == ((64, 44),)]  # silhouettes
+# Networks that take silhouettes alone.
+COMPARED = [name for name in NETWORKS if name not in MODELS or MODELS[name][1] == ((64, 44),)]
 STOCK: dict[str, dict[str, Any]] = {"stock": {}, "stock-reduced": {"reduce_range": True}}
 
 
