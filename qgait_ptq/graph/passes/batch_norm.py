@@ -45,9 +45,10 @@ def _layer_before(batch_norm: BatchNorm) -> tuple[WeightedLayer | None, list[fx.
 
 
 def _channel_mapping(layer: WeightedLayer, reshapes: list[fx.Node]) -> Tensor | None:
-    """Return the channel of the batch norm for each output channel, ``[c]``; None if it is not one of each.
+    """Return the channel of the batch norm for each output channel, ``[c]``; None if there are several.
 
-    Channel numbers are passed through the reshapes themselves, so every form of reshape is supported.
+    Several output channels, such as those of all parts, can share a channel of the batch norm. Channel numbers
+    are passed through the reshapes themselves, so every form of reshape is supported.
     """
     sizes = observed_shape(layer.node)
     if sizes is None:
@@ -59,13 +60,12 @@ def _channel_mapping(layer: WeightedLayer, reshapes: list[fx.Node]) -> Tensor | 
     moved = numbers.reshape(shape).expand(sizes)
     for node in reshapes:
         moved = _apply_concretely(node, moved)
-    by_channel = moved.transpose(0, 1).flatten(1)
-    sources = by_channel[:, 0]
-    one_each = len(sources) == len(numbers) == len(sources.unique())
-    if not one_each or not bool((by_channel == sources[:, None]).all()):
-        return None
-    mapping = torch.empty_like(numbers)
-    mapping[sources] = torch.arange(len(sources))
+    mapping = torch.full_like(numbers, -1)
+    for channel, own in enumerate(moved.transpose(0, 1).flatten(1)):
+        sources = own.unique()
+        if bool((mapping[sources] >= 0).any()):
+            return None
+        mapping[sources] = channel
     return mapping
 
 

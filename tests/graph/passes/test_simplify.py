@@ -16,7 +16,7 @@ class PartsThenNorm(nn.Module):
         super().__init__()
         self.spelling = spelling
         self.fc = nn.Parameter(torch.randn(4, 8, 6))
-        self.bn = nn.BatchNorm1d(24)
+        self.bn = nn.BatchNorm1d(6 if spelling == "shared" else 24)
 
     def forward(self, silhouettes):
         features = silhouettes.amax(1)[:, :32, :8].unflatten(1, (4, 8)).mean(2)  # [n, 4, 8]
@@ -24,6 +24,8 @@ class PartsThenNorm(nn.Module):
         product = torch.bmm(by_part, self.fc) if self.spelling == "bmm" else by_part.matmul(self.fc)
         if self.spelling == "parts first":
             return self.bn(product.transpose(0, 1).reshape(-1, 24)).reshape(-1, 4, 6).transpose(1, 2)
+        if self.spelling == "shared":  # by all parts, as in GaitGL
+            return self.bn(product.permute(1, 2, 0))
         return self.bn(product.permute(1, 2, 0).flatten(1)).view(-1, 6, 4)
 
 
@@ -79,10 +81,11 @@ def count(graph_module, operators):
         PartsThenNorm("matmul"),
         PartsThenNorm("bmm"),
         PartsThenNorm("parts first"),
+        PartsThenNorm("shared"),
         SharedConvolution(),
         LinearThenNorm(),
     ],
-    ids=["gaitbase", "matmul", "bmm", "parts first", "shared", "linear"],
+    ids=["gaitbase", "matmul", "bmm", "parts first", "shared norm", "shared layer", "linear"],
 )
 def test_every_batch_norm_is_folded_and_the_function_stays(network):
     graph_module = simplified(network)
