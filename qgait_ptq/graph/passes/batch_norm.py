@@ -47,8 +47,8 @@ def _layer_before(batch_norm: BatchNorm) -> tuple[WeightedLayer | None, list[fx.
 def _channel_mapping(layer: WeightedLayer, reshapes: list[fx.Node]) -> Tensor | None:
     """Return the channel of the batch norm for each output channel, ``[c]``; None if there are several.
 
-    Several output channels, such as those of all parts, can share a channel of the batch norm. Channel numbers
-    are passed through the reshapes themselves, so every form of reshape is supported.
+    Several output channels, such as those of all parts, can share a channel of the batch norm. Channel
+    numbers are passed through the reshapes themselves, so every form of reshape is supported.
     """
     sizes = observed_shape(layer.node)
     if sizes is None:
