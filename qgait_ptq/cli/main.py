@@ -208,7 +208,7 @@ def _describe(error: Exception) -> tuple[str, int]:
         hint = f"; see '{context.command_path} --help'" if context else ""
         return plain(error.format_message().rstrip(".")) + hint, BAD_INPUT
     if isinstance(error, QgaitError):
-        return plain(error), BAD_INPUT
+        return plain(" ".join(line.strip() for line in str(error).splitlines())), BAD_INPUT
     if _is_out_of_memory(error):
         return f"there is not enough memory for this ({plain(first_line(error))}); ask for less", BAD_INPUT
     text = (

@@ -105,6 +105,7 @@ class GaitDataset:
         description: str = "",
         layout: FrameLayout | None = None,
         notes: DataNotes | None = None,
+        reading: Reading | None = None,
     ) -> None:
         """Make a set of records.
 
@@ -113,11 +114,13 @@ class GaitDataset:
             description: origin of the data in one line, for reports.
             layout: layout of several inputs, which records return joined as ``[s, F]`` float32; else None.
             notes: what was left out when the set was read.
+            reading: settings with which the set was read; None for sequences that were not read from files.
         """
         self.records = list(records)
         self.description = description or f"{len(self.records)} sequences"
         self.layout = layout
         self.notes = notes or DataNotes()
+        self.reading = reading
 
     @classmethod
     def from_directory(
@@ -179,7 +182,7 @@ class GaitDataset:
         )
         records = [_to_record(place, reading, layout) for place in found]
         described = f"{root} ({len({place.subject for place in found})} subjects, {len(records)} sequences)"
-        return cls(records, described, layout, notes)
+        return cls(records, described, layout, notes, reading)
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[tuple[Any, Any]], raw: bool = False) -> GaitDataset:
@@ -293,7 +296,7 @@ class GaitDataset:
 
     def _with(self, records: list[SequenceRecord]) -> GaitDataset:
         """Return a set of some of the records."""
-        return GaitDataset(records, self.description, self.layout, self.notes)
+        return GaitDataset(records, self.description, self.layout, self.notes, self.reading)
 
 
 def _identity(array: Silhouettes) -> Silhouettes:

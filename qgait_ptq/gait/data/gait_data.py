@@ -144,4 +144,13 @@ def as_gait_data(data: Any) -> GaitData:
     held = [r for i, r in enumerate(records) if i % SHARE_HELD_BACK == SHARE_HELD_BACK - 1] or list(records)
     kept = [r for i, r in enumerate(records) if i % SHARE_HELD_BACK != SHARE_HELD_BACK - 1]
     calibration, test = (GaitDataset(some, layout=data.layout) for some in (kept, held))
-    return GaitData(calibration, test, description=data.description, notes=data.notes)
+    reading = data.reading
+    return GaitData(
+        calibration,
+        test,
+        description=data.description,
+        cut_columns=None if reading is None else reading.cut_columns,
+        modalities=(0,) if reading is None else reading.modalities,
+        notes=data.notes,
+        longest=None if reading is None else reading.longest,
+    )

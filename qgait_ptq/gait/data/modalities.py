@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from qgait_ptq.gait.data.sequences import (
 from qgait_ptq.graph.frame_layout import LARGEST_INTEGER, FrameLayout, layout_of
 
 INTEGERS = (np.int32, np.int64)
+RESERVED = ("self", "embedding")  # names in the code of a graph, and of the output of a file
 
 
 def modality_name(index: int) -> str:
@@ -46,7 +48,7 @@ def check_modalities(given: Mapping[str, Any], where: str, raw: bool = False) ->
     checked: dict[str, NDArray[Any]] = {}
     for name, array in given.items():
         at = f"{where}, {name}"
-        if not (isinstance(name, str) and name.isidentifier()):
+        if not (isinstance(name, str) and name.isidentifier()) or iskeyword(name) or name in RESERVED:
             raise DataError(f"{where}: an input is named {name!r}; use a name such as silhouettes")
         if not isinstance(array, np.ndarray):
             array = np.asarray(array)

@@ -174,3 +174,9 @@ def test_lists_of_arrays_and_of_numbers_in_files_are_read(tmp_path):
     found = read_modalities({"a": frames, "b": numbers}, Reading())
     np.testing.assert_array_equal(found["a"], SILHOUETTES)
     np.testing.assert_array_equal(found["b"], np.array([[1, -2.5]] * 6, np.float32))
+
+
+@pytest.mark.parametrize("name", ["class", "None", "self", "embedding"])
+def test_names_that_code_or_the_file_uses_are_refused(name):
+    with pytest.raises(DataError, match=f"an input is named '{name}'"):
+        check_modalities({"silhouettes": np.zeros((3, 8, 8), np.uint8), name: np.zeros((3, 2))}, "here")

@@ -7,6 +7,7 @@ from PIL import Image
 
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.dataset import GaitDataset, PackedSilhouettes
+from qgait_ptq.gait.data.gait_data import as_gait_data
 from qgait_ptq.gait.data.sequences import (
     Reading,
     check_silhouettes,
@@ -275,3 +276,15 @@ def test_values_beyond_float32_are_refused_without_a_warning():
         warnings.simplefilter("error")
         with pytest.raises(DataError, match="NaN or infinite"):
             check_values(np.full((2, 3), 1e300), "here")
+
+
+def test_a_set_of_files_keeps_how_it_was_read(tmp_path):
+    """The file of a network that it calibrates says so, and deployment reads in the same way."""
+    for person in range(4):
+        view = tmp_path / f"p{person}" / "nm-01" / "090"
+        view.mkdir(parents=True)
+        for name in ("0.npy", "1.npy"):
+            np.save(view / name, np.full((4, 16, 12), 255, np.uint8))
+    reading = Reading(cut_columns=2, longest=3, modalities=(1,))
+    data = as_gait_data(GaitDataset.from_directory(tmp_path, reading=reading).choose(3))
+    assert (data.cut_columns, data.longest, data.modalities) == (2, 3, (1,))
