@@ -27,9 +27,7 @@ from qgait_ptq.system.processes import (
 )
 
 # Raised for a call without arguments. Before click 8.2, click itself prints the help and ends.
-NO_ARGUMENTS: tuple[type[click.ClickException], ...] = tuple(
-    getattr(click.exceptions, name) for name in ("NoArgsIsHelpError",) if hasattr(click.exceptions, name)
-)
+NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())
 COMMANDS = {
     "quantize": "quantize a network and write an ONNX file for a runtime",
     "evaluate": "measure the accuracy of a network or of a quantized file",

@@ -12,6 +12,7 @@ from qgait_ptq.capture.own_code import CODE, is_built_in
 from qgait_ptq.config.recipes import parse, read_recipe
 from qgait_ptq.config.schema import GOALS, DataSource, ModelSource, Recipe
 from qgait_ptq.errors import ConfigError
+from qgait_ptq.gait.data.names import printable
 
 # What each effort turns on (None: if the labels allow it). Other settings keep the values of the recipe.
 EFFORTS: dict[str | None, dict[str, bool | None]] = {
@@ -58,18 +59,9 @@ def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str
     recipe = parse(Recipe, values, str(recipe_file or "options"), recipe_file)
     data = recipe.data
     for path in (recipe.model.path, recipe.model.opengait_config, data.root, data.partition, data.unlabelled):
-        if path is not None and not _is_unicode(str(path)):
+        if path is not None and printable(str(path)) != str(path):
             raise ConfigError(f"{path}: the path is not UTF-8, so no report can name it; rename it")
     return recipe
-
-
-def _is_unicode(text: str) -> bool:
-    """Return whether a path has no bytes that are not UTF-8, which Python keeps as halves of pairs."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _section_of(values: dict[str, Any], section: str, recipe_file: Path | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from functools import partial
 import onnx
 import onnxruntime
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from qgait_ptq.capture.captured import FRAME_AXIS, Capture
 from qgait_ptq.errors import ExportError
@@ -93,8 +93,13 @@ def describe_culprit(state: State, captured: Capture, clips: Tensor) -> str:
     node = find_wrong_node(state.network, captured, state.target.opset, clips)
     if node is None:
         return ""
-    where = f" at {place_of(node)}" if place_of(node) else ""
-    return f": torch's ONNX exporter or onnxruntime computes {operator_name(node)}{where} differently"
+    return f": torch's ONNX exporter or onnxruntime computes {_with_place(node)} differently"
+
+
+def _with_place(node: fx.Node) -> str:
+    """Return the name of an operator, with the line of code that calls it, if it is known."""
+    place = place_of(node)
+    return f"{operator_name(node)} at {place}" if place else operator_name(node)
 
 
 def _with_cause(
@@ -111,8 +116,7 @@ def _with_cause(
     for axis, (batch, frames) in failing.items():
         node = find_wrong_node(state.network, captured, state.target.opset, clips[:batch, :frames])
         if node is not None:
-            where = f" at {place_of(node)}" if place_of(node) else ""
-            cause = f"{operator_name(node)}{where} is written for one size only by torch's ONNX exporter"
+            cause = f"{_with_place(node)} is written for one size only by torch's ONNX exporter"
             captured = captured.because(axis, cause)
     return captured
 

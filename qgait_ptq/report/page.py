@@ -175,7 +175,7 @@ def _stages(report: Report) -> Iterator[str]:
         "rounding": f"rounding of weights ({config['rounding']})"
         + (" with bias correction" if config["bias_correction"] else ""),
         "IDC": "IDC, calibration of distances between people: "
-        + (_outcome(learned.get("idc") or {}) if learned or not calibration else UNDONE),
+        + (UNDONE if calibration.get("undone_for_rank1") else _outcome(calibration.get("idc") or {})),
         "fine-tuning": "fine-tuning: " + ("reverted" if _undone(learned) else "kept"),
         "refit": "refit of the last layers: " + _refit(learned.get("refit") or {}),
         "evaluation": f"evaluation on {data['test_sequences']} test sequences"

@@ -23,8 +23,7 @@ def add_batch_axes(graph_module: fx.GraphModule) -> None:
         if len(shape) == (len(weight) - 1 if is_operator(node, CONVOLUTIONS) else 1):
             with graph.inserting_before(node):
                 batch = graph.call_function(aten.unsqueeze.default, (features, 0))
-                rest = {**node.kwargs}
-                layer = graph.call_function(node.target, (batch, *node.args[1:]), rest)
+                layer = graph.call_function(node.target, (batch, *node.args[1:]), dict(node.kwargs))
                 node.replace_all_uses_with(graph.call_function(aten.squeeze.dim, (layer, 0)))
 
 
