@@ -225,8 +225,9 @@ class FeaturesBesideTheHead(nn.Module):
 
     def forward(self, x):
         features = F.relu(self.second(F.relu(self.conv(x.flatten(0, 1).unsqueeze(1)))))
-        frames = (features.amax((2, 3)), self.head(F.relu(self.third(features)).amax((2, 3))))
-        return torch.cat(frames, 1).unflatten(0, x.shape[:2]).amax(1)
+        deeper = F.relu(self.third(features))
+        pooled, last = (maps.amax((2, 3)).unflatten(0, x.shape[:2]).amax(1) for maps in (features, deeper))
+        return torch.cat([pooled, self.head(last)], 1)
 
 
 def test_features_in_the_embedding_have_8_bits_where_a_layer_reads_them_with_fewer():
