@@ -37,6 +37,7 @@ from ablation_variants import plan_jobs
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--jobs", "workers", default=1, show_default=True, help="Processes.")
 @click.option("--threads", default=1, show_default=True, help="Of each process.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--only", default="*", show_default=True, help="Pattern over 'network bits method seed N'.")
 @click.option("--table", is_flag=True, help="Write the tables from what there is, and run nothing.")
 def main(
@@ -47,6 +48,7 @@ def main(
     seeds: int,
     workers: int,
     threads: int,
+    device: str,
     only: str,
     table: bool,
 ) -> None:
@@ -64,7 +66,9 @@ def main(
         # Leaving the pool ends its processes, also where this one is asked to end.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         with get_context("spawn").Pool(workers) as pool:
-            finished = pool.imap_unordered(partial(execute, work=work, threads=threads), wanted)
+            finished = pool.imap_unordered(
+                partial(execute, work=work, threads=threads, device=device), wanted
+            )
             for count, run in enumerate(finished, 1):
                 with (out / "runs.jsonl").open("a") as file:
                     file.write(json.dumps(run) + "\n")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from qgait_ptq.gait import (
     rank_gallery,
     render_walkers,
 )
+from qgait_ptq.gait.embedding import Embed
 from qgait_ptq.gait.zoo import NETWORKS
 
 CALIBRATION_IDENTITIES, FIRST_CALIBRATION = 16, 1000
@@ -188,13 +189,14 @@ class Timer:
         self.seconds, self.peak = dict(seconds), max(self.peak, peak)
 
 
-def execute(job: Job, work: Path, threads: int) -> dict[str, Any]:
+def execute(job: Job, work: Path, threads: int, device: str) -> dict[str, Any]:
     """Run one job.
 
     Args:
         job: what.
         work: folder of the walkers and of states that runs share.
         threads: of torch.
+        device: ``cpu`` or ``cuda``.
     """
     torch.set_num_threads(threads)
     _reset_peak()
@@ -213,10 +215,10 @@ def execute(job: Job, work: Path, threads: int) -> dict[str, Any]:
     timer = Timer()
     data = read_walkers(work / "walkers" / f"calibration-{job.seed}.npz")
     result: dict[str, Any] = {"key": job.key, "job": {**asdict(job), "checkpoint": Path(job.checkpoint).name}}
-    result |= {"terms": TERMS, "checkpoint_sha256": checkpoint_digest(job.checkpoint)}
+    result |= {"terms": TERMS, "checkpoint_sha256": checkpoint_digest(job.checkpoint), "device": device}
     pool = read_walkers(work / "walkers" / "pool.npz")
     given = qg.GaitData(data, data, finetuning=pool)
-    state = qg.prepare(_load(job), given, config, device="cpu")
+    state = qg.prepare(_load(job), given, config, device=device)
     try:
         state = _calibrate(state, job, timer, work / "states")
         result |= judge(job, state, work)
@@ -293,9 +295,11 @@ def _load(job: Job) -> torch.nn.Module:
 def judge(job: Job, state: qg.State, work: Path) -> dict[str, Any]:
     """Rank the test walkers with the quantized network, and with its file in onnxruntime."""
     data = read_walkers(work / "walkers" / "test.npz")
-    reference = float_embeddings(job, state.network, data, work)
+    reference = float_embeddings(job, partial(_embed_on, state.device, state.network), data, work)
     file = qg.export(state).file
-    embeddings, from_file = embed_dataset(data, [state.quantized, file.run], SIZE)
+    embeddings, from_file = embed_dataset(
+        data, [partial(_embed_on, state.device, state.quantized), file.run], SIZE
+    )
     return {
         "sqnr_db": embedding_sqnr(reference, embeddings),
         "cosine": float(embedding_cosine(reference, embeddings).mean()),
@@ -305,7 +309,11 @@ def judge(job: Job, state: qg.State, work: Path) -> dict[str, Any]:
     }
 
 
-def float_embeddings(job: Job, network: fx.GraphModule, data: GaitDataset, work: Path) -> Tensor:
+def _embed_on(device: torch.device, network: fx.GraphModule, batch: Tensor) -> Tensor:
+    return network(batch.to(device))
+
+
+def float_embeddings(job: Job, network: Embed, data: GaitDataset, work: Path) -> Tensor:
     """Embeddings of the float network, computed once."""
     path = work / "states" / f"{job.network}-{checkpoint_digest(job.checkpoint)[:12]}-test.pt"
     if not path.exists():

@@ -1,7 +1,8 @@
 """Time, peak memory and file sizes of quantizing a full-size GaitBase (7 M parameters) on this machine.
 
     python examples/measure_full_size.py
-    python examples/measure_full_size.py --stages    # and W4A4 with corrections and IDC: many minutes
+    python examples/measure_full_size.py --stages    # W4A4 with corrections and IDC: many minutes
+    python examples/measure_full_size.py --finetune --device cuda    # and with fine-tuning
 
 The weights are random, with batch norm statistics of a real pass: time, memory and size do not depend on
 what the network has learned.
@@ -9,6 +10,7 @@ what the network has learned.
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -25,7 +27,7 @@ from torch.optim.swa_utils import update_bn
 
 import qgait_ptq as qg
 from qgait_ptq.calibration import ChooseClips, SetRanges
-from qgait_ptq.config import IdcConfig
+from qgait_ptq.config import FinetuneConfig, IdcConfig
 from qgait_ptq.gait import Condition, GaitDataset, Split, network_batch, render_walkers
 from qgait_ptq.gait.zoo import GaitBase
 
@@ -57,32 +59,44 @@ def peak_gigabytes() -> float:
 
 @click.command()
 @click.option("--stages", is_flag=True, help="W4A4 with all default stages, on 128 sequences of 16 people.")
-def main(stages: bool) -> None:
+@click.option("--finetune", is_flag=True, help="The same, and fine-tuning on 2,000 sequences.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for --stages and --finetune.")
+def main(stages: bool, finetune: bool, device: str) -> None:
     """Quantize at several widths and print what it took."""
     torch.manual_seed(0)
     data = calibration_data()
     network = initialise(GaitBase(), data)
     console = Console()
-    if stages:
-        console.print(measure_stages(network))
+    if stages or finetune:
+        console.print(measure_stages(network, finetune, device))
     else:
         console.print(measure_ranges(network, data))
 
 
-def measure_stages(network: nn.Module) -> Table:
-    """Capture and the default stages at W4A4, and their times."""
-    config = qg.QuantConfig(weight_bits=4, activation_bits=4)
+def measure_stages(network: nn.Module, finetune: bool, device: str) -> Table:
+    """Capture and the stages at W4A4, and their times."""
+    settings = FinetuneConfig(enabled=finetune)
+    config = qg.QuantConfig(weight_bits=4, activation_bits=4, finetune=settings)
     listener = Timer()
-    data = qg.load_walkers().calibration
-    prepared = qg.prepare(network, qg.GaitData(data, data), config, device="cpu", progress=listener)
-    qg.calibrate(prepared, progress=listener)
-    table = Table(title=f"GaitBase W4A4, default stages, {torch.get_num_threads()} threads")
+    workers = os.cpu_count() or 1
+    walkers = qg.load_walkers(workers, finetuning=settings.unlabelled if finetune else 0, test_walkers=4)
+    started = time.perf_counter()
+    prepared = qg.prepare(network, walkers, config, device=device, progress=listener)
+    calibrated = qg.calibrate(prepared, progress=listener)
+    with listener.stage("export"):
+        qg.export(calibrated)
+    elapsed = time.perf_counter() - started
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+    stages = "default stages and fine-tuning" if finetune else "default stages"
+    table = Table(title=f"GaitBase W4A4, {stages}, {where}")
     table.add_column("stage")
     table.add_column("seconds", justify="right")
     for name, seconds in listener.seconds.items():
         table.add_row(name, f"{seconds:.0f}")
-    table.add_row("all", f"{sum(listener.seconds.values()):.0f}")
+    table.add_row("all", f"{elapsed:.0f}")
     table.add_row("peak memory, GB", f"{peak_gigabytes():.2f}")
+    if device == "cuda":
+        table.add_row("peak memory of the GPU, GB", f"{torch.cuda.max_memory_allocated() / 1e9:.2f}")
     return table
 
 
