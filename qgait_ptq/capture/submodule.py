@@ -20,6 +20,7 @@ from qgait_ptq.capture.own_copy import copy_network
 from qgait_ptq.capture.program import unwrap
 from qgait_ptq.capture.trace import embedding_network
 from qgait_ptq.errors import CaptureError, ConfigError, first_line
+from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.graph.frame_inputs import join_inputs
 from qgait_ptq.graph.frame_layout import FrameLayout
 from qgait_ptq.graph.network_input import random_silhouettes
@@ -80,10 +81,15 @@ class IsolatedSubmodule:
             given, _ = observe_call(self.host, self.path, self.name, batch)
         return self.shapes.given.to_sequences(given, batch.shape[0])
 
-    def around(self, run: Run) -> nn.Module:
-        """Return the network with `run` in place of the submodule; `run` takes and gives what it does."""
+    def around(self, run: Run, counts: FrameCounts) -> nn.Module:
+        """Return the network with `run` in place of the submodule.
+
+        Args:
+            run: takes sequences ``[n, s, ...]`` and gives what `as_network` gives.
+            counts: frame counts that `run` takes.
+        """
         host = copy.deepcopy(self.host)
-        host.set_submodule(self.path, Replacement(run, self.shapes))
+        host.set_submodule(self.path, Replacement(run, self.shapes, counts))
         return host
 
 

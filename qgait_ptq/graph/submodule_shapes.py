@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qgait_ptq.errors import DataError
+from qgait_ptq.graph.frame_counts import FrameCounts
+
 Run = Callable[[Tensor], Tensor]
 Shape = tuple[int, ...]
 
@@ -76,13 +79,33 @@ def parse_shapes(described: Mapping[str, Any]) -> SubmoduleShapes:
 
 
 class Replacement(nn.Module):
-    """A module that replaces a submodule of a network and computes it with `run`."""
+    """A module that replaces a submodule of a network and computes it with `run`.
 
-    def __init__(self, run: Run, shapes: SubmoduleShapes) -> None:
+    It takes one tensor, by position or by name. `run` gets frame counts that `counts` takes only.
+    """
+
+    def __init__(self, run: Run, shapes: SubmoduleShapes, counts: FrameCounts) -> None:
         super().__init__()
-        self.run, self.shapes = run, shapes
+        self.run, self.shapes, self.counts = run, shapes, counts
 
-    def forward(self, given: Tensor) -> Tensor:
-        """Compute the output of the submodule from its input."""
+    def forward(self, *given: Tensor, **named: Tensor) -> Tensor:
+        """Compute the output of the submodule from its input.
+
+        Raises:
+            DataError: a frame count at which `run` would compute something else than the submodule.
+        """
+        (tensor,) = (*given, *named.values())
         # If all frames are on one axis, they are treated as frames of one sequence.
-        return self.shapes.restore_result(self.run(self.shapes.given.to_sequences(given, 1)))
+        return self.shapes.restore_result(self.run(self._fit(self.shapes.given.to_sequences(tensor, 1))))
+
+    def _fit(self, sequences: Tensor) -> Tensor:
+        """Return the frames of sequences ``[n, s, ...]`` that `run` takes."""
+        length = sequences.shape[1]
+        if self.counts.takes(length):
+            return sequences
+        if self.counts.fixed is not None and self.shapes.result.axis is not None:
+            raise DataError(
+                f"the submodule gets {length} frames; its file takes {self.counts}, and the network needs "
+                "the output for each frame. Give the network sequences of that length"
+            )
+        return sequences[:, self.counts.indices(length, "the input of the submodule")]

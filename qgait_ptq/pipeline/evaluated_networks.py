@@ -74,7 +74,7 @@ def _networks(state: State, float_network: Embed, session: Session) -> dict[str,
     runs["onnx"] = lambda batch: file.run(batch).to(state.device)
     taken, counts = state.submodule, state.captured.frame_counts
     whole = {
-        name: partial(embed_fitted, counts, run) if taken is None else taken.around(run)
+        name: partial(embed_fitted, counts, run) if taken is None else taken.around(run, counts)
         for name, run in runs.items()
     }
     return {"float": float_network, **whole}

@@ -18,6 +18,7 @@ from qgait_ptq.errors import ConfigError
 from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
 from qgait_ptq.gait.data.gait_data import GaitData
 from qgait_ptq.gait.embedding import network_batch
+from qgait_ptq.graph.frame_counts import FrameCounts
 
 # Settings that need embeddings in the captured graph, which a submodule does not have.
 NEEDS_WHOLE = ("budget", "target_accuracy", "max_drop")
@@ -40,9 +41,9 @@ class SubmoduleNetwork:
         """Submodule as a network of its own."""
         return self.isolated.as_network
 
-    def around(self, run: Callable[[Tensor], Tensor]) -> nn.Module:
-        """Return the whole network with the submodule computed by `run`."""
-        return self.isolated.around(run)
+    def around(self, run: Callable[[Tensor], Tensor], counts: FrameCounts) -> nn.Module:
+        """Return the whole network with the submodule computed by `run`, which takes some frame counts."""
+        return self.isolated.around(run, counts)
 
     def describe(self) -> dict[str, Any]:
         """Return the entry for the report and the file."""

@@ -108,7 +108,8 @@ def scatter_figure(report: Report) -> Figure:
                 before, after = zip(*pairs[name], strict=True)
                 axes.plot(before, after, marker, color=colour, label=label, markersize=2.6, alpha=0.7, mew=0)
         axes.set(xlabel="distance, float", ylabel="distance, file")
-        axes.legend(loc="upper left")
+        if any(pairs.values()):
+            axes.legend(loc="upper left")
 
     return draw(
         "distortion",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qgait_ptq.errors import ModelError
+from qgait_ptq.graph.frame_counts import parse_frame_counts
 from qgait_ptq.graph.submodule_shapes import Replacement, parse_shapes
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, run_session
 from qgait_ptq.runtime.written_file import open_file
@@ -19,7 +20,8 @@ def load_submodule(
     """Load a file that holds a submodule, as a module to put back into the network.
 
     The module has the inputs and outputs of the submodule. It keeps the device and the type of its input. It
-    has no gradients.
+    has no gradients. At a frame count at which the file would compute something else than the submodule, it
+    raises a `DataError`.
 
     Example:
         >>> network.Backbone = qgait_ptq.load_submodule("out/model.onnx")  # doctest: +SKIP
@@ -38,8 +40,13 @@ def load_submodule(
     if described is None:
         raise ModelError(f"{path}: the file holds a complete network; load it with qgait_ptq.Embedder")
 
-    def run(frames: Tensor) -> Tensor:
-        values = frames.detach().to("cpu", torch.float32).contiguous().numpy()
-        return torch.from_numpy(run_session(session, values)).to(frames.device, frames.dtype)
+    batch, frames_taken, *_ = session.inputs[0].shape
 
-    return Replacement(run, parse_shapes(described)).eval()
+    def run(frames: Tensor) -> Tensor:
+        values = frames.detach().to("cpu", torch.float32).contiguous()
+        parts = [values] if batch is None else values.split(batch)
+        given = torch.cat([torch.from_numpy(run_session(session, part.numpy())) for part in parts])
+        return given.to(frames.device, frames.dtype)
+
+    counts = parse_frame_counts(metadata["model"].get("frame_counts"), frames_taken)
+    return Replacement(run, parse_shapes(described), counts).eval()

@@ -1,5 +1,6 @@
 """A part of a network quantized alone, for networks of which not all can be captured."""
 
+import copy
 import json
 
 import numpy as np
@@ -10,8 +11,10 @@ from torch import nn
 
 import qgait_ptq as qg
 from qgait_ptq.capture.submodule import isolate
-from qgait_ptq.errors import CaptureError, ConfigError, ModelError
+from qgait_ptq.errors import CaptureError, ConfigError, DataError, ModelError
 from qgait_ptq.gait.data.directory import load_directory
+from qgait_ptq.graph.frame_counts import FrameCounts
+from qgait_ptq.graph.submodule_shapes import FramesAt, Replacement, SubmoduleShapes
 from tests.cli.test_cli import assert_refused, run
 
 NO_CORRECTIONS = {"rounding": "nearest", "bias_correction": False, "equalization": "none"}
@@ -123,8 +126,6 @@ def test_accuracy_and_agreement_are_of_the_whole_network_with_the_part_inside(re
 
 
 def test_the_file_put_back_gives_the_embedding_of_the_report(network, folder, walkers):
-    import copy
-
     hosted = copy.deepcopy(network)
     hosted.backbone = qg.load_submodule(folder / "model.onnx")
     cosines = []
@@ -156,6 +157,59 @@ def test_a_part_that_takes_whole_sequences_may_give_fewer_frames(walkers, tmp_pa
             expected, found = network.convolution(given), part(given)
         assert found.shape == expected.shape
         assert (found - expected).norm() < 0.03 * expected.norm()
+
+
+class LimitedPart(nn.Module):
+    """It sees at most 40 frames at once; what it does with more is not in the graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 16)
+
+    def forward(self, frames):
+        return self.linear(frames if frames.shape[1] <= 40 else 2 * frames.flip(2)).relu().mean(1)
+
+
+class CallsByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.part, self.head = nn.Conv2d(1, 8, 5, 4), LimitedPart(), nn.Linear(16, 24)
+
+    def forward(self, silhouettes):
+        frames = self.convolution(silhouettes.flatten(0, 1).unsqueeze(1)).relu().mean((2, 3))
+        return self.head(self.part(frames=frames.unflatten(0, silhouettes.shape[:2])))
+
+
+def test_the_file_put_back_takes_the_frame_counts_that_it_is_captured_for(walkers, tmp_path):
+    torch.manual_seed(0)
+    network = CallsByKeyword().eval()
+    walks = [(np.resize(walkers[i][0], (n, 64, 44)), f"{i}") for n in (9, 30, 50) for i in (0, 60)]
+    data = qg.GaitData(qg.GaitDataset.from_pairs(walks[:4]), qg.GaitDataset.from_pairs(walks[2:]))
+    result = qg.quantize(network, data, qg.QuantConfig(**NO_CORRECTIONS), submodule="part", device="cpu")
+    notes = " ".join(result.report.notes)
+    assert "captured for 1 to 40 frames" in notes
+    assert "2 of 4 test sequences are left out of the evaluation, and the file refuses them" in notes
+    result.save(tmp_path / "out")
+    hosted = copy.deepcopy(network)
+    hosted.part = qg.load_submodule(tmp_path / "out" / "model.onnx")
+    few, many = (torch.from_numpy(walks[i][0])[None].float() / 255 for i in (0, 4))
+    with torch.inference_mode():
+        assert torch.cosine_similarity(hosted(few), network(few)).min() > 0.999
+        with pytest.raises(DataError, match="50 frames; the network is captured for 1 to 40 frames"):
+            hosted(many)
+
+
+def test_frames_that_the_network_needs_are_not_left_out():
+    given = FramesAt(1)
+    part = Replacement(lambda frames: frames, SubmoduleShapes(given, FramesAt(1), (4,)), FrameCounts(30, 30))
+    pooled = Replacement(
+        lambda frames: frames.amax(1), SubmoduleShapes(given, FramesAt(None), (4,)), part.counts
+    )
+    frames = torch.rand(2, 50, 4)
+    assert torch.equal(part(frames[:, :30]), frames[:, :30])
+    with pytest.raises(DataError, match="gets 50 frames; its file takes 30 frames only"):
+        part(frames)
+    assert torch.equal(pooled(frames=frames), frames[:, :30].amax(1))  # as `Embedder` does
 
 
 def test_what_is_not_a_part_is_refused(network, walkers):
