@@ -20,8 +20,8 @@ from torch import Tensor
 from qgait_ptq.quantizer.grid import IntegerGrid
 from qgait_ptq.system.invariants import present
 
-SMALLEST_DAMPING = 1e-10  # for layers whose inputs are all zero
 FEW_COLUMNS = 10.0  # extra damping for few columns: share of the diagonal, times size / columns
+FEW_FOR_SCALE = 0.3  # the same for a scale, a single number for each output channel
 
 
 @dataclass
@@ -32,45 +32,52 @@ class InputMoments:
         count: number of columns.
         mean_quantized: mean of X̃, ``[g, k]`` float64.
         mean_float: mean of X.
-        second: ``E[X̃ X̃ᵀ]``, ``[g, k, k]``.
-        cross: ``E[X X̃ᵀ]``, ``[g, k, k]``.
+        spread: second moments of X̃ about the mean, ``[g, k, k]`` float64.
+        cross_spread: cross moments of X and X̃ about the means, ``[g, k, k]``.
     """
 
     count: int
     mean_quantized: Tensor
     mean_float: Tensor
-    second: Tensor
-    cross: Tensor
+    spread: Tensor
+    cross_spread: Tensor
 
     @classmethod
     def of(cls, quantized: Tensor, reference: Tensor) -> InputMoments:
         """Return the moments of columns ``[g, k, n]`` of X̃ and X."""
+        # About the means: otherwise, rounding errors of float32 exceed the variation of values around a large
+        # mean, or of a single column.
         count = quantized.shape[-1]
-        return cls(
-            count,
-            quantized.double().mean(-1),
-            reference.double().mean(-1),
-            (quantized @ quantized.mT).double() / count,
-            (reference @ quantized.mT).double() / count,
-        )
+        means = [columns.double().mean(-1) for columns in (quantized, reference)]
+        about = [
+            columns - mean[..., None].to(columns.dtype)
+            for columns, mean in zip((quantized, reference), means, strict=True)
+        ]
+        spread, cross = ((columns @ about[0].mT).double() / count for columns in about)
+        return cls(count, *means, spread, cross)
 
     def merge(self, other: InputMoments) -> InputMoments:
         """Return the moments of both sets of columns together."""
         count = self.count + other.count
         a, b = self.count / count, other.count / count
+        apart = self.mean_quantized - other.mean_quantized
+        apart_float = self.mean_float - other.mean_float
         return InputMoments(
             count,
             a * self.mean_quantized + b * other.mean_quantized,
             a * self.mean_float + b * other.mean_float,
-            a * self.second + b * other.second,
-            a * self.cross + b * other.cross,
+            a * self.spread + b * other.spread + a * b * _outer(apart, apart),
+            a * self.cross_spread + b * other.cross_spread + a * b * _outer(apart_float, apart),
         )
 
-    def centred(self) -> tuple[Tensor, Tensor]:
-        """Return second and cross moments about the means, for layers whose bias absorbs the mean error."""
-        outer = self.mean_quantized[..., :, None] * self.mean_quantized[..., None, :]
-        cross = self.mean_float[..., :, None] * self.mean_quantized[..., None, :]
-        return self.second - outer, self.cross - cross
+    def about_zero(self) -> tuple[Tensor, Tensor]:
+        """Return ``E[X̃ X̃ᵀ]`` and ``E[X X̃ᵀ]``, for layers that have no bias to absorb a mean error."""
+        second = self.spread + _outer(self.mean_quantized, self.mean_quantized)
+        return second, self.cross_spread + _outer(self.mean_float, self.mean_quantized)
+
+
+def _outer(rows: Tensor, columns: Tensor) -> Tensor:
+    return rows[..., :, None] * columns[..., None, :]
 
 
 def damped(second: Tensor, count: int, damping: float) -> Tensor:
@@ -81,19 +88,23 @@ def damped(second: Tensor, count: int, damping: float) -> Tensor:
         count: number of columns that they were estimated from.
         damping: share of the mean of the diagonal, for ``count ≫ k``.
     """
-    size = second.shape[-1]
     diagonal = second.diagonal(dim1=-2, dim2=-1)
-    share = damping + FEW_COLUMNS * size / max(count, 1)
-    amount = (share * diagonal.mean(-1, keepdim=True)).clamp_min(SMALLEST_DAMPING)
-    return second + torch.diag_embed(amount.expand_as(diagonal))
+    return second + torch.diag_embed(_amount(second, count, damping, FEW_COLUMNS).expand_as(diagonal))
+
+
+def _amount(second: Tensor, count: int, damping: float, few: float) -> Tensor:
+    """Return the damping of each group, ``[g, 1]``; any amount serves where all inputs are constant."""
+    share = damping + few * second.shape[-1] / max(count, 1)
+    amount = share * second.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+    return torch.where(amount > 0, amount, 1.0)
 
 
 def _positive_definite(matrix: Tensor) -> Tensor:
     """Add to the diagonal until a Cholesky factor exists.
 
-    For inputs that hardly vary around a large mean, rounding errors can exceed the variance.
+    With little damping, rounding errors can exceed the smallest eigenvalues.
     """
-    amount = matrix.diagonal(dim1=-2, dim2=-1).abs().mean().clamp_min(SMALLEST_DAMPING)
+    amount = matrix.diagonal(dim1=-2, dim2=-1).abs().mean()
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     while bool((torch.linalg.cholesky_ex(matrix).info > 0).any()):
         matrix, amount = matrix + amount * identity, 10 * amount
@@ -206,11 +217,20 @@ class _Pairs:
 
 
 def refitted_scale(
-    integers: Tensor, scale: Tensor, weight: Tensor, second: Tensor, cross: Tensor, floor: float = 0.5
+    integers: Tensor,
+    scale: Tensor,
+    weight: Tensor,
+    second: Tensor,
+    cross: Tensor,
+    count: int,
+    damping: float,
+    start: Tensor | None = None,
+    floor: float = 0.5,
 ) -> Tensor:
     """Return the scale of each output channel with which the integers best match the float output.
 
-    ``s = (w C qᵀ) / (q H qᵀ)``, the least-squares solution of ``s · q X̃ ≈ w X``.
+    ``s = (w C + λ v) qᵀ / (q (H + λI) qᵀ)``, the least-squares solution of ``s · q X̃ ≈ w X``. As in
+    `corrected_weight`, few columns do not determine it: λ pulls ``s · q`` towards V.
 
     Args:
         integers: rounded weight, ``[g, o, k]``.
@@ -219,10 +239,15 @@ def refitted_scale(
         weight: float weight, ``[g, o, k]``.
         second: second moments, ``[g, k, k]``.
         cross: cross moments, ``[g, k, k]``.
+        count: number of columns that they were estimated from.
+        damping: see `damped`.
+        start: weight V, ``[g, o, k]``; None for the float weight.
         floor: see `scale`.
     """
-    correlation = ((weight.double() @ cross) * integers).sum(-1)
-    energy = ((integers @ second) * integers).sum(-1)
+    near = weight.double() if start is None else start.double()
+    amount = _amount(second, count, damping, FEW_FOR_SCALE)[..., None]
+    correlation = ((weight.double() @ cross + amount * near) * integers).sum(-1)
+    energy = ((integers @ second + amount * integers) * integers).sum(-1)
     solution = correlation / energy.clamp_min(torch.finfo(torch.float64).tiny)
     share = solution / scale.double()
     return torch.where((share > floor) & (share < 1 / floor), solution, scale.double()).to(scale.dtype)

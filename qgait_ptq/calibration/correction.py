@@ -159,24 +159,27 @@ def correct_layer(
     Raises:
         CalibrationError: the inputs of the layer are not finite.
     """
-    if not (torch.isfinite(moments.second).all() and torch.isfinite(moments.cross).all()):
+    if not (torch.isfinite(moments.spread).all() and torch.isfinite(moments.cross_spread).all()):
         raise CalibrationError(
             f"layer {layer_name(layer.node)}: its inputs contain NaN or infinite values in calibration"
         )
     quantizer, weight = layer.weight_quantizer, weight_of(graph_module, layer)
-    shape = (moments.second.shape[0], -1, moments.second.shape[-1])
+    shape = (moments.spread.shape[0], -1, moments.spread.shape[-1])
     original, current = float_weight.detach().reshape(shape), weight.detach().reshape(shape)
     scale = quantizer.scale.expand(weight.shape[0]).reshape(shape[0], -1)
     corrects_bias = settings.bias and float_bias is not None
     # If the bias absorbs the mean error, the weight only has to match the variation.
-    second, cross = moments.centred() if corrects_bias else (moments.second, moments.cross)
+    second, cross = (moments.spread, moments.cross_spread) if corrects_bias else moments.about_zero()
     target = _target(original, current, second, cross, moments.count, settings)
     if settings.rounding is Rounding.REFITTED:  # it can be larger than the weight that set the scale
         largest = target.abs().amax(2) / layer.weight_quantizer.grid.quant_max
         scale = torch.maximum(scale, largest.to(scale.dtype))
     integers, scale = _round(target, scale, layer, weight.shape, second, moments.count, settings)
     if settings.rounding is not Rounding.NEAREST:
-        scale = refitted_scale(integers, scale, original, second, cross)
+        near = current if settings.rounding is Rounding.REFITTED else original
+        scale = refitted_scale(
+            integers, scale, original, second, cross, moments.count, settings.damping, near
+        )
         quantizer.set_scale(scale.flatten().clone())
         on_grid = integers * scale.double()[..., None]
         set_parameter(graph_module, layer.weight_parameter, on_grid.reshape(weight.shape).to(weight.dtype))

@@ -107,9 +107,9 @@ def test_the_solution_is_that_of_ridge_regression_around_the_current_weight():
     inputs = torch.randn(1, 5, 400, generator=generator, dtype=torch.float64)
     drifted = inputs + 0.3 * torch.randn(1, 5, 400, generator=generator, dtype=torch.float64)
     weight, start = torch.randn(2, 1, 3, 5, generator=generator, dtype=torch.float64)
-    moments = InputMoments.of(drifted, inputs)
-    found = corrected_weight(weight, moments.second, moments.cross, 400, 0.01, start)[0]
-    amount = (0.01 + 10 * 5 / 400) * moments.second[0].diagonal().mean()
+    second, cross = InputMoments.of(drifted, inputs).about_zero()
+    found = corrected_weight(weight, second, cross, 400, 0.01, start)[0]
+    amount = (0.01 + 10 * 5 / 400) * second[0].diagonal().mean()
     # numpy: the rows of √λ·I with the targets √λ·V are the regularizer ‖W − V‖².
     rows = np.concatenate([drifted[0].T.numpy() / 20, np.sqrt(float(amount)) * np.eye(5)])
     targets = np.concatenate(
