@@ -18,7 +18,7 @@ from qgait_ptq.gait.walkers.loading import load_walkers
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.pipeline.evaluating import Evaluate, MeasureSpeed
 from qgait_ptq.pipeline.expectation import ExpectTime
-from qgait_ptq.pipeline.exporting import CheckParity, Export, MeasureLayers, check_budget
+from qgait_ptq.pipeline.exporting import CheckOtherRuntimes, CheckParity, Export, MeasureLayers, check_budget
 from qgait_ptq.pipeline.preparing import (
     CaptureNetwork,
     CheckKernels,
@@ -45,7 +45,7 @@ PREPARATION: tuple[Stage, ...] = (
     ToDevice(),
 )
 CALIBRATION: tuple[Stage, ...] = (ChooseWidths(), *WITHOUT_LABELS, KeepAccuracy(), MeasureLayers())
-EXPORT: tuple[Stage, ...] = (Export(), CheckParity())
+EXPORT: tuple[Stage, ...] = (Export(), CheckParity(), CheckOtherRuntimes())
 EVALUATION: tuple[Stage, ...] = (Evaluate(), MeasureSpeed())
 STAGES = (*PREPARATION, ExpectTime(), *CALIBRATION, *EXPORT, *EVALUATION)
 

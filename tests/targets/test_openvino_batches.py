@@ -26,17 +26,33 @@ class AverageOfSums(nn.Module):
         return self.fc(frames.sum(1) / silhouettes.shape[1])
 
 
-def test_only_the_batch_size_is_fixed_where_batches_alone_are_wrong():
-    rng = np.random.default_rng(0)
-    data = [((rng.random((9, 32, 22)) < 0.3) * np.uint8(255), str(person)) for person in range(2)]
-    config = qg.QuantConfig(target="openvino", idc=IdcConfig(enabled=False), rounding="nearest")
+RNG = np.random.default_rng(0)
+WALKS = [((RNG.random((9, 32, 22)) < 0.3) * np.uint8(255), str(person)) for person in range(2)]
+
+
+def export(target):
+    """Return the exported state of the network for a target, and the notes of the export."""
+    config = qg.QuantConfig(target=target, idc=IdcConfig(enabled=False), rounding="nearest")
     listener = Listener()
-    calibrated = qg.calibrate(qg.prepare(AverageOfSums().eval(), data, config, device="cpu"))
-    exported = qg.export(calibrated, progress=listener)
+    calibrated = qg.calibrate(qg.prepare(AverageOfSums().eval(), WALKS, config, device="cpu"))
+    return qg.export(calibrated, progress=listener), listener.notes
+
+
+def test_only_the_batch_size_is_fixed_where_batches_alone_are_wrong():
+    exported, notes = export("openvino")
     assert (exported.captured.batch, exported.captured.frames) == (1, None)
-    (note,) = [note for note in listener.notes if "is taken with" in note]
+    (note,) = [note for note in notes if "is taken with" in note]
     assert "a batch size of 1 only: at another, the file in openvino differs from the simulation" in note
     for frames in (4, 21):
-        clip = torch.from_numpy(rng.random((1, frames, 32, 22)) < 0.3).float()
+        clip = torch.from_numpy(RNG.random((1, frames, 32, 22)) < 0.3).float()
         expected = exported.quantized(clip).detach()
         torch.testing.assert_close(exported.file.run(clip), expected, rtol=0, atol=1e-5)
+
+
+def test_a_file_for_any_runtime_is_compared_in_openvino_too():
+    exported, notes = export("generic-qdq")
+    (note,) = [note for note in notes if "openvino" in note]
+    assert note.startswith("do not use this file in openvino: the file differs from the simulation")
+    assert "a batch size of 2" in note
+    assert "--target openvino" in note
+    assert exported.captured.batch is None
