@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BYTE = np.float32(255)
+SCALAR = "scalar"  # shape of an input with one number per frame, in texts
 LARGEST_INTEGER = 2**24  # largest range in which float32 represents every integer
 
 
@@ -103,7 +104,7 @@ class FrameLayout:
 
     def __str__(self) -> str:
         """Return a text for people, such as ``silhouettes 64×44, pose 85``."""
-        return ", ".join(f"{entry.name} {'×'.join(map(str, entry.shape)) or 1}" for entry in self.inputs)
+        return ", ".join(f"{entry.name} {'×'.join(map(str, entry.shape)) or SCALAR}" for entry in self.inputs)
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the layout for ``report.json`` and the file; `parse_layout` reads it."""

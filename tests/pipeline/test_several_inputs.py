@@ -216,7 +216,17 @@ def test_inspect_is_told_the_shapes_of_inputs(typed):
     )
     wrong = run("inspect", *model, "--input", "64x44", "--input", "85:numbers")
     assert wrong.returncode == 2
-    assert "not a frame shape such as 64x44 or 17:integers" in wrong.stderr
+    assert "not a frame shape such as 64x44, 17:integers or scalar:integers" in wrong.stderr
+
+
+def test_inspect_describes_an_input_of_one_integer_per_frame(tmp_path):
+    torch.save(WithLabels().state_dict(), tmp_path / "weights.pt")
+    model = [tmp_path / "weights.pt", "--factory", f"{__name__}:WithLabels"]
+    inspected = run("inspect", *model, "--input", "64x44", "--input", "scalar:integers")
+    assert inspected.returncode == 0, inspected.stderr
+    text = " ".join(inspected.stdout.split())
+    assert "modality_0 64×44, modality_1 scalar" in text
+    assert "batch free, frames free" in text
 
 
 @pytest.mark.slow
