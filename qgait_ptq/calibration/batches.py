@@ -65,9 +65,11 @@ def with_training_data(state: State, clips: LabelledClips) -> State:
         )
         if config.enabled:
             raise DataError(text)
+        if config.enabled is False:  # the user knows that there is no IDC
+            return state
         return state.noting(f"{text}; IDC is left out").recording(idc={"left_out": text})
     alone = len(set(clips.subjects)) - usable
-    if alone:
+    if alone and config.enabled is not False:
         state = state.noting(f"{alone} identities have only one sequence; IDC does not use them")
     learned, held_out = split_identities_off(clips.subjects, config.held_out, state.config.seed)
     everything = Clips(clips.silhouettes, clips.labels)

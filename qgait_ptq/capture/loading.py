@@ -84,7 +84,8 @@ def load_model(
 
     Args:
         path: path of the file.
-        factory: function that makes the network for weights: a callable, or ``module:callable``.
+        factory: function that makes the network for weights: a callable, or ``module:callable``. It is
+            refused for a file that holds the network itself.
         arguments: keyword arguments of the factory.
         zoo: networks that a file can name, by name.
         trust_code: whether an exported program or a pickled module can be loaded, which runs code from the
@@ -112,7 +113,7 @@ def _load(file: Loading) -> LoadedModel:
     members = archive_members(path, data)
     names = [member.filename for member in members]
     if any(name.endswith("archive_format") for name in names) or any("/models/" in name for name in names):
-        return _without_key(
+        return _whole(
             file, LoadedModel(load_exported_program(path, data, file.trust_code), "exported program")
         )
     if any(name.endswith("/constants.pkl") for name in names):
@@ -177,10 +178,11 @@ def _unpickle(file: Loading, what: str) -> Any:
 def _from_unpickled(file: Loading, content: Any) -> LoadedModel:
     """A pickled module, alone or in a checkpoint, or weights beside other objects."""
     if isinstance(content, nn.Module):
-        return _without_key(file, LoadedModel(content, "pickled module"))
+        return _whole(file, LoadedModel(content, "pickled module"))
     modules = search(content).modules
     if not modules or file.factory is not None:
         return _from_content(file, content)
+    _refuse_arguments(file, "the network is taken from the file")
     key = preferred_module(file.path, tuple(modules), file.key)
     others = [key_text(path) for path in modules if path != key]
     notes = [f"network taken from {key_text(key)!r} of {file.path.name}"]
@@ -188,18 +190,38 @@ def _from_unpickled(file: Loading, content: Any) -> LoadedModel:
     return LoadedModel(modules[key], "pickled module", checkpoint_key=key_text(key), notes=tuple(notes))
 
 
-def _without_key(file: Loading, loaded: LoadedModel) -> LoadedModel:
-    """A model of a file that holds nothing else.
+def _whole(file: Loading, loaded: LoadedModel) -> LoadedModel:
+    """A model of a file that holds the network itself, and nothing else.
 
     Raises:
-        ModelError: a key in it was named.
+        ModelError: a function that makes the network, its arguments, or a key in the file were given.
     """
-    if file.key is not None:
+    factory = "--factory" if isinstance(file.factory, str) else "the factory (--opengait-config)"
+    options = {
+        factory: file.factory is not None,
+        "--model-argument": bool(file.arguments),
+        "--checkpoint-key": file.key is not None,
+    }
+    given = [name for name, is_given in options.items() if is_given]
+    if given:
         raise ModelError(
-            f"{file.path}: {loaded.kind}, which holds one network; leave out --checkpoint-key, which is for "
-            "weights in a checkpoint"
+            f"{file.path}: {loaded.kind}, which holds one network with its code; leave out "
+            f"{', '.join(given)}, for files with weights only"
         )
     return loaded
+
+
+def _refuse_arguments(file: Loading, why: str) -> None:
+    """Refuse arguments of a network that no given function makes.
+
+    Raises:
+        ModelError: there are such arguments.
+    """
+    if file.arguments:
+        raise ModelError(
+            f"{file.path}: {why}, so --model-argument ({', '.join(file.arguments)}) has no effect; leave it "
+            "out, or name a function that makes the network with --factory"
+        )
 
 
 def _from_content(file: Loading, content: Any) -> LoadedModel:
@@ -211,6 +233,7 @@ def _from_content(file: Loading, content: Any) -> LoadedModel:
     if isinstance(make, str):
         make = import_object(make, "the model factory")
     elif make is None and isinstance(content, dict) and ARCHITECTURE_KEY in content:
+        _refuse_arguments(file, "the file names its network and the arguments of it")
         make, arguments = named_architecture(path, content[ARCHITECTURE_KEY], file.zoo)
         kind = "checkpoint that names its network"
         # The arguments come from the file. The check against its weights runs before memory is allocated.

@@ -63,7 +63,8 @@ INPUT = "Input"  # heading of options
         group=INPUT,
         multiple=True,
         metavar="SHAPE[:integers]",
-        help="Frame shape of each input, in order, for networks with several: --input 64x44 --input 85.",
+        help="Frame shape of each input, in order, for networks with several: --input 64x44 --input 85. "
+        "'scalar' is one number per frame.",
     ),
     *MODEL_OPTIONS,
     SUBMODULE_OPTION,
@@ -170,21 +171,22 @@ def _frames_text(counts: FrameCounts) -> str:
 
 
 def _parse_inputs(texts: tuple[str, ...]) -> FrameLayout | None:
-    """Return the layout of texts such as ``64x44`` and ``17:integers``; None if there are none."""
+    """Return the layout of texts such as ``64x44`` and ``scalar:integers``; None if there are none."""
     from qgait_ptq.gait.data.modalities import modality_name
-    from qgait_ptq.graph.frame_layout import FrameInput, FrameLayout, InputKind
+    from qgait_ptq.graph.frame_layout import SCALAR, FrameInput, FrameLayout, InputKind
 
     parts = []
     for index, text in enumerate(texts):
         sizes, colon, kind = text.partition(":")
         try:
-            shape = tuple(int(size) for size in sizes.split("x"))
+            shape = () if sizes == SCALAR else tuple(int(size) for size in sizes.split("x"))
             part_kind = InputKind(kind) if colon else InputKind.VALUES
         except ValueError:
-            shape, part_kind = (), InputKind.VALUES
-        if not shape or min(shape) < 1:
+            shape, part_kind = (0,), InputKind.VALUES
+        if min(shape, default=1) < 1:
             raise click.BadParameter(
-                f"{text!r} is not a frame shape such as 64x44 or 17:integers", param_hint="--input"
+                f"{text!r} is not a frame shape such as 64x44, 17:integers or {SCALAR}:integers",
+                param_hint="--input",
             )
         parts.append(FrameInput(modality_name(index), shape, part_kind))
     return FrameLayout(tuple(parts)) if parts else None

@@ -99,6 +99,7 @@ def _is_input(value: Any) -> bool:
         and _is_text(value.get("name"))
         and _is_list(value.get("shape"), _is_positive)
         and value.get("kind") in KINDS
+        and (value.get("largest") is None or _is_count(value["largest"]))
     )
 
 

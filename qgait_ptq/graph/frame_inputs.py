@@ -14,6 +14,11 @@ from torch import Tensor, fx, nn
 
 from qgait_ptq.errors import CaptureError
 from qgait_ptq.graph.frame_layout import FrameInput, FrameLayout, InputKind
+from qgait_ptq.graph.operators import EMBEDDINGS, RESHAPES, aten, is_operator
+from qgait_ptq.graph.shapes import observed_shape
+
+# Operators that keep all values of a tensor of integers.
+SAME_INTEGERS = (RESHAPES | {aten.to.dtype}) - {aten.slice.Tensor, aten.select.int}
 
 
 @torch.library.custom_op("qgait_ptq::frame_input", mutates_args=())
@@ -84,6 +89,25 @@ def input_nodes(graph_module: fx.GraphModule) -> dict[fx.Node, FrameInput]:
         for node in graph_module.graph.nodes
         if node.op == "call_function" and node.target is FRAME_INPUT
     }
+
+
+def largest_integers(graph_module: fx.GraphModule) -> dict[str, int]:
+    """Return the largest integer of each input that the network looks up in a table; the smallest is 0.
+
+    Inputs that the network computes with before it looks them up are left out: their limits are not known.
+    """
+    largest: dict[str, int] = {}
+    for node, entry in input_nodes(graph_module).items():
+        pending = [node] if entry.kind is InputKind.INTEGERS else []
+        while pending:
+            source = pending.pop()
+            for reader in source.users:
+                if is_operator(reader, EMBEDDINGS) and reader.args[1] is source:
+                    (rows, *_) = observed_shape(reader.args[0]) or (0,)
+                    largest[entry.name] = min(rows - 1, largest.get(entry.name, rows))
+                elif is_operator(reader, SAME_INTEGERS):
+                    pending.append(reader)
+    return {name: limit for name, limit in largest.items() if limit >= 0}
 
 
 def is_network_input(node: object) -> bool:

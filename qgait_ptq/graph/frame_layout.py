@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BYTE = np.float32(255)
+SCALAR = "scalar"  # shape of an input with one number per frame, in texts
 LARGEST_INTEGER = 2**24  # largest range in which float32 represents every integer
 
 
@@ -103,12 +104,22 @@ class FrameLayout:
 
     def __str__(self) -> str:
         """Return a text for people, such as ``silhouettes 64×44, pose 85``."""
-        return ", ".join(f"{entry.name} {'×'.join(map(str, entry.shape)) or 1}" for entry in self.inputs)
+        return ", ".join(f"{entry.name} {'×'.join(map(str, entry.shape)) or SCALAR}" for entry in self.inputs)
 
-    def describe(self) -> list[dict[str, Any]]:
-        """Return the layout for ``report.json`` and the file; `parse_layout` reads it."""
+    def describe(self, largest: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+        """Return the layout for ``report.json`` and the file; `parse_layout` reads it.
+
+        Args:
+            largest: largest integer that the network takes, by the name of the input.
+        """
+        limits = {name: {"largest": limit} for name, limit in (largest or {}).items()}
         return [
-            {"name": entry.name, "shape": list(entry.shape), "kind": entry.kind.value}
+            {
+                "name": entry.name,
+                "shape": list(entry.shape),
+                "kind": entry.kind.value,
+                **limits.get(entry.name, {}),
+            }
             for entry in self.inputs
         ]
 
@@ -127,6 +138,11 @@ def parse_layout(described: Sequence[Mapping[str, Any]]) -> FrameLayout:
             FrameInput(entry["name"], tuple(entry["shape"]), InputKind(entry["kind"])) for entry in described
         )
     )
+
+
+def largest_of(described: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the largest integers in a described layout, by the name of the input; see `check_integers`."""
+    return {entry["name"]: entry["largest"] for entry in described if entry.get("largest") is not None}
 
 
 def _kind(array: NDArray[Any]) -> InputKind:

@@ -38,7 +38,7 @@ from qgait_ptq.mixed_precision.solver import (
 )
 from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.layers import list_layers
-from qgait_ptq.placement.patterns import names_layer
+from qgait_ptq.placement.patterns import names_layer, pattern_of
 from qgait_ptq.placement.planning import bit_widths
 from qgait_ptq.stages.stage import run_stages
 from qgait_ptq.stages.state import State
@@ -255,11 +255,11 @@ class WidthChooser:
             for name in group.layers:
                 own.setdefault(name, {})[key] = bits
         # A pattern also matches layers inside a module, and the last match wins: inner modules come last.
-        layers = {name: LayerBits(**own[name]) for name in sorted(own, key=len)}
+        layers = {pattern_of(name): LayerBits(**own[name]) for name in sorted(own, key=len)}
         return self.config.model_copy(
             update={
                 "layers": {**self.config.layers, **layers},
-                "exclude": (*self.config.exclude, *candidate.in_float),
+                "exclude": (*self.config.exclude, *map(pattern_of, candidate.in_float)),
             }
         )
 

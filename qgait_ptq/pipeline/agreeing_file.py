@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 from torch import Tensor, fx
 
-from qgait_ptq.capture.captured import FRAME_AXIS, Capture
+from qgait_ptq.capture.captured import Capture
 from qgait_ptq.errors import ExportError
 from qgait_ptq.exporters.onnx_file import MarkedModel, export_marked, quantized_model
 from qgait_ptq.exporters.passes.first_layer_table import FIRST_LAYER_TABLE, LARGEST_KERNEL, layers_in_tables
@@ -49,37 +49,82 @@ class AgreeingFile:
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What was wrong in a file, so that axes are fixed in the next one.
+
+    Attributes:
+        captured: capture with the axes that were free in the wrong file.
+        sizes: axes to fix, each with a size (batch, frames) at which the file was wrong.
+    """
+
+    captured: Capture
+    sizes: Mapping[int, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A capture to export, and the faults of earlier files because of which its axes are fixed."""
+
+    captured: Capture
+    faults: tuple[Fault, ...] = ()
+
+    def fix(self, sizes: Mapping[int, tuple[int, int]]) -> Trial:
+        """Return the trial with more fixed axes, given a size for each at which the file is wrong."""
+        return Trial(self.captured.pin(sizes), (*self.faults, Fault(self.captured, sizes)))
+
+
 def export_agreeing(state: State) -> AgreeingFile:
     """Export the file, with as many free dimensions as possible.
 
     Raises:
         ExportError: the file is wrong even with fixed batch size and frame count.
     """
-    quantized = state.quantized
-    captured = state.captured
-    simulation, clips = Simulation.of(quantized, state.device), example_clips(state, captured)
-    notes: list[str] = []
-    for _ in range(3):  # as captured, then with one and with both dimensions pinned
-        marked = export_marked(quantized, captured, state.target.opset)
-        model = quantized_model(marked, quantized, state.target, state.takes_bytes)
+    simulation = Simulation.of(state.quantized, state.device)
+    trials = [Trial(state.captured)]
+    while trials:
+        trial = trials.pop(0)
+        captured, clips = trial.captured, example_clips(state, trial.captured)
+        marked = export_marked(state.quantized, captured, state.target.opset)
+        model = quantized_model(marked, state.quantized, state.target, state.takes_bytes)
         session = open_session(model.SerializeToString(), state.runtime, spinning=False)
         failing = find_failing_axes(
             partial(run_session, session), simulation, clips, captured.sizes, state.config.minimum_parity
         )
         if not failing:
+            captured, notes = _explain(state, trial)
             return AgreeingFile(captured, marked, model, session, [*notes, *_table_notes(state, model)])
         _refuse_wrong_kernels(state, clips, model, session)
-        wrong = set(failing) & captured.free_axes
-        wrong = {FRAME_AXIS} & wrong or wrong
-        if not wrong:
-            break
-        captured = _with_cause(state, captured, {axis: failing[axis] for axis in wrong}, clips).pin(wrong)
-        clips = example_clips(state, captured)
-        notes += pinned_notes(captured, wrong, "at another, the file differs from the simulation")
+        trials = trials or _next_trials(trial, failing)
     culprit = describe_culprit(state, captured, clips[:1])
     raise ExportError(
         f"the file differs from the simulation even at a fixed batch size and frame count{culprit}"
     )
+
+
+def _next_trials(trial: Trial, failing: Mapping[int, tuple[int, int]]) -> list[Trial]:
+    """Return what to try after a wrong file, in order.
+
+    If sizes of both axes are wrong, one axis alone can be at fault, so each is fixed alone first. The batch
+    size comes before the frame count: sequences have many lengths, and few users need batches.
+
+    Args:
+        trial: the wrong file.
+        failing: axes with a size (batch, frames) at which the file is wrong.
+    """
+    wrong = {axis: size for axis, size in sorted(failing.items()) if axis in trial.captured.free_axes}
+    alone = [{axis: size} for axis, size in wrong.items()] if len(wrong) > 1 else []
+    return [trial.fix(sizes) for sizes in (*alone, wrong) if sizes]
+
+
+def _explain(state: State, trial: Trial) -> tuple[Capture, list[str]]:
+    """Return the capture of a right file with the causes of its fixed axes, and notes about them."""
+    captured = trial.captured
+    for fault in trial.faults:
+        captured = _with_causes(state, captured, fault)
+    why = f"at another, the file in {state.runtime} differs from the simulation"
+    notes = [note for fault in trial.faults for note in pinned_notes(captured, set(fault.sizes), why)]
+    return captured, notes
 
 
 def describe_culprit(state: State, captured: Capture, clips: Tensor) -> str:
@@ -102,19 +147,11 @@ def _with_place(node: fx.Node) -> str:
     return f"{operator_name(node)} at {place}" if place else operator_name(node)
 
 
-def _with_cause(
-    state: State, captured: Capture, failing: Mapping[int, tuple[int, int]], clips: Tensor
-) -> Capture:
-    """Return a capture with the operator that makes its file wrong at some sizes, if it can be found.
-
-    Args:
-        state: state with the float network.
-        captured: capture with the axes that were free in the file.
-        failing: axes with a size (batch, frames) at which the file is wrong.
-        clips: inputs, at least as large as these sizes.
-    """
-    for axis, (batch, frames) in failing.items():
-        node = find_wrong_node(state.network, captured, state.target.opset, clips[:batch, :frames])
+def _with_causes(state: State, captured: Capture, fault: Fault) -> Capture:
+    """Return a capture with the operator that made a file wrong at some sizes, if it can be found."""
+    clips = example_clips(state, fault.captured)
+    for axis, (batch, frames) in fault.sizes.items():
+        node = find_wrong_node(state.network, fault.captured, state.target.opset, clips[:batch, :frames])
         if node is not None:
             cause = f"{_with_place(node)} is written for one size only by torch's ONNX exporter"
             captured = captured.because(axis, cause)

@@ -16,6 +16,7 @@ from qgait_ptq.exporters.onnx_file import export_float, export_quantized
 from qgait_ptq.graph.frame_counts import ANY_FRAME_COUNT
 from qgait_ptq.graph.frame_independence import PROOF_FRAMES, prove_frame_independence
 from qgait_ptq.pipeline.agreeing_file import describe_culprit, example_clips, export_agreeing
+from qgait_ptq.pipeline.other_runtimes import other_runtimes_note
 from qgait_ptq.placement.layers import layer_sqnr, list_layers
 from qgait_ptq.reference.proof import prove_exactness
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, as_session_inputs, run_session
@@ -105,6 +106,21 @@ class CheckParity(Stage):
         if slow:
             state = state.noting(f"no integer kernel in the runtime for: {', '.join(slow)}")
         return state.recording(parity=asdict(parity), slow_layers=slow)
+
+
+class CheckOtherRuntimes(Stage):
+    """Compare the file with the simulation in the other runtimes of the target, on a few clips."""
+
+    name = "other runtimes"
+
+    def wanted(self, state: State) -> bool:
+        """Return whether another runtime of the target is installed."""
+        return bool(state.other_runtimes)
+
+    def apply(self, state: State, advance: Advance = nothing) -> State:
+        """Note each runtime that computes something else. The file stays: it is right in `State.runtime`."""
+        notes = [other_runtimes_note(state, runtime) for runtime in state.other_runtimes]
+        return state.noting(*(note for note in notes if note is not None))
 
 
 def check_parity(state: State, inputs: Iterable[Tensor]) -> Parity:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import nn
 
 from qgait_ptq.calibration.stages import WITHOUT_LABELS
 from qgait_ptq.config.schema import QuantConfig, Recipe
+from qgait_ptq.errors import ConfigError
 from qgait_ptq.exporters.onnx_file import write_metadata
 from qgait_ptq.gait.data.contact_sheet import draw_sequences, encode_png
 from qgait_ptq.gait.data.dataset import GaitDataset
@@ -18,7 +21,7 @@ from qgait_ptq.gait.walkers.loading import load_walkers
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.pipeline.evaluating import Evaluate, MeasureSpeed
 from qgait_ptq.pipeline.expectation import ExpectTime
-from qgait_ptq.pipeline.exporting import CheckParity, Export, MeasureLayers, check_budget
+from qgait_ptq.pipeline.exporting import CheckOtherRuntimes, CheckParity, Export, MeasureLayers, check_budget
 from qgait_ptq.pipeline.preparing import (
     CaptureNetwork,
     CheckKernels,
@@ -45,7 +48,7 @@ PREPARATION: tuple[Stage, ...] = (
     ToDevice(),
 )
 CALIBRATION: tuple[Stage, ...] = (ChooseWidths(), *WITHOUT_LABELS, KeepAccuracy(), MeasureLayers())
-EXPORT: tuple[Stage, ...] = (Export(), CheckParity())
+EXPORT: tuple[Stage, ...] = (Export(), CheckParity(), CheckOtherRuntimes())
 EVALUATION: tuple[Stage, ...] = (Evaluate(), MeasureSpeed())
 STAGES = (*PREPARATION, ExpectTime(), *CALIBRATION, *EXPORT, *EVALUATION)
 
@@ -116,7 +119,12 @@ def begin(
     work_folder: Path | None = None,
     resume: bool = False,
 ) -> State:
-    """Return the first state of a run. The arguments are those of `quantize`."""
+    """Return the first state of a run. The arguments are those of `quantize`.
+
+    Raises:
+        ConfigError: the frame count is not an integer of at least 1.
+    """
+    source = replace(source, frames=_frame_count(source.frames))
     watch = Stopwatch(progress or default_progress())
     with watch.stage("data"):
         if data is None:
@@ -130,6 +138,22 @@ def begin(
     chosen = choose_device(device)
     state = State(source, settings, chosen, gait_data, gait_data, work_folder, resume)
     return state.timed(watch.seconds)
+
+
+def _frame_count(frames: object) -> int | None:
+    """Return a frame count as an integer; None stays.
+
+    Raises:
+        ConfigError: it is not an integer of at least 1.
+    """
+    if frames is None:
+        return None
+    if isinstance(frames, bool) or not isinstance(frames, Integral) or frames < 1:
+        raise ConfigError(
+            f"frames={frames!r} is not a frame count: it must be an integer of at least 1, such as 30. Leave "
+            "it out if the network takes any frame count"
+        )
+    return int(frames)
 
 
 def prepare(

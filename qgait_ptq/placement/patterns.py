@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from fnmatch import fnmatch
 
@@ -16,11 +17,26 @@ OPERATOR_PREFIX = "operator:"  # prefix of patterns that select layers by operat
 
 
 def names_layer(pattern: str, layer: fx.Node) -> bool:
-    """Return whether a pattern matches a layer: by its path, an enclosing module, or ``operator:conv2d``."""
+    """Return whether a pattern matches a layer: by its path, an enclosing module, or ``operator:conv2d``.
+
+    A path that is written out always matches itself, also if it has characters of patterns.
+    """
     if pattern.startswith(OPERATOR_PREFIX):
         return fnmatch(operator_name(layer), pattern.removeprefix(OPERATOR_PREFIX))
     name = layer_name(layer)
+    if f"{name}.".startswith(f"{pattern}."):
+        return True
     return fnmatch(name, pattern) or fnmatch(name, f"{pattern}.*")
+
+
+def pattern_of(name: str) -> str:
+    """Return the pattern that matches a path, and no path that only looks like it.
+
+    Example:
+        >>> pattern_of("blocks.0.conv"), pattern_of("heads.left[1]")
+        ('blocks.0.conv', 'heads.left[[]1]')
+    """
+    return re.sub(r"[*?[]", lambda found: f"[{found[0]}]", name)
 
 
 def check_patterns(widths: BitWidths, integer: list[fx.Node], in_float: list[fx.Node]) -> None:

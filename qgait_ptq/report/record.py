@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from qgait_ptq.graph.frame_inputs import largest_integers
 from qgait_ptq.placement.layers import LayerPlan, layer_scales
 from qgait_ptq.placement.planning import REPORTED_FRAMES
 from qgait_ptq.placement.totals import count_totals
@@ -76,7 +77,7 @@ def _describe_model(state: State, layers: list[LayerPlan], about: dict[str, Any]
         **about,
         "frame_shape": list(captured.frame_shape),
         "raw": data.raw,
-        "inputs": data.layout.describe() if data.layout else [],
+        "inputs": data.layout.describe(largest_integers(state.network)) if data.layout else [],
         "frames": captured.frames,
         "frame_counts": captured.frame_counts.describe(),
         "batch": captured.batch,

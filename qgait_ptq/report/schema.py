@@ -54,11 +54,12 @@ class Toolkit(Section):
 
 
 class InputPart(Section):
-    """One input of a network with several."""
+    """One input of a network with several. ``largest``: the largest integer that it may hold, if known."""
 
     name: str
     shape: list[int]
     kind: str
+    largest: Count | None = None
 
 
 class FloatOperator(Section):

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import ConfigError, DataError, ModelError, SequenceLengthWarning, first_line
-from qgait_ptq.gait.data.modalities import as_modalities, check_layout, check_modalities
+from qgait_ptq.gait.data.modalities import as_modalities, check_integers, check_layout, check_modalities
 from qgait_ptq.gait.data.sequences import check_silhouettes, check_values, cut_width, shape_text
 from qgait_ptq.graph.frame_counts import parse_frame_counts
-from qgait_ptq.graph.frame_layout import BYTE, InputKind, parse_layout
+from qgait_ptq.graph.frame_layout import BYTE, InputKind, largest_of, parse_layout
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.matching import Index, Matches, match
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, is_installed
@@ -98,6 +98,7 @@ class Embedder:
         self._told_of_lengths = False
         self.raw = bool(described.get("raw"))
         self.layout = parse_layout(described["inputs"]) if described.get("inputs") else None
+        self._largest = largest_of(described.get("inputs", ()))
         self.frame_shape = self._inputs[0].frame_shape if self.layout is None else (self.layout.size,)
         self._check_inputs()
         self._cut_columns: int | None = data.get("cut_columns")
@@ -181,7 +182,7 @@ class Embedder:
             if self._parts is None:
                 self._whole = None
                 with refuse_damage(self.path):
-                    self._parts = StreamingSession(onnx.load(self.path), self._threads)
+                    self._parts = StreamingSession(onnx.load(self.path), self._threads, name=self.path)
             return self._parts
 
     def _fit(self, inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
@@ -264,6 +265,7 @@ class Embedder:
             if entry.kind is InputKind.SILHOUETTES:
                 arrays[entry.name] = self._cut(arrays[entry.name], entry.shape)
         check_layout(arrays, self.layout, "the sequence")
+        check_integers(arrays, self._largest, "the sequence")
         return list(arrays.values())
 
     def _cut(self, frames: NDArray[Any], frame_shape: tuple[int, ...]) -> NDArray[Any]:

@@ -156,7 +156,7 @@ class OnnxRuntimeSession:
             return output
         except Exception as error:  # onnxruntime's exceptions have no common public base
             runtime = f"onnxruntime {onnxruntime.__version__}"
-            raise _cannot_run(self._name, runtime, batches, error) from None
+            raise cannot_run(self._name, runtime, batches, error) from None
 
 
 class OpenVinoSession:
@@ -192,7 +192,7 @@ class OpenVinoSession:
         try:
             return np.array(self._compiled.create_infer_request().infer(dict(enumerate(batches)))[0])
         except Exception as error:  # OpenVINO's exceptions have no common public base
-            raise _cannot_run(self._name, self._runtime, batches, error) from None
+            raise cannot_run(self._name, self._runtime, batches, error) from None
 
 
 def import_openvino() -> ModuleType:
@@ -267,9 +267,10 @@ def _cannot_load(model: Path | bytes, runtime: str, error: Exception) -> ModelEr
     return ModelError(f"{model_name(model)}: {runtime} cannot load the model ({detail[:200]}){remedy}")
 
 
-def _cannot_run(
+def cannot_run(
     name: str | Path, runtime: str, batches: Sequence[NDArray[Any]], error: Exception
 ) -> ModelError:
+    """Return the error of a runtime that fails on some inputs."""
     shapes = ", ".join(str(list(batch.shape)) for batch in batches)
     return ModelError(
         f"{name}: {runtime} cannot run the model on {shapes} ({' '.join(str(error).split())[:200]})"

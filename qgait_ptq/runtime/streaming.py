@@ -9,16 +9,19 @@ so the embedding is bit-identical.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from onnxruntime import InferenceSession
 
 from qgait_ptq.onnx_graph.view import OnnxGraph
 from qgait_ptq.runtime.exactness import exact_network
-from qgait_ptq.runtime.sessions import open_onnxruntime
+from qgait_ptq.runtime.sessions import cannot_run, open_onnxruntime
 
 MAXIMUM = "ReduceMax"
 ELEMENTWISE_BEHIND = frozenset({"QuantizeLinear", "Clip"})  # monotone, so the file can be cut after them
@@ -32,12 +35,25 @@ class StreamingSession:
     Calling `run` from several threads is safe.
     """
 
-    def __init__(self, model: onnx.ModelProto, threads: int | None = None, spinning: bool = True) -> None:
-        """Split a file and load its two models. The arguments are those of `open_session`.
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        threads: int | None = None,
+        spinning: bool = True,
+        name: str | Path = "the model",
+    ) -> None:
+        """Split a file and load its two models.
+
+        Args:
+            model: content of the file.
+            threads: as for `open_session`.
+            spinning: as for `open_session`.
+            name: name of the file in errors.
 
         Raises:
             ValueError: the file has no maximum over frames on every path.
         """
+        self._name = name
         model = exact_network(model)
         cut = find_cut(model)
         if cut is None:
@@ -51,16 +67,30 @@ class StreamingSession:
         self._input_names, self._cut = [value.name for value in model.graph.input], cut
 
     def run(self, pieces: Iterator[Sequence[NDArray[Any]]]) -> NDArray[np.float32]:
-        """Embed a sequence in chunks. A chunk has one array ``[n, s_i, ...]`` for each input, in its type."""
+        """Embed a sequence in chunks. A chunk has one array ``[n, s_i, ...]`` for each input, in its type.
+
+        Raises:
+            ModelError: onnxruntime fails on a chunk.
+        """
         running: list[NDArray[Any]] | None = None
         last: dict[str, NDArray[Any]] = {}
         for piece in pieces:
             last = dict(zip(self._input_names, piece, strict=True))
-            maxima = self._first.run(self._cut, {name: last[name] for name in self._read_first})
+            maxima = self._infer(self._first, self._cut, {name: last[name] for name in self._read_first})
             running = maxima if running is None else list(map(np.maximum, running, maxima))
         feed = dict(zip(self._cut, running or [], strict=True)) | last
-        (embedding,) = self._second.run(None, {name: feed[name] for name in self._inputs})
+        (embedding,) = self._infer(self._second, None, {name: feed[name] for name in self._inputs})
         return np.asarray(embedding)
+
+    def _infer(
+        self, session: InferenceSession, outputs: list[str] | None, feed: dict[str, NDArray[Any]]
+    ) -> list[NDArray[Any]]:
+        try:
+            return list(session.run(outputs, feed))
+        except Exception as error:  # onnxruntime's exceptions have no common public base
+            raise cannot_run(
+                self._name, f"onnxruntime {onnxruntime.__version__}", list(feed.values()), error
+            ) from None
 
 
 def can_stream(model: onnx.ModelProto, examples: Sequence[NDArray[Any]]) -> bool:

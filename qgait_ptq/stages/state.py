@@ -202,8 +202,16 @@ class State:
     @property
     def runtime(self) -> str:
         """Return the runtime that tests the file: an installed runtime of the target, else onnxruntime."""
-        own = [name for name in self.target.runtimes if is_installed(name)]
-        return own[0] if own else ONNXRUNTIME
+        return self._installed_runtimes[0] if self._installed_runtimes else ONNXRUNTIME
+
+    @property
+    def other_runtimes(self) -> list[str]:
+        """Return the installed runtimes of the target besides the one that tests the file."""
+        return self._installed_runtimes[1:]
+
+    @property
+    def _installed_runtimes(self) -> list[str]:
+        return [name for name in self.target.runtimes if is_installed(name)]
 
     @property
     def takes_bytes(self) -> bool:

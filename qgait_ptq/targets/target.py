@@ -83,3 +83,9 @@ def check_widths(target: Target, widths: BitWidths) -> None:
                 f"{setting} is {bits}; the target {target.name} takes activations of {narrowest} bits or "
                 "more. Only weights may have fewer bits (--weight-bits)"
             )
+    if widths.input == 1 and target.rules.activation_signed:
+        raise ConfigError(
+            f"input_bits is 1; the target {target.name} stores activations as signed integers, which need 2 "
+            "bits or more. Set input_bits to 2 or more, or use a target with unsigned activations "
+            "(activation_signed of its PlacementRules)"
+        )

@@ -81,6 +81,32 @@ def test_a_pickled_module_needs_trust(network, tmp_path):
     assert_same(network, load_model(path, trust_code=True).network)
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"factory": FACTORY}, "--factory"),
+        ({"arguments": {"embedding": 9}}, "--model-argument"),
+        ({"factory": FACTORY, "arguments": {"embedding": 9}}, "--factory, --model-argument"),
+        ({"factory": gaitbase_small}, r"the factory \(--opengait-config\)"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["pickled module", "exported program"])
+def test_what_makes_a_network_is_refused_for_a_file_that_holds_one(kind, given, named, exported, tmp_path):
+    path = exported if kind == "exported program" else save(nn.Linear(2, 3), tmp_path / "model.pt")
+    with pytest.raises(ModelError, match=rf"{kind}, which holds one network .*leave out {named}, for files"):
+        load_model(path, trust_code=True, **given)
+
+
+def test_arguments_are_refused_where_the_file_names_its_network(network, tmp_path):
+    content = {"architecture": {"name": "gaitbase-small"}, "model": network.state_dict()}
+    path = save(content, tmp_path / "model.pt")
+    with pytest.raises(ModelError, match=r"--model-argument \(embedding\) has no effect"):
+        load_model(path, arguments={"embedding": 32}, zoo=NETWORKS)
+    path = save({"model": nn.Linear(2, 3)}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ModelError, match=r"--model-argument \(embedding\) has no effect"):
+        load_model(path, arguments={"embedding": 32}, trust_code=True)
+
+
 class Bomb:
     def __init__(self, path):
         self.path = path

@@ -100,3 +100,9 @@ def test_an_exported_program_is_refused_and_loaded_with_trust(folder):
         run(folder, "inspect", "model.pt2", option, status=0)
     shutil.copy(folder / "model.pt2", folder / "renamed.pt")
     assert "an exported program" in run(folder, "inspect", "renamed.pt")
+
+
+def test_a_function_that_makes_the_network_is_refused_for_a_file_that_holds_it(folder):
+    message = run(folder, "inspect", "module.pt", "--trust-code", "--factory", "qgait_ptq.gait.zoo:GaitSet")
+    assert "pickled module, which holds one network with its code; leave out --factory" in message
+    assert len(message.strip().splitlines()) == 1

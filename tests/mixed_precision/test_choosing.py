@@ -7,10 +7,17 @@ import qgait_ptq as qg
 from qgait_ptq.config.schema import BudgetConfig
 from qgait_ptq.errors import CalibrationError, ConfigError, DataError
 from qgait_ptq.gait.data.gait_data import GaitData
+from qgait_ptq.mixed_precision.choosing import WidthChooser
+from qgait_ptq.mixed_precision.groups import Kind
+from qgait_ptq.mixed_precision.search import Candidate
+from qgait_ptq.placement.planning import plan
 from qgait_ptq.report.page import render_report
 from qgait_ptq.report.terminal import summary_lines
 from qgait_ptq.report.widths import allocation_lines
+from qgait_ptq.stages.stage import Stopwatch
+from qgait_ptq.system.progress import Silent
 from tests.conftest import make_gaitbase
+from tests.networks import draw_people
 from tests.weight_only_networks import OverFrames, Recurrent
 
 FAST = {
@@ -171,3 +178,48 @@ def test_weights_of_an_lstm_take_part_in_a_budget(people):
         line.startswith("weight-only: 0.05 M weights") for line in summary_lines(result.report.to_json())
     )
     assert "inner.rnn: weight-only" in render_report(result.report.to_json())
+
+
+class NamedLikePatterns(torch.nn.Module):
+    """Names that fnmatch would read as patterns, beside names that these patterns match."""
+
+    NAMES = ("a[1]", "a1", "b*", "bc", "d?", "de")
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = torch.nn.Linear(32 * 22, 8), torch.nn.Linear(8, 16)
+        self.heads = torch.nn.ModuleDict({name: torch.nn.Linear(8, 8) for name in self.NAMES})
+
+    def forward(self, silhouettes):
+        features = self.first(silhouettes.flatten(2)).relu()
+        for head in self.heads.values():
+            features = head(features).relu()
+        return self.last(features.amax(1))
+
+
+def test_chosen_widths_and_layers_in_float_belong_to_the_layers_that_they_name():
+    network, data = NamedLikePatterns().eval(), draw_people(2, 1)
+    config = qg.QuantConfig(budget={"bops_percent": 50})
+    dataset = qg.GaitDataset.from_pairs((frames[:, :32, :22], about.subject) for frames, about in data)
+    chooser = WidthChooser(qg.prepare(network, dataset, config, device="cpu"), Stopwatch(Silent()))
+    names = [f"heads.{name}" for name in NamedLikePatterns.NAMES]
+    weights = [group.kind is Kind.WEIGHTS for group in chooser.groups]
+    widths = tuple(2 + index % 7 for index in range(len(weights)))
+    expected = {
+        group.layers: bits
+        for group, bits, of_weights in zip(chooser.groups, widths, weights, strict=True)
+        if of_weights
+    }
+    given = chooser.with_widths(Candidate(widths, in_float=("heads.a[1]", "heads.b*")))
+    layers = {layer.name: layer.weight_bits for layer in plan(network, (32, 22), given)[2]}
+    for name in names:
+        in_float = name in ("heads.a[1]", "heads.b*")
+        assert layers[name] == (None if in_float else expected[(name,)]), name
+
+
+@pytest.mark.parametrize("name", NamedLikePatterns.NAMES)
+def test_the_name_of_a_layer_is_a_pattern_that_matches_it(name):
+    given = qg.QuantConfig(layers={f"heads.{name}": {"weight_bits": 3}})
+    layers = {layer.name: layer.weight_bits for layer in plan(NamedLikePatterns(), (32, 22), given)[2]}
+    assert layers[f"heads.{name}"] == 3

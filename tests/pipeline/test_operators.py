@@ -167,6 +167,11 @@ MAXIMA = [
     Function(pool_with_indices),
     Function(lambda maps: maps.max(3, keepdim=True)[0]),
 ]
+EXTREMES = [  # of all values
+    Function(lambda maps: maps / (maps.amax() + 1)),
+    Function(lambda maps: maps - maps.amin((), keepdim=True)),
+    Function(lambda maps: maps * maps.amax(dim=())),
+]
 MEANS = [
     nn.AvgPool2d(2),
     Function(lambda maps: maps.clamp(0, 1)),
@@ -202,6 +207,7 @@ INNER = {
     "recurrent layer": ([OverPlaces(Recurrent())], {"mean", "zeros", "lstm", "add"}),
     "convolution over rows": ([OverPlaces(nn.Conv1d(8, 8, 3, padding=1))], {"mean"}),
     "maxima": (MAXIMA, set()),
+    "extremes": (EXTREMES, {"amin", "div", "sub", "mul"}),
     "means": (MEANS, {"avg_pool2d", "adaptive_avg_pool2d", "clamp", "clamp_min", "pow", "mean"}),
     "larger maps": (LARGER, {"upsample_bilinear2d", "upsample_nearest2d", "conv_transpose2d", "pad"}),
     "channels": (CHANNELS, {"flip", "cat", "mul"}),

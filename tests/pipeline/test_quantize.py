@@ -11,6 +11,8 @@ from qgait_ptq.errors import CalibrationError, CaptureError, ConfigError, DataEr
 from qgait_ptq.gait.data.directory import load_directory
 from qgait_ptq.gait.data.sequences import Reading
 from qgait_ptq.gait.opengait.adapter import OpenGaitAdapter
+from qgait_ptq.pipeline.quantize import begin
+from qgait_ptq.stages.state import Source
 from tests.conftest import SHALLOW, SHORT, make_gaitbase
 
 FAST = {"calibration_sequences": 12}
@@ -48,6 +50,18 @@ def of_pairs(walkers):
     network = make_gaitbase(**SHALLOW)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     return network, before, qg.quantize(network, pairs(walkers), qg.QuantConfig(**FAST), device="cpu")
+
+
+@pytest.mark.parametrize("frames", [0, -3, 2.5, 30.0, "30", True], ids=repr)
+@pytest.mark.parametrize("call", [qg.quantize, qg.prepare], ids=["quantize", "prepare"])
+def test_a_frame_count_must_be_an_integer_of_at_least_one(call, frames):
+    with pytest.raises(ConfigError, match=f"^frames={frames!r} is not a frame count: .*such as 30"):
+        call(Maps(), [], device="cpu", frames=frames)
+
+
+def test_a_frame_count_of_numpy_is_taken_as_an_integer(walkers):
+    state = begin(Source(Maps(), frames=np.int64(30)), pairs(walkers, 4), device="cpu")
+    assert type(state.source.frames) is int
 
 
 def test_the_report_has_the_promised_keys(evaluated):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import qgait_ptq as qg
-from qgait_ptq.errors import CaptureError, DataError
+from qgait_ptq.errors import CaptureError, DataError, ModelError
 from qgait_ptq.gait.zoo import SmplGait
 from qgait_ptq.verification.file_bytes import random_batches, verify
 from tests.cli.test_cli import assert_refused, run
@@ -159,19 +159,49 @@ def with_labels(people):
     ]
 
 
-def test_integers_reach_the_network_and_the_file_as_integers(people, tmp_path):
+@pytest.fixture(scope="module")
+def labelled(people, tmp_path_factory):
+    """A network with labels, one of its sequences, and the folder of its result."""
     torch.manual_seed(0)
     network, pairs = WithLabels().eval(), with_labels(people)
-    result = qg.quantize(network, pairs, qg.QuantConfig(idc={"enabled": False}))
-    result.save(tmp_path / "out")
-    embedder = qg.Embedder(tmp_path / "out" / "model.onnx")
+    config = qg.QuantConfig(idc={"enabled": False}, target="generic-qdq")
+    folder = qg.quantize(network, pairs, config).save(tmp_path_factory.mktemp("labelled"))
+    return network, pairs[3][0], folder
+
+
+def test_integers_reach_the_network_and_the_file_as_integers(labelled):
+    network, (silhouettes, labels), folder = labelled
+    embedder = qg.Embedder(folder / "model.onnx")
     assert [given.dtype for given in embedder.session.inputs] == [np.uint8, np.int64]
-    (silhouettes, labels), _ = pairs[3]
     with torch.inference_mode():
         expected = network(torch.from_numpy(silhouettes)[None] / 255, torch.from_numpy(labels)[None])[0]
     assert torch.cosine_similarity(torch.from_numpy(embedder((silhouettes, labels))[0]), expected, 0) > 0.999
     other = embedder((silhouettes, labels * 0))
     assert not np.allclose(other, embedder((silhouettes, labels)))
+
+
+@pytest.mark.parametrize("label", [-1, 5])
+@pytest.mark.parametrize("longest_piece", [5, 1000], ids=["streamed", "whole"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_label_that_the_network_does_not_have_is_refused(labelled, runtime, longest_piece, label):
+    """OpenVINO computes an embedding for it, and every runtime takes -1 for the last label."""
+    pytest.importorskip(runtime)
+    _, (silhouettes, labels), folder = labelled
+    embedder = qg.Embedder(folder / "model.onnx", runtime=runtime, longest_piece=longest_piece)
+    wrong = labels.copy()
+    wrong[7] = label
+    with pytest.raises(DataError, match=f"modality_1: found {label}; the network takes integers from 0 to 4"):
+        embedder((silhouettes, wrong))
+
+
+def test_a_runtime_that_fails_on_a_chunk_does_not_blame_the_file(labelled):
+    """Files of older versions do not say which labels the network has."""
+    _, (silhouettes, labels), folder = labelled
+    embedder = qg.Embedder(folder / "model.onnx", longest_piece=5)
+    assert embedder.streams
+    embedder._largest = {}
+    with pytest.raises(ModelError, match=r"model.onnx: onnxruntime .* cannot run .* idx=5 must be within"):
+        embedder((silhouettes, np.where(np.arange(len(labels)) == 7, 5, labels)))
 
 
 def test_an_input_that_changes_nothing_is_named(people):
@@ -216,7 +246,17 @@ def test_inspect_is_told_the_shapes_of_inputs(typed):
     )
     wrong = run("inspect", *model, "--input", "64x44", "--input", "85:numbers")
     assert wrong.returncode == 2
-    assert "not a frame shape such as 64x44 or 17:integers" in wrong.stderr
+    assert "not a frame shape such as 64x44, 17:integers or scalar:integers" in wrong.stderr
+
+
+def test_inspect_describes_an_input_of_one_integer_per_frame(tmp_path):
+    torch.save(WithLabels().state_dict(), tmp_path / "weights.pt")
+    model = [tmp_path / "weights.pt", "--factory", f"{__name__}:WithLabels"]
+    inspected = run("inspect", *model, "--input", "64x44", "--input", "scalar:integers")
+    assert inspected.returncode == 0, inspected.stderr
+    text = " ".join(inspected.stdout.split())
+    assert "modality_0 64×44, modality_1 scalar" in text
+    assert "batch free, frames free" in text
 
 
 @pytest.mark.slow

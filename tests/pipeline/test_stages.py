@@ -1,9 +1,12 @@
 """The calibrating stages as configured, from Python."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import qgait_ptq as qg
+from qgait_ptq.calibration.stages import ChooseClips
 from qgait_ptq.errors import ConfigError, DataError
 from qgait_ptq.quantizer.pair_order import INT16_MAX
 from qgait_ptq.reference.pair_sums import bound_pair_sums
@@ -109,6 +112,20 @@ def test_too_few_people_leave_the_stage_out_and_say_so(people):
     asked = SMALL | {"idc": SMALL["idc"] | {"enabled": True}}
     with pytest.raises(DataError, match=r"3 identities .* needs 8"):
         quantize(as_data(people, few), asked)
+
+
+def test_nothing_is_said_of_idc_where_it_is_disabled(people):
+    """Fine-tuning looks at the labels, too."""
+    few = [record for record in people.records if record.subject in people.subjects[:3]]
+    singles = [r for r in people.records if r.subject != people.subjects[0] or r.condition.endswith("1")]
+    disabled = SMALL | {"idc": SMALL["idc"] | {"enabled": False}, **FINETUNE}
+    prepared = qg.prepare(
+        make_gaitbase(**SHALLOW), as_data(people, few), qg.QuantConfig(**disabled), device="cpu"
+    )
+    for records in (few, singles):
+        state = ChooseClips().run(replace(prepared, data=as_data(people, records)), Silent())
+        assert not [note for note in state.notes if "IDC" in note]
+        assert "idc" not in state.record
 
 
 def test_one_identity_and_single_sequences_are_met_with_a_line(people):

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from functools import cache, partial
 
 import pytest
@@ -19,7 +20,7 @@ from qgait_ptq.placement.insert import insert_quantizers
 from qgait_ptq.placement.layers import float_operators, list_layers
 from qgait_ptq.placement.planning import plan
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
-from qgait_ptq.targets.registry import get_target
+from qgait_ptq.targets.registry import TARGETS, get_target
 from tests.conftest import DEEP, make_gaitbase, make_gaitset
 
 RULES = get_target("onnxruntime").rules
@@ -172,6 +173,16 @@ def test_input_bits_are_those_of_the_input_alone():
     differing = {name for name in plain if plain[name] != narrow[name]}
     assert differing == {"stem.0"}
     assert (narrow["stem.0"].weight_bits, narrow["stem.0"].activation_bits) == (8, 1)
+
+
+def test_one_bit_for_the_input_is_refused_where_activations_are_signed(monkeypatch, gaitbase):
+    unsigned = get_target("onnxruntime")
+    signed = replace(unsigned, name="own", rules=replace(unsigned.rules, activation_signed=True))
+    monkeypatch.setitem(TARGETS, "own", signed)
+    with pytest.raises(ConfigError, match=r"input_bits is 1; the target own .* Set input_bits to 2 or more"):
+        plan(gaitbase, (64, 44), QuantConfig(target="own", input_bits=1))
+    layers = plan(gaitbase, (64, 44), QuantConfig(target="own", input_bits=2))[2]
+    assert layers[0].activation_bits == 2
 
 
 def test_weights_are_symmetric_per_channel_and_activations_unsigned_per_tensor():

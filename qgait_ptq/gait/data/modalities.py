@@ -91,6 +91,26 @@ def check_layout(arrays: Mapping[str, NDArray[Any]], layout: FrameLayout, where:
         )
 
 
+def check_integers(arrays: Mapping[str, NDArray[Any]], largest: Mapping[str, int], where: str) -> None:
+    """Check the integers that a network looks up in a table.
+
+    Args:
+        arrays: arrays of one sequence by the name of the input.
+        largest: largest integer by the name of the input; the smallest is 0.
+        where: name of the sequence in errors.
+
+    Raises:
+        DataError: an integer is not in the table.
+    """
+    for name, limit in largest.items():
+        values = arrays[name]
+        wrong = values[(values < 0) | (values > limit)]
+        if wrong.size:
+            raise DataError(
+                f"{where}, {name}: found {wrong[0]}; the network takes integers from 0 to {limit} there"
+            )
+
+
 def read_packed(sources: Mapping[str, Path], reading: Reading, layout: FrameLayout) -> NDArray[np.float32]:
     """Read the array files of one sequence, and join them as ``[s, F]`` float32."""
     arrays = read_modalities(sources, reading)

@@ -19,7 +19,7 @@ from qgait_ptq.graph.passes.linear import (
     PRODUCTS_TO_LINEAR,
 )
 from qgait_ptq.graph.passes.masks import MASKS_TO_LOGIC
-from qgait_ptq.graph.passes.maxima import DROP_MAXIMA_INDICES
+from qgait_ptq.graph.passes.maxima import DROP_MAXIMA_INDICES, NAME_ALL_AXES
 from qgait_ptq.graph.passes.ordering import ORDER_STATISTICS_TO_SORT
 from qgait_ptq.graph.passes.paddings import PADDINGS_TO_NUMBERS
 from qgait_ptq.graph.passes.pooling import ADAPTIVE_POOLS_OVER_FRAMES
@@ -40,6 +40,7 @@ CANONICALIZATION: tuple[GraphPass, ...] = (
     ADAPTIVE_POOLS_OVER_FRAMES,
     ORDER_STATISTICS_TO_SORT,
     DROP_MAXIMA_INDICES,
+    NAME_ALL_AXES,
     ATTENTION_TO_FOUR_AXES,
     PIECES_TO_SLICES,
     FOLD_CONSTANTS,

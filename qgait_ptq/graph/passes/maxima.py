@@ -1,7 +1,8 @@
-"""Rewriting maxima without indices, and adaptive pooling with a fixed kernel.
+"""Rewriting maxima without indices or without axes, and adaptive pooling with a fixed kernel.
 
 Maxima can run on integers only if their indices are not used. Most networks write
-``torch.max(features, dim)[0]``, which also gives indices.
+``torch.max(features, dim)[0]``, which also gives indices. ``features.amax()`` names no axes and means all of
+them; torch's ONNX exporter needs their names.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from qgait_ptq.graph.passes.graph_pass import GraphPass
 from qgait_ptq.graph.shapes import is_free, observed_shape
 from qgait_ptq.graph.views import argument, operands, source
 
+EXTREMES = frozenset({aten.amax.default, aten.amin.default})
 MAXIMA_WITH_INDICES = frozenset({aten.max.dim})
 POOLS_WITH_INDICES: dict[Any, Callable[..., object]] = {
     aten.max_pool2d_with_indices.default: aten.max_pool2d.default,
@@ -73,4 +75,16 @@ def _kernel(pool: fx.Node) -> list[int] | None:
     return kernel
 
 
+def name_all_axes(graph_module: fx.GraphModule) -> None:
+    """Give maxima and minima over all axes, which name none, the list of the axes."""
+    for node in graph_module.graph.nodes:
+        if not is_operator(node, EXTREMES) or list(argument(node, "dim")):
+            continue
+        shape = observed_shape(source(node))
+        if shape:
+            node.args = (source(node), list(range(len(shape))), argument(node, "keepdim"))
+            node.kwargs = {}
+
+
+NAME_ALL_AXES = GraphPass("name-all-axes", name_all_axes)
 DROP_MAXIMA_INDICES = GraphPass("drop-maxima-indices", drop_maxima_indices, needs_free_axes=True)
