@@ -46,7 +46,6 @@ from qgait_ptq.gait import (
     rank_gallery,
     render_walkers,
 )
-from qgait_ptq.gait.embedding import Embed
 from qgait_ptq.gait.zoo import NETWORKS
 
 CALIBRATION_IDENTITIES, FIRST_CALIBRATION = 16, 1000
@@ -313,7 +312,7 @@ def _embed_on(device: torch.device, network: fx.GraphModule, batch: Tensor) -> T
     return network(batch.to(device))
 
 
-def float_embeddings(job: Job, network: Embed, data: GaitDataset, work: Path) -> Tensor:
+def float_embeddings(job: Job, network: Callable[[Tensor], Tensor], data: GaitDataset, work: Path) -> Tensor:
     """Embeddings of the float network, computed once."""
     path = work / "states" / f"{job.network}-{checkpoint_digest(job.checkpoint)[:12]}-test.pt"
     if not path.exists():

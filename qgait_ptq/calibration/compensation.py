@@ -48,13 +48,11 @@ class InputMoments:
         # About the means: otherwise, rounding errors of float32 exceed the variation of values around a large
         # mean, or of a single column.
         count = quantized.shape[-1]
-        means = [columns.double().mean(-1) for columns in (quantized, reference)]
-        about = [
-            columns - mean[..., None].to(columns.dtype)
-            for columns, mean in zip((quantized, reference), means, strict=True)
-        ]
-        spread, cross = ((columns @ about[0].mT).double() / count for columns in about)
-        return cls(count, *means, spread, cross)
+        mean, mean_float = quantized.double().mean(-1), reference.double().mean(-1)
+        about = quantized - mean[..., None].to(quantized.dtype)
+        about_float = reference - mean_float[..., None].to(reference.dtype)
+        spread, cross = ((columns @ about.mT).double() / count for columns in (about, about_float))
+        return cls(count, mean, mean_float, spread, cross)
 
     def merge(self, other: InputMoments) -> InputMoments:
         """Return the moments of both sets of columns together."""

@@ -30,7 +30,7 @@ from qgait_ptq.graph.stepping import DEFAULT_MEMORY, Stepper
 from qgait_ptq.graph.stored_weights import layer_name
 from qgait_ptq.graph.views import WeightedLayer
 from qgait_ptq.placement.quantized_layers import QuantizedLayer, quantized_layers, weight_of
-from qgait_ptq.quantizer.grid import quantize
+from qgait_ptq.quantizer.grid import quantize, smallest_scale
 from qgait_ptq.quantizer.pairs import neighbours, widened_scale
 from qgait_ptq.system.invariants import present
 
@@ -180,6 +180,9 @@ def correct_layer(
         scale = refitted_scale(
             integers, scale, original, second, cross, moments.count, settings.damping, near
         )
+        if float_bias is not None and layer.bias_quantizer is not None:
+            room = smallest_scale(float_bias, layer.input_quantizer(graph_module).scale)
+            scale = torch.maximum(scale, room.reshape(scale.shape).to(scale.dtype))
         quantizer.set_scale(scale.flatten().clone())
         on_grid = integers * scale.double()[..., None]
         set_parameter(graph_module, layer.weight_parameter, on_grid.reshape(weight.shape).to(weight.dtype))

@@ -126,7 +126,8 @@ def _weight_factors(graph_module: fx.GraphModule, group: ChannelGroup, strength:
         return torch.stack(each).amax(0).double()
 
     written, read = largest(group.writers, 0), largest(group.readers, 1)
-    return _factors((written / read.clamp_min(torch.finfo(torch.float32).tiny)).sqrt(), strength)
+    # A channel that nobody reads, or that is always zero, is dead.
+    return _factors(torch.where(read > 0, (written / read).sqrt(), 0.0), strength)
 
 
 def _scale(

@@ -102,11 +102,14 @@ class Finetuning:
         losses = {START: self.held_out(self.quantized)}
         if blocks.steps:
             losses[BLOCKS] = self._train_blocks(blocks, advance)
-        outcome = None
+        outcome, last = None, BLOCKS if blocks.steps else START
         if end_to_end.steps:
             outcome = self._train_end_to_end(source, loss, end_to_end, advance)
             losses |= {name: value for name, value in outcome.losses.items() if name != START}
-        kept = min(losses, key=lambda name: losses[name] if math.isfinite(losses[name]) else math.inf)
+            last = outcome.kept if outcome.improved else last
+        # The graph holds the last candidate that was kept. The loss of one network differs in its last digits
+        # between a trained graph and a settled one, so that a minimum over all could name another.
+        kept = last if math.isfinite(losses[last]) and not losses[START] <= losses[last] else START
         if kept == START:
             self.quantized.load_state_dict(came_in)
         return FinetuneOutcome(losses, kept, outcome)

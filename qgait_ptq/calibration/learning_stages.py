@@ -109,6 +109,14 @@ class CollectFrames(Stage):
                 f"fine-tuning leaves out {records.left_out} sequences of --unlabelled, which are also test "
                 "sequences or held-out ones"
             )
+        if records.unused:
+            state = state.noting(
+                f"fine-tuning does not use {records.unused} sequences of --unlabelled: it learns from at "
+                f"most {state.config.finetune.unlabelled} sequences, and takes training sequences first; "
+                "raise finetune.unlabelled"
+            )
+        if len(pool) == 1:
+            state = state.noting("fine-tuning is judged by the only sequence that it learns from")
         if len(pool) < FEW_SEQUENCES:
             state = state.noting(
                 f"fine-tuning has {len(pool)} sequences; fewer than {FEW_SEQUENCES} are easily overfitted. "
@@ -178,7 +186,7 @@ def idc_loss(config: QuantConfig) -> IdcLoss:
 
 
 def fingerprint(state: State) -> str:
-    """Return a digest of the settings, the network, the unlabelled clips, and the pool if there is one.
+    """Return a digest of the settings, the network, the clips and their labels, and the pool if there is one.
 
     It is that of the network as captured. Results of earlier stages differ in their last digits if another
     number of processes or threads computes them.
@@ -188,9 +196,13 @@ def fingerprint(state: State) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     digest.update(state.unlabelled.numpy().tobytes())
+    if state.training is not None:
+        for clips in (state.training.clips, state.training.held_out):
+            digest.update(clips.silhouettes.numpy().tobytes() + clips.labels.numpy().tobytes())
     if state.maybe_pool is not None:
         for start, length in state.pool.stretches:  # a mapped file is not read at once
             digest.update(state.pool.frames[start : start + length].tobytes())
+        digest.update(state.pool.labels.tobytes())
     return digest.hexdigest()
 
 

@@ -34,11 +34,13 @@ class PoolRecords:
         labels: number of the identity of each sequence, ``[n]`` int64; `UNKNOWN` without one.
         left_out: number of sequences without labels that are left out, because they are files of test
             sequences or held-out ones.
+        unused: number of other sequences without labels that exceed the largest number to learn from.
     """
 
     data: GaitDataset
     labels: NDArray[np.int64]
     left_out: int = 0
+    unused: int = 0
 
 
 def pool_records(state: State) -> PoolRecords:
@@ -57,15 +59,17 @@ def pool_records(state: State) -> PoolRecords:
         chosen = [*chosen, *drawn.records]
     numbers = {subject: number for number, subject in enumerate(sorted({r.subject for r in chosen}))}
     labels = [numbers[record.subject] for record in chosen]
-    left_out = 0
+    left_out = unused = 0
     if data.unlabelled is not None:
         unseen = [*data.test.records, *(r for r in data.calibration.records if r.subject in held_out)]
         usable = _without_files_of(data.unlabelled, unseen)
         left_out = len(data.unlabelled) - len(usable)
-        new = _without_files_of(usable, own.records).choose(limit - len(chosen), seed).records
+        others = _without_files_of(usable, own.records)
+        new = others.choose(limit - len(chosen), seed).records
+        unused = len(others) - len(new)
         chosen, labels = [*chosen, *new], [*labels, *[UNKNOWN] * len(new)]
     records = GaitDataset(chosen, own.description, own.layout, own.notes)
-    return PoolRecords(records, np.array(labels, np.int64), left_out)
+    return PoolRecords(records, np.array(labels, np.int64), left_out, unused)
 
 
 def _without_files_of(data: GaitDataset, records: Iterable[SequenceRecord]) -> GaitDataset:

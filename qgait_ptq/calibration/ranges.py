@@ -14,14 +14,12 @@ from qgait_ptq.graph.attributes import tensor_of
 from qgait_ptq.graph.stored_weights import layer_name
 from qgait_ptq.placement.quantized_layers import quantized_layers, weight_of, weight_only_weights
 from qgait_ptq.quantizer.fake_quantize import FakeQuantize, set_observing
-from qgait_ptq.quantizer.grid import INT32_MAX
+from qgait_ptq.quantizer.grid import smallest_scale
 from qgait_ptq.quantizer.observers import MergeableObserver, Observer
 from qgait_ptq.quantizer.pairs import widened_scale
 from qgait_ptq.system.exchanging import exchange
 from qgait_ptq.system.invariants import of_type, present
 from qgait_ptq.system.processes import processes
-
-BIAS_HEADROOM = 2.0  # a bias takes at most half of the int32 range; the sums need the rest
 
 
 def calibrate_ranges(graph_module: fx.GraphModule, batches: Iterable[Tensor]) -> fx.GraphModule:
@@ -136,5 +134,5 @@ def _leave_room_for_bias(graph_module: fx.GraphModule) -> None:
             continue
         bias = present(tensor_of(graph_module, layer.bias_parameter))
         inputs, weights = layer.input_quantizer(graph_module), layer.weight_quantizer
-        needed = bias.abs() * (BIAS_HEADROOM / INT32_MAX) / inputs.scale
+        needed = smallest_scale(bias, inputs.scale)
         weights.set_scale(torch.maximum(weights.scale, needed.to(weights.scale.dtype)))

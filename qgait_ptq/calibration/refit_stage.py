@@ -27,6 +27,7 @@ from qgait_ptq.system.progress import Advance
 
 Item = TypeVar("Item")
 REFIT = "refit"  # name of the candidate
+SHARED = "other layers share their weights"
 TOO_LARGE = "the inputs of these layers do not fit into finetune.memory_mb"
 DIVERGED = "training the last layers to keep ranks: the loss became NaN or infinite; reverted"
 
@@ -72,6 +73,9 @@ class Refit(Stage):
         part = LastPart(copy.deepcopy(state.quantized), state.reference)
         pool, held_out = judge(state, idc_loss(state.config), clips_at_once(state))
         clips = refit_clips(state, pool)
+        cause = SHARED if not part.layers else "" if len(clips.learned) else "the pool does not fill a batch"
+        if cause:
+            return state.noting(f"the last layers are not refitted: {cause}")
         run = _Run(state, part, clips, advance)
         losses, before = {START: held_out(part.quantized)}, copy.deepcopy(part.quantized.state_dict())
         too_large = _in_first(part.quantized, run.refit)
@@ -112,9 +116,10 @@ class _Run:
     def refit(self) -> bool:
         """Refit the last layers; return whether their inputs are too large to be kept."""
         if self.inputs is None:
-            refit_last_layers(self.part, StreamedInputs(self.part, self.clips.learned), self.advance)
+            streamed = StreamedInputs(self.part, self.clips.learned)
+            refit_last_layers(self.part, streamed, self.state.config.seed, self.advance)
         else:
-            refit_last_layers(self.part, self.inputs)
+            refit_last_layers(self.part, self.inputs, self.state.config.seed)
         return self.inputs is None
 
     def keep_ranks(self) -> RankOutcome:

@@ -18,13 +18,14 @@ from qgait_ptq.placement.quantized_layers import weight_of
 
 
 def refit_last_layers(
-    part: LastPart, inputs: ManyInputs, advance: Callable[[], None] = lambda: None
+    part: LastPart, inputs: ManyInputs, seed: int = 0, advance: Callable[[], None] = lambda: None
 ) -> list[str]:
     """Refit weights and biases of the last quantized layers in place, near their current values.
 
     Args:
         part: the last layers.
         inputs: their inputs, batch by batch.
+        seed: random seed for the drawn columns.
         advance: called after each batch of the first layer.
 
     Returns:
@@ -33,7 +34,7 @@ def refit_last_layers(
     Raises:
         CalibrationError: the inputs of a layer are not finite.
     """
-    settings = CorrectionSettings(Rounding.REFITTED)
+    settings = CorrectionSettings(Rounding.REFITTED, seed=seed)
     for number, layer in enumerate(part.layers):
         name, original = layer.node.name, part.originals[layer.node.name]
         weight = weight_of(part.reference, original)

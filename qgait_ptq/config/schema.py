@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AliasChoices,
@@ -63,6 +63,12 @@ class LayerBits(_Model):
     weight_bits: Bits | None = None
     activation_bits: Bits | None = None
 
+    @model_validator(mode="after")
+    def _has_a_width(self) -> Self:
+        if self.weight_bits is None and self.activation_bits is None:
+            raise ValueError("the entry has no width; set weight_bits, activation_bits or both")
+        return self
+
 
 class IdcConfig(_Model):
     """Stage 1, inter-class distance-guided calibration.
@@ -103,6 +109,14 @@ class IdcConfig(_Model):
     averaged: Annotated[float, Field(ge=0, le=1)] = 0.2
     temperature: Weight = 0.0
     memory_mb: Positive = 2000
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> Self:
+        if not any((self.neg_weight, self.pos_weight, self.anchor_weight, self.neighbour_weight)):
+            raise ValueError(
+                "all weights of the loss are 0, so that there is nothing to learn; set one, or enabled: false"
+            )
+        return self
 
 
 class FinetuneConfig(_Model):
@@ -199,11 +213,11 @@ class QuantConfig(_Model):
             look-up.
         elementwise_bits: width of tensors that other operators than layers read, such as the branches of a
             residual addition, 2 to 8. A layer that reads the same tensor reads it at `activation_bits`.
-        observer: observer of activations.
+        observer: observer of activations. Silhouettes at the input have their full range.
         weight_observer: observer of weights.
         equalization: criterion for equalization: size of ``weights``, size of ``activations``, or ``none``.
         rounding: rounding of weights: to nearest, or compensated (GPTQ, Qronos).
-        bias_correction: whether to add mean errors to biases.
+        bias_correction: whether rounding adds mean errors to biases. Fine-tuning adapts biases in any case.
         correction_frames: consecutive frames of each sequence for equalization, rounding, bias correction and
             block training.
         idc: settings of stage 1.

@@ -153,6 +153,7 @@ class BitWidths:
         limit_pairs: whether weights are limited in pairs if the target's kernels need it.
         apart: whether layers have their own quantizer of a tensor that an addition reads, too, even at the
             same width. Graphs of all widths then have the same nodes.
+        raw: whether the network's input is other values than silhouettes.
     """
 
     weight: int
@@ -167,6 +168,7 @@ class BitWidths:
     exclude: tuple[str, ...] = ()
     limit_pairs: bool = True
     apart: bool = False
+    raw: bool = False
 
 
 def annotation_of(node: object) -> Annotation:

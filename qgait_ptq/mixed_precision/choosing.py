@@ -243,7 +243,7 @@ class WidthChooser:
         """Calibrate a candidate without labels; its corrections do not use held-out identities."""
         state, config = self.state, self.with_widths(candidate)
         network = copy.deepcopy(state.network)
-        annotate(network, state.target.rules, bit_widths(config))
+        annotate(network, state.target.rules, bit_widths(config, raw=state.data.raw))
         calibrated = run_stages(WITHOUT_LABELS, replace(state, config=config, maybe_network=network))
         return calibrated.quantized
 

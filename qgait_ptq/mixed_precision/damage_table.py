@@ -22,6 +22,7 @@ from qgait_ptq.config.schema import LayerBits
 from qgait_ptq.errors import DataError
 from qgait_ptq.exporters.onnx_file import export_quantized
 from qgait_ptq.gait.data.clips import SMALLEST_SEQUENCES
+from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.mixed_precision.costs import CostModel
 from qgait_ptq.mixed_precision.groups import Kind, WidthGroup, find_groups, layer_costs
 from qgait_ptq.mixed_precision.sensitivity import Sensitivity, measure_sensitivity
@@ -106,15 +107,22 @@ class SensitivityMeasurement:
         """
         state = self.state
         all_weights = {**state.config.layers, ALL_LAYERS: LayerBits(weight_bits=WIDEST)}
-        widths = bit_widths(state.config.model_copy(update={"layers": all_weights}))
+        widths = bit_widths(state.config.model_copy(update={"layers": all_weights}), raw=state.data.raw)
         network = annotate(copy.deepcopy(state.network), state.target.rules, widths)
-        one = replace(state, maybe_chosen=state.data.calibration.choose(1, state.config.seed))
+        one = replace(state, maybe_chosen=self._one_that_is_taken())
         quantized = SetRanges().apply(replace(one, maybe_network=network)).quantized
         captured = state.captured
         file = export_quantized(quantized, captured, state.target, state.takes_bytes)
         macs = {layer.node: layer.macs for layer in state.layers}
         layers = layer_costs(quantized, self.groups, macs)
         return CostModel.of_file(layers, state.target.storage.int4_weights, file.ByteSize())
+
+    def _one_that_is_taken(self) -> GaitDataset:
+        """Return a sequence of a length that the network takes; any one if all that are tried are not."""
+        some = self.state.data.calibration.choose(self.sequences, self.state.config.seed)
+        fits = self.state.captured.frame_counts.fits
+        taken = (record for silhouettes, record in some if fits(len(silhouettes)))
+        return GaitDataset([next(taken, some.records[0])])
 
 
 ALL_LAYERS = "?*"  # a pattern that no recipe has, so that it is the last one, which wins
@@ -129,7 +137,7 @@ def with_uniform_ranges(state: State, bits: int, advance: Advance = nothing, *, 
 def _uniform_network(state: State, bits: int, *, apart: bool) -> fx.GraphModule:
     """Return the network with all quantizers at one width, not yet inserted."""
     uniform = {"weight_bits": bits, "activation_bits": bits, "edge_bits": bits, "layers": {}}
-    widths = replace(bit_widths(state.config.model_copy(update=uniform)), apart=apart)
+    widths = replace(bit_widths(state.config.model_copy(update=uniform), raw=state.data.raw), apart=apart)
     return annotate(copy.deepcopy(state.network), state.target.rules, widths)
 
 

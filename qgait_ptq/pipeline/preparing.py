@@ -17,7 +17,7 @@ from qgait_ptq.graph.frame_counts import ANY_FRAME_COUNT
 from qgait_ptq.mixed_precision.choosing import WidthChooser, allowed_drop, held_out_drop
 from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.layers import integer_layers
-from qgait_ptq.placement.planning import bit_widths, plan
+from qgait_ptq.placement.planning import bit_widths, plan, width_notes
 from qgait_ptq.placement.submodule_data import submodule_config, take_submodule
 from qgait_ptq.stages.stage import CompoundStage, Stage, Stopwatch, nothing, run_stages
 from qgait_ptq.stages.state import State
@@ -69,11 +69,18 @@ class CaptureNetwork(Stage):
         model, frames, output = source.model, source.frames, source.output
         if taken is not None:
             model, frames, output = taken.model, taken.isolated.frames, None
-        captured, network, _ = plan(
-            model, data.frame_shape, state.config, frames=frames, output=output, layout=data.layout
+        captured, network, layers = plan(
+            model,
+            data.frame_shape,
+            state.config,
+            frames=frames,
+            output=output,
+            layout=data.layout,
+            raw=data.raw,
         )
         pinned = {BATCH_AXIS, FRAME_AXIS} - captured.free_axes - ({FRAME_AXIS} if frames else set())
-        notes = pinned_notes(captured, pinned, "its capture is right at no other")
+        notes = width_notes(network, layers, state.config)
+        notes += pinned_notes(captured, pinned, "its capture is right at no other")
         if captured.frames is None and captured.frame_counts != ANY_FRAME_COUNT:
             notes.append(
                 f"the network is captured for {captured.frame_counts}: at other frame counts it computes "
@@ -152,7 +159,7 @@ class ChooseWidths(CompoundStage):
         watch = Stopwatch(progress)
         choice = WidthChooser(state, watch).choose()
         network = copy.deepcopy(state.network)
-        annotate(network, state.target.rules, bit_widths(choice.config))
+        annotate(network, state.target.rules, bit_widths(choice.config, raw=state.data.raw))
         state = replace(state, config=choice.config, maybe_network=network, chosen_drop=choice.drop)
         return state.recording(allocation=choice.description).timed(watch.seconds)
 

@@ -284,7 +284,8 @@ class _Plan:
     def _own(self, node: fx.Node, bits: int) -> OwnSpec:
         grid = self._activation_grid(bits)
         # Silhouettes lie on an exact grid over [0, 1], which only the full range preserves.
-        observer = "minmax" if self.of_layers.is_input(node) else self.widths.activation_observer
+        exact = self.of_layers.is_input(node) and not self.widths.raw
+        observer = "minmax" if exact else self.widths.activation_observer
         return OwnSpec(grid, observer)
 
     def _activation_grid(self, bits: int) -> IntegerGrid:

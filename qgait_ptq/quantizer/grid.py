@@ -17,6 +17,7 @@ from qgait_ptq.quantizer.pairs import limit_pairs
 
 SMALLEST_SCALE = 1e-12  # scale of a channel or tensor of zeros
 INT32_MAX = 2**31 - 1
+BIAS_HEADROOM = 2.0  # a bias takes at most half of the int32 range; the sums need the rest
 
 
 @dataclass(frozen=True)
@@ -149,3 +150,13 @@ def quantize_bias(bias: Tensor, scale: Tensor) -> Tensor:
         scale: scale of the input times scale of the weight, ``[c]``.
     """
     return (bias.double() / scale.double()).round().clamp(-INT32_MAX, INT32_MAX)
+
+
+def smallest_scale(bias: Tensor, input_scale: Tensor) -> Tensor:
+    """Return the smallest weight scale of each channel, ``[o]``: its bias and its sums fit into int32.
+
+    Args:
+        bias: float bias, ``[o]``.
+        input_scale: scale of the layer's input.
+    """
+    return bias.abs() * (BIAS_HEADROOM / INT32_MAX) / input_scale

@@ -56,17 +56,18 @@ class StreamingHistogram:
         self.zeros += other.zeros
         if other.bound == 0:
             return
-        self._widen(other.bound)
-        same = copy.deepcopy(other)
-        same._widen(self.bound)
+        same, half = copy.deepcopy(other), 0.5  # a value whose bound is the one that is wanted
+        self._widen(half * other.bound)
+        same._widen(half * self.bound)
         self.counts = self.counts + same.counts
 
     def _widen(self, largest: float) -> None:
-        if largest <= self.bound:
+        """Double the bound until it exceeds a value: bins do not contain their upper end."""
+        if largest == 0:
             return
         if self.bound == 0:
             self.bound = 2.0 ** math.ceil(math.log2(largest))
-        while self.bound < largest:
+        while self.bound <= largest:
             merged = self.counts.reshape(HALF_BINS, 2).sum(1)
             self.counts = torch.zeros_like(self.counts)
             self.counts[HALF_BINS // 2 : HALF_BINS // 2 + HALF_BINS] = merged

@@ -174,7 +174,9 @@ class WeightPercentileObserver(WeightMinMaxObserver):
     def forward(self, tensor: Tensor) -> Tensor:
         """Observe the weight, and return it unchanged."""
         magnitudes = tensor.detach().abs().transpose(0, self.channel_axis).flatten(1)
-        self.bound = magnitudes.float().quantile(self.share, dim=1)
+        bound = magnitudes.float().quantile(self.share, dim=1)
+        # A sparse channel has a quantile of zero: its few weights need the whole range.
+        self.bound = torch.where(bound > 0, bound, magnitudes.amax(1).float())
         return tensor
 
     def value_range(self) -> tuple[Tensor, Tensor]:

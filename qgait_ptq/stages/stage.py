@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 from qgait_ptq.stages.state import State
-from qgait_ptq.system.device import exact_arithmetic
+from qgait_ptq.system.device import exact_arithmetic, own_random_numbers
 from qgait_ptq.system.progress import Advance, Progress, Silent
 
 
@@ -115,7 +115,7 @@ def run_stages(stages: Sequence[Stage], state: State, progress: Progress | None 
     Returns:
         The state after the last stage, with the time of each stage.
     """
-    with exact_arithmetic():
+    with exact_arithmetic(), own_random_numbers():
         for stage in stages:
             state = stage.run(state, progress or Silent())
     return state

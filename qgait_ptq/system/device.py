@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -39,12 +40,47 @@ def exact_arithmetic() -> Iterator[None]:
     """Compute in float32 without TF32, and with deterministic convolutions.
 
     By default, convolutions on NVIDIA GPUs round their inputs to 10 bits (TF32). Two networks that are equal
-    in float32 then differ visibly, and equalization refuses its result. The caller's settings are restored.
+    in float32 then differ visibly, and equalization refuses its result. The caller's settings are restored,
+    whether they were made with torch's older switches (``allow_tf32``) or the newer ones
+    (``fp32_precision``).
     """
-    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
-    with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
+    cudnn, places = torch.backends.cudnn, _precisions()
+    chosen, older = [place.fp32_precision for place in places], _older_switches()
+    repeatable = cudnn.benchmark, cudnn.deterministic
+    try:
+        for place in places:  # torch refuses the older switches where the newer ones say something else
+            place.fp32_precision = "none"
         torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
+        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = False, False, True
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = repeatable
+        if older is not None:
+            precision, cudnn.allow_tf32 = older
             torch.set_float32_matmul_precision(precision)
+        for place, value in zip(places, chosen, strict=True):
+            place.fp32_precision = value
+
+
+@contextmanager
+def own_random_numbers() -> Iterator[None]:
+    """Restore torch's random numbers after a block that seeds them."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        yield
+
+
+def _precisions() -> list[Any]:
+    """Return what has a newer switch."""
+    backends = torch.backends
+    operators = {backends.cudnn: ("conv", "rnn"), backends.mkldnn: ("matmul", "conv", "rnn")}
+    each = [getattr(library, name) for library, names in operators.items() for name in names]
+    return [backends, backends.cuda.matmul, *operators, *each]
+
+
+def _older_switches() -> tuple[str, bool] | None:
+    """Return the older switches; None if the newer ones are set to something that they cannot say."""
+    try:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return None

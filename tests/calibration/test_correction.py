@@ -9,9 +9,10 @@ from torch import nn
 from qgait_ptq.calibration.correction import CorrectionSettings, Rounding, _columns, correct_layers
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.gait.metrics import embedding_sqnr
+from qgait_ptq.graph.attributes import tensor_of
 from qgait_ptq.placement.quantized_layers import quantized_layers, weight_of
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
-from qgait_ptq.quantizer.grid import quantize
+from qgait_ptq.quantizer.grid import INT32_MAX, quantize
 from tests.conftest import make_gaitbase
 from tests.networks import quantize_network
 
@@ -136,3 +137,32 @@ def test_values_that_are_not_finite_are_refused_with_a_layer(calibrated, batches
     graph = copy.deepcopy(calibrated.graph)
     with pytest.raises(CalibrationError, match=r"layer \S+: its inputs contain NaN"):
         correct_layers(copy.deepcopy(graph), graph, broken, CorrectionSettings())
+
+
+class LargeBiases(nn.Module):
+    """A layer whose weights are tiny beside its biases, as batch norms of dead channels leave them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.dead = nn.Conv2d(1, 8, 5, 4, 2), nn.Conv2d(8, 16, 1)
+        self.next, self.fc = nn.Conv2d(16, 8, 1), nn.Linear(8, 16)
+        with torch.no_grad():
+            self.dead.weight.mul_(1e-6 * torch.logspace(-1, 1, 16)[:, None, None, None])
+            self.dead.bias.fill_(1.0)
+
+    def forward(self, silhouettes):
+        maps = self.dead(self.stem(silhouettes.flatten(0, 1).unsqueeze(1)).relu()).relu()
+        maps = self.next(maps).relu().amax((2, 3))
+        return self.fc(maps.unflatten(0, (silhouettes.shape[0], -1)).amax(1))
+
+
+def test_biases_leave_half_of_int32_to_the_sums_after_rounding_too(batches):
+    quantized = quantize_network(LargeBiases().eval(), batches)
+    graph, reference = quantized.graph, copy.deepcopy(quantized.graph)
+    set_quantizing(reference, False)
+    correct_layers(reference, graph, batches[:4], CorrectionSettings())
+    layer = quantized_layers(graph)[1]
+    scale = layer.input_quantizer(graph).scale * layer.weight_quantizer.scale
+    bias = tensor_of(graph, layer.bias_parameter)
+    assert 0.4 < float((bias.abs() / scale).max()) / INT32_MAX < 0.51

@@ -91,6 +91,31 @@ def test_what_serves_held_out_people_best_is_kept(calibrated, data):
     assert held_out_judge(data)(run.quantized) == pytest.approx(outcome.losses[outcome.kept], rel=0.02)
 
 
+class Judge:
+    """Judges that give some losses one after the other, as held-out people do by their last digits."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, *losses):
+        self.losses = list(losses)
+
+    def __call__(self, network):
+        return self.losses.pop(0)
+
+
+def test_the_candidate_that_is_named_is_the_one_that_is_kept(calibrated, data):
+    """A start that is judged again, with trainers, differs in its last digits."""
+    for again, kept in ((0.99, "start"), (0.998, "average")):
+        run = finetuning(calibrated, data)
+        run.held_out = Judge(1.0, again, 0.999, 0.995)
+        outcome = run_both(run, data, BlockSettings(0, RATES), TrainingSettings(3, RATES))
+        assert outcome.end_to_end.kept == outcome.kept == kept
+        same = [
+            torch.equal(v, calibrated.graph.state_dict()[n]) for n, v in run.quantized.state_dict().items()
+        ]
+        assert all(same) == (kept == "start")
+
+
 def test_what_helps_nobody_is_undone(calibrated, data):
     wild = LearningRates(3.0, 30.0, 3.0)
     run = finetuning(calibrated, data)

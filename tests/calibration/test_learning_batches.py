@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 import qgait_ptq as qg
 from qgait_ptq.calibration.batches import clips_at_once
 from qgait_ptq.calibration.learning_batches import labelled_batches, paired_order, refit_clips
+from qgait_ptq.calibration.learning_stages import CollectFrames, fingerprint
 from qgait_ptq.calibration.pool import pool_records
 from qgait_ptq.calibration.stages import ChooseClips
 from qgait_ptq.config.schema import FinetuneConfig, IdcConfig
+from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.frame_pool import UNKNOWN, FramePool
 from tests.conftest import SHALLOW, SHORT, make_gaitbase
+from tests.small_network import Small
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +153,32 @@ def test_labels_of_the_pool_are_those_of_people_who_are_known(state, few_walkers
     assert people == len({r.subject for r in renamed.records})
     assert (records.labels[known:] == UNKNOWN).all()
     assert len(records.data) == len(records.labels)
+
+
+def with_pool(labels, unlabelled=None):
+    """A state with a pool, of twelve people with three sequences each."""
+    rng = np.random.default_rng(0)
+    walks = [(rng.random((9, 32, 22)) < 0.3).astype(np.uint8) * 255 for _ in range(36)]
+    data = GaitDataset.from_pairs(zip(walks, labels, strict=True))
+    config = qg.QuantConfig(finetune=FinetuneConfig(enabled=True, unlabelled=30), idc=IdcConfig(frames=6))
+    given = qg.GaitData(data, data, unlabelled=unlabelled)
+    prepared = qg.prepare(Small().eval(), given, config, device="cpu")
+    return qg.run_stages([ChooseClips(), CollectFrames()], prepared)
+
+
+def test_other_labels_are_another_run():
+    labels = [f"person {i // 3}" for i in range(36)]
+    state = with_pool(labels)
+    people = sorted(set(labels) - state.training.held_out_subjects)[:2]
+    exchanged = [labels.index(name) for name in people]
+    labels[exchanged[0]], labels[exchanged[1]] = people[1], people[0]
+    assert fingerprint(with_pool(labels)) != fingerprint(state)
+
+
+def test_sequences_without_labels_that_find_no_place_are_named():
+    more = GaitDataset.from_pairs([(np.full((9, 32, 22), 255, np.uint8), "x")] * 5)
+    state = with_pool([f"person {i // 3}" for i in range(36)], more)
+    assert len(state.pool) == 30
+    learned = sum(r.subject not in state.training.held_out_subjects for r in state.data.calibration.records)
+    (said,) = (note for note in state.notes if "of --unlabelled" in note)
+    assert said.startswith(f"fine-tuning does not use {learned + 5 - 30} sequences of --unlabelled")

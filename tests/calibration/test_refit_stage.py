@@ -15,6 +15,7 @@ from qgait_ptq.gait.data.gait_data import GaitData
 from qgait_ptq.placement.quantized_layers import quantized_layers, weight_of
 from tests.conftest import SHALLOW, make_gaitbase
 from tests.networks import draw_people
+from tests.small_network import Small
 
 FINETUNE = FinetuneConfig(enabled=True, rank_steps=20)
 
@@ -110,3 +111,21 @@ def test_training_that_diverges_is_undone_and_said(state):
     assert after.record["refit"]["ranks"]["kept"] == "start"
     assert after.notes[len(state.notes) :] == (DIVERGED,)
     assert torch.isfinite(last_weight(after)).all()
+
+
+class OneHeadForTwoParts(Small):
+    """Its last layer embeds the upper and the lower half of the body."""
+
+    def forward(self, silhouettes):
+        halves = silhouettes.chunk(2, 2)
+        return torch.stack([self.fc(self.features(half)) for half in halves], -1)
+
+
+def test_last_layers_that_share_their_weight_are_not_refitted_and_it_is_said(state):
+    network = OneHeadForTwoParts().eval()
+    prepared = qg.prepare(network, replace(state.data, test_set=None), state.config, device="cpu")
+    before = qg.run_stages([ChooseClips(), SetRanges(), CollectFrames()], prepared)
+    after = qg.run_stages([Refit()], before)
+    assert after.notes[-1] == "the last layers are not refitted: other layers share their weights"
+    assert torch.equal(last_weight(after), last_weight(before))
+    assert "refit" not in after.record

@@ -84,7 +84,7 @@ def test_inputs_that_do_not_fit_into_memory_are_computed_anew_with_the_same_resu
     kept, streamed = copy.deepcopy(graphs[0]), copy.deepcopy(graphs[0])
     part, advanced = LastPart(streamed, graphs[1]), []
     assert read_all(part, Batches(clips[0]), 10) is None
-    refit_last_layers(part, StreamedInputs(part, Batches(clips[0])), lambda: advanced.append(1))
+    refit_last_layers(part, StreamedInputs(part, Batches(clips[0])), advance=lambda: advanced.append(1))
     assert len(advanced) == len(clips[0])
     refit(kept, graphs[1], clips[0])
     for name, value in kept.state_dict().items():

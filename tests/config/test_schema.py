@@ -28,6 +28,8 @@ def test_a_recipe_survives_yaml():
         ({"layers": {"a": {"bits": 3}}}, "layers.a.bits"),
         ({"calibration_sequences": 0}, "calibration_sequences"),
         ({"seed": -1}, "seed.*greater than or equal to 0, not -1"),
+        ({"layers": {"conv": {}}}, "layers.conv: .*no width; set weight_bits, activation_bits or both"),
+        ({"idc": {"neg_weight": 0, "pos_weight": 0, "anchor_weight": 0}}, "idc: .*nothing to learn; set one"),
     ],
 )
 def test_what_is_wrong_is_named(values, message):

@@ -7,9 +7,10 @@ from torch import nn
 from qgait_ptq.calibration.equalization import Equalization, equalize
 from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import CalibrationError
-from qgait_ptq.graph.attributes import tensor_of
+from qgait_ptq.graph.attributes import set_parameter, tensor_of
 from qgait_ptq.graph.channels import find_channel_groups
 from qgait_ptq.graph.stored_weights import layer_name
+from qgait_ptq.graph.views import WeightedLayer
 from qgait_ptq.placement.planning import plan
 from tests.conftest import DEEP, make_gaitbase, make_gaitset
 
@@ -115,3 +116,23 @@ def test_a_network_that_changes_is_refused(batches, monkeypatch):
     monkeypatch.setattr("qgait_ptq.calibration.equalization.TOLERANCE", 0.0)
     with pytest.raises(CalibrationError, match="equalization: none"):
         equalize(graph, batches[:1], Equalization.ACTIVATIONS)
+
+
+def test_a_channel_that_nobody_reads_leaves_the_factors_of_the_others_alone():
+    def factors(*, unread):
+        graph = float_graph(make_gaitbase(**DEEP))
+        group = within_block(graph)
+        (reader,) = map(WeightedLayer, group.readers)
+        weight = tensor_of(graph, reader.weight).clone()
+        weight[:, unread] = 0
+        set_parameter(graph, reader.weight, weight)
+        return equalize(graph, [torch.rand(1, 3, 64, 44).round()], Equalization.WEIGHTS).factors[
+            group.writers[0].name
+        ]
+
+    some, others = factors(unread=[]), factors(unread=[3])
+    assert float(others[3]) == 1
+    assert int((others == 1).sum()) == 1
+    kept = [index for index in range(len(some)) if index != 3]
+    ratio = others[kept] / some[kept]
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))

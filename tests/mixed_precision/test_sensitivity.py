@@ -2,21 +2,26 @@
 
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
-from torch import fx
+from torch import fx, nn
 
+import qgait_ptq as qg
 from qgait_ptq.calibration.resuming import SavedStates
 from qgait_ptq.gait.metrics import single_shot_rank1
 from qgait_ptq.mixed_precision.damage import judge_damage
+from qgait_ptq.mixed_precision.damage_table import SensitivityMeasurement
 from qgait_ptq.mixed_precision.groups import Kind, find_groups, layer_costs
 from qgait_ptq.mixed_precision.sensitivity import measure_sensitivity
 from qgait_ptq.placement.layers import list_layers
 from qgait_ptq.placement.quantized_layers import weight_only_weights
 from qgait_ptq.quantizer.fake_quantize import set_quantizing
 from qgait_ptq.stages.training_data import Clips
+from qgait_ptq.system.progress import Silent
 from tests.conftest import make_gaitbase
 from tests.networks import quantize_network
+from tests.small_network import Small
 from tests.weight_only_networks import make_network, random_batches
 
 NO_STATES = SavedStates(None, "", resume=False)
@@ -198,3 +203,24 @@ def test_single_shot_rank1_is_the_mean_over_all_galleries_with_one_sequence_of_e
 def test_rank1_of_people_with_one_sequence_is_not_known():
     damage = judge_damage(torch.randn(3, 4), torch.randn(3, 4), torch.arange(3))
     assert damage.rank1_drop is None
+
+
+class OverFiveFrames(Small):
+    """It takes five frames or more."""
+
+    def __init__(self):
+        super().__init__()
+        self.temporal = nn.Conv1d(8, 8, 5)
+
+    def features(self, silhouettes):
+        maps = self.conv(silhouettes.flatten(0, 1).unsqueeze(1)).relu().mean((2, 3))
+        return self.temporal(maps.unflatten(0, (silhouettes.shape[0], -1)).mT).relu().amax(2)
+
+
+def test_costs_are_counted_on_a_sequence_that_the_network_takes():
+    rng = np.random.default_rng(0)
+    walks = [((rng.random((3 if i else 9, 32, 22)) < 0.3).astype(np.uint8) * 255, f"{i}") for i in range(6)]
+    data = qg.GaitDataset.from_pairs(walks)
+    state = qg.prepare(OverFiveFrames().eval(), qg.GaitData(data, data), qg.QuantConfig(), device="cpu")
+    assert not state.captured.frame_counts.fits(len(data.choose(1, state.config.seed)[0][0]))
+    assert SensitivityMeasurement(state, Silent()).costs().fixed_bytes > 0

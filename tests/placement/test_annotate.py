@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qgait_ptq.capture.trace import capture
-from qgait_ptq.config.schema import QuantConfig
+from qgait_ptq.config.schema import LayerBits, QuantConfig
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.graph.annotation import BitWidths, OwnSpec, SharedSpec, annotation_of
 from qgait_ptq.graph.operators import WEIGHTED, is_operator, operator_name
@@ -18,7 +18,7 @@ from qgait_ptq.graph.views import WeightedLayer
 from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.insert import insert_quantizers
 from qgait_ptq.placement.layers import float_operators, list_layers
-from qgait_ptq.placement.planning import plan
+from qgait_ptq.placement.planning import plan, width_notes
 from qgait_ptq.quantizer.fake_quantize import BiasFakeQuantize, FakeQuantize
 from qgait_ptq.targets.registry import TARGETS, get_target
 from tests.conftest import DEEP, make_gaitbase, make_gaitset
@@ -225,3 +225,26 @@ def test_a_network_without_layers_is_refused():
 
     with pytest.raises(ConfigError, match="no convolution"):
         placed(Nothing)
+
+
+def input_observer(graph_module):
+    outputs = (annotation_of(node).output for node in graph_module.graph.nodes)
+    return next(output for output in outputs if isinstance(output, OwnSpec)).observer
+
+
+def test_only_silhouettes_have_the_full_range_whatever_the_observer(gaitbase):
+    config = QuantConfig(observer="percentile")
+    assert input_observer(plan(gaitbase, (64, 44), config)[1]) == "minmax"
+    assert input_observer(plan(gaitbase, (64, 44), config, raw=True)[1]) == "percentile"
+    with pytest.raises(ConfigError, match="input_bits is 1, but the input of the network is not silhouettes"):
+        plan(gaitbase, (64, 44), QuantConfig(input_bits=1), raw=True)
+
+
+def test_a_width_that_a_layer_does_not_get_is_said(gaitbase):
+    """Both branches of a block read one tensor, which has the width of the widest reader."""
+    shortcut = next(name for name, _ in gaitbase.named_modules() if name.endswith("shortcut.0"))
+    config = QuantConfig(layers={shortcut: LayerBits(activation_bits=3), "part_linear": {"weight_bits": 4}})
+    _, network, layers = plan(gaitbase, (64, 44), config)
+    (note,) = width_notes(network, layers, config)
+    assert note.startswith(f"the input of {shortcut} has 8 bits instead of 3: another layer reads")
+    assert not width_notes(network, layers, QuantConfig())

@@ -32,9 +32,22 @@ def test_counts_do_not_depend_on_the_order_of_the_tensors(seed, ratio):
 def test_values_on_the_borders_of_bins_are_counted_in_the_upper_one(bound):
     histogram = StreamingHistogram()
     histogram.update(torch.tensor([-bound, -bound / 2, bound / 2, bound]))
-    assert histogram.bound == bound
+    assert histogram.bound == 2 * bound  # bins do not contain their upper end
     bins = torch.nonzero(histogram.counts)[:, 0].tolist()
-    assert bins == [0, HALF_BINS // 2, HALF_BINS * 3 // 2, 2 * HALF_BINS - 1]
+    assert bins == [HALF_BINS * quarter // 4 for quarter in (2, 3, 5, 6)]
+
+
+def test_a_power_of_two_is_counted_alike_before_and_after_larger_values():
+    first, last, merged = (StreamingHistogram() for _ in range(3))
+    for histogram, values in ((first, (1.0, 3.0)), (last, (3.0, 1.0)), (merged, (1.0,))):
+        for value in values:
+            histogram.update(torch.tensor([value]))
+    other = StreamingHistogram()
+    other.update(torch.tensor([3.0]))
+    merged.merge(other)
+    assert first.bound == last.bound == merged.bound == 4
+    assert torch.equal(first.counts, last.counts)
+    assert torch.equal(first.counts, merged.counts)
 
 
 def test_many_values_in_one_bin_are_counted_exactly():

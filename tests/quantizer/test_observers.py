@@ -103,3 +103,13 @@ def test_histogram_does_not_depend_on_the_order_of_batches(lists):
 def test_histogram_refuses_values_that_are_not_finite():
     with pytest.raises(ValueError, match="not finite"):
         StreamingHistogram().update(torch.tensor([1.0, float("nan")]))
+
+
+@pytest.mark.parametrize("name", WEIGHT_OBSERVERS)
+def test_the_few_weights_of_a_sparse_channel_keep_their_size(name):
+    weight = torch.zeros(2, 1000)
+    weight[0] = torch.linspace(-1, 1, 1000)
+    weight[1, 7] = 0.5
+    observer = WEIGHT_OBSERVERS[name](IntegerGrid(8, True, True), 0)
+    observer(weight)
+    assert float(observer.value_range()[1][1]) == pytest.approx(0.5, rel=0.3)

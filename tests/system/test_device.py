@@ -60,10 +60,58 @@ def test_stages_compute_exactly_and_settings_come_back(by_caller):
     assert arithmetic() == by_caller != EXACT
 
 
+def test_the_random_numbers_of_the_caller_are_left_alone():
+    class Seeds(Stage):
+        name = "seeds"
+
+        def apply(self, state, advance=None):
+            torch.manual_seed(5)
+            return state
+
+        def run(self, state, progress):
+            return self.apply(state)
+
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    run_stages([Seeds()], state=None)
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_settings_come_back_after_an_error(by_caller):
     with pytest.raises(ConfigError), exact_arithmetic():
         choose_device("cuda:77")
     assert arithmetic() == by_caller
+
+
+SWITCHES = {
+    "all": torch.backends,
+    "products": torch.backends.cuda.matmul,
+    "cuDNN": torch.backends.cudnn,
+    "convolutions": torch.backends.cudnn.conv,
+    "products on the CPU": torch.backends.mkldnn.matmul,
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_the_newer_switches_of_torch_come_back_too(switch):
+    before = {name: place.fp32_precision for name, place in SWITCHES.items()}
+    SWITCHES[switch].fp32_precision = "tf32"
+    try:
+        chosen = {name: place.fp32_precision for name, place in SWITCHES.items()}
+        with exact_arithmetic():
+            assert arithmetic() == EXACT
+        assert {name: place.fp32_precision for name, place in SWITCHES.items()} == chosen
+    finally:
+        for name, place in SWITCHES.items():
+            place.fp32_precision = before[name]
+
+
+def test_settings_that_nobody_made_stay_unset():
+    before = {name: place.fp32_precision for name, place in SWITCHES.items()}
+    with exact_arithmetic():
+        pass
+    assert {name: place.fp32_precision for name, place in SWITCHES.items()} == before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
