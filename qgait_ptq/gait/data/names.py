@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from os.path import splitext
 
@@ -13,6 +14,19 @@ NaturalKey = tuple[tuple[str | int, ...], str]
 def is_ignored(name: str) -> bool:
     """Return whether a file or folder is hidden, or is written by an operating system beside the data."""
     return name.startswith(".") or name.lower() in IGNORED_NAMES
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def is_broken(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a link that leads nowhere."""
+    return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def natural_key(name: str, *, with_suffix: bool = False) -> NaturalKey:

@@ -20,7 +20,7 @@ from qgait_ptq.gait.data.limits import (
     SEQUENCE_BYTES,
     error_text,
 )
-from qgait_ptq.gait.data.names import is_ignored, natural_key, suffix_of
+from qgait_ptq.gait.data.names import is_broken, is_folder, is_ignored, natural_key, suffix_of
 from qgait_ptq.system.reading import read_bytes
 
 FRAME_SUFFIX = ".png"
@@ -30,13 +30,20 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 def frame_files(folder: Path) -> list[Path]:
     """Return the png frames of a folder in natural order; of more than `PNG_FRAMES`, one more.
 
+    Folders and broken links are left out; `find_sequences` notes them.
+
     Raises:
         OSError: the folder cannot be read.
     """
     with os.scandir(folder) as entries:
-        frames = (e.name for e in entries if suffix_of(e.name) == FRAME_SUFFIX and not is_ignored(e.name))
+        frames = (entry.name for entry in entries if _is_frame(entry))
         names = sorted(islice(frames, PNG_FRAMES + 1), key=natural_key)
     return [folder / name for name in names]
+
+
+def _is_frame(entry: os.DirEntry[str]) -> bool:
+    has_name = suffix_of(entry.name) == FRAME_SUFFIX and not is_ignored(entry.name)
+    return has_name and not is_folder(entry) and not is_broken(entry)
 
 
 class _FrameStack:
