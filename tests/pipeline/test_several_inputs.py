@@ -10,7 +10,9 @@ from torch import nn
 
 import qgait_ptq as qg
 from qgait_ptq.errors import CaptureError, DataError
+from qgait_ptq.gait import GaitDataset, Reading
 from qgait_ptq.gait.zoo import SmplGait
+from qgait_ptq.runtime.embedding_files import embed_to_file, read_embeddings
 from qgait_ptq.verification.file_bytes import random_batches, verify
 from tests.cli.test_cli import assert_refused, run
 from tests.conftest import randomise_batch_norms
@@ -159,12 +161,18 @@ def with_labels(people):
     ]
 
 
-def test_integers_reach_the_network_and_the_file_as_integers(people, tmp_path):
+@pytest.fixture(scope="module")
+def labelled(people, tmp_path_factory):
+    """A network of silhouettes and labels, its sequences, and its file."""
     torch.manual_seed(0)
     network, pairs = WithLabels().eval(), with_labels(people)
     result = qg.quantize(network, pairs, qg.QuantConfig(idc={"enabled": False}))
-    result.save(tmp_path / "out")
-    embedder = qg.Embedder(tmp_path / "out" / "model.onnx")
+    return network, pairs, result.save(tmp_path_factory.mktemp("labelled")) / "model.onnx"
+
+
+def test_integers_reach_the_network_and_the_file_as_integers(labelled):
+    network, pairs, file = labelled
+    embedder = qg.Embedder(file)
     assert [given.dtype for given in embedder.session.inputs] == [np.uint8, np.int64]
     (silhouettes, labels), _ = pairs[3]
     with torch.inference_mode():
@@ -172,6 +180,26 @@ def test_integers_reach_the_network_and_the_file_as_integers(people, tmp_path):
     assert torch.cosine_similarity(torch.from_numpy(embedder((silhouettes, labels))[0]), expected, 0) > 0.999
     other = embedder((silhouettes, labels * 0))
     assert not np.allclose(other, embedder((silhouettes, labels)))
+
+
+@pytest.mark.parametrize("first", ["cut", "uncut"])
+def test_sequences_of_a_folder_are_cut_one_by_one(labelled, first, tmp_path):
+    """As `Embedder` and `evaluate` cut them: some can be cut already."""
+    _, pairs, file = labelled
+    (silhouettes, labels), _ = pairs[0]
+    uncut = np.pad(silhouettes, ((0, 0), (0, 0), (10, 10)))
+    for name, frames in (("cut", silhouettes), ("uncut", uncut)):
+        view = tmp_path / "data" / f"{int(name != first)}" / "nm-01" / "090"
+        view.mkdir(parents=True)
+        np.save(view / "0.npy", frames)
+        np.save(view / "1.npy", labels)
+    reading = Reading(cut_columns=0, modalities=(0, 1))  # as the command reads
+    data = GaitDataset.from_directory(tmp_path / "data", reading=reading)
+    embedder = qg.Embedder(file)
+    embed_to_file(embedder, data, tmp_path / "out.npz", 1)
+    embeddings, _ = read_embeddings(tmp_path / "out.npz")
+    for embedding in embeddings:
+        np.testing.assert_array_equal(embedding, embedder((silhouettes, labels)))
 
 
 def test_an_input_that_changes_nothing_is_named(people):
