@@ -21,7 +21,7 @@ from qgait_ptq.gait.data.notes import (
 from qgait_ptq.gait.data.partition import Partition, read_partition
 from qgait_ptq.gait.data.sequences import DEFAULT_READING, Reading
 from qgait_ptq.gait.metrics import Metric
-from qgait_ptq.gait.protocols import TestSet, get_protocol, make_test_set
+from qgait_ptq.gait.protocols import TestSet, get_protocol, make_test_set, probe_name
 
 
 def load_directory(
@@ -121,7 +121,7 @@ def _protocol_notes(test: GaitDataset, test_set: TestSet, split: Partition) -> D
             notes.add(NOT_IN_GALLERY, record.name)
     unused_keys = split.other_keys
     if test_set.protocol.listed_probes:
-        names = {record.name.replace("/", "-") for record in test.records}
+        names = {probe_name(record) for record in test.records}
         for name in split.probes:
             if name not in names:
                 notes.add(NO_PROBE, name)
