@@ -153,8 +153,8 @@ def _check_unambiguous(records: Sequence[SequenceRecord], listed: set[str], prot
         if len(fitting[name]) > 1:
             found = f"{len(fitting[name])} sequences ({some_names(sorted(fitting[name]))})"
             raise DataError(
-                f"protocol {protocol.name}: {name} in PROBE_SET fits {found}; rename the folders so that each "
-                "entry fits one"
+                f"protocol {protocol.name}: {name} in PROBE_SET fits {found}; rename the folders so that "
+                "each entry fits one"
             )
 
 
