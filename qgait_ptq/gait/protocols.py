@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 
 from qgait_ptq.errors import ConfigError, DataError
 from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
+from qgait_ptq.gait.data.names import composed
 from qgait_ptq.gait.data.notes import some_names
 
 
@@ -119,7 +120,7 @@ def make_test_set(data: GaitDataset, protocol: Protocol, listed_probes: Sequence
     """
     records = data.records
     if protocol.listed_probes:
-        listed = set(listed_probes)
+        listed = set(map(composed, listed_probes))
         if not listed:
             raise DataError(f"protocol {protocol.name} needs the list PROBE_SET in the partition file")
         _check_unambiguous(records, listed, protocol)
@@ -136,8 +137,8 @@ def make_test_set(data: GaitDataset, protocol: Protocol, listed_probes: Sequence
 
 
 def probe_name(record: SequenceRecord) -> str:
-    """Return the name of a sequence in PROBE_SET, ``subject-type-view``."""
-    return record.name.replace("/", "-")
+    """Return the name of a sequence in PROBE_SET, ``subject-type-view``, see `composed`."""
+    return composed(record.name.replace("/", "-"))
 
 
 def _check_unambiguous(records: Sequence[SequenceRecord], listed: set[str], protocol: Protocol) -> None:

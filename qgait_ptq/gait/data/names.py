@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from os.path import splitext
 
 IGNORED_NAMES = frozenset(("__macosx", "thumbs.db", "desktop.ini"))  # written by systems, in lower case
@@ -50,6 +51,11 @@ def natural_key(name: str, *, with_suffix: bool = False) -> NaturalKey:
 def suffix_of(name: str) -> str:
     """Return the suffix of a file name in lower case, such as ``.png``."""
     return splitext(name)[1].lower()
+
+
+def composed(name: str) -> str:
+    """Return a name with each accent as part of its letter, as most systems write it; macOS separates them."""
+    return unicodedata.normalize("NFC", name)
 
 
 def printable(name: str) -> str:
