@@ -67,7 +67,8 @@ class FileBenchmark:
         macs_per_second: MACs per second of CPU time in one call; None if the file does not record its MACs
             for this frame count.
         peak_share: ratio to the best MACs per second of this machine in the same number type.
-        peak_memory_mb: peak memory in MB of a process that runs the file, without the runtime itself.
+        peak_memory_mb: peak memory in MB of a process that runs the file, without the runtime itself; None
+            where it cannot be measured.
         megabytes: size of the file in MB.
     """
 
@@ -75,7 +76,7 @@ class FileBenchmark:
     timing: Timing
     macs_per_second: float | None
     peak_share: float | None
-    peak_memory_mb: float
+    peak_memory_mb: float | None
     megabytes: float
 
 

@@ -123,8 +123,9 @@ def _check_separate(root: Path, folders: Iterable[str]) -> None:
         place = os.path.realpath(root / folder)
         if place in seen:
             raise DataError(
-                f"{root}: two identities of the partition are one folder ({some_names([seen[place], folder])})"
-                "; list it once, since nobody may have two names or be in both sets"
+                f"{root}: two identities of the partition are one folder "
+                f"({some_names([seen[place], folder])}); list it once, since nobody may have two names or "
+                "be in both sets"
             )
         seen[place] = folder
 

@@ -54,7 +54,7 @@ def suffix_of(name: str) -> str:
 
 
 def composed(name: str) -> str:
-    """Return a name with each accent as part of its letter, as most systems write it; macOS separates them."""
+    """Return a name with each accent as part of its letter. macOS separates them in names of files."""
     return unicodedata.normalize("NFC", name)
 
 
