@@ -99,7 +99,10 @@ def with_unlabelled_clips(state: State, chosen: GaitDataset) -> State:
     """
     clips = cut(state, chosen, state.config.correction_frames)
     if clips.copies:
-        state = state.noting(f"{clips.copies} calibration sequences repeat others and are left out")
+        state = state.noting(
+            f"{clips.copies} calibration sequences repeat others; rounding, bias correction and IDC leave "
+            "them out, and ranges are measured on all"
+        )
     if clips.short:
         length = clips.silhouettes.shape[1]
         state = state.noting(

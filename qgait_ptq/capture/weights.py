@@ -54,10 +54,12 @@ def fill_network(path: Path, network: nn.Module, candidate: Candidate, file_byte
         Names of state other than tensors, which stays as the factory made it.
 
     Raises:
-        ModelError: a tensor is no dense tensor of real numbers, or the network does not take them.
+        ModelError: a tensor is no dense tensor of real numbers, integers are in the place of floating
+            weights, or the network does not take them.
     """
     weights = candidate.entry.weights
     check_tensors(path, weights, file_bytes)
+    _check_types(path, network, {own: weights[name] for own, name in candidate.match.names.items()})
     state = {own: in_full_precision(weights[name]) for own, name in candidate.match.names.items()}
     on_meta = any(parameter.is_meta for parameter in network.parameters())
     try:
@@ -92,6 +94,35 @@ def check_tensors(path: Path, weights: Mapping[str, Tensor], file_bytes: int) ->
             f"{path}: its weights would need {total / 2**20:,.0f} MiB in memory, but the file has only "
             f"{file_bytes / 2**20:,.1f} MiB; save complete weights"
         )
+
+
+def _check_types(path: Path, network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Refuse integers in the place of floating weights: without their scale, they are other weights.
+
+    Buffers of a network may be stored as integers if they hold counts, or masks of 0 and 1.
+
+    Raises:
+        ModelError: names the first of them.
+    """
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    own = {**dict(network.named_buffers(remove_duplicate=False)), **parameters}
+    for name, value in state.items():
+        if name not in own or not own[name].is_floating_point() or value.is_floating_point():
+            continue
+        if name in parameters or not _is_count_or_mask(value):
+            kind, expected = _type_name(value), _type_name(own[name])
+            raise ModelError(
+                f"{path}: {name} has the type {kind}, but the network has {expected} there. Integers without "
+                "their scale are other weights; save the network before quantization"
+            )
+
+
+def _is_count_or_mask(value: Tensor) -> bool:
+    return value.numel() <= 1 or bool(((value == 0) | (value == 1)).all())
+
+
+def _type_name(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def in_full_precision(value: Tensor) -> Tensor:

@@ -219,6 +219,7 @@ def data_of_file(source: DataSource, embedder: Embedder) -> DataSource:
     """Return the source of data, read as for the calibration of a file.
 
     The metric, the cut columns and the longest sequence can differ: the user's are taken, if there are any.
+    Files of older versions do not say how long sequences were: the default is kept.
 
     Raises:
         ConfigError: a setting was given that would read other arrays, or read them in another way.
@@ -241,7 +242,7 @@ def data_of_file(source: DataSource, embedder: Embedder) -> DataSource:
     taken = {"raw": embedder.raw, "modality": embedder.modalities, "metric": metric}
     if "cut_columns" not in given:
         taken["cut_columns"] = described.get("cut_columns")
-    if "longest" not in given and described.get("longest") is not None:
+    if "longest" not in given and "longest" in described:  # null stands for all frames
         taken["longest"] = described["longest"]
     return source.model_copy(update=taken)
 

@@ -139,7 +139,7 @@ def command(
     click.get_current_context().with_resource(in_first(locked(resume, plot)))
     if resume is not None:
         folder = resume
-        first_only(lambda: check_writable(folder))
+        first_only(lambda: check_writable(folder, ()))
     console = Console(stderr=as_json)
     progress = TerminalProgress(console)
     network, _ = load_network(recipe.model, progress)

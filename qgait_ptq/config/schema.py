@@ -344,7 +344,7 @@ class DataSource(_Model):
         metric: distance between embeddings.
         cut_columns: columns to cut from each side of a frame; None for the empty columns of square
             silhouettes.
-        longest: largest number of frames of a sequence.
+        longest: largest number of frames of a sequence, from its beginning; None for all.
         modality: index of the array file in a sequence folder, sorted by name, from 0; a list for a network
             with several inputs.
         raw: whether arrays are unscaled values, such as poses, instead of silhouettes.
@@ -358,7 +358,7 @@ class DataSource(_Model):
     protocol: str = "casia-b"
     metric: Metric = "euclidean"
     cut_columns: Annotated[int, Field(ge=0)] | None = None
-    longest: Annotated[int, Field(ge=1)] = 720
+    longest: Annotated[int, Field(ge=1)] | None = 720
     modality: Modality | Annotated[tuple[Modality, ...], Field(min_length=1)] = 0
     raw: bool = False
     test_walkers: Annotated[int, Field(ge=2, le=10_000)] | None = None

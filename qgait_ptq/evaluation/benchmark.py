@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qgait_ptq.errors import ConfigError, ModelError
+from qgait_ptq.evaluation.macs import macs_of_sequence
 from qgait_ptq.evaluation.memory import measure_memory
 from qgait_ptq.evaluation.peak import measure_peak
 from qgait_ptq.evaluation.sampling import Sample, interleave
@@ -63,9 +64,11 @@ class FileBenchmark:
     Attributes:
         path: path of the file.
         timing: time over all rounds.
-        macs_per_second: MACs per second of CPU time in one call; None if the file does not record its MACs.
+        macs_per_second: MACs per second of CPU time in one call; None if the file does not record its MACs
+            for this frame count.
         peak_share: ratio to the best MACs per second of this machine in the same number type.
-        peak_memory_mb: peak memory in MB of a process that runs the file, without the runtime itself.
+        peak_memory_mb: peak memory in MB of a process that runs the file, without the runtime itself; None
+            where it cannot be measured.
         megabytes: size of the file in MB.
     """
 
@@ -73,7 +76,7 @@ class FileBenchmark:
     timing: Timing
     macs_per_second: float | None
     peak_share: float | None
-    peak_memory_mb: float
+    peak_memory_mb: float | None
     megabytes: float
 
 
@@ -197,9 +200,9 @@ def _describe(path: Path, timing: Timing, setting: BenchmarkSetting) -> FileBenc
     model = read_model(path)
     described = (parse_metadata({p.key: p.value for p in model.metadata_props}) or {}).get("model", {})
     speed = share = None
-    if "macs" in described:
-        macs = described["macs"] / described["macs_frames"] * present(setting.frames) * present(setting.batch)
-        speed = macs / (timing.cpu_ms[0] / 1000)
+    macs = macs_of_sequence(described, present(setting.frames))
+    if macs is not None:
+        speed = macs * present(setting.batch) / (timing.cpu_ms[0] / 1000)
         is_integer = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
         share = speed / measure_peak(setting, is_integer)
     return FileBenchmark(path, timing, speed, share, measure_memory(path, setting), path.stat().st_size / 1e6)

@@ -13,17 +13,23 @@ from onnx import TensorProto, helper
 from qgait_ptq.errors import ModelError
 from qgait_ptq.evaluation.workload import USUAL_BATCH, USUAL_FRAMES, BenchmarkSetting, example_inputs
 from qgait_ptq.runtime.exact_sessions import open_session
+from qgait_ptq.system.invariants import present
 from qgait_ptq.system.workers import end_with_parent, run_child
 
 
-def measure_memory(path: Path, setting: BenchmarkSetting) -> float:
+def measure_memory(path: Path, setting: BenchmarkSetting) -> float | None:
     """Measure the peak memory in MB of a process that loads and runs a file, without the runtime itself.
 
     The runtime's share is the peak of the same process after a network with one operator.
 
+    Returns:
+        The peak memory; None where the system does not tell a process its peak, such as on Windows.
+
     Raises:
         ModelError: the process fails.
     """
+    if _peak_memory() is None:
+        return None
     numbers = map(str, (setting.threads, setting.frames or USUAL_FRAMES, setting.batch or USUAL_BATCH))
     with tempfile.TemporaryDirectory() as folder:
         smallest = Path(folder) / "smallest.onnx"
@@ -55,8 +61,8 @@ def _smallest_model() -> onnx.ModelProto:
     return model
 
 
-def _peak_memory() -> float:
-    """Return the peak memory of this process so far, in MB.
+def _peak_memory() -> float | None:
+    """Return the peak memory of this process so far, in MB; None if the system does not tell it.
 
     On Linux, a process inherits ``ru_maxrss`` from its parent; VmHWM is its own.
     """
@@ -64,8 +70,10 @@ def _peak_memory() -> float:
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return float(line.split()[1]) * 1024 / 1e6
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
@@ -76,7 +84,7 @@ def _print_memory(smallest: str, path: str, runtime: str, threads: str, frames: 
     for file in (smallest, path):
         session = open_session(Path(file), runtime, setting.threads)
         session.infer(*example_inputs(session, setting))
-        peaks.append(_peak_memory())
+        peaks.append(present(_peak_memory()))
     sys.stdout.write(json.dumps(peaks[1] - peaks[0]))
 
 

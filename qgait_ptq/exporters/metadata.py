@@ -19,6 +19,7 @@ METADATA_KEY = "qgait_ptq"
 LARGEST_MODEL = 2**31  # bytes of a file; protobuf cannot read larger ones
 LARGEST_NUMBER = 2**63
 LARGEST_REPEATS = 1000  # largest repetition of a short sequence
+MOST_COUNTED = 3  # frame counts for which multiply-accumulates are recorded
 KINDS = tuple(kind.value for kind in InputKind)
 METRICS = ("euclidean", "cosine")
 
@@ -124,6 +125,15 @@ def _is_frame_counts(value: Any) -> bool:
     )
 
 
+def _is_macs_by_frames(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) <= MOST_COUNTED
+        and all(re.fullmatch(r"[1-9]\d{0,5}", frames) for frames in value)
+        and all(map(_is_count, value.values()))
+    )
+
+
 def _optional(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or is_valid(value)
 
@@ -140,6 +150,7 @@ FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "frame_counts": (_is_frame_counts, "shortest, longest and repeats"),
         "macs": (_is_count, "an integer of 0 or more"),
         "macs_frames": (_is_positive, "a positive integer"),
+        "macs_by_frames": (_is_macs_by_frames, "integers of 0 or more by frame counts"),
         "channels": (_is_positive, "a positive integer"),
         "parts": (_is_positive, "a positive integer"),
     },

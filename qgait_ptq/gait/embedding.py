@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qgait_ptq.errors import DataError, QgaitError, first_line
 from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord, Silhouettes
-from qgait_ptq.gait.data.sampling import LONGEST_TEST_SEQUENCE, to_network_input
+from qgait_ptq.gait.data.sampling import to_network_input
 from qgait_ptq.gait.data.sequences import shape_text
 from qgait_ptq.gait.equal_lengths import BATCH_FRAMES, Numbered, in_equal_shapes
 from qgait_ptq.graph.frame_counts import FrameCounts
@@ -25,7 +25,7 @@ def network_batch(
     record: SequenceRecord,
     frame_shape: tuple[int, ...],
     frames: FrameCounts | int | None = None,
-    limit: int = LONGEST_TEST_SEQUENCE,
+    limit: int | None = None,
 ) -> Tensor:
     """Return a sequence as a batch of one.
 
@@ -35,7 +35,7 @@ def network_batch(
         frame_shape: of the frames that the network takes.
         frames: frame counts that the network takes, or the only one; None takes any. Sequences are brought to
             them as `FrameCounts.indices` says.
-        limit: frames behind it are left out first.
+        limit: frames behind it are left out first; None keeps all, as `embed_dataset` does.
 
     Returns:
         Network input ``[1, s, h, w]`` in [0, 1], or ``[1, s, c, h, w]``.
@@ -155,7 +155,7 @@ class _Embedding:
             silhouettes, record = self.data[number]
             _check_shape(silhouettes, record, frame_shape)
             try:
-                batch = network_batch(silhouettes, record, frame_shape, frames, limit=len(silhouettes))
+                batch = network_batch(silhouettes, record, frame_shape, frames)
             except DataError as error:
                 self.refused[number] = str(error)
                 advance()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 
 from qgait_ptq.errors import ConfigError, DataError
 from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
+from qgait_ptq.gait.data.names import composed
+from qgait_ptq.gait.data.notes import some_names
 
 
 @dataclass(frozen=True)
@@ -113,15 +115,16 @@ def make_test_set(data: GaitDataset, protocol: Protocol, listed_probes: Sequence
         listed_probes: names ``subject-type-view`` of the probes, for a protocol with `listed_probes`.
 
     Raises:
-        DataError: there is no gallery, no probe, only one identity, or no probe whose identity is in the
-            gallery.
+        DataError: there is no gallery, no probe, only one identity, no probe whose identity is in the
+            gallery, or an entry of `listed_probes` that fits several sequences.
     """
     records = data.records
     if protocol.listed_probes:
-        listed = set(listed_probes)
+        listed = set(map(composed, listed_probes))
         if not listed:
             raise DataError(f"protocol {protocol.name} needs the list PROBE_SET in the partition file")
-        probes = {"all": [i for i, r in enumerate(records) if r.name.replace("/", "-") in listed]}
+        _check_unambiguous(records, listed, protocol)
+        probes = {"all": [i for i, r in enumerate(records) if probe_name(r) in listed]}
         chosen = set(probes["all"])
         gallery = [i for i in range(len(records)) if i not in chosen]
     else:
@@ -133,8 +136,33 @@ def make_test_set(data: GaitDataset, protocol: Protocol, listed_probes: Sequence
     return test_set
 
 
+def probe_name(record: SequenceRecord) -> str:
+    """Return the name of a sequence in PROBE_SET, ``subject-type-view``, see `composed`."""
+    return composed(record.name.replace("/", "-"))
+
+
+def _check_unambiguous(records: Sequence[SequenceRecord], listed: set[str], protocol: Protocol) -> None:
+    """Check that each listed probe is one sequence: names with ``-`` in them can be joined to the same text.
+
+    Raises:
+        DataError: names the first entry that fits several.
+    """
+    fitting: dict[str, set[str]] = {}
+    for record in records:
+        fitting.setdefault(probe_name(record), set()).add(record.name)
+    for name in sorted(listed & fitting.keys()):
+        if len(fitting[name]) > 1:
+            found = f"{len(fitting[name])} sequences ({some_names(sorted(fitting[name]))})"
+            raise DataError(
+                f"protocol {protocol.name}: {name} in PROBE_SET fits {found}; rename the folders so that "
+                "each entry fits one"
+            )
+
+
 def _select(records: Sequence[SequenceRecord], patterns: tuple[str, ...]) -> list[int]:
-    return [i for i, r in enumerate(records) if any(fnmatch(r.condition, pattern) for pattern in patterns)]
+    return [
+        i for i, r in enumerate(records) if any(fnmatchcase(r.condition, pattern) for pattern in patterns)
+    ]
 
 
 def check_test_set(test_set: TestSet, records: Sequence[SequenceRecord]) -> None:

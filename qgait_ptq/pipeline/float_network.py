@@ -84,7 +84,7 @@ def _proof_batches(state: State) -> Iterator[Tensor]:
     """Yield test sequences as batches of one and, if the batch is free, two of equal length as a batch."""
     chosen = state.given.test.choose(PROOF_SEQUENCES, state.config.seed)
     batches = [
-        network_batch(silhouettes, record, state.given.frame_shape, state.source.frames, len(silhouettes))
+        network_batch(silhouettes, record, state.given.frame_shape, state.source.frames)
         for silhouettes, record in chosen
     ]
     yield from batches

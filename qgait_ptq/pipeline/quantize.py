@@ -135,9 +135,13 @@ def begin(
             gait_data = load_walkers(finetuning=finetuning, note=watch.note)
         else:
             gait_data = as_gait_data(data)
+    overlap = gait_data.overlap_note()
+    notes = () if overlap is None else (overlap,)
+    for note in notes:
+        watch.note(note)
     chosen = choose_device(device)
     state = State(source, settings, chosen, gait_data, gait_data, work_folder, resume)
-    return state.timed(watch.seconds)
+    return state.noting(*notes).timed(watch.seconds)
 
 
 def _frame_count(frames: object) -> int | None:

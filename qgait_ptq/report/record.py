@@ -12,6 +12,7 @@ import torch
 
 from qgait_ptq.graph.frame_inputs import largest_integers
 from qgait_ptq.placement.layers import LayerPlan, layer_scales
+from qgait_ptq.placement.macs_by_frames import count_macs_by_frames
 from qgait_ptq.placement.planning import REPORTED_FRAMES
 from qgait_ptq.placement.totals import count_totals
 from qgait_ptq.report.schema import Report
@@ -90,7 +91,8 @@ def _describe_model(state: State, layers: list[LayerPlan], about: dict[str, Any]
         "macs": totals.macs,
         "integer_macs": totals.integer_macs,
         "in_float": [asdict(part) for part in totals.float_parts],
-        "macs_frames": captured.frames or REPORTED_FRAMES,
+        "macs_frames": captured.frame_counts.nearest(REPORTED_FRAMES),
+        "macs_by_frames": count_macs_by_frames(captured, state.network),
         "streams": state.record["streams"],
         "submodule": None if state.submodule is None else state.submodule.describe(),
     }

@@ -110,12 +110,14 @@ def bench_table(measured: Sequence[FileBenchmark], title: str) -> Table:
             f"{median:.2f} ({low:.2f}–{high:.2f})",
             "" if speed is None else f"{speed / 1e9:.0f}",
             "" if share is None else f"{100 * share:.0f} %",
-            f"{one.peak_memory_mb:.0f}",
+            "" if one.peak_memory_mb is None else f"{one.peak_memory_mb:.0f}",
             f"{one.megabytes:.2f}",
         )
+    is_measured = all(one.peak_memory_mb is not None for one in measured)
+    memory = "without the runtime itself" if is_measured else "not measured on this system"
     table.caption = (
         "CPU ms of one call. Times faster than the first file (quartiles).\n"
-        "Peak: share of the GMAC/s of large convolutions. RAM: without the runtime itself.\n"
+        f"Peak: share of the GMAC/s of large convolutions. RAM: {memory}.\n"
         "--json also prints wall times."
     )
     return table

@@ -85,7 +85,8 @@ class AcceptedFrameCounts(Section):
 class Model(Section):
     """The network. ``path``, ``kind`` and ``sha256`` describe its file; a caller can add entries.
 
-    ``size_causes`` says what fixes or limits ``batch`` and ``frames``, where it is known.
+    ``size_causes`` says what fixes or limits ``batch`` and ``frames``, where it is known. ``macs`` are those
+    of one sequence of ``macs_frames`` frames, and ``macs_by_frames`` has those of other frame counts.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
@@ -106,6 +107,7 @@ class Model(Section):
     integer_macs: Count | None = None
     in_float: list[FloatOperator] = []
     macs_frames: Count
+    macs_by_frames: dict[str, Count] = Field(default_factory=dict)
     streams: bool
     submodule: dict[str, Any] | None
 

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import ConfigError, DataError
+from qgait_ptq.gait.data.modalities import read_modalities
 from qgait_ptq.gait.data.png_frames import frame_files
-from qgait_ptq.runtime.embedder import Embedder
+from qgait_ptq.runtime.embedder import Embedder, Recording
 from qgait_ptq.system.exchanging import exchange, first_only, for_all, in_first, share_of
 from qgait_ptq.system.locking import locked
 from qgait_ptq.system.processes import processes
@@ -90,14 +91,28 @@ class _SequenceEmbedding:
         self.embedder, self.data, self.advance = embedder, data, advance
 
     def __call__(self, index: int) -> NDArray[np.float32]:
-        sequence, record = self.data[index]
-        layout = self.data.layout
+        record = self.data.records[index]
+        sequence = self._read(record)
         try:
-            embedding = self.embedder(sequence if layout is None else layout.unpack(sequence))
+            embedding = self.embedder(sequence)
         except DataError as error:
             raise DataError(f"{record.name}: {error}") from None
         self.advance()
         return embedding
+
+    def _read(self, record: SequenceRecord) -> Recording:
+        """Return a sequence; of several inputs, one array for each.
+
+        The embedder cuts silhouettes, so sequences of a folder can have different sizes before.
+        """
+        layout, reading = self.data.layout, self.data.reading
+        if layout is None:
+            return record.load()
+        if reading is None or not record.sources:
+            return layout.unpack(record.load())
+        names = [entry.name for entry in layout.inputs]
+        arrays = read_modalities(dict(zip(names, record.sources, strict=True)), reading)
+        return {name: array[: reading.longest] for name, array in arrays.items()}
 
 
 @contextmanager

@@ -49,6 +49,28 @@ def test_settings_of_a_file_are_taken_where_the_user_gives_none(eight_bit_file, 
     assert data_of_file(same, embedder).cut_columns == 0  # the data can be cut already
 
 
+@pytest.mark.parametrize(
+    ("recorded", "given", "read"),
+    [
+        ({"longest": None}, {}, None),  # as `load_directory` reads: all frames
+        ({"longest": 24}, {}, 24),
+        ({}, {}, 720),  # files of older versions do not say
+        ({"longest": None}, {"longest": 12}, 12),
+        ({"longest": 24}, {"longest": None}, None),
+    ],
+)
+def test_a_file_is_evaluated_on_as_many_frames_as_its_report(recorded, given, read, eight_bit_file):
+    embedder = Embedder(eight_bit_file)
+    embedder.metadata = {"data": recorded}
+    assert data_of_file(DataSource(root="data", **given), embedder).longest == read
+
+
+def test_a_recipe_can_ask_for_all_frames(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: {path: weights.pt}\ndata: {root: data, longest: null}\n")
+    assert build_recipe(None, recipe, {}).data.longest is None
+
+
 def test_a_recipe_that_names_code_can_be_used_with_a_file(eight_bit_file, walkers_root, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

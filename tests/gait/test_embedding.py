@@ -9,7 +9,7 @@ import torch
 
 from qgait_ptq.errors import DataError, ModelError
 from qgait_ptq.gait.data.dataset import GaitDataset
-from qgait_ptq.gait.embedding import embed_dataset, embed_taken
+from qgait_ptq.gait.embedding import embed_dataset, embed_taken, network_batch
 
 SIZE = (4, 4)
 
@@ -119,6 +119,15 @@ def test_a_file_that_does_not_run_is_an_error_and_no_refusal():
 
     with pytest.raises(ModelError, match="does not run"):
         embed_taken(walks(3, 3), [broken], SIZE, batches=True)
+
+
+def test_a_sequence_is_not_cut_unless_a_limit_asks_for_it():
+    """A network and `embed_dataset` see the same frames."""
+    data, seen = walks(800), []
+    embed_dataset(data, [lambda batch: seen.append(batch) or batch.amax((1, 2, 3))[:, None]], SIZE)
+    assert torch.equal(network_batch(*data[0], SIZE), seen[0])
+    assert seen[0].shape[1] == 800
+    assert network_batch(*data[0], SIZE, limit=720).shape[1] == 720
 
 
 def test_gradients_are_not_kept():

@@ -1,4 +1,5 @@
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -105,6 +106,22 @@ def test_gait3d_takes_its_probes_from_the_partition_and_ranks_the_whole_gallery(
     assert accuracy.rank5["all"] == 100
     with pytest.raises(DataError, match="PROBE_SET"):
         make_test_set(data, get_protocol("gait3d"))
+
+
+def test_a_listed_probe_that_fits_several_sequences_is_refused():
+    """Names of folders can have the sign that joins them."""
+    ambiguous = [*records_of(["p"], ["1-a", "x"], ["0"]), *records_of(["p-1"], ["a", "x"], ["0"])]
+    with pytest.raises(DataError, match=r"p-1-a-0 in PROBE_SET fits 2 .*\(p-1/a/0, p/1-a/0\); rename"):
+        make_test_set(GaitDataset(ambiguous), get_protocol("gait3d"), ["p-x-0", "p-1-a-0"])
+    test_set = make_test_set(GaitDataset(ambiguous), get_protocol("gait3d"), ["p-x-0"])
+    assert [ambiguous[index].name for index in test_set.all_probes] == ["p/x/0"]
+
+
+def test_conditions_are_compared_in_the_same_way_on_every_system(monkeypatch):
+    monkeypatch.setattr(os.path, "normcase", str.lower)  # as on Windows
+    records = records_of(["a", "b"], ["nm-01", "nm-05", "BG-01"], ["000", "090"])
+    test_set = make_test_set(GaitDataset(records), get_protocol("casia-b"))
+    assert list(test_set.probes) == ["nm"]
 
 
 def test_grew_takes_01_as_gallery_and_02_as_probe_and_counts_all_probes():

@@ -14,6 +14,7 @@ from qgait_ptq.gait.opengait.adapter import OpenGaitAdapter
 from qgait_ptq.pipeline.quantize import begin
 from qgait_ptq.stages.state import Source
 from tests.conftest import SHALLOW, SHORT, make_gaitbase
+from tests.small_network import Listener, Small
 
 FAST = {"calibration_sequences": 12}
 
@@ -36,6 +37,15 @@ class Maps(torch.nn.Module):
     def forward(self, maps):
         n, s = maps.shape[:2]
         return self.linear(self.layers(maps.flatten(0, 1)).mean((2, 3)).unflatten(0, (n, s)).amax(1))
+
+
+@pytest.mark.parametrize(("count", "noted"), [(3, True), (4, False)])
+def test_test_sequences_that_are_calibration_sequences_are_noted(count, noted):
+    data = [(np.full((5, 32, 22), 200 + index, np.uint8), str(index)) for index in range(count)]
+    listener = Listener()
+    state = qg.prepare(Small(), data, qg.QuantConfig(), device="cpu", progress=listener)
+    for notes in (state.notes, listener.notes):
+        assert any("3 of 3 test sequences are calibration sequences, too" in note for note in notes) is noted
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,9 @@ from torch import nn
 
 import qgait_ptq as qg
 from qgait_ptq.errors import CaptureError, DataError, ModelError
+from qgait_ptq.gait import GaitDataset, Reading
 from qgait_ptq.gait.zoo import SmplGait
+from qgait_ptq.runtime.embedding_files import embed_to_file, read_embeddings
 from qgait_ptq.verification.file_bytes import random_batches, verify
 from tests.cli.test_cli import assert_refused, run
 from tests.conftest import randomise_batch_norms
@@ -202,6 +204,25 @@ def test_a_runtime_that_fails_on_a_chunk_does_not_blame_the_file(labelled):
     embedder._largest = {}
     with pytest.raises(ModelError, match=r"model.onnx: onnxruntime .* cannot run .* idx=5 must be within"):
         embedder((silhouettes, np.where(np.arange(len(labels)) == 7, 5, labels)))
+
+
+@pytest.mark.parametrize("first", ["cut", "uncut"])
+def test_sequences_of_a_folder_are_cut_one_by_one(labelled, first, tmp_path):
+    """As `Embedder` and `evaluate` cut them: some can be cut already."""
+    _, (silhouettes, labels), folder = labelled
+    uncut = np.pad(silhouettes, ((0, 0), (0, 0), (10, 10)))
+    for name, frames in (("cut", silhouettes), ("uncut", uncut)):
+        view = tmp_path / "data" / f"{int(name != first)}" / "nm-01" / "090"
+        view.mkdir(parents=True)
+        np.save(view / "0.npy", frames)
+        np.save(view / "1.npy", labels)
+    reading = Reading(cut_columns=0, modalities=(0, 1))  # as the command reads
+    data = GaitDataset.from_directory(tmp_path / "data", reading=reading)
+    embedder = qg.Embedder(folder / "model.onnx")
+    embed_to_file(embedder, data, tmp_path / "out.npz", 1)
+    embeddings, _ = read_embeddings(tmp_path / "out.npz")
+    for embedding in embeddings:
+        np.testing.assert_array_equal(embedding, embedder((silhouettes, labels)))
 
 
 def test_an_input_that_changes_nothing_is_named(people):

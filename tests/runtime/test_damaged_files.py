@@ -38,6 +38,11 @@ LIES = [
     *(("model", field, value) for field in ("macs", "macs_frames") for value in ("many", None, -1, 1e9)),
     *(("model", field, value) for field in ("channels", "parts") for value in ("5", 0, None)),
     ("model", "macs_frames", 0),
+    *(
+        ("model", "macs_by_frames", value)
+        for value in ({"x": 1}, {"0": 1}, {"12": -1}, {"12": 1.5}, [1], None)
+    ),
+    ("model", "macs_by_frames", {"1": 1, "2": 1, "3": 1, "4": 1}),
     *(("data", "cut_columns", value) for value in ("10", -1, 0.5, [1])),
     *(("data", "modalities", value) for value in (0, [], ["0"], [-1], None, {"0": 1})),
     *(("data", "metric", value) for value in ("manhattan", None, [], 3)),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.gait_data import GaitData
 from qgait_ptq.gait.data.layout import list_subjects
+from qgait_ptq.gait.data.names import composed
 from qgait_ptq.gait.data.notes import (
     NO_FOLDER,
     NO_PROBE,
@@ -21,7 +24,7 @@ from qgait_ptq.gait.data.notes import (
 from qgait_ptq.gait.data.partition import Partition, read_partition
 from qgait_ptq.gait.data.sequences import DEFAULT_READING, Reading
 from qgait_ptq.gait.metrics import Metric
-from qgait_ptq.gait.protocols import TestSet, get_protocol, make_test_set
+from qgait_ptq.gait.protocols import TestSet, get_protocol, make_test_set, probe_name
 
 
 def load_directory(
@@ -83,29 +86,48 @@ def load_directory(
 def _present_identities(
     root: Path, split: Partition, split_file: Path, notes: DataNotes
 ) -> tuple[list[str], list[str]]:
-    """Return the identities of TRAIN_SET and of TEST_SET that have a folder; notes receive the others.
+    """Return the folders of TRAIN_SET and of TEST_SET; notes receive identities that have none.
 
     Raises:
         DataError: no identity of one of them has a folder.
     """
     present = list_subjects(root, notes)
-    known = set(present)
-    found = [[name for name in names if name in known] for names in (split.train, split.test)]
-    for key, names, some in zip(("TRAIN_SET", "TEST_SET"), (split.train, split.test), found, strict=True):
-        if not some:
-            folders = some_names(present) or "none"
+    # A name that is written in the same way comes first.
+    folders = {composed(name): name for name in present} | {name: name for name in present}
+    found: list[list[str]] = []
+    for key, names in (("TRAIN_SET", split.train), ("TEST_SET", split.test)):
+        places = {name: folders.get(name, folders.get(composed(name))) for name in names}
+        found.append([place for place in places.values() if place is not None])
+        if not found[-1]:
             raise DataError(
                 f"{root}: no identity of {key} in {split_file} has a folder ({some_names(names)}; "
-                f"folders: {folders}). Use the partition of this data set"
+                f"folders: {some_names(present) or 'none'}). Use the partition of this data set"
             )
-        for name in names:
-            if name not in known:
-                notes.add(NO_FOLDER, name)
-    listed = {*split.train, *split.test}
-    for name in present:
-        if name not in listed:
-            notes.add(NOT_LISTED, name)
-    return found[0], found[1]
+        for name in (name for name, place in places.items() if place is None):
+            notes.add(NO_FOLDER, name)
+    train, test = found
+    _check_separate(root, (*train, *test))
+    for name in sorted(set(present).difference(train, test)):
+        notes.add(NOT_LISTED, name)
+    return train, test
+
+
+def _check_separate(root: Path, folders: Iterable[str]) -> None:
+    """Check that no two identities are the same folder, by a link or by two ways of writing its name.
+
+    Raises:
+        DataError: names both.
+    """
+    seen: dict[str, str] = {}
+    for folder in folders:
+        place = os.path.realpath(root / folder)
+        if place in seen:
+            raise DataError(
+                f"{root}: two identities of the partition are one folder "
+                f"({some_names([seen[place], folder])}); list it once, since nobody may have two names or "
+                "be in both sets"
+            )
+        seen[place] = folder
 
 
 def _protocol_notes(test: GaitDataset, test_set: TestSet, split: Partition) -> DataNotes:
@@ -121,9 +143,9 @@ def _protocol_notes(test: GaitDataset, test_set: TestSet, split: Partition) -> D
             notes.add(NOT_IN_GALLERY, record.name)
     unused_keys = split.other_keys
     if test_set.protocol.listed_probes:
-        names = {record.name.replace("/", "-") for record in test.records}
+        names = {probe_name(record) for record in test.records}
         for name in split.probes:
-            if name not in names:
+            if composed(name) not in names:
                 notes.add(NO_PROBE, name)
     elif split.probes:
         unused_keys = ("PROBE_SET", *unused_keys)

@@ -104,6 +104,18 @@ class GaitData:
             raise DataError(f"{len(kept)} of {len(self.test)} test sequences are left: {error}") from None
         return replace(self, test=test, test_set=test_set)
 
+    def overlap_note(self) -> str | None:
+        """Return a note if test sequences are calibration sequences, too; else None."""
+        calibrating = set(map(id, self.calibration.records))
+        count = sum(id(record) in calibrating for record in self.test.records)
+        if not count:
+            return None
+        return (
+            f"{count} of {len(self.test)} test sequences are calibration sequences, too: figures on them say "
+            "little about other sequences. Pass more sequences (of four or more, one in four is held back), "
+            "or qg.gait.GaitData with test sequences of its own"
+        )
+
     @property
     def frame_shape(self) -> tuple[int, ...]:
         """Return the shape of a frame: ``(h, w)``, ``(c, h, w)`` for maps, ``(F,)`` for several inputs."""
@@ -127,7 +139,8 @@ class GaitData:
 def as_gait_data(data: Any) -> GaitData:
     """Convert data for `quantize`: a `GaitData`, a `GaitDataset`, or (sequence, label) pairs.
 
-    Without gallery and probes, one in four sequences becomes a test sequence, which measures agreement.
+    Without gallery and probes, one in four sequences becomes a test sequence, which measures agreement. Fewer
+    than four sequences are test sequences and calibration sequences at once; see `GaitData.overlap_note`.
 
     Raises:
         DataError: the data have another type, or no sequence.

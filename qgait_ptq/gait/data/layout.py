@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.modalities import modality_name
-from qgait_ptq.gait.data.names import is_ignored, natural_key, printable, suffix_of
+from qgait_ptq.gait.data.names import is_broken, is_folder, is_ignored, natural_key, printable, suffix_of
 from qgait_ptq.gait.data.notes import (
     BROKEN_LINK,
     FRAME_BESIDE_ARRAY,
@@ -62,11 +62,11 @@ def list_subjects(root: Path, notes: DataNotes) -> list[str]:
     Raises:
         DataError: the folder cannot be read.
     """
-    folders, files = _list_folder(root)
+    folders, files, broken = _list_folder(root)
+    for link in broken:
+        notes.add(BROKEN_LINK, link)
     for file in files:
-        if not (root / file).exists():
-            notes.add(BROKEN_LINK, file)
-        elif suffix_of(file) in (*ARRAY_SUFFIXES, FRAME_SUFFIX, *OTHER_IMAGE_SUFFIXES):
+        if suffix_of(file) in (*ARRAY_SUFFIXES, FRAME_SUFFIX, *OTHER_IMAGE_SUFFIXES):
             notes.add(OUTSIDE, file)  # other files belong there, such as the partition
     return folders
 
@@ -100,13 +100,18 @@ def find_sequences(root: Path, subject: str, modalities: Sequence[int], notes: D
 def _find_in_view(
     root: Path, name: str, modalities: Sequence[int], notes: DataNotes
 ) -> tuple[dict[str, Path], int]:
-    """Return the sources of a sequence and the number of array files; no sources if there are none."""
+    """Return the sources of a sequence and the number of array files; no sources if there are none.
+
+    A broken link counts as an array file, so that the numbers of the others stay.
+    """
     view = root / name
-    folders, files = _list_folder(view)
-    arrays: list[str] = []
+    folders, files, broken = _list_folder(view)
+    arrays = [link for link in broken if suffix_of(link) in ARRAY_SUFFIXES]
     frames: list[str] = []
     for folder in folders:
         notes.add(TOO_DEEP, f"{name}/{folder}")
+    for link in broken:
+        notes.add(BROKEN_LINK, f"{name}/{link}")
     for file in files:
         suffix = suffix_of(file)
         if suffix == FRAME_SUFFIX:
@@ -124,42 +129,41 @@ def _find_in_view(
     # With suffixes: OpenGait, whose configurations count files, has ``a-b.pkl`` before ``a.pkl``, too.
     arrays.sort(key=partial(natural_key, with_suffix=True))
     for index, file in enumerate(arrays):
-        if index not in modalities:
+        if index not in modalities and file not in broken:
             notes.add(OTHER_MODALITY, f"{name}/{file}")
     for file in frames:
         notes.add(FRAME_BESIDE_ARRAY, f"{name}/{file}")
-    return {modality_name(index): view / arrays[index] for index in modalities}, len(arrays)
+    chosen = {modality_name(index): arrays[index] for index in modalities}
+    is_whole = set(broken).isdisjoint(chosen.values())
+    return {key: view / file for key, file in chosen.items()} if is_whole else {}, len(arrays)
 
 
 def _inner_folders(root: Path, name: str, notes: DataNotes) -> list[str]:
     """Return the folders of a subject or of a condition. Notes receive its files."""
-    folders, files = _list_folder(root / name)
+    folders, files, broken = _list_folder(root / name)
+    for link in broken:
+        notes.add(BROKEN_LINK, f"{name}/{link}")
     for file in files:
-        notes.add(OUTSIDE if (root / name / file).exists() else BROKEN_LINK, f"{name}/{file}")
+        notes.add(OUTSIDE, f"{name}/{file}")
     if not folders:
         notes.add(NO_SEQUENCE, name)
     return folders
 
 
-def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the folders and of other entries of a folder, sorted, without ignored names."""
+def _list_folder(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """Return the names of the folders, files and broken links of a folder, sorted, without ignored names."""
     folders: list[str] = []
-    others: list[str] = []
+    files: list[str] = []
+    broken: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if not is_ignored(entry.name):
-                    (folders if _is_folder(entry) else others).append(entry.name)
+                    kind = folders if is_folder(entry) else broken if is_broken(entry) else files
+                    kind.append(entry.name)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(
             f"{printable(str(folder))}: the folder cannot be read ({reason}); check its permissions"
         ) from None
-    return sorted(folders), sorted(others)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+    return sorted(folders), sorted(files), sorted(broken)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
 from os.path import splitext
 
 IGNORED_NAMES = frozenset(("__macosx", "thumbs.db", "desktop.ini"))  # written by systems, in lower case
@@ -13,6 +15,19 @@ NaturalKey = tuple[tuple[str | int, ...], str]
 def is_ignored(name: str) -> bool:
     """Return whether a file or folder is hidden, or is written by an operating system beside the data."""
     return name.startswith(".") or name.lower() in IGNORED_NAMES
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def is_broken(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a link that leads nowhere."""
+    return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def natural_key(name: str, *, with_suffix: bool = False) -> NaturalKey:
@@ -36,6 +51,11 @@ def natural_key(name: str, *, with_suffix: bool = False) -> NaturalKey:
 def suffix_of(name: str) -> str:
     """Return the suffix of a file name in lower case, such as ``.png``."""
     return splitext(name)[1].lower()
+
+
+def composed(name: str) -> str:
+    """Return a name with each accent as part of its letter. macOS separates them in names of files."""
+    return unicodedata.normalize("NFC", name)
 
 
 def printable(name: str) -> str:

@@ -20,23 +20,31 @@ from qgait_ptq.gait.data.limits import (
     SEQUENCE_BYTES,
     error_text,
 )
-from qgait_ptq.gait.data.names import is_ignored, natural_key, suffix_of
+from qgait_ptq.gait.data.names import is_broken, is_folder, is_ignored, natural_key, suffix_of
 from qgait_ptq.system.reading import read_bytes
 
 FRAME_SUFFIX = ".png"
+BYTE = np.iinfo(np.uint8).max
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def frame_files(folder: Path) -> list[Path]:
     """Return the png frames of a folder in natural order; of more than `PNG_FRAMES`, one more.
 
+    Folders and broken links are left out; `find_sequences` notes them.
+
     Raises:
         OSError: the folder cannot be read.
     """
     with os.scandir(folder) as entries:
-        frames = (e.name for e in entries if suffix_of(e.name) == FRAME_SUFFIX and not is_ignored(e.name))
+        frames = (entry.name for entry in entries if _is_frame(entry))
         names = sorted(islice(frames, PNG_FRAMES + 1), key=natural_key)
     return [folder / name for name in names]
+
+
+def _is_frame(entry: os.DirEntry[str]) -> bool:
+    has_name = suffix_of(entry.name) == FRAME_SUFFIX and not is_ignored(entry.name)
+    return has_name and not is_folder(entry) and not is_broken(entry)
 
 
 class _FrameStack:
@@ -76,11 +84,16 @@ class _FrameStack:
         self.frames.append(alpha if self.has_shape and alpha is not None else colours)
 
 
-def read_png_folder(folder: Path) -> NDArray[np.uint8]:
+def read_png_folder(folder: Path, masks: bool = True) -> NDArray[np.uint8]:
     """Return the frames of a folder, ``[s, h, w]``, in natural order; none for a folder without frames.
 
+    Args:
+        folder: folder of frames.
+        masks: whether the frames are silhouettes, and not other values such as label maps.
+
     Raises:
-        DataError: a frame cannot be read, sizes differ, or the sequence exceeds the limits.
+        DataError: a frame cannot be read, sizes differ, silhouettes are stored in different ways, or the
+            sequence exceeds the limits.
         OSError: the folder cannot be read.
     """
     files = frame_files(folder)
@@ -104,13 +117,38 @@ def read_png_folder(folder: Path) -> NDArray[np.uint8]:
     shapes = {frame.shape for frame in frames}
     if len(shapes) > 1:
         raise DataError(f"{folder}: frames of different sizes {sorted(shapes)[:3]}; resize them to one")
-    return np.stack(_in_bytes(frames)) if frames else np.zeros((0, 0, 0), np.uint8)
+    if masks:
+        _check_alike(files, frames)
+    return np.stack(_in_bytes(frames, masks)) if frames else np.zeros((0, 0, 0), np.uint8)
 
 
-def _in_bytes(frames: list[NDArray[Any]]) -> list[NDArray[np.uint8]]:
-    """Return frames of 16 bits as bytes: the upper ones, unless masks of {0, 1} or 0..255 are stored so."""
-    largest = max((int(frame.max()) for frame in frames if frame.dtype == np.uint16), default=0)
-    shift = 8 if largest > np.iinfo(np.uint8).max else 0
+def _check_alike(files: list[Path], frames: list[NDArray[Any]]) -> None:
+    """Check that no frame would become black, because its largest value is far below that of the others.
+
+    Raises:
+        DataError: a frame is a mask of {0, 1} and others are not, or its values need fewer bits.
+    """
+    largest = [int(frame.max()) for frame in frames]
+    most = max(largest, default=0)
+    for file, frame, own in zip(files, frames, largest, strict=True):
+        needs_fewer = frame.dtype == np.uint16 and own <= BYTE < most
+        if own and own != most and (own == 1 or needs_fewer):
+            raise DataError(
+                f"{file}: its largest value is {own}, but that of the sequence is {most}; save all frames in "
+                "the same way, or the silhouette of this frame is lost"
+            )
+
+
+def _in_bytes(frames: list[NDArray[Any]], masks: bool) -> list[NDArray[np.uint8]]:
+    """Return frames of 16 bits as bytes: the upper ones, unless masks of {0, 1} or 0..255 are stored so.
+
+    Masks of 0 and one larger value become {0, 255}.
+    """
+    wide = [frame for frame in frames if frame.dtype == np.uint16]
+    largest = max((int(frame.max()) for frame in wide), default=0)
+    if masks and largest > BYTE and all(bool(((f == 0) | (f == largest)).all()) for f in wide):
+        return [(frame > 0) * np.uint8(BYTE) if frame.dtype == np.uint16 else frame for frame in frames]
+    shift = 8 if largest > BYTE else 0
     return [(frame >> shift).astype(np.uint8) if frame.dtype == np.uint16 else frame for frame in frames]
 
 
@@ -131,6 +169,8 @@ def _decode_png(data: bytes, size: tuple[int, int]) -> tuple[NDArray[Any], NDArr
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         if image.size != size:  # a later chunk declares another size
             raise ValueError(f"an image of two sizes, {size} and {image.size}")
+        if getattr(image, "is_animated", False):
+            raise ValueError("an animation; save each of its frames as a file")
         is_opaque = image.mode not in ("RGBA", "LA") and "transparency" not in image.info
         alpha = None if is_opaque else np.asarray(image.convert("RGBA").getchannel("A"))
         if image.mode.startswith("I"):  # grey values of 16 bits, which Pillow would clip to 255

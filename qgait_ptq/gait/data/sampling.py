@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from qgait_ptq.errors import DataError
 from qgait_ptq.graph.network_input import as_network_input
 
-LONGEST_TEST_SEQUENCE = 720  # frames, OpenGait's limit at test time
-
 
 class PKSampler:
     """Sampler of batches with P identities and K sequences of each, as in metric learning.

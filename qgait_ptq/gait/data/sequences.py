@@ -72,15 +72,19 @@ def read_sequence(path: Path, reading: Reading = DEFAULT_READING) -> NDArray[Any
     return cut_sequence(check(array, str(path)), reading, str(path))[: reading.longest]
 
 
-def read_array(path: Path) -> Any:
+def read_array(path: Path, masks: bool = True) -> Any:
     """Return the content of a file or a folder of PNG frames, within limits, with values unchecked.
+
+    Args:
+        path: path of the file or folder.
+        masks: whether PNG frames are silhouettes; see `read_png_folder`.
 
     Raises:
         DataError: the file or the folder cannot be read.
     """
     try:
         if path.is_dir():
-            return read_png_folder(path)
+            return read_png_folder(path, masks)
     except (OSError, ValueError) as error:  # a path with a NUL character can be a ValueError
         raise DataError(f"{path}: cannot be read ({error_text(error)})") from None
     suffix = suffix_of(path.name)
@@ -103,7 +107,7 @@ def read_values(path: Path) -> NDArray[Any]:
     Raises:
         DataError: the file cannot be read, or its lists do not form an array.
     """
-    content = read_array(path)
+    content = read_array(path, masks=False)
     if not isinstance(content, np.ndarray | list | tuple):
         raise DataError(f"{path}: found {type(content).__name__}, expected an array of numbers [s, ...]")
     try:

@@ -1,6 +1,7 @@
 """Data of a run: what of a partition is used, what is left out, and that it is said."""
 
 import json
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -132,6 +133,33 @@ def test_a_data_set_keeps_its_notes_in_a_run(root):
         "data: 12 sequences of 4 identities for calibration, 4 sequences of 4 identities for testing. "
         f"Left out: {note}."
     )
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_are_compared_in_the_form_of_every_system(form, root):
+    """macOS stores names in another form (NFD) than an editor does."""
+    name = unicodedata.normalize(form, "José")
+    (root / "003").rename(root / unicodedata.normalize({"NFC": "NFD", "NFD": "NFC"}[form], "José"))
+    data = load(root, TEST_SET=[name, "004"])
+    assert (len(data.test), data.notes.lines) == (8, [])
+    data = load(root, "gait3d", TEST_SET=[name, "004"], PROBE_SET=[f"{name}-nm-05-090"])
+    assert (len(data.test_set.all_probes), data.notes.lines) == (1, [])
+
+
+@pytest.mark.parametrize("key", ["TRAIN_SET", "TEST_SET"])
+def test_one_folder_under_two_names_is_refused(key, root):
+    """Otherwise, calibration sequences are test sequences, or one person is two."""
+    (root / "009").symlink_to(root / "003", target_is_directory=True)
+    with pytest.raises(DataError, match=r"one folder \((003, 009|009, 003)\); list it once"):
+        load(root, **{key: [*PARTITION[key], "009"]})
+    assert load(root).notes.lines == ["1 identity that the partition does not list (009)"]
+
+
+def test_one_name_in_two_forms_is_refused(root):
+    (root / "003").rename(root / "José")
+    names = [unicodedata.normalize(form, "José") for form in ("NFC", "NFD")]
+    with pytest.raises(DataError, match="two identities of the partition are one folder"):
+        load(root, TRAIN_SET=["001", names[0]], TEST_SET=[names[1], "004"])
 
 
 def test_test_sequences_of_another_test_set_are_refused_and_fewer_are_chosen_with_it(root):

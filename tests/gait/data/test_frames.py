@@ -72,6 +72,37 @@ def test_masks_of_16_bits_are_read_like_those_of_8(largest, tmp_path):
     np.testing.assert_array_equal(read_sequence(tmp_path), MASKS)
 
 
+@pytest.mark.parametrize("value", [256, 1023, 4095, 32768, 65535])
+def test_masks_of_16_bits_are_read_whatever_their_value(value, tmp_path):
+    write(tmp_path, [Image.fromarray((mask > 0).astype(np.uint16) * value) for mask in MASKS])
+    np.testing.assert_array_equal(read_sequence(tmp_path), MASKS)
+    raw = read_sequence(tmp_path, Reading(raw=True))
+    np.testing.assert_array_equal(raw, (MASKS > 0) * np.float32(value >> 8))  # they can be labels
+
+
+def test_an_animation_is_refused_by_name(tmp_path):
+    """Only its first frame would be read."""
+    first, *others = map(Image.fromarray, MASKS)
+    first.save(tmp_path / "0.png", save_all=True, append_images=others)
+    with pytest.raises(DataError, match=r"0\.png: .*an animation; save each of its frames as a file"):
+        read_sequence(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "usual"), [(np.uint8, 1, 255), (np.uint16, 1, 65535), (np.uint16, 255, 65535)]
+)
+def test_masks_that_are_stored_in_different_ways_are_refused_by_name(kind, value, usual, tmp_path):
+    """The frame would be black."""
+    values = [usual, usual, value, usual]
+    pairs = zip(MASKS, values, strict=True)
+    write(tmp_path, [Image.fromarray((mask > 0).astype(kind) * kind(factor)) for mask, factor in pairs])
+    with pytest.raises(
+        DataError, match=rf"2\.png: its largest value is {value}, but .* is {usual}; save all"
+    ):
+        read_sequence(tmp_path)
+    assert len(read_sequence(tmp_path, Reading(raw=True))) == 4  # label maps have different labels
+
+
 @pytest.mark.parametrize("empty", [[0], [3], [0, 1, 3]])
 def test_a_frame_without_a_person_is_not_read_as_a_photograph(empty, tmp_path):
     masks = MASKS.copy()
