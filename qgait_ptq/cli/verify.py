@@ -132,7 +132,7 @@ def examine(
     from qgait_ptq.runtime.written_file import open_file, refuse_damage
     from qgait_ptq.verification.file_bytes import random_batches, saturation_damage, verify
 
-    session, _ = open_file(path, ONNXRUNTIME)
+    session = open_file(path, ONNXRUNTIME).session
     frames = fitting_size({str(path): session}, 1, USUAL_FRAMES, frames)
     with refuse_damage(path):
         proof = prove_exactness(read_model(path))

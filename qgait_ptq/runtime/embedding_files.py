@@ -141,7 +141,7 @@ def _fingerprint(embedder: Embedder, data: GaitDataset) -> str:
     Intermediate files of other inputs are not used. A source file counts with name, size and time of
     modification, because a digest of its content would need a complete read.
     """
-    digest = hashlib.sha256(embedder.path.read_bytes())
+    digest = hashlib.sha256(f"{embedder.sha256}\n".encode())
     digest.update(f"{embedder._runtime}\n".encode())  # runtimes round differently
     for record in data.records:
         digest.update(f"{record.name}\n".encode())

@@ -35,7 +35,8 @@ def load_submodule(
         ModelError: the file holds a complete network, or cannot be opened; see `open_file`.
     """
     path = Path(path)
-    session, metadata = open_file(path, runtime, threads)
+    file = open_file(path, runtime, threads)
+    session, metadata = file.session, file.metadata
     described = metadata.get("model", {}).get("submodule")
     if described is None:
         raise ModelError(f"{path}: the file holds a complete network; load it with qgait_ptq.Embedder")

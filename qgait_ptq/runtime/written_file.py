@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,26 @@ from qgait_ptq.errors import ModelError, QgaitError, first_line
 from qgait_ptq.exporters.metadata import LARGEST_MODEL, parse_metadata
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session
-from qgait_ptq.system.reading import check_file
+from qgait_ptq.system.reading import read_bytes, unchanged
 
 
-def open_file(path: Path, runtime: str, threads: int | None = None) -> tuple[Session, dict[str, Any]]:
-    """Load a file, and return its session and its metadata.
+@dataclass(frozen=True)
+class OpenedFile:
+    """A file in a runtime.
+
+    Attributes:
+        session: session of the complete file.
+        metadata: metadata that the toolkit wrote into the file.
+        content: the serialized model.
+    """
+
+    session: Session
+    metadata: dict[str, Any]
+    content: bytes
+
+
+def open_file(path: Path, runtime: str, threads: int | None = None) -> OpenedFile:
+    """Load a file.
 
     Args:
         path: path of the file.
@@ -23,18 +39,20 @@ def open_file(path: Path, runtime: str, threads: int | None = None) -> tuple[Ses
         threads: threads of the runtime for one call; None for the runtime's default.
 
     Raises:
-        ModelError: the file does not exist, is damaged, was not written by this toolkit, or is for another
-            runtime.
+        ModelError: the file does not exist, is damaged, was not written by this toolkit, is for another
+            runtime, or was replaced while it was loaded.
         MissingExtraError: the runtime is not installed.
         ConfigError: the runtime is unknown.
     """
-    check_file(path, LARGEST_MODEL, "the model", ModelError)
-    session = open_session(path, runtime, threads)
+    with unchanged(path, "the model", ModelError):
+        content = read_bytes(path, LARGEST_MODEL, "the model", ModelError)
+        # The path instead of the content: onnxruntime takes less than half of the memory then.
+        session = open_session(path, runtime, threads)
     metadata = parse_metadata(session.properties, path)
     if metadata is None:
         raise ModelError(f"{path}: the ONNX file was not written by qgait-ptq; quantize the network first")
     _check_target(path, metadata, runtime)
-    return session, metadata
+    return OpenedFile(session, metadata, content)
 
 
 @contextmanager

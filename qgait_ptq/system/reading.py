@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import reprlib
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,33 @@ def read_bytes(
     if len(content) > largest:
         raise error(f"{path}: {what} grew while it was read. Read it again when it is complete")
     return content
+
+
+@contextmanager
+def unchanged(path: Path, what: str, error: Callable[[str], QgaitError] = ConfigError) -> Iterator[None]:
+    """Check that a file stays the same while a block reads it several times.
+
+    Args:
+        path: path of the file.
+        what: kind of file in errors, such as ``the model``.
+        error: type of error to raise.
+
+    Raises:
+        QgaitError: the file was replaced, changed or deleted during the block.
+    """
+    before = _identity(path)
+    yield
+    if _identity(path) != before:
+        raise error(f"{path}: {what} was replaced while it was read; read it again")
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Return what tells a file from its replacements; None if there is no file."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # ValueError: a zero byte in the path
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def read_text(path: Path, largest: int, what: str, error: Callable[[str], QgaitError] = ConfigError) -> str:
