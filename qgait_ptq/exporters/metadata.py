@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qgait_ptq.errors import ModelError, first_line
+from qgait_ptq.gait.metric_names import METRICS
 from qgait_ptq.graph.frame_layout import InputKind
 from qgait_ptq.system.reading import shown
 
@@ -20,7 +21,6 @@ LARGEST_MODEL = 2**31  # bytes of a file; protobuf cannot read larger ones
 LARGEST_NUMBER = 2**63
 LARGEST_REPEATS = 1000  # largest repetition of a short sequence
 KINDS = tuple(kind.value for kind in InputKind)
-METRICS = ("euclidean", "cosine")
 
 
 def metadata_text(metadata: Mapping[str, Any]) -> str:

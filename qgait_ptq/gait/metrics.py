@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Metric = Literal["euclidean", "cosine"]
+from qgait_ptq.gait.metric_names import Metric, check_metric
+
 LARGEST_SQNR = 200.0  # dB
 CHUNK_BYTES = 64 * 2**20  # size of one block of distances
 DOUBLE_ROWS = 4096  # embeddings that are held in float64 at a time
@@ -31,7 +31,11 @@ def part_distances(probe: Tensor, gallery: Tensor, metric: Metric = "euclidean")
 
     Returns:
         Distances ``[n, m]`` float32.
+
+    Raises:
+        ConfigError: the metric is unknown.
     """
+    check_metric(metric)
     total = probe.new_zeros(len(probe), len(gallery))
     parts = probe.shape[2]
     for part in range(parts):

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import ConfigError, DataError, MissingExtraError
+from qgait_ptq.gait.metric_names import check_metric
 
 Index = Literal["exact", "faiss"]
-METRICS = ("euclidean", "cosine")
 CANDIDATES_FOR_EACH = 20  # candidates from faiss for each of the top k
 BLOCK_BYTES = 64 * 2**20  # size of one block of distances
 
@@ -56,8 +56,7 @@ def match(
     """
     if top_k < 1:
         raise ConfigError(f"top_k is {top_k}; it must be at least 1")
-    if metric not in METRICS:
-        raise ConfigError(f"unknown metric {metric!r}; choose {' or '.join(METRICS)}")
+    check_metric(metric)
     gallery, probes = _as_embeddings(gallery, "the gallery"), _as_embeddings(probes, "the probes")
     if gallery.shape[1:] != probes.shape[1:]:
         raise DataError(

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qgait_ptq.errors import ConfigError
 from qgait_ptq.gait.metrics import (
     decibels,
     distance_rows,
@@ -30,6 +31,12 @@ def test_cosine_is_the_mean_over_parts_of_one_minus_the_cosine():
     a, b = random_embeddings(4), random_embeddings(6, 1)
     cosine = torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=2)
     torch.testing.assert_close(part_distances(a, b, "cosine"), 1 - cosine.mean(-1))
+
+
+def test_an_unknown_metric_is_refused():
+    """It was Euclidean otherwise."""
+    with pytest.raises(ConfigError, match="unknown metric 'Cosine'; choose euclidean or cosine"):
+        part_distances(random_embeddings(4), random_embeddings(6, 1), "Cosine")
 
 
 @settings(max_examples=25)
