@@ -17,7 +17,6 @@ from qgait_ptq.graph.frame_layout import InputKind
 from qgait_ptq.system.reading import shown
 
 METADATA_KEY = "qgait_ptq"
-LARGEST_MODEL = 2**31  # bytes of a file; protobuf cannot read larger ones
 LARGEST_NUMBER = 2**63
 LARGEST_REPEATS = 1000  # largest repetition of a short sequence
 KINDS = tuple(kind.value for kind in InputKind)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from qgait_ptq.errors import ModelError, QgaitError, first_line
-from qgait_ptq.exporters.metadata import LARGEST_MODEL, parse_metadata
+from qgait_ptq.exporters.metadata import parse_metadata
+from qgait_ptq.onnx_graph.external_data import read_model_bytes
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session
-from qgait_ptq.system.reading import read_bytes, unchanged
+from qgait_ptq.system.reading import unchanged
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def open_file(path: Path, runtime: str, threads: int | None = None) -> OpenedFil
         ConfigError: the runtime is unknown.
     """
     with unchanged(path, "the model", ModelError):
-        content = read_bytes(path, LARGEST_MODEL, "the model", ModelError)
+        content = read_model_bytes(path)
         # The path instead of the content: onnxruntime takes less than half of the memory then.
         session = open_session(path, runtime, threads)
     metadata = parse_metadata(session.properties, path)

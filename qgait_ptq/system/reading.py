@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import reprlib
 import stat
 from collections.abc import Callable, Iterator
@@ -60,10 +61,12 @@ def read_bytes(
     check_file(path, largest, what, error)
     try:
         with path.open("rb") as file:
-            content = file.read(largest + 1)
+            # A read of `largest` bytes would reserve them, however small the file is.
+            size = min(os.fstat(file.fileno()).st_size, largest)
+            content = file.read(size + 1)
     except OSError as problem:
         raise error(f"{path}: {what} cannot be read ({_reason(problem)})") from None
-    if len(content) > largest:
+    if len(content) > size:
         raise error(f"{path}: {what} grew while it was read. Read it again when it is complete")
     return content
 
