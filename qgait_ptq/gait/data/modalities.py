@@ -84,7 +84,15 @@ def check_layout(arrays: Mapping[str, NDArray[Any]], layout: FrameLayout, where:
     Raises:
         DataError: the arrays do not match.
     """
-    own = layout_of(arrays)
+    require_layout(layout_of(arrays), layout, where)
+
+
+def require_layout(own: FrameLayout, layout: FrameLayout, where: str) -> None:
+    """Check that the layout of one sequence is the one that is needed.
+
+    Raises:
+        DataError: the layouts differ.
+    """
     if own != layout:
         raise DataError(
             f"{where}: found {_kinds(own)}; the network and the other sequences have {_kinds(layout)}"

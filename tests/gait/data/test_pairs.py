@@ -1,0 +1,42 @@
+"""Pairs of a sequence and a label in memory: which labels name the same person."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qgait_ptq.errors import DataError
+from qgait_ptq.gait.data.dataset import GaitDataset
+
+WALK = np.full((3, 64, 44), 255, np.uint8)
+
+
+@pytest.mark.parametrize("label", [7, np.int64(7), np.array(7, np.uint8), torch.tensor(7), "7", np.str_("7")])
+def test_a_label_is_text_or_an_integer_also_of_numpy_and_torch(label):
+    assert GaitDataset.from_pairs([(WALK, label), (WALK, 7)]).subjects == ["7"]
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        (None, r"None \(NoneType\)"),
+        (float("nan"), r"nan \(float\)"),
+        (1.0, r"1\.0 \(float\)"),
+        (True, r"True \(bool\)"),
+        (np.array([7]), r"array\(\[7\]\) \(ndarray\)"),
+        (torch.tensor(0.5), r"tensor\(0\.5.*\) \(Tensor\)"),
+        (Path("anna"), r".* \(PosixPath\)"),
+        (("anna", 1), r"\('anna', 1\) \(tuple\)"),
+    ],
+)
+def test_other_labels_are_refused(label, shown):
+    """Their texts can differ for one person, or be the same for two."""
+    with pytest.raises(DataError, match=rf"sequence 1: its label is {shown}; use a text or an integer"):
+        GaitDataset.from_pairs([(WALK, "anna"), (WALK, label)])
+
+
+def test_the_items_of_a_data_set_are_pairs_of_the_same_people():
+    data = GaitDataset.from_pairs([(WALK, "anna"), (WALK, "ben"), (WALK, "anna")])
+    again = GaitDataset.from_pairs(data)
+    assert [record.subject for record in again.records] == ["anna", "ben", "anna"]
