@@ -126,8 +126,8 @@ class Embedder:
             Embedding ``[parts, channels]`` float32. Networks without parts give one entry.
 
         Raises:
-            DataError: another type, shape or size, no frame, or a frame count at which the file would compute
-                something else than the network.
+            DataError: another type, shape or size, no frame, a frame count at which the file would compute
+                something else than the network, or an embedding that is not finite.
             ModelError: the runtime fails, or the file gives no embedding.
         """
         inputs = self._fit(self._sequences.check(sequence))
@@ -220,7 +220,7 @@ class Embedder:
             )
 
     def _check_embedding(self, embedding: NDArray[Any]) -> None:
-        """Refuse an output that is not an embedding ``[1, c, ...]`` of one sequence."""
+        """Refuse an output that is not an embedding ``[1, c, ...]`` of one sequence, with finite values."""
         shape, described = embedding.shape, self.metadata.get("model", {})
         if embedding.dtype != np.float32 or len(shape) < 2 or shape[0] != 1 or 0 in shape:
             raise ModelError(
@@ -233,6 +233,11 @@ class Embedder:
             raise ModelError(
                 f"{self.path}: damaged: its embeddings [c, p] are {list(actual)}, but its metadata say "
                 f"{list(expected)}"
+            )
+        if not np.isfinite(embedding).all():
+            raise DataError(
+                f"the sequence has an embedding with NaN or infinite values in {self.path}; compare its "
+                "values with those of the sequences that calibrated the network"
             )
 
     def _pieces(self, inputs: list[NDArray[Any]], length: int) -> Iterator[list[NDArray[Any]]]:
