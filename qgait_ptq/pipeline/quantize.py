@@ -10,6 +10,7 @@ from torch import nn
 
 from qgait_ptq.calibration.stages import WITHOUT_LABELS
 from qgait_ptq.config.schema import QuantConfig, Recipe
+from qgait_ptq.errors import ConfigError
 from qgait_ptq.exporters.onnx_file import write_metadata
 from qgait_ptq.gait.data.contact_sheet import draw_sequences, encode_png
 from qgait_ptq.gait.data.dataset import GaitDataset
@@ -35,6 +36,7 @@ from qgait_ptq.runtime.sessions import RUNTIMES
 from qgait_ptq.stages.stage import Stage, Stopwatch, run_stages
 from qgait_ptq.stages.state import Source, State
 from qgait_ptq.system.device import choose_device
+from qgait_ptq.system.integers import check_integer
 from qgait_ptq.system.progress import Progress
 
 PREPARATION: tuple[Stage, ...] = (
@@ -117,11 +119,13 @@ def begin(
     resume: bool = False,
 ) -> State:
     """Return the first state of a run. The arguments are those of `quantize`."""
+    if source.frames is not None:
+        check_integer(source.frames, "frames", 1)
     watch = Stopwatch(progress or default_progress())
     with watch.stage("data"):
         if data is None:
             watch.note("no data given: using the built-in synthetic walkers")
-        settings = config or QuantConfig()
+        settings = _checked(config)
         finetuning = settings.finetune.unlabelled if settings.finetune.enabled else 0
         if data is None:
             gait_data = load_walkers(finetuning=finetuning, note=watch.note)
@@ -130,6 +134,19 @@ def begin(
     chosen = choose_device(device)
     state = State(source, settings, chosen, gait_data, gait_data, work_folder, resume)
     return state.timed(watch.seconds)
+
+
+def _checked(config: QuantConfig | None) -> QuantConfig:
+    """Return the settings of a run; those of W8A8 for None.
+
+    Raises:
+        ConfigError: the settings have another type.
+    """
+    if config is not None and not isinstance(config, QuantConfig):
+        raise ConfigError(
+            f"config is a {type(config).__name__}, not a QuantConfig; pass qg.QuantConfig(weight_bits=4, ...)"
+        )
+    return config or QuantConfig()
 
 
 def prepare(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qgait_ptq.errors import ConfigError, DataError, ModelError, SequenceLengthWarning
+from qgait_ptq.errors import DataError, ModelError, SequenceLengthWarning
 from qgait_ptq.gait.data.sequences import shape_text
 from qgait_ptq.graph.frame_counts import parse_frame_counts
 from qgait_ptq.graph.frame_layout import BYTE, parse_layout
@@ -21,7 +21,8 @@ from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.matching import Index, Matches, match
 from qgait_ptq.runtime.sequence_input import Recording, SequenceInput
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, is_installed
-from qgait_ptq.runtime.written_file import open_file, refuse_damage
+from qgait_ptq.runtime.written_file import check_threads, open_file, refuse_damage
+from qgait_ptq.system.integers import check_integer
 
 if TYPE_CHECKING:
     from qgait_ptq.runtime.streaming import StreamingSession
@@ -76,13 +77,11 @@ class Embedder:
             ModelError: the file does not exist, is damaged, was not written by this toolkit, or is for
                 another runtime.
             MissingExtraError: the runtime is not installed.
-            ConfigError: the runtime is unknown, or `threads` or `longest_piece` is less than one.
+            ConfigError: the runtime is unknown, or `threads` or `longest_piece` is not an integer of at least
+                one, or there are too many threads.
         """
-        if threads is not None and threads < 1:
-            raise ConfigError(f"threads is {threads}; it must be at least one")
-        if longest_piece < 1:
-            raise ConfigError(f"longest_piece is {longest_piece}; it must be at least one frame")
-        self.path, self._threads, self._longest_piece = Path(path).absolute(), threads, longest_piece
+        self.path, self._threads = Path(path).absolute(), check_threads(threads)
+        self._longest_piece = check_integer(longest_piece, "longest_piece", 1)
         self._runtime, self._loading = runtime, Lock()
         file = open_file(self.path, runtime, threads)
         session, metadata = file.session, file.metadata

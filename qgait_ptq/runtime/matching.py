@@ -8,12 +8,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qgait_ptq.errors import ConfigError, DataError, MissingExtraError
+from qgait_ptq.errors import ConfigError, DataError, MissingExtraError, first_line
 from qgait_ptq.gait.metric_names import check_metric
+from qgait_ptq.system.integers import check_integer
 
 Index = Literal["exact", "faiss"]
 CANDIDATES_FOR_EACH = 20  # candidates from faiss for each of the top k
 MORE_CANDIDATES = 8  # candidates beyond the top k; products order nearly equal distances at random
+LARGEST_VALUE = 1e15  # of an embedding; sums of larger squares can exceed float32
 BLOCK_BYTES = 64 * 2**20  # size of one block of distances
 
 
@@ -54,12 +56,11 @@ def match(
         block_bytes: largest size of a block of distances, and of differences of embeddings.
 
     Raises:
-        DataError: the gallery is empty, shapes differ, or values are not finite.
-        ConfigError: top_k is less than one, or the metric or the index is unknown.
+        DataError: the gallery is empty, shapes differ, or values are not finite or beyond `LARGEST_VALUE`.
+        ConfigError: top_k is not an integer of at least one, or the metric or the index is unknown.
         MissingExtraError: faiss is not installed.
     """
-    if top_k < 1:
-        raise ConfigError(f"top_k is {top_k}; it must be at least 1")
+    top_k = check_integer(top_k, "top_k", 1)
     check_metric(metric)
     gallery, probes = _as_embeddings(gallery, "the gallery"), _as_embeddings(probes, "the probes")
     if gallery.shape[1:] != probes.shape[1:]:
@@ -116,15 +117,20 @@ def _normalise(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _as_embeddings(array: NDArray[Any], where: str) -> NDArray[np.float32]:
-    array = np.asarray(array)
+    try:
+        array = np.asarray(array)
+    except (ValueError, TypeError, RuntimeError) as error:  # torch raises the last two
+        raise DataError(f"{where}: not an array [n, parts, channels] ({first_line(error)})") from None
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or array.dtype.kind != "f":
         raise DataError(
             f"{where}: expected float embeddings [n, parts, channels], not {array.dtype} {list(array.shape)}"
         )
-    if not np.isfinite(array).all():
-        raise DataError(f"{where}: NaN or infinite values")
-    return array.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused
+        values = array.astype(np.float32, copy=False)
+    if values.size and not max(values.max(), -values.min()) <= LARGEST_VALUE:  # also true for NaN
+        raise DataError(f"{where}: NaN, infinite values, or values beyond ±{LARGEST_VALUE:g}")
+    return values
 
 
 def _match_exactly(

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from qgait_ptq.errors import DataError, first_line
+from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.modalities import as_modalities, check_layout, check_modalities
-from qgait_ptq.gait.data.sequences import check_silhouettes, check_values, cut_width, shape_text
+from qgait_ptq.gait.data.sequences import as_array, check_silhouettes, check_values, cut_width, shape_text
 from qgait_ptq.graph.frame_layout import FrameLayout, InputKind
 
 Recording = NDArray[Any] | tuple[NDArray[Any], ...] | Mapping[str, NDArray[Any]]
@@ -47,7 +46,7 @@ class SequenceInput:
         if self.layout is None:
             if several is not None:
                 raise DataError(f"the sequence has {len(several)} arrays, but {self.path} takes one")
-            return [self._check_one(_as_array(sequence))]
+            return [self._check_one(as_array(sequence, "the sequence"))]
         names = [entry.name for entry in self.layout.inputs]
         if several is None or len(several) != len(names):
             count = "one array" if several is None else f"{len(several)} arrays"
@@ -86,15 +85,3 @@ class SequenceInput:
                 f"the sequence has {kind} of {actual}, but {self.path} takes {shape_text(self.frame_shape)}"
             )
         return frames
-
-
-def _as_array(sequence: Any) -> NDArray[Any]:
-    """Return a sequence as an array.
-
-    Raises:
-        DataError: its frames have different sizes.
-    """
-    try:
-        return np.asarray(sequence)
-    except ValueError as error:
-        raise DataError(f"the sequence is not an array [s, ...] ({first_line(error)})") from None

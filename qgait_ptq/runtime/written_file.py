@@ -13,7 +13,10 @@ from qgait_ptq.exporters.metadata import parse_metadata
 from qgait_ptq.onnx_graph.external_data import read_model_bytes
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session
+from qgait_ptq.system.integers import check_integer
 from qgait_ptq.system.reading import unchanged
+
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,15 @@ def open_file(path: Path, runtime: str, threads: int | None = None) -> OpenedFil
         raise ModelError(f"{path}: the ONNX file was not written by qgait-ptq; quantize the network first")
     _check_target(path, metadata, runtime)
     return OpenedFile(session, metadata, content)
+
+
+def check_threads(threads: int | None) -> int | None:
+    """Return the threads of one call as an integer; None for the runtime's default.
+
+    Raises:
+        ConfigError: it is not an integer of at least one, or more than `MOST_THREADS`.
+    """
+    return None if threads is None else check_integer(threads, "threads", 1, MOST_THREADS)
 
 
 @contextmanager

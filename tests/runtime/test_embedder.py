@@ -280,7 +280,30 @@ def test_wider_silhouettes_are_cut_as_those_that_calibrated(tmp_path, walkers_ro
 
 
 def test_frames_of_different_sizes_and_no_threads_are_refused(eight_bit_file):
-    with pytest.raises(DataError, match=r"the sequence is not an array \[s, \.\.\.\]"):
+    with pytest.raises(DataError, match=r"the sequence: not an array \[s, \.\.\.\]"):
         qg.Embedder(eight_bit_file)([[[0, 1]], [[0]]])
-    with pytest.raises(ConfigError, match="threads is 0; it must be at least one"):
+    with pytest.raises(ConfigError, match="threads is 0; it must be an integer from 1 to 1024"):
         qg.Embedder(eight_bit_file, threads=0)
+
+
+def test_a_tensor_that_requires_grad_is_refused_with_the_remedy(eight_bit_file):
+    with pytest.raises(DataError, match=r"the sequence: not an array .*tensor\.detach\(\)"):
+        qg.Embedder(eight_bit_file)(torch.rand(3, 64, 44, requires_grad=True))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{name: value} for name in ("threads", "longest_piece") for value in (2.5, "2", 0, True)]
+    + [{"threads": 10**12}],
+)
+def test_settings_that_are_no_integers_or_out_of_range_are_refused(settings, eight_bit_file):
+    ((name, value),) = settings.items()
+    with pytest.raises(ConfigError, match=rf"{name} is {value!r}; it must be an integer"):
+        qg.Embedder(eight_bit_file, **settings)
+
+
+def test_settings_can_be_integers_of_numpy(eight_bit_file, walkers):
+    sequence = walkers[0][0]
+    expected = qg.Embedder(eight_bit_file, threads=1)(sequence)
+    embedder = qg.Embedder(eight_bit_file, threads=np.int64(1), longest_piece=np.uint8(8))
+    np.testing.assert_array_equal(embedder(sequence), expected)

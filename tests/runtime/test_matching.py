@@ -97,6 +97,12 @@ def test_an_embedding_has_no_distance_to_itself():
     assert match(gallery, gallery).distances.max() == 0
 
 
+def test_embeddings_up_to_the_largest_value_have_finite_distances():
+    gallery = np.full((3, 4, 4096), 1e15, np.float32)
+    found = match(gallery, -gallery)
+    np.testing.assert_allclose(found.distances, 2e15 * 64, rtol=1e-5)
+
+
 def test_equal_distances_give_the_first_of_the_gallery():
     gallery = np.repeat(embeddings(1, 5), 4, axis=0)
     assert match(gallery, gallery[0], 3).indices.tolist() == [[0, 1, 2]]
@@ -109,7 +115,11 @@ def test_equal_distances_give_the_first_of_the_gallery():
         (embeddings(3, 0), embeddings(1, 0, parts=5), {}, DataError, "different networks"),
         (embeddings(3, 0), np.full((1, 4, 6), np.nan, np.float32), {}, DataError, "NaN"),
         (np.zeros((3, 4, 6), int), embeddings(1, 0), {}, DataError, "int64"),
+        (embeddings(3, 0), np.full((1, 4, 6), 1e300), {}, DataError, "the probes: NaN, infinite values, or"),
+        (1e16 * embeddings(3, 0), embeddings(1, 0), {}, DataError, r"the gallery: .*beyond ±1e\+15"),
+        ([np.ones((4, 6)), np.ones((4, 5))], embeddings(1, 0), {}, DataError, "the gallery: not an array"),
         (embeddings(3, 0), embeddings(1, 0), {"top_k": 0}, ConfigError, "top_k is 0"),
+        (embeddings(3, 0), embeddings(1, 0), {"top_k": 2.0}, ConfigError, r"top_k is 2\.0"),
         (embeddings(3, 0), embeddings(1, 0), {"metric": "manhattan"}, ConfigError, "unknown metric"),
         (embeddings(3, 0), embeddings(1, 0), {"index": "tree"}, ConfigError, "unknown index"),
     ],

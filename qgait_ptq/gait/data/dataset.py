@@ -188,6 +188,8 @@ class GaitDataset:
         """
         records: list[SequenceRecord] = []
         layout: FrameLayout | None = None
+        if not isinstance(pairs, Iterable):
+            raise DataError(f"the data are a {type(pairs).__name__}, not (sequence, label) pairs")
         for index, pair in enumerate(pairs):
             where = f"sequence {index}"
             try:

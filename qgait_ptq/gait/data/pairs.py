@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.modalities import as_modalities, check_modalities
-from qgait_ptq.gait.data.sequences import check_silhouettes, check_values, cut_width
+from qgait_ptq.gait.data.sequences import as_array, check_silhouettes, check_values, cut_width
 from qgait_ptq.graph.frame_layout import FrameLayout, layout_of
 from qgait_ptq.system.reading import shown
 
@@ -34,7 +34,7 @@ def check_sequence(sequence: Any, where: str, raw: bool) -> tuple[Load, FrameLay
     """
     several = as_modalities(sequence)
     if several is None:
-        array = np.asarray(sequence)
+        array = as_array(sequence, where)
         array = check_values(array, where) if raw else cut_width(check_silhouettes(array, where))
         return partial(_identity, array), None
     arrays = {

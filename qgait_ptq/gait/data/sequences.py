@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from qgait_ptq.errors import ConfigError, DataError
+from qgait_ptq.errors import ConfigError, DataError, first_line
 from qgait_ptq.gait.data.limits import (
     ARRAY_FILE_BYTES,
     SEQUENCE_BYTES,
@@ -146,6 +146,22 @@ def cut_sequence(frames: NDArray[Any], reading: Reading, where: str) -> NDArray[
             "side cannot be cut from them"
         )
     return cut_width(frames, 0 if reading.raw and reading.cut_columns is None else reading.cut_columns)
+
+
+def as_array(sequence: Any, where: str) -> NDArray[Any]:
+    """Return an array, a list of frames or a tensor of torch as an array.
+
+    Args:
+        sequence: array, nested lists, or tensor.
+        where: name of the sequence in errors.
+
+    Raises:
+        DataError: frames have different sizes, or a tensor is on a GPU or requires grad.
+    """
+    try:
+        return np.asarray(sequence)
+    except (ValueError, TypeError, RuntimeError) as error:  # torch raises the last two
+        raise DataError(f"{where}: not an array [s, ...] ({first_line(error)})") from None
 
 
 def check_silhouettes(array: Any, where: str) -> NDArray[np.uint8]:

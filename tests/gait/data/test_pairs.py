@@ -36,6 +36,28 @@ def test_other_labels_are_refused(label, shown):
         GaitDataset.from_pairs([(WALK, "anna"), (WALK, label)])
 
 
+RAGGED = [WALK[0], WALK[1][:, :30]]
+
+
+@pytest.mark.parametrize(
+    ("sequence", "message"),
+    [
+        (RAGGED, r"sequence 1: not an array \[s, \.\.\.\] \(.*inhomogeneous"),
+        ({"silhouettes": RAGGED}, r"sequence 0, silhouettes: not an array"),
+        (torch.ones(3, 64, 44, requires_grad=True), r"sequence 1: not an array .*tensor\.detach\(\)"),
+    ],
+)
+def test_sequences_that_form_no_array_are_refused(sequence, message):
+    pairs = [(sequence, "ben")] if isinstance(sequence, dict) else [(WALK, "anna"), (sequence, "ben")]
+    with pytest.raises(DataError, match=message):
+        GaitDataset.from_pairs(pairs)
+
+
+def test_data_that_are_no_pairs_are_refused():
+    with pytest.raises(DataError, match=r"the data are a NoneType, not \(sequence, label\) pairs"):
+        GaitDataset.from_pairs(None)
+
+
 def test_the_items_of_a_data_set_are_pairs_of_the_same_people():
     data = GaitDataset.from_pairs([(WALK, "anna"), (WALK, "ben"), (WALK, "anna")])
     again = GaitDataset.from_pairs(data)
