@@ -134,9 +134,9 @@ def examine(
 
     session = open_file(path, ONNXRUNTIME).session
     frames = fitting_size({str(path): session}, 1, USUAL_FRAMES, frames)
+    batches = random_batches(session, sequences, frames)
     with refuse_damage(path):
         proof = prove_exactness(read_model(path))
-        batches = random_batches(session, sequences, frames)
         verification = verify(path, batches, processor)
         damage = None if proof.pair_sums.safe else saturation_damage(path, batches[:1])
     return Examination(proof, verification, damage, frames)

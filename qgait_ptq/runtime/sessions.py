@@ -56,6 +56,8 @@ class SessionInput:
     def example(self, batch: int, frames: int, rng: np.random.Generator, share: float = 0.3) -> NDArray[Any]:
         """Return random binary values in the type and the fixed sizes of the input; `share` are not zero."""
         shape = (self.shape[0] or batch, self.shape[1] or frames, *self.frame_shape)
+        if math.prod(shape) > sys.maxsize // 8:  # numpy raises a ValueError there
+            raise MemoryError(f"an input of the shape {list(shape)} exceeds all memory")
         values = rng.random(shape) < share
         return values.astype(self.dtype) * (255 if self.takes_bytes else 1)
 

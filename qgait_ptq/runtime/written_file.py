@@ -77,10 +77,11 @@ def refuse_damage(path: Path) -> Iterator[None]:
 
     Raises:
         ModelError: the block raised an error.
+        MemoryError: there is not enough memory. The user may have asked for too much, with a sound file.
     """
     try:
         yield
-    except QgaitError:
+    except (QgaitError, MemoryError):
         raise
     except Exception as error:
         detail = f"{type(error).__name__}: {first_line(error)}"
