@@ -24,7 +24,7 @@ def is_safetensors(path: Path, data: bytes) -> bool:
     """Return whether a file has the safetensors format: a length, then a JSON header."""
     length = int.from_bytes(data[:SAFETENSORS_HEADER], "little")
     starts = data[SAFETENSORS_HEADER : SAFETENSORS_HEADER + 1] == b"{"
-    return path.suffix == ".safetensors" or (starts and length <= min(len(data), LARGEST_HEADER))
+    return path.suffix.lower() == ".safetensors" or (starts and length <= min(len(data), LARGEST_HEADER))
 
 
 def read_safetensors(path: Path, data: bytes) -> dict[str, Tensor]:

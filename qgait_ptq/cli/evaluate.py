@@ -35,7 +35,7 @@ def command(model: Path | None, recipe_file: Path | None, device: str, as_json: 
       qgait-ptq evaluate qgait-out/model.onnx --data CASIA-B --partition CASIA-B.json
     """
     recipe = build_recipe(model, recipe_file, options)
-    is_file = recipe.model.path.suffix == ".onnx"
+    is_file = recipe.model.path.suffix.lower() == ".onnx"
     if is_file:
         refuse_options(
             (*MODEL_PARAMETERS, "device"), "these options are for a float network, not for an ONNX file"

@@ -132,11 +132,11 @@ def examine(
     from qgait_ptq.runtime.written_file import open_file, refuse_damage
     from qgait_ptq.verification.file_bytes import random_batches, saturation_damage, verify
 
-    session, _ = open_file(path, ONNXRUNTIME)
+    session = open_file(path, ONNXRUNTIME).session
     frames = fitting_size({str(path): session}, 1, USUAL_FRAMES, frames)
+    batches = random_batches(session, sequences, frames)
     with refuse_damage(path):
         proof = prove_exactness(read_model(path))
-        batches = random_batches(session, sequences, frames)
         verification = verify(path, batches, processor)
         damage = None if proof.pair_sums.safe else saturation_damage(path, batches[:1])
     return Examination(proof, verification, damage, frames)

@@ -19,7 +19,6 @@ from qgait_ptq.evaluation.memory import measure_memory
 from qgait_ptq.evaluation.peak import measure_peak
 from qgait_ptq.evaluation.sampling import Sample, interleave
 from qgait_ptq.evaluation.workload import (
-    MOST_THREADS,
     USUAL_BATCH,
     USUAL_FRAMES,
     BenchmarkSetting,
@@ -29,6 +28,7 @@ from qgait_ptq.evaluation.workload import (
 from qgait_ptq.exporters.metadata import parse_metadata
 from qgait_ptq.exporters.onnx_file import read_model
 from qgait_ptq.runtime.exact_sessions import open_session
+from qgait_ptq.runtime.written_file import MOST_THREADS
 from qgait_ptq.system.invariants import present
 
 NOISY = 0.1  # share of a sample's wall time that other programs used

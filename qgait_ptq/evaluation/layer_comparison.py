@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from qgait_ptq.errors import DataError, ModelError
 from qgait_ptq.exporters.lowering import CALL_MARK
+from qgait_ptq.exporters.onnx_file import read_model
 from qgait_ptq.exporters.passes.first_layer_table import layers_in_tables
 from qgait_ptq.gait.metrics import decibels
 from qgait_ptq.graph.operators import WEIGHTED, is_operator
@@ -152,10 +153,7 @@ def _open_with_outputs(
     file: Path, layers: list[str]
 ) -> tuple[onnxruntime.InferenceSession, dict[str, str], list[str]]:
     """Return a session that gives layers' outputs, the outputs' names, and layers without an output."""
-    try:
-        model = onnx.load(file)
-    except Exception as error:
-        raise ModelError(f"{file}: not an ONNX file ({type(error).__name__})") from None
+    model = read_model(file)
     outputs = {node.name: node.output[0] for node in model.graph.node if node.name in layers}
     present = {output.name for output in model.graph.output}
     model.graph.output.extend(

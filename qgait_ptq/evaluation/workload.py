@@ -13,7 +13,6 @@ from qgait_ptq.errors import ConfigError
 from qgait_ptq.runtime.sessions import Session
 
 USUAL_FRAMES, USUAL_BATCH = 30, 1
-MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)

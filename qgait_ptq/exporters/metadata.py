@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from qgait_ptq.errors import ModelError, first_line
+from qgait_ptq.gait.metric_names import METRICS
 from qgait_ptq.graph.frame_layout import InputKind
 from qgait_ptq.system.reading import shown
 
 METADATA_KEY = "qgait_ptq"
-LARGEST_MODEL = 2**31  # bytes of a file; protobuf cannot read larger ones
 LARGEST_NUMBER = 2**63
 LARGEST_REPEATS = 1000  # largest repetition of a short sequence
 MOST_COUNTED = 3  # frame counts for which multiply-accumulates are recorded
 KINDS = tuple(kind.value for kind in InputKind)
-METRICS = ("euclidean", "cosine")
 
 
 def metadata_text(metadata: Mapping[str, Any]) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import onnx
 import torch
-from onnx.external_data_helper import uses_external_data
 from torch import fx
 
 from qgait_ptq.capture.captured import Capture
@@ -19,7 +18,7 @@ from qgait_ptq.errors import ExportError, ModelError
 from qgait_ptq.exporters.exportability import explain_export_failure
 from qgait_ptq.exporters.lowering import lower_markers
 from qgait_ptq.exporters.markers import Marker, mark_quantizers, translation_table
-from qgait_ptq.exporters.metadata import LARGEST_MODEL, METADATA_KEY, metadata_text, parse_metadata
+from qgait_ptq.exporters.metadata import METADATA_KEY, metadata_text, parse_metadata
 from qgait_ptq.exporters.passes import get_pass, layer_path
 from qgait_ptq.exporters.passes.byte_input import byte_input_pass
 from qgait_ptq.exporters.passes.onnx_pass import check_model, run_passes
@@ -27,9 +26,9 @@ from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.graph.frame_inputs import input_nodes, split_inputs, split_values
 from qgait_ptq.graph.frame_layout import InputKind
 from qgait_ptq.graph.stored_weights import layer_name
+from qgait_ptq.onnx_graph.external_data import read_model_bytes
 from qgait_ptq.placement.quantized_layers import quantized_layers
 from qgait_ptq.reference.pair_sums import bound_pair_sums
-from qgait_ptq.system.reading import check_file
 from qgait_ptq.targets.rules import check_rules
 from qgait_ptq.targets.target import Target
 
@@ -126,21 +125,16 @@ def read_model(path: Path) -> onnx.ModelProto:
     Nodes must come after the nodes whose results they read. Otherwise, code that follows edges might not end.
 
     Raises:
-        ModelError: the file does not exist or is damaged.
+        ModelError: the file does not exist, is damaged, or has weights in other files.
     """
-    check_file(path, LARGEST_MODEL, "the model", ModelError)
+    content = read_model_bytes(path)
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load_from_string(content)
         is_text = all(isinstance(text, str) for text in _texts(model))
     except Exception as error:  # protobuf's exceptions are not public
         raise ModelError(f"{path}: not an ONNX file ({type(error).__name__})") from None
     if not is_text:
         raise ModelError(f"{path}: damaged: it contains a name that is not UTF-8 text")
-    if any(uses_external_data(value) for value in _stored_tensors(model)):
-        raise ModelError(
-            f"{path}: its weights are in other files, which are not read. Store them in the model: "
-            "onnx.save(onnx.load(path), path)"
-        )
     misplaced = _find_misplaced(model.graph)
     if misplaced is not None:
         raise ModelError(f"{path}: damaged: the node {misplaced} is not in topological order")
@@ -156,12 +150,6 @@ def _texts(model: onnx.ModelProto) -> Iterator[object]:
     yield from (value.name for value in (*graph.input, *graph.output, *graph.initializer))
     for node in graph.node:
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
-
-
-def _stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    yield from model.graph.initializer
-    for node in model.graph.node:
-        yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
 
 
 def _find_misplaced(graph: onnx.GraphProto) -> str | None:

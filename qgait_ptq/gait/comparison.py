@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from qgait_ptq.gait.data.dataset import SequenceRecord
-from qgait_ptq.gait.metrics import Metric, part_distances
+from qgait_ptq.gait.metric_names import Metric
+from qgait_ptq.gait.metrics import part_distances
 from qgait_ptq.gait.protocol_accuracy import IdentityAccuracy
 
 RESAMPLES = 2000

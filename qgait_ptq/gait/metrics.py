@@ -9,29 +9,43 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Metric = Literal["euclidean", "cosine"]
+from qgait_ptq.gait.metric_names import Metric, check_metric
+
 LARGEST_SQNR = 200.0  # dB
 CHUNK_BYTES = 64 * 2**20  # size of one block of distances
 DOUBLE_ROWS = 4096  # embeddings that are held in float64 at a time
 
 
-def part_distances(probe: Tensor, gallery: Tensor, metric: Metric = "euclidean") -> Tensor:
+def part_distances(
+    probe: Tensor, gallery: Tensor, metric: Metric = "euclidean", origin: Tensor | None = None
+) -> Tensor:
     """Return the distances between all probes and all gallery embeddings.
+
+    Squared distances are differences of products. Embeddings in nearly one direction would lose their digits
+    there, so they are moved to an origin among them first.
 
     Args:
         probe: probe embeddings ``[n, c, p]``.
         gallery: gallery embeddings ``[m, c, p]``.
         metric: ``euclidean``, the mean over parts of ``sqrt(relu(||x - y||²))``, or ``cosine``, the mean
             over parts of ``1 - cos(x, y)``.
+        origin: point ``[c, p]`` that the Euclidean metric subtracts from all embeddings; None for
+            `origin_of` the gallery.
 
     Returns:
         Distances ``[n, m]`` float32.
+
+    Raises:
+        ConfigError: the metric is unknown.
     """
+    check_metric(metric)
+    if metric == "euclidean":
+        origin = origin_of(gallery) if origin is None else origin
+        probe, gallery = probe - origin, gallery - origin
     total = probe.new_zeros(len(probe), len(gallery))
     parts = probe.shape[2]
     for part in range(parts):
@@ -43,6 +57,12 @@ def part_distances(probe: Tensor, gallery: Tensor, metric: Metric = "euclidean")
             squared = x.square().sum(1)[:, None] + y.square().sum(1)[None] - 2 * (x @ y.T)
             total += squared.clamp_min(0).sqrt()
     return total / parts
+
+
+def origin_of(gallery: Tensor) -> Tensor:
+    """Return the mean ``[c, p]`` of a gallery ``[m, c, p]``, with zeros where it is not finite."""
+    mean = gallery.mean(0)
+    return mean.where(mean.isfinite(), torch.zeros_like(mean))
 
 
 def row_blocks(probes: int, gallery: int, chunk_bytes: int = CHUNK_BYTES) -> list[slice]:
@@ -78,9 +98,10 @@ def distance_rows(
     """
     rows = max(1, chunk_bytes // (4 * max(1, len(gallery))))
     columns = max(1, chunk_bytes // (4 * rows))
+    origin = origin_of(gallery)  # the same for all blocks
     for block in row_blocks(len(probe), len(gallery), chunk_bytes) if blocks is None else blocks:
         pieces = [
-            part_distances(probe[block], gallery[column : column + columns], metric)
+            part_distances(probe[block], gallery[column : column + columns], metric, origin)
             for column in range(0, len(gallery), columns)
         ]
         yield block, torch.cat(pieces, dim=1)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from qgait_ptq.gait.data.dataset import SequenceRecord
+from qgait_ptq.gait.metric_names import Metric
 from qgait_ptq.gait.metrics import (
-    Metric,
     Ranking,
     concatenate_rankings,
     distance_rows,

@@ -11,7 +11,8 @@ from torch import Tensor
 from qgait_ptq.gait.data.clips import SMALLEST_SEQUENCES
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.embedding import embed_taken
-from qgait_ptq.gait.metrics import Metric, part_distances, single_shot_rank1
+from qgait_ptq.gait.metric_names import Metric
+from qgait_ptq.gait.metrics import part_distances, single_shot_rank1
 from qgait_ptq.graph.frame_counts import FrameCounts
 
 RANKED_SEQUENCES = 256

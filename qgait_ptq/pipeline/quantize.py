@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from qgait_ptq.runtime.sessions import RUNTIMES
 from qgait_ptq.stages.stage import Stage, Stopwatch, run_stages
 from qgait_ptq.stages.state import Source, State
 from qgait_ptq.system.device import choose_device
+from qgait_ptq.system.integers import check_integer
 from qgait_ptq.system.progress import Progress
 
 PREPARATION: tuple[Stage, ...] = (
@@ -124,12 +124,13 @@ def begin(
     Raises:
         ConfigError: the frame count is not an integer of at least 1.
     """
-    source = replace(source, frames=_frame_count(source.frames))
+    if source.frames is not None:
+        source = replace(source, frames=check_integer(source.frames, "frames", 1))
     watch = Stopwatch(progress or default_progress())
     with watch.stage("data"):
         if data is None:
             watch.note("no data given: using the built-in synthetic walkers")
-        settings = config or QuantConfig()
+        settings = _checked(config)
         finetuning = settings.finetune.unlabelled if settings.finetune.enabled else 0
         if data is None:
             gait_data = load_walkers(finetuning=finetuning, note=watch.note)
@@ -144,20 +145,17 @@ def begin(
     return state.noting(*notes).timed(watch.seconds)
 
 
-def _frame_count(frames: object) -> int | None:
-    """Return a frame count as an integer; None stays.
+def _checked(config: QuantConfig | None) -> QuantConfig:
+    """Return the settings of a run; those of W8A8 for None.
 
     Raises:
-        ConfigError: it is not an integer of at least 1.
+        ConfigError: the settings have another type.
     """
-    if frames is None:
-        return None
-    if isinstance(frames, bool) or not isinstance(frames, Integral) or frames < 1:
+    if config is not None and not isinstance(config, QuantConfig):
         raise ConfigError(
-            f"frames={frames!r} is not a frame count: it must be an integer of at least 1, such as 30. Leave "
-            "it out if the network takes any frame count"
+            f"config is a {type(config).__name__}, not a QuantConfig; pass qg.QuantConfig(weight_bits=4, ...)"
         )
-    return int(frames)
+    return config or QuantConfig()
 
 
 def prepare(

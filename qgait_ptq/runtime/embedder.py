@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -12,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qgait_ptq.errors import ConfigError, DataError, ModelError, SequenceLengthWarning, first_line
-from qgait_ptq.gait.data.modalities import as_modalities, check_integers, check_layout, check_modalities
-from qgait_ptq.gait.data.sequences import check_silhouettes, check_values, cut_width, shape_text
+from qgait_ptq.errors import DataError, ModelError, SequenceLengthWarning
+from qgait_ptq.gait.data.sequences import shape_text
 from qgait_ptq.graph.frame_counts import parse_frame_counts
-from qgait_ptq.graph.frame_layout import BYTE, InputKind, largest_of, parse_layout
+from qgait_ptq.graph.frame_layout import BYTE, largest_of, parse_layout
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.matching import Index, Matches, match
+from qgait_ptq.runtime.sequence_input import Recording, SequenceInput
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, is_installed
-from qgait_ptq.runtime.written_file import open_file, refuse_damage
+from qgait_ptq.runtime.written_file import check_threads, open_file, refuse_damage
+from qgait_ptq.system.integers import check_integer
 
 if TYPE_CHECKING:
     from qgait_ptq.runtime.streaming import StreamingSession
 
-Recording = NDArray[Any] | tuple[NDArray[Any], ...] | Mapping[str, NDArray[Any]]
 LONGEST_PIECE = 30  # frames of a chunk, for networks that can be streamed
 
 
@@ -33,6 +34,7 @@ class Embedder:
     """A quantized gait network in a runtime.
 
     A call with one sequence of silhouettes returns its embedding. Calls from several threads are safe.
+    The file is read once: it can be replaced or deleted afterwards.
 
     Example:
         >>> embedder = Embedder("out/model.onnx")                       # doctest: +SKIP
@@ -41,6 +43,8 @@ class Embedder:
         >>> embedder.match(gallery, probes, top_k=5).indices            # doctest: +SKIP
 
     Attributes:
+        path: absolute path of the file.
+        sha256: hash of the file.
         metadata: metadata that the toolkit wrote into the file.
         layout: layout of the inputs of a network with several inputs; else None.
         frame_shape: shape of a frame: ``(h, w)``, ``(c, h, w)``, or ``(F,)``, all numbers of a frame, for a
@@ -73,17 +77,17 @@ class Embedder:
             ModelError: the file does not exist, is damaged, was not written by this toolkit, or is for
                 another runtime.
             MissingExtraError: the runtime is not installed.
-            ConfigError: the runtime is unknown, or `threads` or `longest_piece` is less than one.
+            ConfigError: the runtime is unknown, or `threads` or `longest_piece` is not an integer of at least
+                one, or there are too many threads.
         """
-        if threads is not None and threads < 1:
-            raise ConfigError(f"threads is {threads}; it must be at least one")
-        if longest_piece < 1:
-            raise ConfigError(f"longest_piece is {longest_piece}; it must be at least one frame")
-        self.path, self._threads, self._longest_piece = Path(path), threads, longest_piece
+        self.path, self._threads = Path(path).absolute(), check_threads(threads)
+        self._longest_piece = check_integer(longest_piece, "longest_piece", 1)
         self._runtime, self._loading = runtime, Lock()
-        session, metadata = open_file(self.path, runtime, threads)
+        file = open_file(self.path, runtime, threads)
+        session, metadata = file.session, file.metadata
         self._whole: Session | None = session
         self._parts: StreamingSession | None = None
+        self.sha256 = hashlib.sha256(file.content).hexdigest()
         self.metadata: dict[str, Any] = metadata
         submodule = metadata.get("model", {}).get("submodule")
         if submodule is not None:
@@ -98,13 +102,21 @@ class Embedder:
         self._told_of_lengths = False
         self.raw = bool(described.get("raw"))
         self.layout = parse_layout(described["inputs"]) if described.get("inputs") else None
-        self._largest = largest_of(described.get("inputs", ()))
         self.frame_shape = self._inputs[0].frame_shape if self.layout is None else (self.layout.size,)
         self._check_inputs()
-        self._cut_columns: int | None = data.get("cut_columns")
+        self._sequences = SequenceInput(
+            self.path,
+            self.layout,
+            self.frame_shape,
+            self.raw,
+            data.get("cut_columns"),
+            largest_of(described.get("inputs", ())),
+        )
         self.modalities: tuple[int, ...] = tuple(data.get("modalities", (0,)))
         can_split = runtime == ONNXRUNTIME and is_installed("onnx")
         self.streams = bool(described.get("streams")) and can_split
+        # The parts for streaming are made of it later. The file may be another one by then.
+        self._content = file.content if self.streams else b""
 
     def __call__(self, sequence: Recording) -> NDArray[np.float32]:
         """Embed one sequence.
@@ -118,11 +130,11 @@ class Embedder:
             Embedding ``[parts, channels]`` float32. Networks without parts give one entry.
 
         Raises:
-            DataError: another type, shape or size, no frame, or a frame count at which the file would compute
-                something else than the network.
+            DataError: another type, shape or size, no frame, a frame count at which the file would compute
+                something else than the network, or an embedding that is not finite.
             ModelError: the runtime fails, or the file gives no embedding.
         """
-        inputs = self._fit(self._check(sequence))
+        inputs = self._fit(self._sequences.check(sequence))
         length = len(inputs[0])
         parts = self._load_parts() if self.streams and length > self._longest_piece else self._parts
         if parts is not None:
@@ -168,7 +180,7 @@ class Embedder:
         """Return the session of the complete file."""
         with self._loading:
             if self._whole is None:
-                self._whole = open_session(self.path, self._runtime, self._threads)
+                self._whole = open_session(self._content, self._runtime, self._threads)
             return self._whole
 
     def _load_parts(self) -> StreamingSession:
@@ -180,9 +192,10 @@ class Embedder:
 
         with self._loading:
             if self._parts is None:
-                self._whole = None
                 with refuse_damage(self.path):
-                    self._parts = StreamingSession(onnx.load(self.path), self._threads, name=self.path)
+                    content = onnx.load_from_string(self._content)
+                    self._parts = StreamingSession(content, self._threads, name=self.path)
+                self._whole = None
             return self._parts
 
     def _fit(self, inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
@@ -212,7 +225,7 @@ class Embedder:
             )
 
     def _check_embedding(self, embedding: NDArray[Any]) -> None:
-        """Refuse an output that is not an embedding ``[1, c, ...]`` of one sequence."""
+        """Refuse an output that is not an embedding ``[1, c, ...]`` of one sequence, with finite values."""
         shape, described = embedding.shape, self.metadata.get("model", {})
         if embedding.dtype != np.float32 or len(shape) < 2 or shape[0] != 1 or 0 in shape:
             raise ModelError(
@@ -225,6 +238,11 @@ class Embedder:
             raise ModelError(
                 f"{self.path}: damaged: its embeddings [c, p] are {list(actual)}, but its metadata say "
                 f"{list(expected)}"
+            )
+        if not np.isfinite(embedding).all():
+            raise DataError(
+                f"the sequence has an embedding with NaN or infinite values in {self.path}; compare its "
+                "values with those of the sequences that calibrated the network"
             )
 
     def _pieces(self, inputs: list[NDArray[Any]], length: int) -> Iterator[list[NDArray[Any]]]:
@@ -239,62 +257,3 @@ class Embedder:
             else frames[None]
             for frames, entry in zip(inputs, self._inputs, strict=True)
         ]
-
-    def _check(self, sequence: Recording) -> list[NDArray[Any]]:
-        """Check a sequence, and return the frames of each input in the shape of the network."""
-        several = as_modalities(sequence)
-        if self.layout is None:
-            if several is not None:
-                raise DataError(f"the sequence has {len(several)} arrays, but {self.path} takes one")
-            return [self._check_one(_as_array(sequence))]
-        names = [entry.name for entry in self.layout.inputs]
-        if several is None or len(several) != len(names):
-            count = "one array" if several is None else f"{len(several)} arrays"
-            raise DataError(
-                f"the sequence has {count}, but {self.path} takes {len(names)}: {', '.join(names)}"
-            )
-        if isinstance(sequence, tuple):
-            several = dict(zip(names, sequence, strict=True))
-        if set(several) != set(names):
-            raise DataError(
-                f"the sequence has {', '.join(several)}, but {self.path} takes {', '.join(names)}"
-            )
-        ordered = {name: several[name] for name in names}
-        arrays = check_modalities(ordered, "the sequence", self.raw)
-        for entry in self.layout.inputs:
-            if entry.kind is InputKind.SILHOUETTES:
-                arrays[entry.name] = self._cut(arrays[entry.name], entry.shape)
-        check_layout(arrays, self.layout, "the sequence")
-        check_integers(arrays, self._largest, "the sequence")
-        return list(arrays.values())
-
-    def _cut(self, frames: NDArray[Any], frame_shape: tuple[int, ...]) -> NDArray[Any]:
-        """Cut the columns that were cut in calibration."""
-        if self.raw and self._cut_columns is None:
-            return frames
-        if frames.shape[1:] != frame_shape and frames.shape[-1] > 2 * (self._cut_columns or 0):
-            return cut_width(frames, self._cut_columns)
-        return frames
-
-    def _check_one(self, sequence: NDArray[Any]) -> NDArray[Any]:
-        """Check an array, and return its frames in the shape of the network."""
-        check = check_values if self.raw else check_silhouettes
-        frames: NDArray[Any] = self._cut(check(sequence, "the sequence"), self.frame_shape)
-        if frames.shape[1:] != self.frame_shape:
-            kind, actual = "frames" if self.raw else "silhouettes", shape_text(sequence.shape[1:])
-            raise DataError(
-                f"the sequence has {kind} of {actual}, but {self.path} takes {shape_text(self.frame_shape)}"
-            )
-        return frames
-
-
-def _as_array(sequence: Any) -> NDArray[Any]:
-    """Return a sequence as an array.
-
-    Raises:
-        DataError: its frames have different sizes.
-    """
-    try:
-        return np.asarray(sequence)
-    except ValueError as error:
-        raise DataError(f"the sequence is not an array [s, ...] ({first_line(error)})") from None

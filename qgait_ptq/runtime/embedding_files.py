@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from qgait_ptq.errors import ConfigError, DataError
 from qgait_ptq.gait.data.modalities import read_modalities
 from qgait_ptq.gait.data.png_frames import frame_files
-from qgait_ptq.runtime.embedder import Embedder, Recording
+from qgait_ptq.runtime.embedder import Embedder
+from qgait_ptq.runtime.sequence_input import Recording
 from qgait_ptq.system.exchanging import exchange, first_only, for_all, in_first, share_of
 from qgait_ptq.system.locking import locked
 from qgait_ptq.system.processes import processes
@@ -156,7 +157,7 @@ def _fingerprint(embedder: Embedder, data: GaitDataset) -> str:
     Intermediate files of other inputs are not used. A source file counts with name, size and time of
     modification, because a digest of its content would need a complete read.
     """
-    digest = hashlib.sha256(embedder.path.read_bytes())
+    digest = hashlib.sha256(f"{embedder.sha256}\n".encode())
     digest.update(f"{embedder._runtime}\n".encode())  # runtimes round differently
     for record in data.records:
         digest.update(f"{record.name}\n".encode())

@@ -86,7 +86,11 @@ def exact_model(model: Path | bytes, properties: Mapping[str, str], runtime: str
 
     from qgait_ptq.reference.pair_sums import bound_pair_sums
 
-    network = onnx.load(model) if isinstance(model, Path) else onnx.load_from_string(model)
+    network = (
+        onnx.load(model, load_external_data=False)
+        if isinstance(model, Path)
+        else onnx.load_from_string(model)
+    )
     sums = bound_pair_sums(network)
     if sums.safe:
         return None

@@ -8,11 +8,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qgait_ptq.errors import ConfigError, DataError, MissingExtraError
+from qgait_ptq.errors import ConfigError, DataError, MissingExtraError, first_line
+from qgait_ptq.gait.metric_names import check_metric
+from qgait_ptq.system.integers import check_integer
 
 Index = Literal["exact", "faiss"]
-METRICS = ("euclidean", "cosine")
 CANDIDATES_FOR_EACH = 20  # candidates from faiss for each of the top k
+MORE_CANDIDATES = 8  # candidates beyond the top k; products order nearly equal distances at random
+LARGEST_VALUE = 1e15  # of an embedding; sums of larger squares can exceed float32
 BLOCK_BYTES = 64 * 2**20  # size of one block of distances
 
 
@@ -39,6 +42,9 @@ def match(
 ) -> Matches:
     """Find the nearest gallery sequences of each probe.
 
+    Products of matrices choose candidates. The distances of candidates are computed from differences of
+    embeddings, so they do not depend on the other sequences, on the index or on blocks.
+
     Args:
         gallery: embeddings ``[m, parts, channels]``, or one embedding ``[parts, channels]``.
         probes: embeddings ``[n, parts, channels]``, or one embedding ``[parts, channels]``.
@@ -47,17 +53,15 @@ def match(
         index: ``exact`` compares each probe with the complete gallery. ``faiss`` selects
             `CANDIDATES_FOR_EACH` times top_k candidates first. Its distances are the same, but it can miss
             a match.
-        block_bytes: largest size of a block of distances.
+        block_bytes: largest size of a block of distances, and of differences of embeddings.
 
     Raises:
-        DataError: the gallery is empty, shapes differ, or values are not finite.
-        ConfigError: top_k is less than one, or the metric or the index is unknown.
+        DataError: the gallery is empty, shapes differ, or values are not finite or beyond `LARGEST_VALUE`.
+        ConfigError: top_k is not an integer of at least one, or the metric or the index is unknown.
         MissingExtraError: faiss is not installed.
     """
-    if top_k < 1:
-        raise ConfigError(f"top_k is {top_k}; it must be at least 1")
-    if metric not in METRICS:
-        raise ConfigError(f"unknown metric {metric!r}; choose {' or '.join(METRICS)}")
+    top_k = check_integer(top_k, "top_k", 1)
+    check_metric(metric)
     gallery, probes = _as_embeddings(gallery, "the gallery"), _as_embeddings(probes, "the probes")
     if gallery.shape[1:] != probes.shape[1:]:
         raise DataError(
@@ -70,26 +74,41 @@ def match(
     if index == "exact":
         return _match_exactly(gallery, probes, top_k, metric, block_bytes)
     if index == "faiss":
-        return _match_with_faiss(gallery, probes, top_k, metric)
+        return _match_with_faiss(gallery, probes, top_k, metric, block_bytes)
     raise ConfigError(f"unknown index {index!r}; choose exact or faiss")
 
 
-def distances_between(
-    gallery: NDArray[np.float32], probes: NDArray[np.float32], metric: str
+def _approximate_distances(
+    gallery: NDArray[np.float32], probes: NDArray[np.float32], metric: str, origin: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return the distances ``[n, m]`` of probes ``[n, parts, channels]`` to a gallery; see `match`."""
+    """Return the distances ``[n, m]`` of probes to a gallery, summed over parts, by products.
+
+    Embeddings in nearly one direction would lose their digits in the difference of products, so they are
+    moved to an origin ``[parts, channels]`` among them. `gait.metrics.part_distances` does the same.
+    """
     if metric == "cosine":
         gallery, probes = _normalise(gallery), _normalise(probes)
     total = np.zeros((len(probes), len(gallery)), np.float32)
     for part in range(gallery.shape[1]):
         x, y = probes[:, part], gallery[:, part]
-        products = x @ y.T
         if metric == "cosine":
-            total += 1 - products
+            total += 1 - x @ y.T
         else:
-            squared = np.square(x).sum(1)[:, None] + np.square(y).sum(1)[None] - 2 * products
+            x, y = x - origin[part], y - origin[part]
+            squared = np.square(x).sum(1)[:, None] + np.square(y).sum(1)[None] - 2 * (x @ y.T)
             total += np.sqrt(np.maximum(squared, 0))
-    return total / np.float32(gallery.shape[1])
+    return total
+
+
+def _pair_distances(
+    gallery: NDArray[np.float32], probes: NDArray[np.float32], metric: str
+) -> NDArray[np.float32]:
+    """Return the distances ``[n]`` of pairs of embeddings ``[n, parts, channels]``."""
+    if metric == "cosine":
+        of_parts = 1 - (_normalise(gallery) * _normalise(probes)).sum(2)
+    else:
+        of_parts = np.sqrt(np.square(gallery - probes).sum(2))
+    return np.asarray(of_parts.mean(1))
 
 
 def _normalise(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -98,15 +117,20 @@ def _normalise(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _as_embeddings(array: NDArray[Any], where: str) -> NDArray[np.float32]:
-    array = np.asarray(array)
+    try:
+        array = np.asarray(array)
+    except (ValueError, TypeError, RuntimeError) as error:  # torch raises the last two
+        raise DataError(f"{where}: not an array [n, parts, channels] ({first_line(error)})") from None
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or array.dtype.kind != "f":
         raise DataError(
             f"{where}: expected float embeddings [n, parts, channels], not {array.dtype} {list(array.shape)}"
         )
-    if not np.isfinite(array).all():
-        raise DataError(f"{where}: NaN or infinite values")
-    return array.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused
+        values = array.astype(np.float32, copy=False)
+    if values.size and not max(values.max(), -values.min()) <= LARGEST_VALUE:  # also true for NaN
+        raise DataError(f"{where}: NaN, infinite values, or values beyond ±{LARGEST_VALUE:g}")
+    return values
 
 
 def _match_exactly(
@@ -114,17 +138,40 @@ def _match_exactly(
 ) -> Matches:
     columns = max(1, min(len(gallery), block_bytes // 4))
     rows = max(1, block_bytes // (4 * columns))
-    matches = Matches(np.empty((len(probes), top_k), np.int64), np.empty((len(probes), top_k), np.float32))
+    kept = min(len(gallery), top_k + MORE_CANDIDATES)
+    origin = gallery.mean(0)
+    candidates = np.empty((len(probes), kept), np.int64)
     for start in range(0, len(probes), rows):
         block = probes[start : start + rows]
         best, where = np.empty((len(block), 0), np.float32), np.empty((len(block), 0), np.int64)
         for first in range(0, len(gallery), columns):
-            distances = distances_between(gallery[first : first + columns], block, metric)
+            distances = _approximate_distances(gallery[first : first + columns], block, metric, origin)
             numbers = np.broadcast_to(np.arange(first, first + distances.shape[1]), distances.shape)
             best, where = np.concatenate([best, distances], 1), np.concatenate([where, numbers], 1)
-            best, where = _nearest(best, where, top_k)
-        matches.indices[start : start + rows], matches.distances[start : start + rows] = where, best
-    return matches
+            best, where = _nearest(best, where, kept)
+        candidates[start : start + rows] = where
+    return _nearest_candidates(gallery, probes, candidates, top_k, metric, block_bytes)
+
+
+def _nearest_candidates(
+    gallery: NDArray[np.float32],
+    probes: NDArray[np.float32],
+    candidates: NDArray[np.int64],
+    top_k: int,
+    metric: str,
+    block_bytes: int,
+) -> Matches:
+    """Return the nearest of the candidates ``[n, c]`` of each probe, by distances of pairs."""
+    candidates = np.sort(candidates, axis=1)  # ties keep the order of the gallery
+    known = candidates.reshape(-1)
+    asked = np.repeat(np.arange(len(probes)), candidates.shape[1])
+    distances = np.empty(len(known), np.float32)
+    pairs = max(1, block_bytes // (4 * gallery[0].size))
+    for start in range(0, len(known), pairs):
+        block = slice(start, start + pairs)
+        distances[block] = _pair_distances(gallery[known[block]], probes[asked[block]], metric)
+    best, where = _nearest(distances.reshape(candidates.shape), candidates, top_k)
+    return Matches(where, best)
 
 
 def _nearest(
@@ -135,21 +182,19 @@ def _nearest(
 
 
 def _match_with_faiss(
-    gallery: NDArray[np.float32], probes: NDArray[np.float32], top_k: int, metric: str
+    gallery: NDArray[np.float32], probes: NDArray[np.float32], top_k: int, metric: str, block_bytes: int
 ) -> Matches:
     try:
         import faiss
     except ImportError:
         raise MissingExtraError("matching with faiss", "faiss") from None
     if metric == "cosine":
-        gallery, probes = _normalise(gallery), _normalise(probes)
+        near, asked = _normalise(gallery), _normalise(probes)
+    else:
+        origin = gallery.mean(0)  # faiss uses products, too
+        near, asked = gallery - origin, probes - origin
     index = faiss.IndexFlatL2(gallery[0].size)
-    index.add(np.ascontiguousarray(gallery.reshape(len(gallery), -1)))
+    index.add(np.ascontiguousarray(near.reshape(len(near), -1)))
     proposals = min(len(gallery), CANDIDATES_FOR_EACH * top_k)
-    _, proposed = index.search(np.ascontiguousarray(probes.reshape(len(probes), -1)), proposals)
-    matches = Matches(np.empty((len(probes), top_k), np.int64), np.empty((len(probes), top_k), np.float32))
-    for row, candidates in enumerate(np.sort(proposed, axis=1)):
-        distances = distances_between(gallery[candidates], probes[row : row + 1], metric)
-        best, where = _nearest(distances, candidates[None], top_k)
-        matches.distances[row], matches.indices[row] = best[0], where[0]
-    return matches
+    _, proposed = index.search(np.ascontiguousarray(asked.reshape(len(asked), -1)), proposals)
+    return _nearest_candidates(gallery, probes, proposed, top_k, metric, block_bytes)

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from qgait_ptq.errors import ConfigError, MissingExtraError, ModelError
 from qgait_ptq.graph.frame_layout import BYTE
+from qgait_ptq.onnx_graph.external_data import read_model_bytes
+from qgait_ptq.system.reading import unchanged
 
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 RUNTIMES = (ONNXRUNTIME, OPENVINO)
@@ -54,6 +56,8 @@ class SessionInput:
     def example(self, batch: int, frames: int, rng: np.random.Generator, share: float = 0.3) -> NDArray[Any]:
         """Return random binary values in the type and the fixed sizes of the input; `share` are not zero."""
         shape = (self.shape[0] or batch, self.shape[1] or frames, *self.frame_shape)
+        if math.prod(shape) > sys.maxsize // 8:  # numpy raises a ValueError there
+            raise MemoryError(f"an input of the shape {list(shape)} exceeds all memory")
         values = rng.random(shape) < share
         return values.astype(self.dtype) * (255 if self.takes_bytes else 1)
 
@@ -174,8 +178,8 @@ class OpenVinoSession:
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         self._name, self._runtime = model_name(model), f"OpenVINO {openvino.__version__}"
+        content = read_model_bytes(model)
         try:
-            content = model.read_bytes() if isinstance(model, Path) else model
             properties = onnx.load_from_string(content).metadata_props
             core = openvino.Core()
             self._compiled = core.compile_model(core.read_model(content), "CPU", settings)
@@ -231,7 +235,8 @@ def open_onnxruntime(
         optimised: whether nodes are fused, quantized ones into integer kernels.
 
     Raises:
-        ModelError: this version of onnxruntime cannot run the model.
+        ModelError: the file cannot be read, has weights in other files, or this version of onnxruntime cannot
+            run the model.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # fatal only: errors are raised, and log lines print names unescaped
@@ -241,8 +246,21 @@ def open_onnxruntime(
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    source, providers = str(model) if isinstance(model, Path) else model, ["CPUExecutionProvider"]
+    # Otherwise, onnxruntime chooses the format by the name and the first bytes.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    if not isinstance(model, Path):
+        return _start(read_model_bytes(model), options, model)
+    with unchanged(model, "the model", ModelError):
+        read_model_bytes(model)
+        # The path instead of the content: onnxruntime takes less than half of the memory then.
+        return _start(str(model), options, model)
+
+
+def _start(
+    source: str | bytes, options: onnxruntime.SessionOptions, model: Path | bytes
+) -> onnxruntime.InferenceSession:
     try:
+        providers = ["CPUExecutionProvider"]
         return onnxruntime.InferenceSession(source, options, providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no common public base
         raise _cannot_load(model, f"onnxruntime {onnxruntime.__version__}", error) from None

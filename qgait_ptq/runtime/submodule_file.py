@@ -11,7 +11,7 @@ from qgait_ptq.errors import ModelError
 from qgait_ptq.graph.frame_counts import parse_frame_counts
 from qgait_ptq.graph.submodule_shapes import Replacement, parse_shapes
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, run_session
-from qgait_ptq.runtime.written_file import open_file
+from qgait_ptq.runtime.written_file import check_threads, open_file
 
 
 def load_submodule(
@@ -33,9 +33,11 @@ def load_submodule(
 
     Raises:
         ModelError: the file holds a complete network, or cannot be opened; see `open_file`.
+        ConfigError: the runtime is unknown, or `threads` is not an integer of at least one, or too large.
     """
     path = Path(path)
-    session, metadata = open_file(path, runtime, threads)
+    file = open_file(path, runtime, check_threads(threads))
+    session, metadata = file.session, file.metadata
     described = metadata.get("model", {}).get("submodule")
     if described is None:
         raise ModelError(f"{path}: the file holds a complete network; load it with qgait_ptq.Embedder")

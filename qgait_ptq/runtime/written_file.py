@@ -4,18 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qgait_ptq.errors import ModelError, QgaitError, first_line
-from qgait_ptq.exporters.metadata import LARGEST_MODEL, parse_metadata
+from qgait_ptq.exporters.metadata import parse_metadata
+from qgait_ptq.onnx_graph.external_data import read_model_bytes
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session
-from qgait_ptq.system.reading import check_file
+from qgait_ptq.system.integers import check_integer
+from qgait_ptq.system.reading import unchanged
+
+MOST_THREADS = 1024
 
 
-def open_file(path: Path, runtime: str, threads: int | None = None) -> tuple[Session, dict[str, Any]]:
-    """Load a file, and return its session and its metadata.
+@dataclass(frozen=True)
+class OpenedFile:
+    """A file in a runtime.
+
+    Attributes:
+        session: session of the complete file.
+        metadata: metadata that the toolkit wrote into the file.
+        content: the serialized model.
+    """
+
+    session: Session
+    metadata: dict[str, Any]
+    content: bytes
+
+
+def open_file(path: Path, runtime: str, threads: int | None = None) -> OpenedFile:
+    """Load a file.
 
     Args:
         path: path of the file.
@@ -23,18 +43,29 @@ def open_file(path: Path, runtime: str, threads: int | None = None) -> tuple[Ses
         threads: threads of the runtime for one call; None for the runtime's default.
 
     Raises:
-        ModelError: the file does not exist, is damaged, was not written by this toolkit, or is for another
-            runtime.
+        ModelError: the file does not exist, is damaged, was not written by this toolkit, is for another
+            runtime, or was replaced while it was loaded.
         MissingExtraError: the runtime is not installed.
         ConfigError: the runtime is unknown.
     """
-    check_file(path, LARGEST_MODEL, "the model", ModelError)
-    session = open_session(path, runtime, threads)
+    with unchanged(path, "the model", ModelError):
+        content = read_model_bytes(path)
+        # The path instead of the content: onnxruntime takes less than half of the memory then.
+        session = open_session(path, runtime, threads)
     metadata = parse_metadata(session.properties, path)
     if metadata is None:
         raise ModelError(f"{path}: the ONNX file was not written by qgait-ptq; quantize the network first")
     _check_target(path, metadata, runtime)
-    return session, metadata
+    return OpenedFile(session, metadata, content)
+
+
+def check_threads(threads: int | None) -> int | None:
+    """Return the threads of one call as an integer; None for the runtime's default.
+
+    Raises:
+        ConfigError: it is not an integer of at least one, or more than `MOST_THREADS`.
+    """
+    return None if threads is None else check_integer(threads, "threads", 1, MOST_THREADS)
 
 
 @contextmanager
@@ -46,10 +77,11 @@ def refuse_damage(path: Path) -> Iterator[None]:
 
     Raises:
         ModelError: the block raised an error.
+        MemoryError: there is not enough memory. The user may have asked for too much, with a sound file.
     """
     try:
         yield
-    except QgaitError:
+    except (QgaitError, MemoryError):
         raise
     except Exception as error:
         detail = f"{type(error).__name__}: {first_line(error)}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import reprlib
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +61,41 @@ def read_bytes(
     check_file(path, largest, what, error)
     try:
         with path.open("rb") as file:
-            content = file.read(largest + 1)
+            # A read of `largest` bytes would reserve them, however small the file is.
+            size = min(os.fstat(file.fileno()).st_size, largest)
+            content = file.read(size + 1)
     except OSError as problem:
         raise error(f"{path}: {what} cannot be read ({_reason(problem)})") from None
-    if len(content) > largest:
+    if len(content) > size:
         raise error(f"{path}: {what} grew while it was read. Read it again when it is complete")
     return content
+
+
+@contextmanager
+def unchanged(path: Path, what: str, error: Callable[[str], QgaitError] = ConfigError) -> Iterator[None]:
+    """Check that a file stays the same while a block reads it several times.
+
+    Args:
+        path: path of the file.
+        what: kind of file in errors, such as ``the model``.
+        error: type of error to raise.
+
+    Raises:
+        QgaitError: the file was replaced, changed or deleted during the block.
+    """
+    before = _identity(path)
+    yield
+    if _identity(path) != before:
+        raise error(f"{path}: {what} was replaced while it was read; read it again")
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Return what tells a file from its replacements; None if there is no file."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # ValueError: a zero byte in the path
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def read_text(path: Path, largest: int, what: str, error: Callable[[str], QgaitError] = ConfigError) -> str:

@@ -202,6 +202,12 @@ def test_weights_as_safetensors_load_without_trust(network, tmp_path):
         load_model(path, FACTORY)
 
 
+def test_the_suffix_of_safetensors_can_be_in_upper_case(tmp_path):
+    (tmp_path / "MODEL.SAFETENSORS").write_text("hello")
+    with pytest.raises(ModelError, match="a damaged safetensors file"):
+        load_model(tmp_path / "MODEL.SAFETENSORS", FACTORY)
+
+
 def test_a_lightning_checkpoint_loads_without_trust(network, tmp_path):
     content = {
         "epoch": 3,

@@ -221,6 +221,7 @@ def test_version():
         ("quantize weights.pt --adapter json:loads SMALL", "the adapter json:loads cannot make"),
         ("quantize --recipe nothing.yaml", "the recipe cannot be read"),
         ("evaluate text.onnx", "not an ONNX file"),
+        ("evaluate TEXT.ONNX", "not an ONNX file"),
         ("walkers text.pt/w --identities 1", "cannot be written"),
         ("walkers w --identities 0", "0 is not in the range"),
         ("conjure", "No such command"),
@@ -233,7 +234,8 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(arguments, message, che
     weights["part_linear.weight"][0, 0, 0] = float("nan")
     torch.save(weights, tmp_path / "nan.pt")
     (tmp_path / "text.pt").write_text("hello")
-    (tmp_path / "text.onnx").write_text("hello")
+    for name in ("text.onnx", "TEXT.ONNX"):
+        (tmp_path / name).write_text("hello")
     before = sorted(tmp_path.iterdir())
     words = [w for word in arguments.split() for w in (SMALL if word == "SMALL" else [word])]
     assert_refused(run(*words, cwd=tmp_path), message)

@@ -1,6 +1,7 @@
 """What is done with a written file: targets, verify, bench, embed, and the example programs."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,13 @@ def test_verify_says_that_a_float_file_has_nothing_to_verify(folders):
     text = run("verify", folders["onnxruntime"] / "float.onnx", "--sequences", 1, "--frames", 8).stdout
     assert "nothing to verify: no layer of the file computes in integers" in text
     assert "same integers" not in text
+
+
+@pytest.mark.parametrize("command", ["verify", "bench"])
+@pytest.mark.parametrize("frames", [10**13, 10**21])
+def test_more_frames_than_memory_are_not_called_damage_of_the_file(command, frames, folders):
+    done = run(command, folders["onnxruntime"] / "model.onnx", "--frames", frames, status=2)
+    assert re.match(r"qgait-ptq: there is not enough memory for this \(.*\); ask for less\n$", done.stderr)
 
 
 def test_bench_compares_files_in_turn(folders):

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qgait_ptq.errors import ConfigError
 from qgait_ptq.gait.metrics import (
     decibels,
     distance_rows,
@@ -30,6 +31,34 @@ def test_cosine_is_the_mean_over_parts_of_one_minus_the_cosine():
     a, b = random_embeddings(4), random_embeddings(6, 1)
     cosine = torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=2)
     torch.testing.assert_close(part_distances(a, b, "cosine"), 1 - cosine.mean(-1))
+
+
+def in_one_direction(count, seed, distance=30.0):
+    """Embeddings whose distances are small against their norms, as after a bias in the last layer."""
+    return distance + 0.02 * random_embeddings(count, seed, channels=16)
+
+
+def test_euclidean_keeps_its_digits_for_embeddings_in_nearly_one_direction():
+    """Each part has a norm of 120; differences of squares would be off by 0.03 in a distance of 0.1."""
+    a, b = in_one_direction(40, 1), in_one_direction(50, 2)
+    expected = (a.double()[:, None] - b.double()[None]).norm(dim=2).mean(-1).float()
+    torch.testing.assert_close(part_distances(a, b), expected, rtol=1e-4, atol=0)
+    rows = torch.cat([distances for _, distances in distance_rows(a, b, chunk_bytes=60)])
+    torch.testing.assert_close(rows, expected, rtol=1e-4, atol=0)
+
+
+def test_an_embedding_that_is_not_finite_spoils_its_own_distances_only():
+    a, b = random_embeddings(4), random_embeddings(6, 1)
+    expected = part_distances(a, b)
+    b[2, 0, 1], b[3, 1, 0] = torch.nan, torch.inf
+    others = [0, 1, 4, 5]
+    torch.testing.assert_close(part_distances(a, b)[:, others], expected[:, others])
+
+
+def test_an_unknown_metric_is_refused():
+    """It was Euclidean otherwise."""
+    with pytest.raises(ConfigError, match="unknown metric 'Cosine'; choose euclidean or cosine"):
+        part_distances(random_embeddings(4), random_embeddings(6, 1), "Cosine")
 
 
 @settings(max_examples=25)

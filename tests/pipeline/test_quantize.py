@@ -65,7 +65,7 @@ def of_pairs(walkers):
 @pytest.mark.parametrize("frames", [0, -3, 2.5, 30.0, "30", True], ids=repr)
 @pytest.mark.parametrize("call", [qg.quantize, qg.prepare], ids=["quantize", "prepare"])
 def test_a_frame_count_must_be_an_integer_of_at_least_one(call, frames):
-    with pytest.raises(ConfigError, match=f"^frames={frames!r} is not a frame count: .*such as 30"):
+    with pytest.raises(ConfigError, match=f"^frames is {frames!r}; it must be an integer of at least 1"):
         call(Maps(), [], device="cpu", frames=frames)
 
 
@@ -216,3 +216,16 @@ def test_unknown_targets_and_devices_are_refused(walkers):
 def test_a_gpu_gives_what_the_cpu_gives(walkers, evaluated):
     result = qg.quantize(make_gaitbase(**SHALLOW), pairs(walkers), qg.QuantConfig(**FAST), device="cuda")
     assert result.report.parity.cosine_min > 0.999
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"config": {"weight_bits": 4}}, "config is a dict, not a QuantConfig; pass qg.QuantConfig"),
+        ({"frames": "30"}, "frames is '30'; it must be an integer of at least 1"),
+        ({"frames": 0}, "frames is 0; it must"),
+    ],
+)
+def test_settings_of_another_type_are_refused_before_the_run(settings, message, few_walkers):
+    with pytest.raises(ConfigError, match=message):
+        qg.quantize(torch.nn.Identity(), few_walkers, **settings)

@@ -1,5 +1,6 @@
 """Networks of several inputs, the whole way: data, quantization, file, embedder, command line."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -201,7 +202,7 @@ def test_a_runtime_that_fails_on_a_chunk_does_not_blame_the_file(labelled):
     _, (silhouettes, labels), folder = labelled
     embedder = qg.Embedder(folder / "model.onnx", longest_piece=5)
     assert embedder.streams
-    embedder._largest = {}
+    embedder._sequences = dataclasses.replace(embedder._sequences, largest={})
     with pytest.raises(ModelError, match=r"model.onnx: onnxruntime .* cannot run .* idx=5 must be within"):
         embedder((silhouettes, np.where(np.arange(len(labels)) == 7, 5, labels)))
 

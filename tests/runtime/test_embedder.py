@@ -1,3 +1,4 @@
+import re
 import threading
 from dataclasses import replace
 
@@ -5,10 +6,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from onnx import TensorProto, helper
+from torch import nn
 
 import qgait_ptq as qg
 from qgait_ptq.capture.trace import capture
+from qgait_ptq.cli import embed
 from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.errors import ConfigError, DataError, ModelError
 from qgait_ptq.exporters.onnx_file import export_float
@@ -146,6 +150,40 @@ def test_poses_are_embedded_as_they_are(tmp_path):
         embedder(np.zeros((5, 16, 3)))
 
 
+@pytest.fixture(scope="module")
+def overflowing(tmp_path_factory):
+    """A float file of poses, whose sums exceed float32 for poses of 1e38."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(2), nn.Linear(6, 16), nn.ReLU(), LargestOverFrames(), nn.Linear(16, 8))
+    rng = np.random.default_rng(0)
+    pairs = [(rng.normal(size=(12, 2, 3)), index % 4) for index in range(8)]
+    data = GaitDataset.from_pairs(pairs, raw=True)
+    config = qg.QuantConfig(idc=IdcConfig(enabled=False), rounding="nearest", bias_correction=False)
+    result = qg.quantize(network.eval(), data, config, device="cpu")
+    return result.save(tmp_path_factory.mktemp("overflowing"), float_file=True) / "float.onnx"
+
+
+class LargestOverFrames(nn.Module):
+    def forward(self, frames):
+        return frames.amax(1)
+
+
+def test_an_embedding_that_is_not_finite_is_refused(overflowing, tmp_path):
+    embedder = qg.Embedder(overflowing, threads=1)
+    small, large = np.ones((12, 2, 3), np.float32), np.full((12, 2, 3), 3e38, np.float32)
+    reason = r"the sequence has an embedding with NaN or infinite values in .*float\.onnx; compare"
+    with pytest.raises(DataError, match=rf"sequence 1: {reason}"):
+        embedder.embed([small, large])
+    for name, poses in {"anna": small, "ben": large}.items():
+        (tmp_path / "poses" / name / "nm-01" / "090").mkdir(parents=True)
+        np.save(tmp_path / "poses" / name / "nm-01" / "090" / "poses.npy", poses)
+    command = [str(overflowing), str(tmp_path / "poses"), "--out", str(tmp_path / "out.npz")]
+    done = CliRunner().invoke(embed.command, command, standalone_mode=False)
+    assert isinstance(done.exception, DataError)
+    assert re.match(rf"ben/nm-01/090: {reason}", str(done.exception))
+    assert not (tmp_path / "out.npz").exists()
+
+
 def test_a_long_sequence_in_pieces_gives_the_same_to_the_bit(path, walkers):
     sequence = np.concatenate([walkers[i][0] for i in range(6)])
     in_pieces, whole = qg.Embedder(path, longest_piece=16), qg.Embedder(path, longest_piece=10**6)
@@ -242,7 +280,30 @@ def test_wider_silhouettes_are_cut_as_those_that_calibrated(tmp_path, walkers_ro
 
 
 def test_frames_of_different_sizes_and_no_threads_are_refused(eight_bit_file):
-    with pytest.raises(DataError, match=r"the sequence is not an array \[s, \.\.\.\]"):
+    with pytest.raises(DataError, match=r"the sequence: not an array \[s, \.\.\.\]"):
         qg.Embedder(eight_bit_file)([[[0, 1]], [[0]]])
-    with pytest.raises(ConfigError, match="threads is 0; it must be at least one"):
+    with pytest.raises(ConfigError, match="threads is 0; it must be an integer from 1 to 1024"):
         qg.Embedder(eight_bit_file, threads=0)
+
+
+def test_a_tensor_that_requires_grad_is_refused_with_the_remedy(eight_bit_file):
+    with pytest.raises(DataError, match=r"the sequence: not an array .*tensor\.detach\(\)"):
+        qg.Embedder(eight_bit_file)(torch.rand(3, 64, 44, requires_grad=True))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{name: value} for name in ("threads", "longest_piece") for value in (2.5, "2", 0, True)]
+    + [{"threads": 10**12}],
+)
+def test_settings_that_are_no_integers_or_out_of_range_are_refused(settings, eight_bit_file):
+    ((name, value),) = settings.items()
+    with pytest.raises(ConfigError, match=rf"{name} is {value!r}; it must be an integer"):
+        qg.Embedder(eight_bit_file, **settings)
+
+
+def test_settings_can_be_integers_of_numpy(eight_bit_file, walkers):
+    sequence = walkers[0][0]
+    expected = qg.Embedder(eight_bit_file, threads=1)(sequence)
+    embedder = qg.Embedder(eight_bit_file, threads=np.int64(1), longest_piece=np.uint8(8))
+    np.testing.assert_array_equal(embedder(sequence), expected)

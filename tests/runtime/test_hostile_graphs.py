@@ -14,6 +14,7 @@ from qgait_ptq.evaluation.benchmark import benchmark_files
 from qgait_ptq.evaluation.workload import BenchmarkSetting
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.sessions import OnnxRuntimeSession, is_installed, open_onnxruntime
+from qgait_ptq.runtime.written_file import refuse_damage
 from tests.runtime.small_model import FRAMES, METADATA, SEQUENCE, save, small_model, use
 
 
@@ -207,3 +208,9 @@ def test_a_graph_that_the_exact_kernels_cannot_be_made_for_is_refused(tmp_path, 
     monkeypatch.setattr("qgait_ptq.runtime.exact_sessions.open_unguarded", lambda *_: session)
     with pytest.raises(ModelError, match="its integer layers cannot be read"):
         open_session(content)
+
+
+def test_too_little_memory_is_not_called_damage_of_the_file(tmp_path):
+    """Sequences are of the user's size, and the file can be sound."""
+    with pytest.raises(MemoryError), refuse_damage(tmp_path / "model.onnx"):
+        np.empty(2**58)

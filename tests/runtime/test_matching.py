@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from qgait_ptq.errors import ConfigError, DataError
 from qgait_ptq.gait.metrics import part_distances
-from qgait_ptq.runtime.matching import match
+from qgait_ptq.runtime.matching import Matches, match
 
 
 def embeddings(count, seed, parts=4, channels=6):
@@ -42,6 +42,67 @@ def test_faiss_finds_the_near_ones_with_the_same_distances(metric):
     np.testing.assert_allclose(found.distances[:, 0], exact.distances[:, 0], atol=2e-3)
 
 
+def in_one_direction(count, seed):
+    """Embeddings whose distances are small against their norms, as after a bias in the last layer."""
+    return np.float32(30) + np.float32(0.02) * embeddings(count, seed, channels=16)
+
+
+def exact_distances(gallery, probes):
+    differences = probes[:, None].astype(np.float64) - gallery[None]
+    return np.linalg.norm(differences, axis=3).mean(2)
+
+
+@pytest.mark.parametrize("index", ["exact", "faiss"])
+def test_embeddings_in_nearly_one_direction_keep_their_digits_and_their_order(index):
+    """Each part has a norm of 120; differences of squares would be off by 0.03 in a distance of 0.1."""
+    gallery, probes = in_one_direction(100, 1), in_one_direction(30, 2)
+    expected = exact_distances(gallery, probes)
+    found = match(gallery, probes, 5, index=index)
+    np.testing.assert_array_equal(found.indices, np.argsort(expected, axis=1)[:, :5])
+    np.testing.assert_allclose(found.distances, np.sort(expected, axis=1)[:, :5], rtol=1e-5)
+
+
+def test_the_evaluation_ranks_embeddings_in_nearly_one_direction_as_matching_does():
+    gallery, probes = in_one_direction(100, 1), in_one_direction(30, 2)
+    evaluated = part_distances(*(torch.from_numpy(one).transpose(1, 2) for one in (probes, gallery)))
+    order = evaluated.argsort(dim=1, stable=True)[:, :5].numpy()
+    np.testing.assert_array_equal(order, match(gallery, probes, 5).indices)
+
+
+def test_nearly_equal_sequences_of_one_person_are_ordered_among_people_far_away():
+    """Products cannot tell them apart: the mean of the gallery is far from each person."""
+    person = np.concatenate([sign * 30 + 0.005 * embeddings(6, seed) for sign, seed in ((1, 1), (-1, 2))])
+    gallery = person.astype(np.float32)
+    probes = gallery + np.float32(0.001) * embeddings(12, 3)
+    assert match(gallery, probes).indices[:, 0].tolist() == list(range(12))
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_a_distance_depends_on_its_two_embeddings_only(metric):
+    """Blocks, other probes and the index change no bit of it."""
+    gallery, probes = embeddings(60, 1), embeddings(20, 2)
+    whole = match(gallery, probes, 3, metric)
+    alone = [match(gallery, probe, 3, metric) for probe in probes]
+    for other in (
+        match(gallery, probes, 3, metric, block_bytes=300),
+        match(gallery, probes, 3, metric, index="faiss"),
+        Matches(np.concatenate([m.indices for m in alone]), np.concatenate([m.distances for m in alone])),
+    ):
+        np.testing.assert_array_equal(other.indices, whole.indices)
+        np.testing.assert_array_equal(other.distances, whole.distances)
+
+
+def test_an_embedding_has_no_distance_to_itself():
+    gallery = 12 * embeddings(20, 1)
+    assert match(gallery, gallery).distances.max() == 0
+
+
+def test_embeddings_up_to_the_largest_value_have_finite_distances():
+    gallery = np.full((3, 4, 4096), 1e15, np.float32)
+    found = match(gallery, -gallery)
+    np.testing.assert_allclose(found.distances, 2e15 * 64, rtol=1e-5)
+
+
 def test_equal_distances_give_the_first_of_the_gallery():
     gallery = np.repeat(embeddings(1, 5), 4, axis=0)
     assert match(gallery, gallery[0], 3).indices.tolist() == [[0, 1, 2]]
@@ -54,7 +115,11 @@ def test_equal_distances_give_the_first_of_the_gallery():
         (embeddings(3, 0), embeddings(1, 0, parts=5), {}, DataError, "different networks"),
         (embeddings(3, 0), np.full((1, 4, 6), np.nan, np.float32), {}, DataError, "NaN"),
         (np.zeros((3, 4, 6), int), embeddings(1, 0), {}, DataError, "int64"),
+        (embeddings(3, 0), np.full((1, 4, 6), 1e300), {}, DataError, "the probes: NaN, infinite values, or"),
+        (1e16 * embeddings(3, 0), embeddings(1, 0), {}, DataError, r"the gallery: .*beyond ±1e\+15"),
+        ([np.ones((4, 6)), np.ones((4, 5))], embeddings(1, 0), {}, DataError, "the gallery: not an array"),
         (embeddings(3, 0), embeddings(1, 0), {"top_k": 0}, ConfigError, "top_k is 0"),
+        (embeddings(3, 0), embeddings(1, 0), {"top_k": 2.0}, ConfigError, r"top_k is 2\.0"),
         (embeddings(3, 0), embeddings(1, 0), {"metric": "manhattan"}, ConfigError, "unknown metric"),
         (embeddings(3, 0), embeddings(1, 0), {"index": "tree"}, ConfigError, "unknown index"),
     ],

@@ -18,22 +18,10 @@ from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.layout import Place, find_sequences, list_subjects
-from qgait_ptq.gait.data.modalities import (
-    as_modalities,
-    check_layout,
-    check_modalities,
-    read_modalities,
-    read_packed,
-)
+from qgait_ptq.gait.data.modalities import read_modalities, read_packed, require_layout
 from qgait_ptq.gait.data.notes import FEWER_FILES, DataNotes, some_names
-from qgait_ptq.gait.data.sequences import (
-    DEFAULT_READING,
-    Reading,
-    check_silhouettes,
-    check_values,
-    cut_width,
-    read_sequence,
-)
+from qgait_ptq.gait.data.pairs import check_label, check_sequence
+from qgait_ptq.gait.data.sequences import DEFAULT_READING, Reading, read_sequence
 from qgait_ptq.graph.frame_layout import FrameLayout, layout_of
 from qgait_ptq.system.exchanging import share_of
 
@@ -191,36 +179,31 @@ class GaitDataset:
         Args:
             pairs: pairs of a sequence and a label. A sequence is an array. For a network with several inputs,
                 it is a tuple of arrays, or a dictionary of arrays by the names of the file's inputs; see
-                `check_modalities`.
+                `check_modalities`. A label is a text or an integer, which names the person. It can also be a
+                `SequenceRecord`, as iteration over a data set gives it. Then its subject is the label.
             raw: whether arrays ``[s, ...]`` are unscaled values, such as poses, instead of silhouettes.
 
         Raises:
-            DataError: an item is not a pair, or a sequence is not valid.
+            DataError: an item is not a pair, a sequence is not valid, or a label is of another type.
         """
         records: list[SequenceRecord] = []
         layout: FrameLayout | None = None
+        if not isinstance(pairs, Iterable):
+            raise DataError(f"the data are a {type(pairs).__name__}, not (sequence, label) pairs")
         for index, pair in enumerate(pairs):
+            where = f"sequence {index}"
             try:
                 sequence, label = pair
             except (TypeError, ValueError):
                 raise DataError(f"item {index} of the data is not a pair (sequence, label)") from None
-            where, several = f"sequence {index}", as_modalities(sequence)
-            if records and (several is None) != (layout is None):
+            load, own = check_sequence(sequence, where, raw)
+            if records and (own is None) != (layout is None):
                 raise DataError(f"{where}: the number of arrays differs from the sequences before")
-            load: Callable[[], Silhouettes]
-            if several is not None:
-                arrays = {
-                    name: cut_width(array) if array.dtype == np.uint8 else array
-                    for name, array in check_modalities(several, where, raw).items()
-                }
-                layout = layout or layout_of(arrays)
-                check_layout(arrays, layout, where)
-                load = partial(layout.pack, list(arrays.values()))
-            else:
-                array = np.asarray(sequence)
-                array = check_values(array, where) if raw else cut_width(check_silhouettes(array, where))
-                load = partial(_identity, array)
-            records.append(SequenceRecord(str(label), f"seq-{index:04d}", "000", load))
+            if own is not None:
+                layout = layout or own
+                require_layout(own, layout, where)
+            subject = label.subject if isinstance(label, SequenceRecord) else check_label(label, where)
+            records.append(SequenceRecord(subject, f"seq-{index:04d}", "000", load))
         return cls(records, layout=layout)
 
     def __repr__(self) -> str:
@@ -297,10 +280,6 @@ class GaitDataset:
     def _with(self, records: list[SequenceRecord]) -> GaitDataset:
         """Return a set of some of the records."""
         return GaitDataset(records, self.description, self.layout, self.notes, self.reading)
-
-
-def _identity(array: Silhouettes) -> Silhouettes:
-    return array
 
 
 def _to_record(place: Place, reading: Reading, layout: FrameLayout | None) -> SequenceRecord:

@@ -23,7 +23,7 @@ from qgait_ptq.gait.data.notes import (
 )
 from qgait_ptq.gait.data.partition import Partition, read_partition
 from qgait_ptq.gait.data.sequences import DEFAULT_READING, Reading
-from qgait_ptq.gait.metrics import Metric
+from qgait_ptq.gait.metric_names import Metric, check_metric
 from qgait_ptq.gait.protocols import TestSet, get_protocol, make_test_set, probe_name
 
 
@@ -44,9 +44,10 @@ def load_directory(
         reading: settings of reading.
 
     Raises:
-        ConfigError: the protocol is unknown.
+        ConfigError: the protocol or the metric is unknown.
         DataError: the data are not valid; see `GaitDataset.from_directory` and `make_test_set`.
     """
+    check_metric(metric)
     rules, root = get_protocol(protocol), Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: the folder does not exist; pass the root folder of the data set")

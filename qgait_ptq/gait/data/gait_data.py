@@ -11,7 +11,7 @@ import numpy as np
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
 from qgait_ptq.gait.data.notes import DataNotes
-from qgait_ptq.gait.metrics import Metric
+from qgait_ptq.gait.metric_names import Metric, check_metric
 from qgait_ptq.gait.protocols import TestSet, check_test_set
 from qgait_ptq.graph.frame_layout import FrameLayout
 
@@ -52,11 +52,13 @@ class GaitData:
     longest: int | None = None
 
     def __post_init__(self) -> None:
-        """Compare the test set with the test sequences.
+        """Check the metric, and compare the test set with the test sequences.
 
         Raises:
+            ConfigError: the metric is unknown.
             DataError: an index of the gallery or the probes exceeds the test sequences.
         """
+        check_metric(self.metric)
         if self.test_set is None:
             return
         last = max([*self.test_set.gallery, *self.test_set.all_probes], default=-1)

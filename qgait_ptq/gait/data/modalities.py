@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.sequences import (
     Reading,
+    as_array,
     check_silhouettes,
     check_values,
     cut_sequence,
@@ -51,7 +52,7 @@ def check_modalities(given: Mapping[str, Any], where: str, raw: bool = False) ->
         if not (isinstance(name, str) and name.isidentifier()) or iskeyword(name) or name in RESERVED:
             raise DataError(f"{where}: an input is named {name!r}; use a name such as silhouettes")
         if not isinstance(array, np.ndarray):
-            array = np.asarray(array)
+            array = as_array(array, at)
         if array.dtype in (np.uint8, np.bool_) and not raw:
             checked[name] = check_silhouettes(array, at)
         else:
@@ -84,7 +85,15 @@ def check_layout(arrays: Mapping[str, NDArray[Any]], layout: FrameLayout, where:
     Raises:
         DataError: the arrays do not match.
     """
-    own = layout_of(arrays)
+    require_layout(layout_of(arrays), layout, where)
+
+
+def require_layout(own: FrameLayout, layout: FrameLayout, where: str) -> None:
+    """Check that the layout of one sequence is the one that is needed.
+
+    Raises:
+        DataError: the layouts differ.
+    """
     if own != layout:
         raise DataError(
             f"{where}: found {_kinds(own)}; the network and the other sequences have {_kinds(layout)}"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from qgait_ptq.errors import DataError
+from qgait_ptq.errors import ConfigError, DataError, first_line
 from qgait_ptq.gait.data.limits import (
     ARRAY_FILE_BYTES,
     SEQUENCE_BYTES,
@@ -26,7 +26,8 @@ from qgait_ptq.gait.data.limits import (
 from qgait_ptq.gait.data.names import suffix_of
 from qgait_ptq.gait.data.pickles import load_array_pickle
 from qgait_ptq.gait.data.png_frames import read_png_folder
-from qgait_ptq.system.reading import read_bytes
+from qgait_ptq.system.integers import check_integer
+from qgait_ptq.system.reading import read_bytes, shown
 
 ARRAY_SUFFIXES = (".pkl", ".npy", ".npz")
 FOREGROUND = 255
@@ -49,6 +50,27 @@ class Reading:
     longest: int | None = None
     modalities: tuple[int, ...] = (0,)
     raw: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the settings, and store integers of numpy as those of Python.
+
+        Raises:
+            ConfigError: a setting is not an integer or is out of range, or `modalities` names no file or a
+                file twice.
+        """
+        for name, least in (("cut_columns", 0), ("longest", 1)):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, check_integer(value, name, least))
+        if not isinstance(self.modalities, tuple | list) or not self.modalities:
+            raise ConfigError(
+                f"modalities is {shown(self.modalities)}; it must be a tuple of at least one "
+                "index, such as (0,)"
+            )
+        indices = tuple(check_integer(index, "an index in modalities", 0) for index in self.modalities)
+        object.__setattr__(self, "modalities", indices)
+        if len(set(self.modalities)) < len(self.modalities):
+            raise ConfigError(f"modalities {shown(self.modalities)} names a file twice; name each once")
 
 
 DEFAULT_READING = Reading()
@@ -128,6 +150,22 @@ def cut_sequence(frames: NDArray[Any], reading: Reading, where: str) -> NDArray[
             "side cannot be cut from them"
         )
     return cut_width(frames, 0 if reading.raw and reading.cut_columns is None else reading.cut_columns)
+
+
+def as_array(sequence: Any, where: str) -> NDArray[Any]:
+    """Return an array, a list of frames or a tensor of torch as an array.
+
+    Args:
+        sequence: array, nested lists, or tensor.
+        where: name of the sequence in errors.
+
+    Raises:
+        DataError: frames have different sizes, or a tensor is on a GPU or requires grad.
+    """
+    try:
+        return np.asarray(sequence)
+    except (ValueError, TypeError, RuntimeError) as error:  # torch raises the last two
+        raise DataError(f"{where}: not an array [s, ...] ({first_line(error)})") from None
 
 
 def check_silhouettes(array: Any, where: str) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from functools import partial
 from qgait_ptq.gait.data.dataset import GaitDataset, PackedSilhouettes, SequenceRecord
 from qgait_ptq.gait.data.gait_data import GaitData
 from qgait_ptq.gait.data.sequences import cut_width
-from qgait_ptq.gait.metrics import Metric
+from qgait_ptq.gait.metric_names import Metric, check_metric
 from qgait_ptq.gait.protocols import PROTOCOLS, make_test_set
 from qgait_ptq.gait.walkers.cached import open_walker_cache
 from qgait_ptq.gait.walkers.clothing import Condition
@@ -45,7 +45,11 @@ def load_walkers(
         metric: distance between embeddings.
         cache: whether to keep rendered walkers in ``$XDG_CACHE_HOME/qgait_ptq`` for later runs.
         note: receives one line for the user if the cache cannot be used.
+
+    Raises:
+        ConfigError: the metric is unknown.
     """
+    check_metric(metric)
     kept = open_walker_cache(note) if cache else None
     render = partial(render_walkers, workers=workers, advance=advance, cache=kept)
     calibration = render(Split.CALIBRATION, CALIBRATION_WALKERS, views_per_trial=CALIBRATION_VIEWS)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import qgait_ptq as qg
-from qgait_ptq.errors import DataError
+from qgait_ptq.errors import ConfigError, DataError
 
 WALK = np.full((3, 64, 44), 255, np.uint8)
 PARTITION = {"TRAIN_SET": ["001", "002"], "TEST_SET": ["003", "004"]}
@@ -40,6 +40,17 @@ def test_the_summary_says_what_is_used(root):
     data = load(root)
     assert data.summary == COMPARED
     assert data.notes.lines == []
+
+
+def test_data_with_an_unknown_metric_are_refused(root):
+    data = load(root)
+    for make in (
+        lambda: qg.load_directory(root, metric="Cosine"),
+        lambda: qg.load_walkers(metric="Cosine"),
+        lambda: replace(data, metric="Cosine"),
+    ):
+        with pytest.raises(ConfigError, match="unknown metric 'Cosine'; choose euclidean or cosine"):
+            make()
 
 
 def test_identities_without_a_folder_are_named_and_left_out(root):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qgait_ptq.errors import DataError
+from qgait_ptq.errors import ConfigError, DataError
 from qgait_ptq.gait.data.dataset import GaitDataset, PackedSilhouettes
 from qgait_ptq.gait.data.gait_data import as_gait_data
 from qgait_ptq.gait.data.sequences import (
@@ -170,6 +170,32 @@ def test_choosing_spreads_over_identities_and_follows_the_seed():
 def test_pairs_must_be_pairs():
     with pytest.raises(DataError, match="item 1"):
         GaitDataset.from_pairs([(WALK, "a"), WALK[0]])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"longest": 0}, "longest is 0; it must be an integer of at least 1"),
+        ({"longest": -5}, "longest is -5; it must"),
+        ({"longest": 2.5}, r"longest is 2\.5; it must"),
+        ({"cut_columns": -5}, "cut_columns is -5; it must be an integer of at least 0"),
+        ({"cut_columns": True}, "cut_columns is True; it must"),
+        ({"modalities": (0, -1)}, "an index in modalities is -1; it must be an integer of at least 0"),
+        ({"modalities": ("0",)}, "an index in modalities is '0'; it must"),
+        ({"modalities": ()}, r"modalities is \(\); it must be a tuple of at least one index"),
+        ({"modalities": 1}, "modalities is 1; it must be a tuple"),
+        ({"modalities": (1, 0, 1)}, r"modalities \(1, 0, 1\) names a file twice"),
+    ],
+)
+def test_settings_of_reading_that_are_out_of_range_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Reading(**settings)
+
+
+def test_settings_of_reading_can_be_integers_of_numpy():
+    reading = Reading(cut_columns=np.int64(0), longest=np.uint8(1), modalities=(np.int32(2),))
+    assert reading == Reading(cut_columns=0, longest=1, modalities=(2,))
+    assert {type(value) for value in (reading.cut_columns, reading.longest, *reading.modalities)} == {int}
 
 
 def test_columns_are_cut_as_told_and_not_at_all_with_zero():
