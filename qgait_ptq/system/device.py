@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.system.processes import processes
+
+Item = TypeVar("Item")
 
 
 def choose_device(name: str) -> torch.device:
@@ -45,7 +47,9 @@ def exact_arithmetic() -> Iterator[None]:
     (``fp32_precision``).
     """
     cudnn, places = torch.backends.cudnn, _precisions()
-    chosen, older = [place.fp32_precision for place in places], _older_switches()
+    chosen = [place.fp32_precision for place in places]
+    products = _readable(torch.get_float32_matmul_precision)
+    convolutions = _readable(lambda: cudnn.allow_tf32)
     repeatable = cudnn.benchmark, cudnn.deterministic
     try:
         for place in places:  # torch refuses the older switches where the newer ones say something else
@@ -55,9 +59,10 @@ def exact_arithmetic() -> Iterator[None]:
         yield
     finally:
         cudnn.benchmark, cudnn.deterministic = repeatable
-        if older is not None:
-            precision, cudnn.allow_tf32 = older
-            torch.set_float32_matmul_precision(precision)
+        if convolutions is not None:
+            cudnn.allow_tf32 = convolutions
+        if products is not None:
+            torch.set_float32_matmul_precision(products)
         for place, value in zip(places, chosen, strict=True):
             place.fp32_precision = value
 
@@ -78,9 +83,9 @@ def _precisions() -> list[Any]:
     return [backends, backends.cuda.matmul, *operators, *each]
 
 
-def _older_switches() -> tuple[str, bool] | None:
-    """Return the older switches; None if the newer ones are set to something that they cannot say."""
+def _readable(read: Callable[[], Item]) -> Item | None:
+    """Return an older switch; None if a newer one is set to something that it cannot say."""
     try:
-        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        return read()
     except RuntimeError:
         return None

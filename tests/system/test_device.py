@@ -84,34 +84,45 @@ def test_settings_come_back_after_an_error(by_caller):
     assert arithmetic() == by_caller
 
 
-SWITCHES = {
+CUDNN, MKLDNN = torch.backends.cudnn, torch.backends.mkldnn
+SWITCHES = {  # the wider ones first: setting one changes those within
     "all": torch.backends,
     "products": torch.backends.cuda.matmul,
-    "cuDNN": torch.backends.cudnn,
-    "convolutions": torch.backends.cudnn.conv,
-    "products on the CPU": torch.backends.mkldnn.matmul,
+    "cuDNN": CUDNN,
+    "convolutions": CUDNN.conv,
+    "recurrent layers": CUDNN.rnn,
+    "oneDNN": MKLDNN,
+    "products on the CPU": MKLDNN.matmul,
+    "convolutions on the CPU": MKLDNN.conv,
+    "recurrent layers on the CPU": MKLDNN.rnn,
 }
+
+
+def precisions():
+    return {name: place.fp32_precision for name, place in SWITCHES.items()}
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_the_newer_switches_of_torch_come_back_too(switch):
-    before = {name: place.fp32_precision for name, place in SWITCHES.items()}
-    SWITCHES[switch].fp32_precision = "tf32"
+    before = precisions()
     try:
-        chosen = {name: place.fp32_precision for name, place in SWITCHES.items()}
+        SWITCHES[switch].fp32_precision = "tf32"
+        chosen = precisions()
         with exact_arithmetic():
             assert arithmetic() == EXACT
-        assert {name: place.fp32_precision for name, place in SWITCHES.items()} == chosen
+        assert precisions() == chosen
     finally:
         for name, place in SWITCHES.items():
             place.fp32_precision = before[name]
+    assert precisions() == before
+    assert arithmetic()  # torch can read its older switches again
 
 
 def test_settings_that_nobody_made_stay_unset():
-    before = {name: place.fp32_precision for name, place in SWITCHES.items()}
+    before = precisions()
     with exact_arithmetic():
         pass
-    assert {name: place.fp32_precision for name, place in SWITCHES.items()} == before
+    assert precisions() == before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
