@@ -214,15 +214,19 @@ def test_operators_behind_the_maximum_may_do_anything():
     [
         (make_gaitbase, ""),
         (make_gaitset, ""),
-        (lambda: SwinGait(channels=(4, 8), heads=2, blocks=2, embedding=16), ""),
-        (
+        (make_gaitgl, "conv3d stem combines frames"),
+        pytest.param(
+            lambda: SwinGait(channels=(4, 8), heads=2, blocks=2, embedding=16), "", marks=pytest.mark.slow
+        ),
+        pytest.param(
             lambda: GaitPart(channels=(4, 8, 8), halvings=(0, 0, 1), parts=2, embedding=16),
             "avg_pool1d behind .* combines frames",
+            marks=pytest.mark.slow,
         ),
-        (make_gaitgl, "conv3d stem combines frames"),
-        (
+        pytest.param(
             lambda: DeepGaitV2P3D(channels=(4, 8, 8, 16), blocks=(1, 1, 1, 1), embedding=16),
             "conv3d clips.0.temporal combines frames",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -65,8 +65,8 @@ def stored_types(model):
     return {i.name: i.data_type for i in model.graph.initializer if i.name.endswith("_weight_fq.quantized")}
 
 
-RECURRENT = ("lstm of two layers and directions", "lstm without biases", "gru", "lstm cell")
-REPEATED = ("gru of two directions", "gru cell")
+RECURRENT = ("lstm of two layers and directions", "gru")
+REPEATED = ("lstm without biases", "lstm cell", "gru of two directions", "gru cell")
 # Networks of several operators, since each network takes seconds.
 FILES = [
     (RECURRENT, RUNTIMES, 4),
@@ -142,7 +142,7 @@ def test_openvino_computes_the_operator_in_float(product, operator, target):
     torch.testing.assert_close(given, network.graph(silhouettes), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_simulation_and_file_hold_the_same_weights_on_their_grid(bits):
     network = make_side_by_side(["lstm", "matrix for each part", "transposed convolution"])
     network = quantize_network(network, random_batches(), weight_bits=bits, weight_observer="minmax")

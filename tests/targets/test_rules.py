@@ -49,7 +49,11 @@ WITHOUT_INT4 = ("tensorrt", "litert-int8", "generic-qdq")
 
 
 # Each is an export of its own. These differ least from the others.
-REPEATED = {("gaitbase", "litert-int8"), ("gaitbase", "generic-qdq"), ("gaitset", "openvino")}
+REPEATED = {
+    ("gaitbase", "litert-int8"),
+    ("gaitbase", "generic-qdq"),
+    ("gaitset", "openvino"),
+}
 FILES = [
     pytest.param(*case, marks=pytest.mark.slow if case in REPEATED else ())
     for case in product(NETWORKS, TARGETS)
