@@ -188,7 +188,7 @@ class Timer:
         self.seconds, self.peak = dict(seconds), max(self.peak, peak)
 
 
-def execute(job: Job, work: Path, threads: int, device: str) -> dict[str, Any]:
+def execute(job: Job, work: Path, threads: int, device: str = "cpu") -> dict[str, Any]:
     """Run one job.
 
     Args:

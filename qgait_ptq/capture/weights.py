@@ -99,7 +99,7 @@ def check_tensors(path: Path, weights: Mapping[str, Tensor], file_bytes: int) ->
 def _check_types(path: Path, network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Refuse integers in the place of floating weights: without their scale, they are other weights.
 
-    Buffers of a network may be stored as integers if they hold counts, or masks of 0 and 1.
+    Buffers may hold integers that are no codes of weights: counts, indices, and masks of 0 and 1.
 
     Raises:
         ModelError: names the first of them.
@@ -109,7 +109,7 @@ def _check_types(path: Path, network: nn.Module, state: Mapping[str, Tensor]) ->
     for name, value in state.items():
         if name not in own or not own[name].is_floating_point() or value.is_floating_point():
             continue
-        if name in parameters or not _is_count_or_mask(value):
+        if name in parameters or not _are_plain_numbers(value):
             kind, expected = _type_name(value), _type_name(own[name])
             raise ModelError(
                 f"{path}: {name} has the type {kind}, but the network has {expected} there. Integers without "
@@ -117,7 +117,9 @@ def _check_types(path: Path, network: nn.Module, state: Mapping[str, Tensor]) ->
             )
 
 
-def _is_count_or_mask(value: Tensor) -> bool:
+def _are_plain_numbers(value: Tensor) -> bool:
+    if value.dtype not in (torch.int8, torch.uint8):
+        return True
     return value.numel() <= 1 or bool(((value == 0) | (value == 1)).all())
 
 

@@ -142,6 +142,7 @@ def command(
             output=recipe.model.output,
             layout=layout,
             submodule=recipe.model.submodule,
+            raw=recipe.data.raw if layout is None else not layout.has_silhouettes,
         )
     if as_json:
         click.echo(json_text([asdict(layer) for layer in layers]))
@@ -221,6 +222,7 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
             frames=recipe.model.frames,
             output=recipe.model.output,
             layout=embedder.layout,
+            raw=embedder.raw,
         )
     chosen = data.test.choose(COMPARED_SEQUENCES, recipe.quantization.seed)
     limit = recipe.quantization.calibration_frames

@@ -49,6 +49,7 @@ def show_plan(
         output=recipe.model.output,
         layout=layout,
         submodule=recipe.model.submodule,
+        raw=recipe.data.raw if layout is None else not layout.has_silhouettes,
     )
     expected = expect(config, captured, graph, layers, get_target(config.target), sequences, device)
     title = f"{recipe.model.path.name}, {config.label} for {config.target}"

@@ -112,7 +112,8 @@ class IdcConfig(_Model):
 
     @model_validator(mode="after")
     def _has_a_loss(self) -> Self:
-        if not any((self.neg_weight, self.pos_weight, self.anchor_weight, self.neighbour_weight)):
+        weights = self.neg_weight, self.pos_weight, self.anchor_weight, self.neighbour_weight
+        if self.enabled is not False and not any(weights):
             raise ValueError(
                 "all weights of the loss are 0, so that there is nothing to learn; set one, or enabled: false"
             )

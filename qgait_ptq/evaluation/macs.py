@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
+POINTS = 3  # they determine a parabola
+
 
 def macs_of_sequence(described: Mapping[str, Any], frames: int) -> int | None:
     """Return the multiply-accumulates of one sequence; None if the file does not record enough.
@@ -21,11 +23,14 @@ def macs_of_sequence(described: Mapping[str, Any], frames: int) -> int | None:
         macs: int | None = described.get("macs")
         return macs
     known = {int(count): macs for count, macs in described.get("macs_by_frames", {}).items()}
+    if described.get("macs_frames") is not None and described.get("macs") is not None:
+        known.setdefault(described["macs_frames"], described["macs"])
     if frames in known:
         return known[frames]
-    if len(known) < 2:  # files of older versions, or of one frame count
+    if len(known) < POINTS:  # files of older versions, or of few frame counts
         return None
-    return max(0, round(sum(_term(known, count, frames) for count in known)))
+    predicted = round(sum(_term(known, count, frames) for count in known))
+    return predicted if predicted > 0 else None
 
 
 def _term(known: Mapping[int, int], count: int, frames: int) -> Fraction:

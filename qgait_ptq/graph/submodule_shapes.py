@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from qgait_ptq.errors import DataError
+from qgait_ptq.errors import DataError, SequenceLengthWarning
 from qgait_ptq.graph.frame_counts import FrameCounts
 
 Run = Callable[[Tensor], Tensor]
@@ -92,7 +93,9 @@ class Replacement(nn.Module):
         """Compute the output of the submodule from its input.
 
         Raises:
-            DataError: a frame count at which `run` would compute something else than the submodule.
+            DataError: a frame count at which `run` would compute something else than the submodule. If one
+                frame count only is taken, and the output has no frames, frames are repeated or left out as
+                `Embedder` does it, with a `SequenceLengthWarning`.
         """
         (tensor,) = (*given, *named.values())
         # If all frames are on one axis, they are treated as frames of one sequence.
@@ -108,4 +111,12 @@ class Replacement(nn.Module):
                 f"the submodule gets {length} frames; its file takes {self.counts}, and the network needs "
                 "the output for each frame. Give the network sequences of that length"
             )
-        return sequences[:, self.counts.indices(length, "the input of the submodule")]
+        indices = self.counts.indices(length, "the input of the submodule")
+        if self.counts.fixed is not None:
+            warnings.warn(
+                f"the submodule's file takes {self.counts}, but got {length}: shorter sequences are repeated "
+                "in a circle, and of longer ones the first frames are taken",
+                SequenceLengthWarning,
+                stacklevel=4,
+            )
+        return sequences[:, indices]

@@ -60,7 +60,7 @@ def plan(
     """
     if submodule is not None:
         isolated = isolate(model, submodule, frame_shape, frames, output, layout)
-        return plan(isolated.as_network, isolated.frame_shape, config, frames=isolated.frames)
+        return plan(isolated.as_network, isolated.frame_shape, config, frames=isolated.frames, raw=True)
     if raw and config.input_bits == 1:
         raise ConfigError("input_bits is 1, but the input of the network is not silhouettes")
     target, widths = get_target(config.target), bit_widths(config, raw=raw)

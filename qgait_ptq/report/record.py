@@ -50,7 +50,8 @@ def build_report(state: State, about: dict[str, Any]) -> Report:
             "metric": data.metric,
             "cut_columns": data.cut_columns,
             "modalities": list(data.modalities),
-            "longest": data.longest,
+            # Data in memory are not read, so that nothing is said about how.
+            **({} if data.calibration.reading is None else {"longest": data.longest}),
             "notes": data.notes.lines,
         },
         "accuracy": record["accuracy"],

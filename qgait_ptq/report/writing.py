@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.system.locking import temporary_folder
 from qgait_ptq.system.writing import make_folder, remove_empty, remove_file, write_whole
 
+OLDER = "old"  # folder of an older result that is moved aside
 REPORT = "report.json"  # each result has one
 OPTIONAL = ("recipe.yaml", "float.onnx", "model.pt2")  # files that some results have
 # In the order of writing. Before, older files are moved aside in the reverse order. So a report is never
@@ -38,10 +40,10 @@ def write_result(folder: Path, contents: Mapping[str, bytes]) -> Path:
     made = _make_folder(folder)
     try:
         _check_names(folder, contents)
-        with temporary_folder(folder) as beside:
+        with temporary_folder(folder, rescue=partial(_bring_back, folder)) as beside:
             for name, content in contents.items():
                 (beside / name).write_bytes(content)
-            with _moved_aside(folder, beside / "old", contents):
+            with _moved_aside(folder, beside / OLDER, contents):
                 for name in sorted(contents, key=RESULT_FILES.index):
                     os.replace(beside / name, folder / name)
     except OSError as error:
@@ -49,6 +51,16 @@ def write_result(folder: Path, contents: Mapping[str, bytes]) -> Path:
     finally:
         remove_empty(made)
     return folder
+
+
+def _bring_back(folder: Path, killed: Path) -> None:
+    """Bring an older result back that a killed run moved aside, unless the newer one has its report."""
+    older = killed / OLDER
+    if os.path.lexists(older / REPORT) and os.path.lexists(folder / REPORT):
+        return
+    for name in RESULT_FILES:
+        if os.path.lexists(older / name):
+            os.replace(older / name, folder / name)
 
 
 @contextmanager
@@ -116,7 +128,7 @@ def check_writable(folder: Path, names: Iterable[str] = RESULT_FILES) -> None:
     made = _make_folder(folder)
     try:
         _check_names(folder, names)
-        with temporary_folder(folder):
+        with temporary_folder(folder, rescue=partial(_bring_back, folder)):
             pass
     except OSError as error:
         raise _refusal(folder, "the folder cannot be written", error) from None

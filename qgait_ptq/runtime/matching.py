@@ -15,6 +15,8 @@ from qgait_ptq.system.integers import check_integer
 Index = Literal["exact", "faiss"]
 CANDIDATES_FOR_EACH = 20  # candidates from faiss for each of the top k
 MORE_CANDIDATES = 8  # candidates beyond the top k; products order nearly equal distances at random
+COMPARED_DIRECTLY = 64  # the nearest candidates of a probe, whose distances are computed from differences
+TEMPORARIES = 4  # arrays of the size of a block of differences
 LARGEST_VALUE = 1e15  # of an embedding; sums of larger squares can exceed float32
 BLOCK_BYTES = 64 * 2**20  # size of one block of distances
 
@@ -42,8 +44,9 @@ def match(
 ) -> Matches:
     """Find the nearest gallery sequences of each probe.
 
-    Products of matrices choose candidates. The distances of candidates are computed from differences of
-    embeddings, so they do not depend on the other sequences, on the index or on blocks.
+    Products of matrices choose candidates. The distances of the nearest `COMPARED_DIRECTLY` are computed from
+    differences of embeddings, so they do not depend on the other sequences, on the index or on blocks. Those
+    of further matches come from the products.
 
     Args:
         gallery: embeddings ``[m, parts, channels]``, or one embedding ``[parts, channels]``.
@@ -140,7 +143,10 @@ def _match_exactly(
     rows = max(1, block_bytes // (4 * columns))
     kept = min(len(gallery), top_k + MORE_CANDIDATES)
     origin = gallery.mean(0)
-    candidates = np.empty((len(probes), kept), np.int64)
+    candidates, approximate = (
+        np.empty((len(probes), kept), np.int64),
+        np.empty((len(probes), kept), np.float32),
+    )
     for start in range(0, len(probes), rows):
         block = probes[start : start + rows]
         best, where = np.empty((len(block), 0), np.float32), np.empty((len(block), 0), np.int64)
@@ -149,8 +155,14 @@ def _match_exactly(
             numbers = np.broadcast_to(np.arange(first, first + distances.shape[1]), distances.shape)
             best, where = np.concatenate([best, distances], 1), np.concatenate([where, numbers], 1)
             best, where = _nearest(best, where, kept)
-        candidates[start : start + rows] = where
-    return _nearest_candidates(gallery, probes, candidates, top_k, metric, block_bytes)
+        candidates[start : start + rows], approximate[start : start + rows] = where, best
+    approximate /= np.float32(gallery.shape[1])
+    near = min(kept, COMPARED_DIRECTLY)
+    matches = _nearest_candidates(gallery, probes, candidates[:, :near], near, metric, block_bytes)
+    distances = np.concatenate([matches.distances, approximate[:, near:]], 1)
+    numbers = np.concatenate([matches.indices, candidates[:, near:]], 1)
+    best, where = _nearest(distances, numbers, top_k)
+    return Matches(where, best)
 
 
 def _nearest_candidates(
@@ -166,7 +178,7 @@ def _nearest_candidates(
     known = candidates.reshape(-1)
     asked = np.repeat(np.arange(len(probes)), candidates.shape[1])
     distances = np.empty(len(known), np.float32)
-    pairs = max(1, block_bytes // (4 * gallery[0].size))
+    pairs = max(1, block_bytes // (4 * TEMPORARIES * gallery[0].size))
     for start in range(0, len(known), pairs):
         block = slice(start, start + pairs)
         distances[block] = _pair_distances(gallery[known[block]], probes[asked[block]], metric)

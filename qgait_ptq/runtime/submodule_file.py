@@ -20,8 +20,8 @@ def load_submodule(
     """Load a file that holds a submodule, as a module to put back into the network.
 
     The module has the inputs and outputs of the submodule. It keeps the device and the type of its input. It
-    has no gradients. At a frame count at which the file would compute something else than the submodule, it
-    raises a `DataError`.
+    has no gradients. At a frame count that the file does not take, it raises a `DataError`; see
+    `Replacement.forward`.
 
     Example:
         >>> network.Backbone = qgait_ptq.load_submodule("out/model.onnx")  # doctest: +SKIP

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import get_ident
@@ -47,17 +47,20 @@ def locked(*paths: Path | None) -> Iterator[None]:
 
 
 @contextmanager
-def temporary_folder(parent: Path, prefix: str = ".qgait-ptq-") -> Iterator[Path]:
+def temporary_folder(
+    parent: Path, prefix: str = ".qgait-ptq-", rescue: Callable[[Path], None] = lambda folder: None
+) -> Iterator[Path]:
     """Make a temporary folder, and remove those that killed runs left in the same folder.
 
     Args:
         parent: parent folder, in the file system of the result, so that files can be renamed.
         prefix: prefix of the folder's name, and of the names of folders to remove.
+        rescue: receives each folder of a killed run before it is removed.
 
     Raises:
         OSError: the folder cannot be made.
     """
-    _remove_abandoned(parent, prefix)
+    _remove_abandoned(parent, prefix, rescue)
     folder, owner = parent / f"{prefix}{secrets.token_hex(6)}", None
     try:  # before the folder exists, so that a signal cannot leave it behind
         owner = _make_owned(folder)
@@ -218,7 +221,7 @@ def _make_owned(folder: Path) -> int | None:
             raise
 
 
-def _remove_abandoned(parent: Path, prefix: str) -> None:
+def _remove_abandoned(parent: Path, prefix: str, rescue: Callable[[Path], None]) -> None:
     """Remove temporary folders of this user whose runs were killed."""
     user = getattr(os, "getuid", lambda: 0)()
     for folder in parent.glob(f"{prefix}*"):
@@ -228,5 +231,6 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
             owner = _take(folder / OWNER)
         except OSError:  # it is in use or gone, or there are no locks
             continue
+        rescue(folder)
         shutil.rmtree(folder, ignore_errors=True)
         os.close(owner)

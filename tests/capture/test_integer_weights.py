@@ -53,3 +53,9 @@ def test_masks_counts_and_indices_are_taken_as_integers(kind, tmp_path):
     assert network.steps.tolist() == 700.0
     assert network.order.tolist() == [2, 0, 1]
     assert network.norm.num_batches_tracked == 0
+
+
+def test_a_table_of_indices_in_a_floating_buffer_is_taken(tmp_path):
+    weights = Net().state_dict()
+    weights["mask"] = torch.tensor([2, 5, 7])
+    assert load_model(write(tmp_path / "model.pt", weights), Net).network.mask.tolist() == [2.0, 5.0, 7.0]

@@ -37,6 +37,11 @@ def test_what_is_wrong_is_named(values, message):
         parse(QuantConfig, values, "recipe.yaml")
 
 
+def test_weights_of_a_stage_that_is_off_may_be_zero():
+    off = {"enabled": False, "neg_weight": 0, "pos_weight": 0, "anchor_weight": 0}
+    assert parse(QuantConfig, {"idc": off}, "recipe.yaml").idc.enabled is False
+
+
 @pytest.mark.parametrize(
     ("text", "message"), [("a: [", "not valid YAML"), ("- 1", "a recipe must be a mapping"), ("3", "mapping")]
 )

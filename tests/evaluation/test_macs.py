@@ -68,3 +68,10 @@ def test_macs_of_a_network_for_one_frame_count_are_known_for_this_one():
 def test_macs_that_a_file_does_not_record_are_unknown(described):
     """Files of older versions know them for one frame count."""
     assert macs_of_sequence(described, 120) is None
+
+
+def test_the_reported_count_is_one_of_the_points():
+    """A network for 1 to 32 frames takes two of the counted numbers of frames only."""
+    described = {"macs": 900, "macs_frames": 30, "macs_by_frames": {"12": 144, "24": 576}}
+    assert macs_of_sequence(described, 6) == 36
+    assert macs_of_sequence({**described, "macs_frames": 24, "macs": 576}, 6) is None

@@ -127,3 +127,14 @@ def test_equal_distances_give_the_first_of_the_gallery():
 def test_bad_input_is_refused(gallery, probes, options, error, message):
     with pytest.raises(error, match=message):
         match(gallery, probes, **options)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_the_whole_gallery_is_ranked_as_its_nearest_part_is(metric):
+    """Distances of further matches come from products, which is far cheaper."""
+    gallery, probes = embeddings(300, 5), embeddings(3, 6)
+    everything, few = match(gallery, probes, 300, metric), match(gallery, probes, 20, metric)
+    assert [sorted(row) for row in everything.indices.tolist()] == [list(range(300))] * 3
+    np.testing.assert_array_equal(everything.indices[:, :20], few.indices)
+    np.testing.assert_array_equal(everything.distances[:, :20], few.distances)
+    assert (np.diff(everything.distances, axis=1) >= 0).all()

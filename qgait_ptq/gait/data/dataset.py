@@ -188,9 +188,11 @@ class GaitDataset:
         """
         records: list[SequenceRecord] = []
         layout: FrameLayout | None = None
-        if not isinstance(pairs, Iterable):
-            raise DataError(f"the data are a {type(pairs).__name__}, not (sequence, label) pairs")
-        for index, pair in enumerate(pairs):
+        try:
+            items = iter(pairs)
+        except TypeError:
+            raise DataError(f"the data are a {type(pairs).__name__}, not (sequence, label) pairs") from None
+        for index, pair in enumerate(items):
             where = f"sequence {index}"
             try:
                 sequence, label = pair

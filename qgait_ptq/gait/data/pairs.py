@@ -52,13 +52,15 @@ def check_label(label: Any, where: str) -> str:
     each object, such as ``tensor(1)`` on two devices.
 
     Args:
-        label: text or an integer, also as a numpy scalar or as a tensor without axes.
+        label: text or an integer, also as a numpy scalar, as a tensor without axes, or as a float.
         where: name of the sequence in errors.
 
     Raises:
         DataError: the label is something else.
     """
     value = label.item() if getattr(label, "ndim", None) == 0 and hasattr(label, "item") else label
+    if isinstance(value, float) and value.is_integer():  # as pandas and np.loadtxt read integers
+        value = int(value)
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         return str(value)
     raise DataError(

@@ -24,6 +24,7 @@ from qgait_ptq.gait.data.names import is_broken, is_folder, is_ignored, natural_
 from qgait_ptq.system.reading import read_bytes
 
 FRAME_SUFFIX = ".png"
+NOISE = 0.01  # largest share of a frame that is no silhouette
 BYTE = np.iinfo(np.uint8).max
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -125,6 +126,8 @@ def read_png_folder(folder: Path, masks: bool = True) -> NDArray[np.uint8]:
 def _check_alike(files: list[Path], frames: list[NDArray[Any]]) -> None:
     """Check that no frame would become black, because its largest value is far below that of the others.
 
+    A few such values are noise in an empty frame.
+
     Raises:
         DataError: a frame is a mask of {0, 1} and others are not, or its values need fewer bits.
     """
@@ -132,7 +135,8 @@ def _check_alike(files: list[Path], frames: list[NDArray[Any]]) -> None:
     most = max(largest, default=0)
     for file, frame, own in zip(files, frames, largest, strict=True):
         needs_fewer = frame.dtype == np.uint16 and own <= BYTE < most
-        if own and own != most and (own == 1 or needs_fewer):
+        is_shape = np.count_nonzero(frame) > NOISE * frame.size
+        if is_shape and own != most and (own == 1 or needs_fewer):
             raise DataError(
                 f"{file}: its largest value is {own}, but that of the sequence is {most}; save all frames in "
                 "the same way, or the silhouette of this frame is lost"

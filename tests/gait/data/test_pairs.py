@@ -12,7 +12,9 @@ from qgait_ptq.gait.data.dataset import GaitDataset
 WALK = np.full((3, 64, 44), 255, np.uint8)
 
 
-@pytest.mark.parametrize("label", [7, np.int64(7), np.array(7, np.uint8), torch.tensor(7), "7", np.str_("7")])
+@pytest.mark.parametrize(
+    "label", [7, np.int64(7), np.array(7, np.uint8), torch.tensor(7), "7", np.str_("7"), 7.0]
+)
 def test_a_label_is_text_or_an_integer_also_of_numpy_and_torch(label):
     assert GaitDataset.from_pairs([(WALK, label), (WALK, 7)]).subjects == ["7"]
 
@@ -22,7 +24,7 @@ def test_a_label_is_text_or_an_integer_also_of_numpy_and_torch(label):
     [
         (None, r"None \(NoneType\)"),
         (float("nan"), r"nan \(float\)"),
-        (1.0, r"1\.0 \(float\)"),
+        (1.5, r"1\.5 \(float\)"),
         (True, r"True \(bool\)"),
         (np.array([7]), r"array\(\[7\]\) \(ndarray\)"),
         (torch.tensor(0.5), r"tensor\(0\.5.*\) \(Tensor\)"),
@@ -62,3 +64,9 @@ def test_the_items_of_a_data_set_are_pairs_of_the_same_people():
     data = GaitDataset.from_pairs([(WALK, "anna"), (WALK, "ben"), (WALK, "anna")])
     again = GaitDataset.from_pairs(data)
     assert [record.subject for record in again.records] == ["anna", "ben", "anna"]
+
+
+def test_data_that_are_indexed_only_are_pairs_too():
+    walks = torch.full((4, 3, 64, 44), 255, dtype=torch.uint8)
+    data = GaitDataset.from_pairs(torch.utils.data.TensorDataset(walks, torch.tensor([0, 0, 1, 1])))
+    assert data.subjects == ["0", "1"]
