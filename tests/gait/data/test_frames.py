@@ -80,6 +80,14 @@ def test_masks_of_16_bits_are_read_whatever_their_value(value, tmp_path):
     np.testing.assert_array_equal(raw, (MASKS > 0) * np.float32(value >> 8))  # they can be labels
 
 
+def test_a_dark_spot_in_an_empty_frame_is_noise(tmp_path):
+    frames = MASKS.copy()
+    frames[2] = 0
+    frames[2, 5, 5] = 1
+    write(tmp_path, map(Image.fromarray, frames))
+    np.testing.assert_array_equal(read_sequence(tmp_path), frames)
+
+
 def test_an_animation_is_refused_by_name(tmp_path):
     """Only its first frame would be read."""
     first, *others = map(Image.fromarray, MASKS)
