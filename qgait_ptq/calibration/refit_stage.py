@@ -28,6 +28,7 @@ from qgait_ptq.system.progress import Advance
 Item = TypeVar("Item")
 REFIT = "refit"  # name of the candidate
 SHARED = "other layers share their weights"
+TOO_FEW = "the pool does not fill a batch of the network's only size"
 TOO_LARGE = "the inputs of these layers do not fit into finetune.memory_mb"
 DIVERGED = "training the last layers to keep ranks: the loss became NaN or infinite; reverted"
 
@@ -73,8 +74,8 @@ class Refit(Stage):
         part = LastPart(copy.deepcopy(state.quantized), state.reference)
         pool, held_out = judge(state, idc_loss(state.config), clips_at_once(state))
         clips = refit_clips(state, pool)
-        cause = SHARED if not part.layers else "" if len(clips.learned) else "the pool does not fill a batch"
-        if cause:
+        if not part.layers or not len(clips.learned):
+            cause = TOO_FEW if part.layers else SHARED
             return state.noting(f"the last layers are not refitted: {cause}")
         run = _Run(state, part, clips, advance)
         losses, before = {START: held_out(part.quantized)}, copy.deepcopy(part.quantized.state_dict())

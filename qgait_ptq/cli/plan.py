@@ -35,11 +35,11 @@ def show_plan(
     if recipe.data.root is None:  # counting the built-in walkers needs no rendering
         check_walker_settings(recipe.data)
         frame_shape: tuple[int, ...] = WALKER_FRAME_SHAPE
-        layout = None
+        layout, raw = None, False
         sequences = walker_counts(recipe.data.test_walkers or TEST_WALKERS)
     else:
         data = load_data(recipe.data, progress)
-        frame_shape, layout = data.frame_shape, data.layout
+        frame_shape, layout, raw = data.frame_shape, data.layout, data.raw
         sequences = len(data.calibration), len(data.test)
     captured, graph, layers = plan(
         network,
@@ -49,7 +49,7 @@ def show_plan(
         output=recipe.model.output,
         layout=layout,
         submodule=recipe.model.submodule,
-        raw=recipe.data.raw if layout is None else not layout.has_silhouettes,
+        raw=raw,
     )
     expected = expect(config, captured, graph, layers, get_target(config.target), sequences, device)
     title = f"{recipe.model.path.name}, {config.label} for {config.target}"

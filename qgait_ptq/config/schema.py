@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AliasChoices,
@@ -64,7 +64,7 @@ class LayerBits(_Model):
     activation_bits: Bits | None = None
 
     @model_validator(mode="after")
-    def _has_a_width(self) -> Self:
+    def _has_a_width(self) -> LayerBits:
         if self.weight_bits is None and self.activation_bits is None:
             raise ValueError("the entry has no width; set weight_bits, activation_bits or both")
         return self
@@ -109,15 +109,6 @@ class IdcConfig(_Model):
     averaged: Annotated[float, Field(ge=0, le=1)] = 0.2
     temperature: Weight = 0.0
     memory_mb: Positive = 2000
-
-    @model_validator(mode="after")
-    def _has_a_loss(self) -> Self:
-        weights = self.neg_weight, self.pos_weight, self.anchor_weight, self.neighbour_weight
-        if self.enabled is not False and not any(weights):
-            raise ValueError(
-                "all weights of the loss are 0, so that there is nothing to learn; set one, or enabled: false"
-            )
-        return self
 
 
 class FinetuneConfig(_Model):
@@ -285,6 +276,17 @@ class QuantConfig(_Model):
         if len(chosen) > 1:
             raise ValueError(
                 f"{' and '.join(chosen)} exclude each other, because each chooses widths; set one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> QuantConfig:
+        idc = self.idc
+        weights = idc.neg_weight, idc.pos_weight, idc.anchor_weight, idc.neighbour_weight
+        if (idc.enabled is not False or self.finetune.enabled) and not any(weights):
+            raise ValueError(
+                "idc: all weights of the loss are 0. IDC and fine-tuning learn by them, so set one, or turn "
+                "both stages off"
             )
         return self
 

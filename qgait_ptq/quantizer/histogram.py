@@ -56,18 +56,20 @@ class StreamingHistogram:
         self.zeros += other.zeros
         if other.bound == 0:
             return
-        same, half = copy.deepcopy(other), 0.5  # a value whose bound is the one that is wanted
-        self._widen(half * other.bound)
-        same._widen(half * self.bound)
+        same = copy.deepcopy(other)
+        self._double_to(other.bound)
+        same._double_to(self.bound)
         self.counts = self.counts + same.counts
 
     def _widen(self, largest: float) -> None:
         """Double the bound until it exceeds a value: bins do not contain their upper end."""
-        if largest == 0:
-            return
-        if self.bound == 0:
-            self.bound = 2.0 ** math.ceil(math.log2(largest))
-        while self.bound <= largest:
+        if largest > 0:
+            _, exponent = math.frexp(largest)
+            self._double_to(2.0**exponent)
+
+    def _double_to(self, bound: float) -> None:
+        self.bound = self.bound or bound
+        while self.bound < bound:
             merged = self.counts.reshape(HALF_BINS, 2).sum(1)
             self.counts = torch.zeros_like(self.counts)
             self.counts[HALF_BINS // 2 : HALF_BINS // 2 + HALF_BINS] = merged

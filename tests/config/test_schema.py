@@ -6,6 +6,8 @@ from qgait_ptq.config.recipes import parse, read_recipe, recipe_yaml
 from qgait_ptq.config.schema import ModelSource, QuantConfig, Recipe
 from qgait_ptq.errors import ConfigError
 
+ZERO = {"neg_weight": 0, "pos_weight": 0, "anchor_weight": 0}
+
 
 def test_a_recipe_survives_yaml():
     recipe = Recipe(
@@ -29,7 +31,8 @@ def test_a_recipe_survives_yaml():
         ({"calibration_sequences": 0}, "calibration_sequences"),
         ({"seed": -1}, "seed.*greater than or equal to 0, not -1"),
         ({"layers": {"conv": {}}}, "layers.conv: .*no width; set weight_bits, activation_bits or both"),
-        ({"idc": {"neg_weight": 0, "pos_weight": 0, "anchor_weight": 0}}, "idc: .*nothing to learn; set one"),
+        ({"idc": ZERO}, "idc: all weights of the loss are 0"),
+        ({"idc": {**ZERO, "enabled": False}, "finetune": {"enabled": True}}, "idc: all weights of the loss"),
     ],
 )
 def test_what_is_wrong_is_named(values, message):
@@ -38,8 +41,7 @@ def test_what_is_wrong_is_named(values, message):
 
 
 def test_weights_of_a_stage_that_is_off_may_be_zero():
-    off = {"enabled": False, "neg_weight": 0, "pos_weight": 0, "anchor_weight": 0}
-    assert parse(QuantConfig, {"idc": off}, "recipe.yaml").idc.enabled is False
+    assert parse(QuantConfig, {"idc": {**ZERO, "enabled": False}}, "recipe.yaml").idc.enabled is False
 
 
 @pytest.mark.parametrize(

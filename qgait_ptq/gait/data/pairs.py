@@ -52,7 +52,8 @@ def check_label(label: Any, where: str) -> str:
     each object, such as ``tensor(1)`` on two devices.
 
     Args:
-        label: text or an integer, also as a numpy scalar, as a tensor without axes, or as a float.
+        label: text or an integer, also as a numpy scalar, as a tensor without axes, or as a float
+            without a fraction.
         where: name of the sequence in errors.
 
     Raises:
