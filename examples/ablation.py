@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from ablation_runs import TERMS, checkpoint_digest, execute, render_missing
 from ablation_tables import read_runs, write_tables
 from ablation_variants import plan_jobs
@@ -37,7 +38,7 @@ from ablation_variants import plan_jobs
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--jobs", "workers", default=1, show_default=True, help="Processes.")
 @click.option("--threads", default=1, show_default=True, help="Of each process.")
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--only", default="*", show_default=True, help="Pattern over 'network bits method seed N'.")
 @click.option("--table", is_flag=True, help="Write the tables from what there is, and run nothing.")
 def main(
@@ -53,6 +54,8 @@ def main(
     table: bool,
 ) -> None:
     """Run what has not been run yet and write OUT/ablation.md and OUT/ablation.json."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.BadParameter("torch finds no GPU on this machine", param_hint="--device")
     out.mkdir(parents=True, exist_ok=True)
     jobs = plan_jobs({"gaitbase-small": gaitbase, "gaitset-small": gaitset}, seeds)
     runs = read_runs(out / "runs.jsonl")

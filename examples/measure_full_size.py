@@ -60,9 +60,17 @@ def peak_gigabytes() -> float:
 @click.command()
 @click.option("--stages", is_flag=True, help="W4A4 with all default stages, on 128 sequences of 16 people.")
 @click.option("--finetune", is_flag=True, help="The same, and fine-tuning on 2,000 sequences.")
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for --stages and --finetune.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Device for --stages and --finetune.",
+)
 def main(stages: bool, finetune: bool, device: str) -> None:
     """Quantize at several widths and print what it took."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.BadParameter("torch finds no GPU on this machine", param_hint="--device")
     torch.manual_seed(0)
     data = calibration_data()
     network = initialise(GaitBase(), data)
