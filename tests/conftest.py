@@ -18,7 +18,7 @@ from qgait_ptq.gait.walkers.loading import render_walkers
 from qgait_ptq.gait.walkers.population import TRIALS, Split, WalkerSettings, split_identities
 from qgait_ptq.gait.walkers.rendering import write_walkers
 from qgait_ptq.gait.zoo import GaitBase, GaitGL, GaitSet
-from tests.remembered import remember_captures, remember_operators, shorten_speed
+from tests.remembered import remember_captures, remember_exports, remember_operators, shorten_speed
 
 SHORT = 16  # frames
 # Two residual blocks, with and without a convolution as shortcut. Each layer makes exports longer.
@@ -41,6 +41,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Spare each run what takes long and is the same each time."""
     remember_operators()
     remember_captures()
+    remember_exports()
     shorten_speed()
 
 

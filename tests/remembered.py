@@ -1,4 +1,4 @@
-"""Shorter test runs: operators and captures are remembered, and speed is measured briefly."""
+"""Shorter test runs: operators, captures and exports are remembered, and speed is measured briefly."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import hashlib
 from contextlib import suppress
 from typing import Any
 
+import onnx
 import torch
-from torch import nn
+from torch import fx, nn
+
+EXPORTS: dict[tuple[str, str, str, bool], bytes] = {}  # models by what they depend on
 
 
 def shorten_speed() -> None:
@@ -67,6 +70,34 @@ def remember_captures() -> None:
         return copy.deepcopy(kept[key])
 
     planning.capture = capture
+
+
+def remember_exports() -> None:
+    """Export equal graphs once: exports are a quarter of the suite, and one in six repeats another.
+
+    Two graphs are equal if their code, tensors, free axes, example and opset are. Graphs of several inputs
+    are exported anew.
+    """
+    from qgait_ptq.exporters import onnx_file
+    from qgait_ptq.graph.frame_inputs import input_nodes
+
+    real = onnx_file._export
+
+    def export(graph_module: fx.GraphModule, capture: Any, opset: int, table: Any) -> onnx.ModelProto:
+        if input_nodes(graph_module):
+            return real(graph_module, capture, opset, table)
+        axes, example = sorted(capture.free_axes), tuple(capture.empty_example().shape)
+        key = (graph_module.code, _digest(graph_module), str((axes, example, opset)), bool(table))
+        if key not in EXPORTS:
+            EXPORTS[key] = real(graph_module, capture, opset, table).SerializeToString()
+        return onnx.load_from_string(EXPORTS[key])
+
+    onnx_file._export = export
+
+
+def forget_exports() -> None:
+    """Export again what was exported before, for tests of whether the bytes are the same."""
+    EXPORTS.clear()
 
 
 def _settings(network: nn.Module) -> str | None:

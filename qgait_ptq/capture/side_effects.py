@@ -35,6 +35,7 @@ def restore_batch_norms(graph_module: fx.GraphModule) -> None:
         for values in list(node.users):  # first of three results; the others are for training only
             values.replace_all_uses_with(plain)
     remove_unused(graph_module)
+    graph_module.recompile()
 
 
 def _writes_for_others(node: fx.Node) -> bool:

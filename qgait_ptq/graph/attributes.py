@@ -71,7 +71,10 @@ def shared_parameters(graph_module: fx.GraphModule) -> frozenset[str]:
 
 
 def remove_unused(graph_module: fx.GraphModule) -> None:
-    """Remove nodes without users, and parameters and buffers without readers."""
+    """Remove nodes without users, and parameters and buffers without readers.
+
+    The caller recompiles the graph module.
+    """
     for node in reversed(graph_module.graph.nodes):
         if not node.users and node.op in ("get_attr", "call_function"):
             graph_module.graph.erase_node(node)
@@ -81,7 +84,6 @@ def remove_unused(graph_module: fx.GraphModule) -> None:
             owner, _, name = path.rpartition(".")
             delattr(graph_module.get_submodule(owner), name)
     graph_module.graph.lint()
-    graph_module.recompile()
 
 
 def _make_owner(module: nn.Module, path: str) -> nn.Module:

@@ -80,8 +80,19 @@ def saved_and_loaded(network, strict):
     return load_exported_program(Path("model.pt2"), file.getvalue(), trust_code=True)
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("make", [Autocast, Decorated, HalfEmbedding, OutsideOfIt])
+@pytest.mark.parametrize(
+    ("make", "strict"),
+    [
+        (Autocast, True),
+        (Decorated, False),
+        (HalfEmbedding, False),
+        (OutsideOfIt, False),
+        pytest.param(Autocast, False, marks=pytest.mark.slow),
+        pytest.param(Decorated, True, marks=pytest.mark.slow),
+        pytest.param(HalfEmbedding, True, marks=pytest.mark.slow),
+        pytest.param(OutsideOfIt, True, marks=pytest.mark.slow),
+    ],
+)
 def test_an_exported_program_with_a_region_computes_in_float32(make, strict):
     network = randomise_batch_norms(make())
     program = saved_and_loaded(network, strict)

@@ -88,7 +88,13 @@ KINDS = [
 
 
 # These regions are inlined in the same way.
-ALIKE = {WithoutAutocastAsAWhole, GradientsForTheConvolution, NoGradients, Checkpoint}
+ALIKE = {
+    WithoutAutocastAsAWhole,
+    GradientsForTheConvolution,
+    NoGradients,
+    Checkpoint,
+    WithoutAutocastAtTheEnd,
+}
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,16 @@ def test_states_of_other_settings_are_refused(root, tmp_path):
     folder = tmp_path / "out.finetuning"
     folder.mkdir()
     torch.save({"fingerprint": "of another run", "state": {}}, folder / "blocks.pt")
-    assert_refused(run(*arguments(root, tmp_path / "out"), "--resume"), "run without --resume")
+    fast = {
+        "rounding": "nearest",
+        "bias_correction": False,
+        "equalization": "none",
+        "idc": {"enabled": False},
+    }
+    recipe = tmp_path / "fast.yaml"  # the stages before fine-tuning take longest
+    recipe.write_text(yaml.safe_dump({"quantization": RECIPE["quantization"] | fast}))
+    words = (*arguments(root, tmp_path / "out"), "--recipe", recipe, "--resume")
+    assert_refused(run(*words), "run without --resume")
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ def test_a_read_only_folder_of_states_is_refused(made, tmp_path):
         *(("compare out", value) for value in ("", "1")),
         *(("--help", value) for value in ("", "1")),
         ("compare out --json", ""),
-        ("targets", ""),
+        pytest.param("targets", "", marks=pytest.mark.slow),  # it imports torch each time
         ("completion bash", "1"),
     ],
 )

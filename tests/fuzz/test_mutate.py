@@ -41,7 +41,9 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "memory" else ()) for name in READERS]
+)
 def test_the_fuzzer_finds_what_a_reader_may_not_do(name, monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(mutate, "SECONDS", 0.1 if name == "loop" else 30)

@@ -35,7 +35,7 @@ def test_an_input_that_an_addition_reads_too_is_measured_at_its_own_width(people
         assert damages[2] > 100 * damages[8] > 0
 
 
-@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("bits", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_size_of_a_file_is_estimated_with_the_inputs_that_it_has(people, bits):
     """Inputs of fewer than 8 bits need nodes in the file. The estimate is never too small."""
     layers = {"*": {"activation_bits": bits}}

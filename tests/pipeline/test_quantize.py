@@ -14,6 +14,7 @@ from qgait_ptq.gait.opengait.adapter import OpenGaitAdapter
 from qgait_ptq.pipeline.quantize import begin
 from qgait_ptq.stages.state import Source
 from tests.conftest import SHALLOW, SHORT, make_gaitbase
+from tests.remembered import forget_exports
 from tests.small_network import Listener, Small
 
 FAST = {"calibration_sequences": 12}
@@ -145,6 +146,7 @@ def test_the_users_network_is_left_as_it_was(of_pairs):
 
 
 def test_the_same_seed_gives_the_same_file(walkers, of_pairs):
+    forget_exports()
     again = qg.quantize(make_gaitbase(**SHALLOW), pairs(walkers), qg.QuantConfig(**FAST), device="cpu")
     assert again.onnx_model.SerializeToString() == of_pairs[2].onnx_model.SerializeToString()
 

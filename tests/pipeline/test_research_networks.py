@@ -113,19 +113,25 @@ def sum_and_product_in_one(net, x):
     "forward",
     [
         causal_mask,
-        fused_attention_with_a_mask,
-        ramp_of_frames,
         product_with_a_computed_vector,
         blur,
         mixture_of_kernels,
-        kernel_in_pieces,
         batch_norm_behind_a_computed_bias,
-        shifted_maps,
         input_beside_its_mirror,
-        sum_with_the_reversed_input,
         embedded_labels,
         layer_on_a_stored_table,
         sum_and_product_in_one,
+        # These resemble one of the others.
+        *(
+            pytest.param(forward, marks=pytest.mark.slow)
+            for forward in (
+                fused_attention_with_a_mask,
+                ramp_of_frames,
+                kernel_in_pieces,
+                shifted_maps,
+                sum_with_the_reversed_input,
+            )
+        ),
     ],
     ids=lambda forward: forward.__name__,
 )
@@ -156,7 +162,12 @@ def image_of_each_sequence(net, x):
 
 
 @pytest.mark.parametrize(
-    "forward", [vector_of_each_sequence, frames_of_each_sequence, image_of_each_sequence]
+    "forward",
+    [
+        frames_of_each_sequence,
+        pytest.param(vector_of_each_sequence, marks=pytest.mark.slow),
+        pytest.param(image_of_each_sequence, marks=pytest.mark.slow),
+    ],
 )
 def test_layers_may_be_called_without_a_batch(forward):
     """Research code loops over sequences. The file then takes one sequence at a time, and says so."""

@@ -13,6 +13,7 @@ from qgait_ptq.reference.pair_sums import bound_pair_sums
 from qgait_ptq.reference.proof import prove_exactness
 from qgait_ptq.system.progress import Silent
 from tests.conftest import SHALLOW, make_gaitbase
+from tests.remembered import forget_exports
 
 SMALL = {
     "weight_bits": 4,
@@ -86,6 +87,7 @@ def test_idc_and_finetuning_are_in_the_report(finetuned):
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_file(finetuned, people):
+    forget_exports()
     again, _ = quantize(as_data(people), SMALL | FINETUNE)
     assert again.onnx_model.SerializeToString() == finetuned[0].onnx_model.SerializeToString()
 

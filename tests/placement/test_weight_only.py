@@ -125,8 +125,15 @@ class BehindIntegers(nn.Module):
         return self.fc(maps.unflatten(0, (silhouettes.shape[0], -1)).mean((1, 3, 4)))
 
 
-@pytest.mark.parametrize("target", ["openvino", "generic-qdq"])
-@pytest.mark.parametrize(("product", "operator"), [(True, "MatMul"), (False, "Deconvolution")])
+@pytest.mark.parametrize(
+    ("product", "operator", "target"),
+    [
+        (True, "MatMul", "openvino"),
+        (False, "Deconvolution", "generic-qdq"),
+        pytest.param(True, "MatMul", "generic-qdq", marks=pytest.mark.slow),
+        pytest.param(False, "Deconvolution", "openvino", marks=pytest.mark.slow),
+    ],
+)
 def test_openvino_computes_the_operator_in_float(product, operator, target):
     """From integers and a scale, OpenVINO makes an integer operator, which is wrong or can saturate."""
     torch.manual_seed(0)
@@ -165,7 +172,7 @@ def test_simulation_and_file_hold_the_same_weights_on_their_grid(bits):
     [
         ("onnxruntime", 8, TensorProto.INT8, 0.28),
         pytest.param("onnxruntime", 4, TensorProto.INT4, 0.15, marks=pytest.mark.slow),
-        ("generic-qdq", 4, TensorProto.INT8, 0.28),
+        pytest.param("generic-qdq", 4, TensorProto.INT8, 0.28, marks=pytest.mark.slow),
         pytest.param("openvino", 4, TensorProto.INT4, 0.15, marks=pytest.mark.slow),
     ],
 )

@@ -29,8 +29,17 @@ def norm(values):
     return F.layer_norm(values, (8,))
 
 
-@pytest.mark.parametrize("activation", [torch.tanh, F.gelu, norm], ids=["tanh", "gelu", "norm"])
-@pytest.mark.parametrize("target", ["openvino", "generic-qdq"])
+@pytest.mark.parametrize(
+    ("activation", "target"),
+    [
+        (torch.tanh, "openvino"),
+        (F.gelu, "generic-qdq"),
+        (norm, "openvino"),
+        pytest.param(torch.tanh, "generic-qdq", marks=pytest.mark.slow),
+        pytest.param(F.gelu, "openvino", marks=pytest.mark.slow),
+        pytest.param(norm, "generic-qdq", marks=pytest.mark.slow),
+    ],
+)
 def test_the_file_gives_the_same_in_openvino_as_in_the_simulation(target, activation, tmp_path):
     rng = np.random.default_rng(0)
     walks = [((rng.random((9 + i % 3, 32, 22)) < 0.1 + 0.1 * (i // 2)) * np.uint8(255)) for i in range(8)]

@@ -53,6 +53,8 @@ REPEATED = {
     ("gaitbase", "litert-int8"),
     ("gaitbase", "generic-qdq"),
     ("gaitset", "openvino"),
+    ("gaitset", "litert-int8"),
+    ("gaitset", "generic-qdq"),
 }
 FILES = [
     pytest.param(*case, marks=pytest.mark.slow if case in REPEATED else ())
@@ -190,7 +192,13 @@ def test_int4_in_front_of_a_layer_without_its_cast_is_refused(batches):
         check_rules(model, get_target("onnxruntime"))
 
 
-@pytest.mark.parametrize("target", WITHOUT_INT4)
+@pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param(target, marks=pytest.mark.slow if ("gaitset", target) in REPEATED else ())
+        for target in WITHOUT_INT4
+    ],
+)
 def test_weights_of_four_bits_are_int8_numbers_where_int4_is_not_taken(make, target):
     _, model = make("gaitset", target)
     assert not any(i.data_type == TensorProto.INT4 for i in model.graph.initializer)
