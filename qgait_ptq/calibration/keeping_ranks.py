@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qgait_ptq.calibration.distances import IdcLoss, spread_of
-from qgait_ptq.calibration.last_layers import LastInputs, LastPart
+from qgait_ptq.calibration.last_layers import LastInputs, LastPart, join
 from qgait_ptq.calibration.optimizer import TrainingOptimizer
 from qgait_ptq.calibration.rank_loss import rank_loss
 from qgait_ptq.calibration.trained_graph import LearningRates, TrainedGraph
@@ -35,12 +35,14 @@ class RankSettings:
         weight: weight of the rank loss beside L_anchor.
         rates: largest learning rates.
         seed: random seed of the batches.
+        joins: whether the network takes any number of clips at once.
     """
 
     steps: int
     weight: float
     rates: LearningRates
     seed: int = 0
+    joins: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,20 +81,21 @@ def keep_ranks(
     trained = TrainedGraph(part.quantized, part.reference, magnitudes, WeightMode.LATENT, nodes)
     optimizer = TrainingOptimizer(trained.groups(settings.rates))
     spread = spread_of(torch.cat([inputs.embeddings for inputs in learned]))
-    losses = {START: _judge(part, judging, spread, settings.weight)}
+    criterion = _Criterion(part, spread, settings.weight, settings.joins and part.can_join(learned))
+    losses = {START: criterion.judge(judging)}
     count = max(1, round(CLIPS / len(learned[0].labels)))
     for step in range(settings.steps):
         rng = np.random.default_rng([settings.seed, step])
         drawn = rng.choice(len(learned), min(count, len(learned)), replace=False)
         optimizer.zero_grad()
-        loss = _loss(part, [learned[index] for index in drawn], spread, settings.weight)
+        loss = criterion([learned[index] for index in drawn])
         if not bool(torch.isfinite(loss)):
             trained.discard()
             return RankOutcome(losses, START)
         loss.backward()
         optimizer.step(rate_share(step, settings.steps))
         advance()
-    end = _judge(part, judging, spread, settings.weight)
+    end = criterion.judge(judging)
     if math.isfinite(end):
         losses[END] = end
     if END in losses and end < losses[START]:
@@ -102,16 +105,37 @@ def keep_ranks(
     return RankOutcome(losses, START)
 
 
-def _judge(part: LastPart, judging: Sequence[LastInputs], spread: float, weight: float) -> float:
-    with torch.no_grad():
-        return float(_loss(part, judging, spread, weight))
+@dataclass(frozen=True)
+class _Criterion:
+    """L_anchor of all clips of some batches, and the weighted rank loss of those with labels.
 
+    Attributes:
+        part: the last layers.
+        spread: see `distances.spread_of`.
+        weight: weight of the rank loss.
+        joins: whether the batches are computed as one, so that weights are quantized once.
+    """
 
-def _loss(part: LastPart, batches: Sequence[LastInputs], spread: float, weight: float) -> Tensor:
-    """Return L_anchor of all clips, and the weighted rank loss of those with labels."""
-    given = torch.cat([part.embed(inputs) for inputs in batches])
-    wanted = torch.cat([inputs.embeddings for inputs in batches])
-    labels = torch.cat([inputs.labels for inputs in batches])
-    known = labels >= 0
-    anchor = IdcLoss.anchor(given, wanted, spread)
-    return anchor + weight * rank_loss(given[known], wanted[known], labels[known])
+    part: LastPart
+    spread: float
+    weight: float
+    joins: bool
+
+    def __call__(self, batches: Sequence[LastInputs]) -> Tensor:
+        """Return the loss, with gradients."""
+        one = join(batches) if self.joins else None
+        given = (
+            torch.cat([self.part.embed(inputs) for inputs in batches])
+            if one is None
+            else self.part.embed(one)
+        )
+        wanted = torch.cat([inputs.embeddings for inputs in batches])
+        labels = torch.cat([inputs.labels for inputs in batches])
+        known = labels >= 0
+        anchor = IdcLoss.anchor(given, wanted, self.spread)
+        return anchor + self.weight * rank_loss(given[known], wanted[known], labels[known])
+
+    def judge(self, batches: Sequence[LastInputs]) -> float:
+        """Return the loss as a number."""
+        with torch.no_grad():
+            return float(self(batches))

@@ -20,6 +20,8 @@ from qgait_ptq.graph.views import source
 from qgait_ptq.placement.quantized_layers import QuantizedLayer, quantized_layers
 from qgait_ptq.system.invariants import of_type
 
+SAME = 1e-4  # largest difference of equal embeddings, as a share of the largest value: other orders of sums
+
 
 class LabelledClips(Protocol):
     """Batches of clips, and the identity of each clip."""
@@ -102,6 +104,46 @@ class LastPart:
         values = {node: inputs.quantized[node.name] for node in self.block.inputs}
         (embeddings,) = self.block.run(self.quantized, values)
         return embeddings
+
+    def can_join(self, batches: Sequence[LastInputs]) -> bool:
+        """Return whether batches may be joined: two of them give the same embeddings alone and as one."""
+        one = join(batches[:2])
+        if one is None:
+            return False
+        with torch.no_grad():
+            apart = torch.cat([self.embed(inputs) for inputs in batches[:2]])
+            try:
+                together = self.embed(one)
+            except RuntimeError:  # the code behind the layers is written for one number of clips
+                return False
+        return together.shape == apart.shape and bool(
+            (together - apart).abs().max() <= SAME * apart.abs().max()
+        )
+
+
+def join(batches: Sequence[LastInputs]) -> LastInputs | None:
+    """Return batches as one; None if it is not clear what a value becomes.
+
+    Tensors whose first axis is a multiple of the number of clips are concatenated, and numbers that are the
+    number of clips become their sum. `LastPart.can_join` tells whether that is right for a network.
+    """
+    joined: dict[str, Any] = {}
+    counts = [len(inputs.labels) for inputs in batches]
+    for name in batches[0].quantized:
+        values = [inputs.quantized[name] for inputs in batches]
+        if all(isinstance(value, Tensor) and value.ndim > 0 for value in values):
+            if any(len(value) % count for value, count in zip(values, counts, strict=True)):
+                return None
+            joined[name] = torch.cat(values)
+        elif values == counts:
+            joined[name] = sum(counts)
+        elif all(type(value) is int and value == values[0] for value in values):
+            joined[name] = values[0]
+        else:
+            return None
+    embeddings = torch.cat([inputs.embeddings for inputs in batches])
+    labels = torch.cat([inputs.labels for inputs in batches])
+    return LastInputs(joined, {}, embeddings, labels)  # nothing reads what the float network gave
 
 
 class ManyInputs(Protocol):

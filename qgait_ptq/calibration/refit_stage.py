@@ -147,7 +147,8 @@ def _in_first(graph_module: fx.GraphModule, action: Callable[[], Item]) -> Item:
 def _settings(state: State) -> RankSettings:
     config = state.config.finetune
     rates = LearningRates(config.learning_rate, config.rank_learning_rate, config.learning_rate)
-    return RankSettings(config.rank_steps, config.rank_weight, rates, state.config.seed)
+    joins = state.captured.batch is None
+    return RankSettings(config.rank_steps, config.rank_weight, rates, state.config.seed, joins)
 
 
 def _undone(outcome: RefitOutcome) -> Iterator[str]:

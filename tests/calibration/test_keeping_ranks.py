@@ -1,13 +1,14 @@
 """Training of the last layers so that people keep their places."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from qgait_ptq.calibration.keeping_ranks import RankSettings, keep_ranks
-from qgait_ptq.calibration.last_layers import LastPart, read_all
+from qgait_ptq.calibration.last_layers import LastPart, join, read_all
 from qgait_ptq.calibration.rank_loss import rank_loss
 from qgait_ptq.calibration.trained_graph import LearningRates, output_magnitudes
 from qgait_ptq.placement.quantized_layers import quantized_layers, weight_of
@@ -130,3 +131,51 @@ def test_equal_seeds_give_equal_weights(graphs, walks):
     assert losses[0] == losses[1]
     first, second = (part.quantized.state_dict() for part in parts)
     assert all(np.array_equal(value, second[name]) for name, value in first.items())
+
+
+def test_batches_are_joined_where_that_gives_the_same(graphs, walks):
+    parts = [LastPart(copy.deepcopy(graphs[0]), graphs[1]) for _ in range(2)]
+    learned, judging = read(parts[0], walks)
+    assert parts[0].can_join(learned)
+    joined = join(learned)
+    assert len(joined.labels) == sum(len(batch) for batch in walks[0])
+    with torch.no_grad():
+        apart = torch.cat([parts[0].embed(inputs) for inputs in learned])
+        torch.testing.assert_close(parts[0].embed(joined), apart)
+    magnitudes = output_magnitudes(graphs[0], walks[0][0])
+    first, second = (
+        keep_ranks(part, learned, judging, magnitudes, RankSettings(4, 1.0, RATES, joins=joins))
+        for part, joins in zip(parts, (True, False), strict=True)
+    )
+    assert first.losses == pytest.approx(second.losses, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("value", "joins"),
+    [(CLIPS, True), (FRAMES, True), (0.5, False), (torch.ones(()), False), (torch.ones(CLIPS + 1), False)],
+    ids=["clips", "frames", "share", "scalar", "other axis"],
+)
+def test_numbers_and_other_tensors_are_joined_only_if_it_is_clear_how(part, walks, value, joins):
+    learned, _ = read(part, walks)
+    others = [replace(inputs, quantized={**inputs.quantized, "other": value}) for inputs in learned[:2]]
+    joined = join(others)
+    assert (joined is not None) is joins
+    if joined is not None:
+        assert joined.quantized["other"] == {CLIPS: 2 * CLIPS, FRAMES: FRAMES}[value]
+
+
+@pytest.mark.parametrize(
+    "change", [lambda one: one[:CLIPS], lambda one: one.reshape(CLIPS, -1), lambda one: one / len(one)]
+)
+def test_batches_are_kept_apart_where_they_would_give_another_embedding(part, walks, change):
+    """Code that is written for one number of clips, or that mixes them."""
+
+    class Other(LastPart):
+        def __init__(self):
+            vars(self).update(vars(part))
+
+        def embed(self, inputs):
+            return change(super().embed(inputs))
+
+    learned, _ = read(part, walks)
+    assert not Other().can_join(learned)
