@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 from torch import fx
@@ -186,13 +187,16 @@ def idc_loss(config: QuantConfig) -> IdcLoss:
 
 
 def fingerprint(state: State) -> str:
-    """Return a digest of the settings, the network, the clips and their labels, and the pool if there is one.
+    """Return a digest of version, settings, network, clips and their labels, and the pool if there is one.
 
-    It is that of the network as captured. Results of earlier stages differ in their last digits if another
-    number of processes or threads computes them.
+    The network is that of the capture: its operators, weights and sizes. Results of earlier stages differ in
+    their last digits if another number of processes or threads computes them.
     """
     digest = hashlib.sha256(state.config.model_dump_json().encode())
-    for name, value in sorted(state.captured.graph_module.state_dict().items()):
+    captured = state.captured
+    sizes = (captured.frame_shape, captured.batch, str(captured.frame_counts))
+    digest.update(f"{version('qgait-ptq')} {sizes}\n{captured.graph_module.code}".encode())
+    for name, value in sorted(captured.graph_module.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     digest.update(state.unlabelled.numpy().tobytes())

@@ -44,7 +44,7 @@ class Row:
     """One result.
 
     Attributes:
-        name: name of the result folder.
+        name: name of the result folder, and the submodule if the file is that of a submodule.
         widths: label such as ``W4A4``.
         target: name of the target.
         megabytes: size of the file in MB.
@@ -58,6 +58,7 @@ class Row:
         faster: ratio of the float network's time to the file's in the same runtime; None if not measured.
         runtime: runtime of this measurement; None if not measured.
         frames: number of frames of the sequence; None if not measured.
+        is_whole: whether size and time are those of the whole network, as accuracy is; not of a submodule.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Row:
     faster: float | None
     runtime: str | None
     frames: int | None
+    is_whole: bool = True
 
 
 def compare_reports(reports: Mapping[str, Mapping[str, Any]]) -> list[Row]:
@@ -139,7 +141,13 @@ def render_comparison(rows: Sequence[Row], description: str) -> str:
 
 
 def comparison_figures(rows: Sequence[Row]) -> list[Figure]:
-    """Return figures of accuracy over size, and over time if all times are of one runtime and frame count."""
+    """Return figures of accuracy over size, and over time if all times are of one runtime and frame count.
+
+    Results of submodules are left out: their accuracy is that of the whole network, size and time are not.
+    """
+    rows = [row for row in rows if row.is_whole]
+    if not rows:
+        return []
     ranked = all(row.rank1 is not None for row in rows)
     heights = [float(row.rank1 if row.rank1 is not None else row.cosine) for row in rows]
     label = "mean rank-1 of the file, %" if ranked else "cosine with float embeddings"
@@ -206,8 +214,9 @@ def _row(name: str, report: Mapping[str, Any]) -> Row:
     change = changes.get("rank1")
     speed = report.get("speed") or {}
     faster = speed.get("faster")
+    submodule = (report.get("model") or {}).get("submodule")
     return Row(
-        name=name,
+        name=f"{name} ({submodule['name']} alone)" if submodule else name,
         widths=widths_label(report),
         target=report["target"]["name"],
         megabytes=report["size_bytes"]["onnx"] / MEGABYTE,
@@ -221,4 +230,5 @@ def _row(name: str, report: Mapping[str, Any]) -> Row:
         faster=faster[0] if faster else None,
         runtime=speed.get("runtime"),
         frames=speed.get("frames"),
+        is_whole=not submodule,
     )

@@ -95,8 +95,13 @@ class _Speed(_Section):
     frames: Count | None = None
 
 
+class _Submodule(_Section):
+    name: Text
+
+
 class _Model(_Section):
     sha256: Text | None = None
+    submodule: _Submodule | None = None
 
 
 class _Target(_Section):

@@ -122,5 +122,5 @@ def _describe_layers(state: State, layers: list[LayerPlan]) -> list[dict[str, An
 
 
 def _digest(names: Iterable[str]) -> str:
-    """Return a digest of names that identifies a test set independently of its folder."""
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    """Return a digest of names that identifies a test set, whatever its folder and the order of people."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]

@@ -8,6 +8,8 @@ import os
 import pytest
 import torch
 
+from qgait_ptq.report.comparing import compare_reports, comparison_figures
+from qgait_ptq.report.reading import read_report
 from tests.cli.forks import run_forked
 from tests.cli.test_cli import SMALL, assert_refused, run
 from tests.conftest import SHALLOW, make_gaitbase
@@ -147,6 +149,21 @@ def test_compare_tells_results_apart(logged, tmp_path):
     assert (tmp_path / "compared.html").read_text().count("<svg") == 2
     rows = json.loads(run("compare", out, "--json").stdout)
     assert rows[0]["megabytes"] == pytest.approx((out / "model.onnx").stat().st_size / 1e6, rel=0.01)
+
+
+def test_compare_says_which_file_is_that_of_a_submodule(logged, tmp_path):
+    """Its accuracy is that of the whole network; its size and time are not."""
+    folder, _ = logged
+    (tmp_path / "part").mkdir()
+    report = json.loads((folder / "out" / "report.json").read_text())
+    report["model"]["submodule"] = {"name": "blocks", "inputs": []}
+    (tmp_path / "part" / "report.json").write_text(json.dumps(report))
+    rows = compare_reports({"whole": read_report(folder / "out"), "part": read_report(tmp_path / "part")})
+    assert [row.name for row in rows] == ["whole", "part (blocks alone)"]
+    for figure in comparison_figures(rows):
+        assert "whole" in figure.svg
+        assert "part" not in figure.svg
+    assert comparison_figures(rows[1:]) == []
 
 
 def test_compare_refuses_what_is_no_result_or_not_comparable(logged, tmp_path):

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import qgait_ptq as qg
+from qgait_ptq.calibration import learning_stages
+from qgait_ptq.calibration.learning_stages import fingerprint
 from qgait_ptq.calibration.stages import ChooseClips
 from qgait_ptq.errors import ConfigError, DataError
 from qgait_ptq.quantizer.pair_order import INT16_MAX
@@ -13,7 +15,9 @@ from qgait_ptq.reference.pair_sums import bound_pair_sums
 from qgait_ptq.reference.proof import prove_exactness
 from qgait_ptq.system.progress import Silent
 from tests.conftest import SHALLOW, make_gaitbase
+from tests.networks import draw_people
 from tests.remembered import forget_exports
+from tests.small_network import Small
 
 SMALL = {
     "weight_bits": 4,
@@ -114,6 +118,27 @@ def test_too_few_people_leave_the_stage_out_and_say_so(people):
     asked = SMALL | {"idc": SMALL["idc"] | {"enabled": True}}
     with pytest.raises(DataError, match=r"3 identities .* needs 8"):
         quantize(as_data(people, few), asked)
+
+
+class Scaled(Small):
+    """The same weights, and another embedding."""
+
+    def forward(self, silhouettes):
+        return 2 * super().forward(silhouettes)
+
+
+def test_states_of_a_network_with_other_operators_are_not_its_own(monkeypatch):
+    data = draw_people(6, 2, 8)
+
+    def digest(network):
+        state = qg.prepare(network.eval(), data, qg.QuantConfig(**SMALL), device="cpu")
+        return fingerprint(ChooseClips().run(state, Silent()))
+
+    own = digest(Small())
+    assert digest(Small()) == own
+    assert digest(Scaled()) != own
+    monkeypatch.setattr(learning_stages, "version", lambda package: "0.0")
+    assert digest(Small()) != own
 
 
 def test_nothing_is_said_of_idc_where_it_is_disabled(people):
