@@ -142,7 +142,7 @@ def _protocol_notes(test: GaitDataset, test_set: TestSet, split: Partition) -> D
     for record in (test.records[index] for index in test_set.all_probes):
         if record.subject not in known:
             notes.add(NOT_IN_GALLERY, record.name)
-    unused_keys = split.other_keys
+    unused_keys = tuple(split.other_keys)
     if test_set.protocol.listed_probes:
         names = {probe_name(record) for record in test.records}
         for name in split.probes:
