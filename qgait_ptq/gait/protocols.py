@@ -6,7 +6,7 @@ all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
@@ -181,9 +181,7 @@ def check_test_set(test_set: TestSet, records: Sequence[SequenceRecord]) -> None
         raise DataError(f"protocol {name}: no probe sequence ({test_set.protocol.probes}); {present}")
     if len({r.subject for r in records}) < 2:
         raise DataError(f"protocol {name}: the data have one identity only; ranking needs at least two")
-    gallery_views: dict[str, set[str]] = {}
-    for index in test_set.gallery:
-        gallery_views.setdefault(records[index].subject, set()).add(records[index].view)
+    gallery_views = views_by_subject(records[index] for index in test_set.gallery)
     probes = [records[i] for i in test_set.all_probes]
     own_view = test_set.protocol.per_view_pair
     if not any(gallery_views.get(r.subject, set()) - ({r.view} if own_view else set()) for r in probes):
@@ -193,6 +191,14 @@ def check_test_set(test_set: TestSet, records: Sequence[SequenceRecord]) -> None
         )
     if own_view:
         _check_view_pairs(test_set, records)
+
+
+def views_by_subject(records: Iterable[SequenceRecord]) -> dict[str, set[str]]:
+    """Return the views in which each subject was recorded."""
+    views: dict[str, set[str]] = {}
+    for record in records:
+        views.setdefault(record.subject, set()).add(record.view)
+    return views
 
 
 def _check_view_pairs(test_set: TestSet, records: Sequence[SequenceRecord]) -> None:
