@@ -111,6 +111,9 @@ def _evaluate(
         progress.note(
             f"{len(embedded.refused)} of {len(data.test)} sequences left out: {embedded.refused[0]}"
         )
+    counts = frames if isinstance(frames, FrameCounts) else FrameCounts.exactly(frames)
+    if note := counts.changed_note(embedded.lengths):
+        progress.note(note)
     left = data.with_test(embedded.kept)
     test_set = present(left.test_set)
     if missing := data.test_set.probe_sets_without(test_set):

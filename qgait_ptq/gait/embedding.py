@@ -56,11 +56,13 @@ class Embedded:
         embeddings: for each network ``[n, c, p]`` (p = 1 where the network has no parts), on the CPU.
         kept: indices of the sequences that were embedded.
         refused: one line for each of the others.
+        lengths: frame counts of the sequences that were embedded, before they were repeated or cut.
     """
 
     embeddings: list[Tensor]
     kept: list[int]
     refused: list[str]
+    lengths: list[int]
 
 
 def embed_dataset(
@@ -135,6 +137,7 @@ class _Embedding:
         frames: number of frames that all threads may embed at once.
         done: for each sequence the outputs ``[1, c, p]`` of all networks.
         refused: for each other sequence a line with the reason.
+        lengths: frame count of each sequence that was read.
     """
 
     data: GaitDataset
@@ -143,6 +146,7 @@ class _Embedding:
     frames: Budget
     done: dict[int, list[Tensor]] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
+    lengths: dict[int, int] = field(default_factory=dict)
 
     def read(
         self,
@@ -154,6 +158,7 @@ class _Embedding:
         for number in self.numbers:
             silhouettes, record = self.data[number]
             _check_shape(silhouettes, record, frame_shape)
+            self.lengths[number] = len(silhouettes)
             try:
                 batch = network_batch(silhouettes, record, frame_shape, frames)
             except DataError as error:
@@ -187,7 +192,8 @@ class _Embedding:
         """Return the embeddings in the order of the sequences; none if no sequence was embedded."""
         refused, kept = [self.refused[number] for number in sorted(self.refused)], sorted(self.done)
         columns = zip(*(self.done[number] for number in kept), strict=True)
-        return Embedded([torch.cat(column) for column in columns], kept, refused)
+        lengths = [self.lengths[number] for number in kept]
+        return Embedded([torch.cat(column) for column in columns], kept, refused, lengths)
 
 
 def _join(parts: Sequence[Embedded]) -> Embedded:
@@ -198,12 +204,13 @@ def _join(parts: Sequence[Embedded]) -> Embedded:
     """
     kept = [index for part in parts for index in part.kept]
     refused = [line for part in parts for line in part.refused]
+    lengths = [length for part in parts for length in part.lengths]
     if not kept:
         raise DataError(f"no sequence can be embedded; {refused[0] if refused else 'the data have none'}")
     if len(parts) == 1:
         return parts[0]
     by_network = zip(*(part.embeddings for part in parts if part.kept), strict=True)
-    return Embedded([torch.cat(embeddings) for embeddings in by_network], kept, refused)
+    return Embedded([torch.cat(embeddings) for embeddings in by_network], kept, refused, lengths)
 
 
 def _embed(network: Embed, batches: list[Tensor], records: Sequence[SequenceRecord]) -> Tensor:

@@ -6,7 +6,7 @@ all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
@@ -115,8 +115,8 @@ def make_test_set(data: GaitDataset, protocol: Protocol, listed_probes: Sequence
         listed_probes: names ``subject-type-view`` of the probes, for a protocol with `listed_probes`.
 
     Raises:
-        DataError: there is no gallery, no probe, only one identity, no probe whose identity is in the
-            gallery, or an entry of `listed_probes` that fits several sequences.
+        DataError: the sequences cannot be ranked, see `check_test_set`, or an entry of `listed_probes` fits
+            several sequences.
     """
     records = data.records
     if protocol.listed_probes:
@@ -169,8 +169,8 @@ def check_test_set(test_set: TestSet, records: Sequence[SequenceRecord]) -> None
     """Compare gallery and probes with each other.
 
     Raises:
-        DataError: there is no gallery, no probe, only one identity, or no probe whose identity is in the
-            gallery.
+        DataError: there is no gallery, no probe, only one identity, no probe whose identity is in the
+            gallery, or a probe set without a pair of different views.
     """
     name = test_set.protocol.name
     conditions = sorted({r.condition for r in records})
@@ -181,13 +181,43 @@ def check_test_set(test_set: TestSet, records: Sequence[SequenceRecord]) -> None
         raise DataError(f"protocol {name}: no probe sequence ({test_set.protocol.probes}); {present}")
     if len({r.subject for r in records}) < 2:
         raise DataError(f"protocol {name}: the data have one identity only; ranking needs at least two")
-    gallery_views: dict[str, set[str]] = {}
-    for index in test_set.gallery:
-        gallery_views.setdefault(records[index].subject, set()).add(records[index].view)
+    gallery_views = views_by_subject(records[index] for index in test_set.gallery)
     probes = [records[i] for i in test_set.all_probes]
     own_view = test_set.protocol.per_view_pair
     if not any(gallery_views.get(r.subject, set()) - ({r.view} if own_view else set()) for r in probes):
         raise DataError(
             f"protocol {name}: none of the {len({r.subject for r in probes})} probe identities has a "
             f"gallery sequence{' of another view' if own_view else ''}; check the partition"
+        )
+    if own_view:
+        _check_view_pairs(test_set, records)
+
+
+def views_by_subject(records: Iterable[SequenceRecord]) -> dict[str, set[str]]:
+    """Return the views in which each subject was recorded."""
+    views: dict[str, set[str]] = {}
+    for record in records:
+        views.setdefault(record.subject, set()).add(record.view)
+    return views
+
+
+def _check_view_pairs(test_set: TestSet, records: Sequence[SequenceRecord]) -> None:
+    """Check that each probe set has a pair of a probe view and another gallery view.
+
+    Raises:
+        DataError: names the probe sets without one.
+    """
+    gallery_views = {records[index].view for index in test_set.gallery}
+    if len(gallery_views) > 1:
+        return
+    unpaired = [
+        name
+        for name, indices in test_set.probes.items()
+        if all(records[index].view in gallery_views for index in indices)
+    ]
+    if unpaired:
+        raise DataError(
+            f"protocol {test_set.protocol.name}: no pair of different views for the probes "
+            f"{', '.join(unpaired)}: they and the gallery are of view {min(gallery_views)} only, and probes "
+            "are ranked among other views. Add another view, or remove these probes from the data"
         )

@@ -5,7 +5,7 @@ Evaluation, `Embedder` and the commands use the same rule, so that a report desc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +82,20 @@ class FrameCounts:
         """Return a sequence ``[s, ...]`` with the frames of `indices`."""
         count = len(frames)
         return frames if self.takes(count) else frames[self.indices(count, name)]
+
+    def changed_note(self, lengths: Sequence[int]) -> str | None:
+        """Return a note if test sequences are repeated or cut to a single frame count; else None.
+
+        Args:
+            lengths: frame counts of the test sequences.
+        """
+        changed = sum(length != self.fixed for length in lengths)
+        if self.fixed is None or not changed:
+            return None
+        return (
+            f"{changed} of {len(lengths)} test sequences are repeated or cut: the network takes {self}. "
+            "Shorter sequences are repeated in a circle, and of longer ones the first frames are taken"
+        )
 
     def __str__(self) -> str:
         if self.fixed is not None:

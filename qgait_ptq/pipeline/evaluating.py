@@ -9,6 +9,7 @@ from qgait_ptq.evaluation.accuracy import accuracy_of, agreement_of, comparison_
 from qgait_ptq.evaluation.benchmark import compare_speed
 from qgait_ptq.evaluation.workload import BenchmarkSetting
 from qgait_ptq.gait.embedding import embed_taken
+from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.pipeline.evaluated_networks import networks_to_evaluate
 from qgait_ptq.placement.planning import REPORTED_FRAMES
 from qgait_ptq.stages.stage import Stage, nothing
@@ -60,6 +61,11 @@ class Evaluate(Stage):
                 f"{len(embedded.refused)} of {len(state.given.test)} test sequences are left out of the "
                 f"evaluation, and the file refuses them: {embedded.refused[0]}"
             )
+        # With a submodule, the frame counts of the capture are those of the submodule.
+        whole = state.submodule is None and state.source.frames is None
+        counts = state.captured.frame_counts if whole else FrameCounts.exactly(state.source.frames)
+        if note := counts.changed_note(embedded.lengths):
+            state = state.noting(note)
         if data.test_set and (missing := present(state.given.test_set).probe_sets_without(data.test_set)):
             state = state.noting(
                 f"no probe is left of {missing}: the means are those of the other probe sets"

@@ -34,6 +34,17 @@ def data():
     return qg.GaitData(everything, everything, make_test_set(everything, PROTOCOLS["casia-b"]))
 
 
+def test_sequences_that_are_repeated_or_cut_are_counted_in_a_note(data):
+    listener = Listener()
+    for frames in (None, 5, 12):
+        evaluate_network(FiveFrames().eval(), data, "cpu", frames, progress=listener)
+    notes = [note for note in listener.notes if "repeated or cut" in note]
+    assert [note.split(".")[0] for note in notes] == [
+        "18 of 18 test sequences are repeated or cut: the network takes 5 frames only",
+        "6 of 18 test sequences are repeated or cut: the network takes 12 frames only",
+    ]
+
+
 def test_a_probe_set_that_the_network_refuses_is_named_and_not_counted(data):
     listener = Listener()
     accuracy = evaluate_network(FiveFrames().eval(), data, device="cpu", progress=listener)

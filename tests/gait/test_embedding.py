@@ -90,6 +90,7 @@ def test_a_network_that_gives_too_few_embeddings_gets_single_sequences():
 def test_refused_sequences_are_named_in_their_order(batches):
     embedded = embed_taken(walks(1, 3, 1, 3), [Network(), Network(shortest=2)], SIZE, batches=batches)
     assert embedded.kept == [1, 3]
+    assert embedded.lengths == [3, 3]
     assert [line.split(":")[0] for line in embedded.refused] == ["0/seq-0000/000", "2/seq-0002/000"]
     assert all(one.flatten().round().tolist() == [131, 133] for one in embedded.embeddings)
 

@@ -169,6 +169,15 @@ def test_test_sets_that_cannot_be_ranked_are_refused(records, message):
         make_test_set(GaitDataset(records), PROTOCOLS["casia-b"])
 
 
+def test_a_probe_set_without_a_pair_of_views_is_refused_by_name():
+    others = records_of("ab", ["nm-05", "cl-01"], ["000", "090"])
+    records = records_of("ab", ["nm-01", "bg-01"], ["090"]) + others
+    message = "for the probes bg: they and the gallery are of view 090 only, .*Add another view"
+    with pytest.raises(DataError, match=message):
+        make_test_set(GaitDataset(records), PROTOCOLS["casia-b"])
+    make_test_set(GaitDataset([*records, *records_of("a", ["nm-02"], ["000"])]), PROTOCOLS["casia-b"])
+
+
 def test_probe_sets_without_a_sequence_are_not_counted():
     records = records_of("ab")
     complete = make_test_set(GaitDataset(records), PROTOCOLS["casia-b"])

@@ -152,7 +152,7 @@ def test_a_partition_that_cannot_be_extended_is_refused_before_anything_is_rende
 
 
 def test_splits_written_into_one_folder_share_its_partition(tmp_path):
-    probes = {"TRAIN_SET": [], "TEST_SET": ["a"], "PROBE_SET": ["a-nm-01-090"]}
+    probes = {"TRAIN_SET": [], "TEST_SET": ["a"], "PROBE_SET": ["a-nm-01-090"], "VALID_SET": ["b"]}
     (tmp_path / "partition.json").write_text(json.dumps(probes))
     (identity,) = split_identities(Split.TRAIN, 1)
     write_walkers(tmp_path, Split.TRAIN, [identity], views_per_trial=1, array_format="npz")

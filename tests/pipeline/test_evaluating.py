@@ -55,6 +55,14 @@ def test_the_simulation_is_evaluated_on_all_sequences_if_wanted(usual, complete)
     assert usual.agreement == complete.agreement
 
 
+def test_sequences_that_are_repeated_or_cut_are_counted_in_a_note(exported, usual):
+    cut = qg.evaluate(replace(exported, source=replace(exported.source, frames=12))).report
+    number = usual.data.test_sequences
+    text = f"{number} of {number} test sequences are repeated or cut: the network takes 12 frames only"
+    assert any(note.startswith(text) for note in cut.notes)
+    assert not any("repeated or cut" in note for note in usual.notes)
+
+
 def test_the_float_network_runs_in_the_runtime_where_its_file_is_equal(usual):
     assert usual.evaluation.float_runtime == "onnxruntime"
     assert any("float network was evaluated in onnxruntime" in x for x in evaluation_lines(usual.to_json()))

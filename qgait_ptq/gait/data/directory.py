@@ -13,6 +13,7 @@ from qgait_ptq.gait.data.layout import list_subjects
 from qgait_ptq.gait.data.names import composed
 from qgait_ptq.gait.data.notes import (
     NO_FOLDER,
+    NO_OTHER_VIEW,
     NO_PROBE,
     NOT_IN_GALLERY,
     NOT_LISTED,
@@ -24,7 +25,7 @@ from qgait_ptq.gait.data.notes import (
 from qgait_ptq.gait.data.partition import Partition, read_partition
 from qgait_ptq.gait.data.sequences import DEFAULT_READING, Reading
 from qgait_ptq.gait.metric_names import Metric, check_metric
-from qgait_ptq.gait.protocols import TestSet, get_protocol, make_test_set, probe_name
+from qgait_ptq.gait.protocols import TestSet, get_protocol, make_test_set, probe_name, views_by_subject
 
 
 def load_directory(
@@ -138,11 +139,13 @@ def _protocol_notes(test: GaitDataset, test_set: TestSet, split: Partition) -> D
     for index, record in enumerate(test.records):
         if index not in compared:
             notes.add(OTHER_CONDITION, record.condition)
-    known = {test.records[index].subject for index in test_set.gallery}
+    gallery_views = views_by_subject(test.records[index] for index in test_set.gallery)
     for record in (test.records[index] for index in test_set.all_probes):
-        if record.subject not in known:
+        if record.subject not in gallery_views:
             notes.add(NOT_IN_GALLERY, record.name)
-    unused_keys = split.other_keys
+        elif test_set.protocol.per_view_pair and gallery_views[record.subject] == {record.view}:
+            notes.add(NO_OTHER_VIEW, record.name)
+    unused_keys = tuple(split.other_keys)
     if test_set.protocol.listed_probes:
         names = {probe_name(record) for record in test.records}
         for name in split.probes:

@@ -54,6 +54,11 @@ FEWER_FILES = Reason(
 NOT_IN_GALLERY = Reason(
     "probe whose identity is not in the gallery", "probes whose identities are not in the gallery", True
 )
+NO_OTHER_VIEW = Reason(
+    "probe whose identity has no gallery sequence of another view",
+    "probes whose identities have no gallery sequence of another view",
+    True,
+)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Partition(BaseModel):
         train: subjects for calibration.
         test: subjects for evaluation.
         probes: names ``subject-type-view`` of the probes, for protocols that list them (Gait3D).
-        other_keys: further keys of the file, which have no meaning here.
+        other_keys: further keys of the file with their values, which have no meaning here.
     """
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
@@ -33,7 +33,7 @@ class Partition(BaseModel):
     train: tuple[str, ...] = Field(alias="TRAIN_SET")
     test: tuple[str, ...] = Field(alias="TEST_SET")
     probes: tuple[str, ...] = Field(default=(), alias="PROBE_SET")
-    other_keys: tuple[str, ...] = Field(default=(), exclude=True)
+    other_keys: dict[str, Any] = Field(default_factory=dict, exclude=True)
 
     @field_validator("train", "test", "probes", mode="before")
     @classmethod
@@ -70,9 +70,9 @@ def read_partition(path: Path) -> Partition:
         raise DataError(f"{path}: not a valid JSON file ({error_text(error)})") from None
     if repeated_keys:
         raise DataError(f"{path}: a key is given twice ({some_names(repeated_keys)}); keep one of the two")
-    other_keys: tuple[str, ...] = ()
+    other_keys: dict[str, Any] = {}
     if isinstance(content, dict):
-        other_keys = tuple(key for key in content if key not in KEYS)
+        other_keys = {key: value for key, value in content.items() if key not in KEYS}
         content = {key: content[key] for key in KEYS if key in content}
     try:
         partition = Partition.model_validate(content)

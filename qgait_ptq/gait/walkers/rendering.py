@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,10 +180,10 @@ def _read_partition(path: Path) -> Partition:
     return read_partition(path) if os.path.lexists(path) else Partition(train=(), test=())
 
 
-def _extended(partition: Partition, split: Split, subjects: list[str]) -> dict[str, list[str]]:
-    """Return a partition with more identities, in OpenGait's format."""
+def _extended(partition: Partition, split: Split, subjects: list[str]) -> dict[str, Any]:
+    """Return a partition with more identities, in OpenGait's format, with its other keys as they are."""
     content = {key: list(names) for key, names in partition.model_dump(by_alias=True).items() if names}
     content = {"TRAIN_SET": [], "TEST_SET": [], **content}
     key = PARTITION_KEYS.get(split, "TEST_SET")
     content[key] = sorted({*content[key], *subjects})
-    return content
+    return {**content, **partition.other_keys}

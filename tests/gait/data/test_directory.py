@@ -126,6 +126,16 @@ def test_probes_without_their_identity_in_the_gallery_are_to_be_checked(root):
     )
 
 
+def test_probes_without_a_gallery_sequence_of_another_view_are_to_be_checked(root):
+    for condition in ("nm-01", "nm-05"):
+        add(root, "005", condition, "090")
+    changes = {"TEST_SET": ["003", "004", "005"]}
+    assert load(root, **changes).summary.endswith(
+        " Please check: 1 probe whose identity has no gallery sequence of another view (005/nm-05/090)."
+    )
+    assert load(root, "gait3d", **changes, PROBE_SET=["005-nm-05-090", "003-nm-05-000"]).notes.lines == []
+
+
 def test_folders_of_both_parts_without_a_sequence_are_one_note(root):
     for name in ("001/nm-02", "003/nm-02/000"):
         (root / name).mkdir(parents=True)

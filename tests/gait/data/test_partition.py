@@ -87,11 +87,11 @@ def test_an_identity_in_both_parts_is_named_with_what_to_do(tmp_path):
         read_partition(path)
 
 
-def test_other_keys_are_known_and_not_written_again(tmp_path):
+def test_other_keys_are_known_beside_those_of_a_partition(tmp_path):
     path = tmp_path / "p.json"
     path.write_text('{"TRAIN_SET": ["a"], "TEST_SET": ["b"], "GALLERY_SET": ["c"], "other_keys": 7}')
     partition = read_partition(path)
-    assert partition.other_keys == ("GALLERY_SET", "other_keys")
+    assert partition.other_keys == {"GALLERY_SET": ["c"], "other_keys": 7}
     assert set(partition.model_dump(by_alias=True)) == {"TRAIN_SET", "TEST_SET", "PROBE_SET"}
 
 
