@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from qgait_ptq.mixed_precision.groups import LayerCost
 
 INT4_BITS = 4
-SILHOUETTE_BITS = 8  # input width of layers that read the silhouettes
 INT4_NODES = 400  # bytes of the nodes that convert 4-bit weights of a layer to int8
 METADATA = 4096  # bytes of the metadata in a file
 
@@ -70,7 +69,7 @@ class CostModel:
 
     def activation_bits(self, layer: LayerCost, widths: Sequence[int]) -> int:
         """Return the width of a layer's input."""
-        return SILHOUETTE_BITS if layer.activations is None else widths[layer.activations]
+        return layer.fixed_bits if layer.activations is None else widths[layer.activations]
 
     @property
     def all_bit_operations(self) -> int:

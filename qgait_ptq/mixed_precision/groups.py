@@ -58,6 +58,7 @@ class LayerCost:
         macs: multiply-accumulates on the recorded example.
         elements: number of weight elements; 0 if an earlier call has the same weight.
         name: module path.
+        fixed_bits: width of its input if no group has it.
     """
 
     weights: int
@@ -65,6 +66,7 @@ class LayerCost:
     macs: int
     elements: int
     name: str
+    fixed_bits: int = 8
 
 
 def find_groups(quantized: fx.GraphModule) -> list[WidthGroup]:
@@ -107,7 +109,7 @@ def layer_costs(
     """Return the costs of each call of a layer, with the groups of its widths.
 
     Args:
-        quantized: graph of the groups.
+        quantized: graph of the groups; inputs that no group has keep the widths that they have in it.
         groups: groups from `find_groups`.
         macs: multiply-accumulates by node name of a layer.
     """
@@ -124,6 +126,7 @@ def layer_costs(
                 macs[layer.node.name],
                 elements,
                 name,
+                layer.input_quantizer(quantized).grid.bits,
             )
         )
     for weight in weight_only_weights(quantized):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qgait_ptq.errors import MissingExtraError
-from qgait_ptq.mixed_precision.costs import SILHOUETTE_BITS, CostModel
+from qgait_ptq.mixed_precision.costs import CostModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -187,7 +187,7 @@ def _pair_terms(
         weights = chosen[layer.weights]
         if layer.activations is None:
             for bits, position in weights.items():
-                cost = costs.bit_operations(layer, bits, SILHOUETTE_BITS) / limit
+                cost = costs.bit_operations(layer, bits, layer.fixed_bits) / limit
                 terms[position] = terms.get(position, 0.0) + cost
             continue
         activations = chosen[layer.activations]
