@@ -24,7 +24,8 @@ from qgait_ptq.exporters.onnx_file import export_quantized
 from qgait_ptq.gait.data.clips import SMALLEST_SEQUENCES
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.mixed_precision.costs import CostModel
-from qgait_ptq.mixed_precision.groups import Kind, WidthGroup, find_groups, layer_costs
+from qgait_ptq.mixed_precision.groups import Kind, WidthGroup, find_groups, layer_costs, own_widths
+from qgait_ptq.mixed_precision.metadata_size import metadata_bytes
 from qgait_ptq.mixed_precision.sensitivity import Sensitivity, measure_sensitivity
 from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.insert import insert_quantizers
@@ -115,7 +116,14 @@ class SensitivityMeasurement:
         file = export_quantized(quantized, captured, state.target, state.takes_bytes)
         macs = {layer.node: layer.macs for layer in state.layers}
         layers = layer_costs(quantized, self.groups, macs)
-        return CostModel.of_file(layers, state.target.storage.int4_weights, file.ByteSize())
+        int4_weights = state.target.storage.int4_weights
+        return CostModel.of_file(layers, int4_weights, file.ByteSize(), self.metadata_bytes())
+
+    def metadata_bytes(self) -> int:
+        """Return the bytes of the metadata in a file with a width for each layer, slightly overestimated."""
+        config = self.state.config
+        layers = {**config.layers, **own_widths(self.groups, [WIDEST] * len(self.groups))}
+        return metadata_bytes(self.state, config.model_copy(update={"layers": layers}))
 
     def _one_that_is_taken(self) -> GaitDataset:
         """Return a sequence of a length that the network takes; any one if all that are tried are not."""
