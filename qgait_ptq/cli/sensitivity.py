@@ -151,6 +151,8 @@ def command(
     inputs = tuple(bits for bits in widths if bits >= narrowest) or (narrowest,)
     measurement = SensitivityMeasurement(state, progress, sequences)
     sensitivity = measurement.measure({Kind.WEIGHTS: widths, Kind.ACTIVATIONS: inputs})
+    for text in sensitivity.notes:
+        progress.note(text)
     entries = describe_sensitivity(sensitivity)
     if plot is not None and processes().first:
         write_text(plot, standalone(sensitivity_figure(entries)))

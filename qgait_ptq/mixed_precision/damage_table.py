@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx
 
-from qgait_ptq.calibration.batches import clips_at_once, cut, unlabelled_batches
+from qgait_ptq.calibration.batches import clip_notes, clips_at_once, cut, unlabelled_batches
 from qgait_ptq.calibration.correction import correct_alone
 from qgait_ptq.calibration.learning_stages import fingerprint
 from qgait_ptq.calibration.resuming import SavedStates
@@ -79,6 +79,7 @@ class SensitivityMeasurement:
         with self.progress.stage("widths", len(all_widths) * len(chosen) + layers) as advance:
             state = Equalize().apply(replace(state, maybe_chosen=chosen, maybe_unlabelled=clips.silhouettes))
             ranged = {bits: with_uniform_ranges(state, bits, advance, apart=True) for bits in all_widths}
+            notes = [*clip_notes(clips), *ranged[WIDEST].notes[len(self.state.notes) :]]
             by_width = {bits: one.quantized for bits, one in ranged.items()}
             reference = ranged[WIDEST].reference
             if Correct().wanted(state):
@@ -99,7 +100,7 @@ class SensitivityMeasurement:
                 states,
                 advance,
             )
-        return Sensitivity(tuple(self.groups), tuple(measurements))
+        return Sensitivity(tuple(self.groups), tuple(measurements), tuple(notes))
 
     def costs(self) -> CostModel:
         """Return the cost model of widths. It needs one sequence and no measurement.

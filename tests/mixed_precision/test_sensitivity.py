@@ -224,3 +224,18 @@ def test_costs_are_counted_on_a_sequence_that_the_network_takes():
     state = qg.prepare(OverFiveFrames().eval(), qg.GaitData(data, data), qg.QuantConfig(), device="cpu")
     assert not state.captured.frame_counts.fits(len(data.choose(1, state.config.seed)[0][0]))
     assert SensitivityMeasurement(state, Silent()).costs().fixed_bytes > 0
+
+
+def test_a_measurement_says_which_sequences_it_leaves_out():
+    rng = np.random.default_rng(0)
+    walks = [((rng.random((9, 32, 22)) < 0.3).astype(np.uint8) * 255, f"{i // 3}") for i in range(6)]
+    walks += [walks[0], (walks[4][0][:3], "1")]
+    data = qg.GaitDataset.from_pairs(walks)
+    config = qg.QuantConfig(rounding="nearest", bias_correction=False)
+    state = qg.prepare(OverFiveFrames().eval(), qg.GaitData(data, data), config, device="cpu")
+    measured = SensitivityMeasurement(state, Silent())
+    notes = measured.measure({Kind.WEIGHTS: (8,), Kind.ACTIVATIONS: (8,)}).notes
+    copy, short, not_taken = notes
+    assert copy.startswith("1 calibration sequences repeat others")
+    assert short.startswith("1 calibration sequences are shorter than 9 frames")
+    assert not_taken.startswith("1 calibration sequences are left out: the network is captured for 5 frames")
