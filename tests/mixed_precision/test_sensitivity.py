@@ -9,6 +9,7 @@ from torch import fx, nn
 
 import qgait_ptq as qg
 from qgait_ptq.calibration.resuming import SavedStates
+from qgait_ptq.cli.sensitivity import input_widths
 from qgait_ptq.gait.metrics import single_shot_rank1
 from qgait_ptq.mixed_precision.damage import judge_damage
 from qgait_ptq.mixed_precision.damage_table import SensitivityMeasurement
@@ -239,3 +240,10 @@ def test_a_measurement_says_which_sequences_it_leaves_out():
     assert copy.startswith("1 calibration sequences repeat others")
     assert short.startswith("1 calibration sequences are shorter than 9 frames")
     assert not_taken.startswith("1 calibration sequences are left out: the network is captured for 5 frames")
+
+
+def test_inputs_that_are_not_measured_as_asked_are_noted():
+    note = "inputs are measured at 8 bits: the target tensorrt takes no fewer than 8"
+    assert input_widths((2, 4), 8, "tensorrt") == ((8,), [note])
+    assert input_widths((2, 8), 8, "tensorrt") == ((8,), [note])
+    assert input_widths((2, 8), 2, "onnxruntime") == ((2, 8), [])
