@@ -98,22 +98,29 @@ def with_unlabelled_clips(state: State, chosen: GaitDataset) -> State:
     later stage could improve on it.
     """
     clips = cut(state, chosen, state.config.correction_frames)
-    if clips.copies:
-        state = state.noting(
-            f"{clips.copies} calibration sequences repeat others; rounding, bias correction and IDC leave "
-            "them out, and ranges are measured on all"
-        )
-    if clips.short:
-        length = clips.silhouettes.shape[1]
-        state = state.noting(
-            f"{clips.short} calibration sequences are shorter than {length} frames, far shorter than the "
-            "others; rounding and bias correction leave them out"
-        )
+    state = state.noting(*clip_notes(clips))
     silhouettes = clips.silhouettes
     if state.training is not None:
         held_out = state.training.held_out_subjects
         silhouettes = silhouettes[torch.tensor([subject not in held_out for subject in clips.subjects])]
     return replace(state, maybe_unlabelled=silhouettes)
+
+
+def clip_notes(clips: LabelledClips) -> list[str]:
+    """Return what to tell about sequences of which there is no clip."""
+    notes = []
+    if clips.copies:
+        notes.append(
+            f"{clips.copies} calibration sequences repeat others; rounding, bias correction and IDC leave "
+            "them out, and ranges are measured on all"
+        )
+    if clips.short:
+        length = clips.silhouettes.shape[1]
+        notes.append(
+            f"{clips.short} calibration sequences are shorter than {length} frames, far shorter than the "
+            "others; rounding and bias correction leave them out"
+        )
+    return notes
 
 
 def taken_batches(state: State, data: GaitDataset, advance: Advance = nothing) -> Iterator[Tensor]:

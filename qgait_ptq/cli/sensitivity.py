@@ -147,10 +147,13 @@ def command(
     source = Source(network, recipe.model.frames, recipe.model.output)
     state = begin(source, data, recipe.quantization, device=device, work_folder=resume, resume=True)
     state = run_stages((CaptureNetwork(), ToDevice()), state, progress)
-    narrowest = state.target.storage.narrowest_activations
-    inputs = tuple(bits for bits in widths if bits >= narrowest) or (narrowest,)
+    inputs, notes = input_widths(widths, state.target.storage.narrowest_activations, state.target.name)
+    for text in notes:
+        progress.note(text)
     measurement = SensitivityMeasurement(state, progress, sequences)
     sensitivity = measurement.measure({Kind.WEIGHTS: widths, Kind.ACTIVATIONS: inputs})
+    for text in sensitivity.notes:
+        progress.note(text)
     entries = describe_sensitivity(sensitivity)
     if plot is not None and processes().first:
         write_text(plot, standalone(sensitivity_figure(entries)))
@@ -160,3 +163,20 @@ def command(
     console.print(sensitivity_table(entries))
     if plot is not None:
         progress.note(f"drew {plot}")
+
+
+def input_widths(widths: tuple[int, ...], narrowest: int, target: str) -> tuple[tuple[int, ...], list[str]]:
+    """Return the widths at which inputs are measured, and a note if they are not those asked for.
+
+    Args:
+        widths: widths that were asked for.
+        narrowest: smallest width of inputs that the target takes.
+        target: name of the target.
+    """
+    inputs = tuple(bits for bits in widths if bits >= narrowest) or (narrowest,)
+    if inputs == widths:
+        return inputs, []
+    measured = ", ".join(map(str, inputs))
+    return inputs, [
+        f"inputs are measured at {measured} bits: the target {target} takes no fewer than {narrowest}"
+    ]

@@ -16,7 +16,7 @@ from torch import fx
 
 from qgait_ptq.calibration.batches import calibration_sequences, cut
 from qgait_ptq.calibration.stages import WITHOUT_LABELS
-from qgait_ptq.config.schema import LayerBits, QuantConfig
+from qgait_ptq.config.schema import QuantConfig
 from qgait_ptq.errors import CalibrationError, ConfigError
 from qgait_ptq.gait.data.clips import split_identities_off
 from qgait_ptq.mixed_precision.costs import CostModel
@@ -25,7 +25,7 @@ from qgait_ptq.mixed_precision.damage_table import (
     SensitivityMeasurement,
     describe_sensitivity,
 )
-from qgait_ptq.mixed_precision.groups import Kind, WidthGroup
+from qgait_ptq.mixed_precision.groups import Kind, WidthGroup, own_widths
 from qgait_ptq.mixed_precision.ranking import HeldOutRanking
 from qgait_ptq.mixed_precision.search import Candidate, first_good, raise_widths
 from qgait_ptq.mixed_precision.solver import (
@@ -249,13 +249,7 @@ class WidthChooser:
 
     def with_widths(self, candidate: Candidate) -> QuantConfig:
         """Return the configuration with the width of each layer by name."""
-        own: dict[str, dict[str, int]] = {}
-        for group, bits in zip(self.groups, candidate.widths, strict=True):
-            key = "weight_bits" if group.kind is Kind.WEIGHTS else "activation_bits"
-            for name in group.layers:
-                own.setdefault(name, {})[key] = bits
-        # A pattern also matches layers inside a module, and the last match wins: inner modules come last.
-        layers = {pattern_of(name): LayerBits(**own[name]) for name in sorted(own, key=len)}
+        layers = own_widths(self.groups, candidate.widths)
         return self.config.model_copy(
             update={
                 "layers": {**self.config.layers, **layers},

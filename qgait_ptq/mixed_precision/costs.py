@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from qgait_ptq.mixed_precision.groups import LayerCost
 
 INT4_BITS = 4
-SILHOUETTE_BITS = 8  # input width of layers that read the silhouettes
 INT4_NODES = 400  # bytes of the nodes that convert 4-bit weights of a layer to int8
-METADATA = 4096  # bytes of the metadata in a file
 
 
 @dataclass(frozen=True)
@@ -28,10 +26,19 @@ class CostModel:
     fixed_bytes: int
 
     @classmethod
-    def of_file(cls, layers: Sequence[LayerCost], int4_weights: bool, file_bytes: int) -> CostModel:
-        """Return the model for a file of known size, with all weights at 8 bits and no metadata."""
+    def of_file(
+        cls, layers: Sequence[LayerCost], int4_weights: bool, file_bytes: int, metadata: int
+    ) -> CostModel:
+        """Return the model for a file of known size.
+
+        Args:
+            layers: costs of each call of a layer.
+            int4_weights: whether weights of up to 4 bits are stored two to a byte.
+            file_bytes: bytes of the file with all weights at 8 bits and no metadata.
+            metadata: bytes of the metadata.
+        """
         stored = sum(layer.elements for layer in layers)
-        return cls(layers, int4_weights, file_bytes - stored + METADATA)
+        return cls(layers, int4_weights, file_bytes - stored + metadata)
 
     def weight_bytes(self, group: int, bits: int) -> int:
         """Return the bytes of a group's weights at a width."""
@@ -70,7 +77,7 @@ class CostModel:
 
     def activation_bits(self, layer: LayerCost, widths: Sequence[int]) -> int:
         """Return the width of a layer's input."""
-        return SILHOUETTE_BITS if layer.activations is None else widths[layer.activations]
+        return layer.fixed_bits if layer.activations is None else widths[layer.activations]
 
     @property
     def all_bit_operations(self) -> int:

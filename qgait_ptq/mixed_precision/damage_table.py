@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx
 
-from qgait_ptq.calibration.batches import clips_at_once, cut, unlabelled_batches
+from qgait_ptq.calibration.batches import clip_notes, clips_at_once, cut, unlabelled_batches
 from qgait_ptq.calibration.correction import correct_alone
 from qgait_ptq.calibration.learning_stages import fingerprint
 from qgait_ptq.calibration.resuming import SavedStates
@@ -24,7 +24,8 @@ from qgait_ptq.exporters.onnx_file import export_quantized
 from qgait_ptq.gait.data.clips import SMALLEST_SEQUENCES
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.mixed_precision.costs import CostModel
-from qgait_ptq.mixed_precision.groups import Kind, WidthGroup, find_groups, layer_costs
+from qgait_ptq.mixed_precision.groups import Kind, WidthGroup, find_groups, layer_costs, own_widths
+from qgait_ptq.mixed_precision.metadata_size import metadata_bytes
 from qgait_ptq.mixed_precision.sensitivity import Sensitivity, measure_sensitivity
 from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.insert import insert_quantizers
@@ -78,6 +79,7 @@ class SensitivityMeasurement:
         with self.progress.stage("widths", len(all_widths) * len(chosen) + layers) as advance:
             state = Equalize().apply(replace(state, maybe_chosen=chosen, maybe_unlabelled=clips.silhouettes))
             ranged = {bits: with_uniform_ranges(state, bits, advance, apart=True) for bits in all_widths}
+            notes = [*clip_notes(clips), *ranged[WIDEST].notes[len(self.state.notes) :]]
             by_width = {bits: one.quantized for bits, one in ranged.items()}
             reference = ranged[WIDEST].reference
             if Correct().wanted(state):
@@ -98,7 +100,7 @@ class SensitivityMeasurement:
                 states,
                 advance,
             )
-        return Sensitivity(tuple(self.groups), tuple(measurements))
+        return Sensitivity(tuple(self.groups), tuple(measurements), tuple(notes))
 
     def costs(self) -> CostModel:
         """Return the cost model of widths. It needs one sequence and no measurement.
@@ -115,7 +117,14 @@ class SensitivityMeasurement:
         file = export_quantized(quantized, captured, state.target, state.takes_bytes)
         macs = {layer.node: layer.macs for layer in state.layers}
         layers = layer_costs(quantized, self.groups, macs)
-        return CostModel.of_file(layers, state.target.storage.int4_weights, file.ByteSize())
+        int4_weights = state.target.storage.int4_weights
+        return CostModel.of_file(layers, int4_weights, file.ByteSize(), self.metadata_bytes())
+
+    def metadata_bytes(self) -> int:
+        """Return the bytes of the metadata in a file with a width for each layer, slightly overestimated."""
+        config = self.state.config
+        layers = {**config.layers, **own_widths(self.groups, [WIDEST] * len(self.groups))}
+        return metadata_bytes(self.state, config.model_copy(update={"layers": layers}))
 
     def _one_that_is_taken(self) -> GaitDataset:
         """Return a sequence of a length that the network takes; any one if all that are tried are not."""

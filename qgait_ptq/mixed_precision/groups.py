@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from torch import fx
 
+from qgait_ptq.config.schema import LayerBits
 from qgait_ptq.graph.stored_weights import layer_name
+from qgait_ptq.placement.patterns import pattern_of
 from qgait_ptq.placement.quantized_layers import (
     activation_quantizers,
     quantized_layers,
@@ -58,6 +60,7 @@ class LayerCost:
         macs: multiply-accumulates on the recorded example.
         elements: number of weight elements; 0 if an earlier call has the same weight.
         name: module path.
+        fixed_bits: width of its input if no group has it.
     """
 
     weights: int
@@ -65,6 +68,7 @@ class LayerCost:
     macs: int
     elements: int
     name: str
+    fixed_bits: int = 8
 
 
 def find_groups(quantized: fx.GraphModule) -> list[WidthGroup]:
@@ -107,7 +111,7 @@ def layer_costs(
     """Return the costs of each call of a layer, with the groups of its widths.
 
     Args:
-        quantized: graph of the groups.
+        quantized: graph of the groups; inputs that no group has keep the widths that they have in it.
         groups: groups from `find_groups`.
         macs: multiply-accumulates by node name of a layer.
     """
@@ -124,6 +128,7 @@ def layer_costs(
                 macs[layer.node.name],
                 elements,
                 name,
+                layer.input_quantizer(quantized).grid.bits,
             )
         )
     for weight in weight_only_weights(quantized):
@@ -133,6 +138,17 @@ def layer_costs(
         # Operations in float do not depend on the width of the stored weight.
         costs.append(LayerCost(position[Kind.WEIGHTS, name], None, 0, elements, name))
     return costs
+
+
+def own_widths(groups: Sequence[WidthGroup], widths: Sequence[int]) -> dict[str, LayerBits]:
+    """Return the entries of a configuration that give each group its width, by the pattern of a layer."""
+    own: dict[str, dict[str, int]] = {}
+    for group, bits in zip(groups, widths, strict=True):
+        key = "weight_bits" if group.kind is Kind.WEIGHTS else "activation_bits"
+        for name in group.layers:
+            own.setdefault(name, {})[key] = bits
+    # A pattern also matches layers inside a module, and the last match wins: inner modules come last.
+    return {pattern_of(name): LayerBits(**own[name]) for name in sorted(own, key=len)}
 
 
 def _names(reads: Iterable[_Read]) -> tuple[str, ...]:

@@ -47,10 +47,12 @@ class Sensitivity:
     Attributes:
         groups: groups of quantizers.
         measurements: measurements of the groups.
+        notes: lines for the user.
     """
 
     groups: tuple[WidthGroup, ...]
     measurements: tuple[Measurement, ...]
+    notes: tuple[str, ...] = ()
 
     def damages(self) -> list[dict[int, float]]:
         """Return the distortion by width, for each group."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qgait_ptq.errors import MissingExtraError
-from qgait_ptq.mixed_precision.costs import SILHOUETTE_BITS, CostModel
+from qgait_ptq.mixed_precision.costs import CostModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -116,10 +116,40 @@ def allocate(damages: Damages, costs: CostModel, resource: Resource, limit: floa
         The allocation, or None if the cheapest widths exceed the limit.
     """
     limit = math.floor(limit)
+    cheapest = _cheapest(damages, costs, resource)
+    if cheapest.cost(resource) > limit:
+        return None
     allocation = _allocate(damages, costs, resource, limit)
-    if allocation is not None and allocation.cost(resource) > limit:  # by the solver's tolerance
+    if allocation is None or allocation.cost(resource) > limit:  # by the solver's tolerance
         allocation = _allocate(damages, costs, resource, math.floor(limit * (1 - TOLERANCE)))
-    return allocation
+    if allocation is None or allocation.cost(resource) > limit:  # the limit is too close to the cheapest
+        allocation = cheapest
+    return _widen(allocation, damages, costs, resource, limit)
+
+
+def _widen(
+    allocation: Allocation, damages: Damages, costs: CostModel, resource: Resource, limit: int
+) -> Allocation:
+    """Change one width at a time while damage falls within the limit, most damage saved per cost first.
+
+    The solver has a tolerance, which hides layers of few operations. Costs are compared exactly here.
+    """
+
+    def gain(other: Allocation) -> float:
+        saved = allocation.damage - other.damage
+        return saved / max(other.cost(resource) - allocation.cost(resource), 1)
+
+    while True:
+        others = [
+            describe((*allocation.widths[:group], bits, *allocation.widths[group + 1 :]), damages, costs)
+            for group, options in enumerate(damages)
+            for bits, damage in options.items()
+            if damage < options[allocation.widths[group]]
+        ]
+        better = [o for o in others if o.cost(resource) <= limit and o.damage < allocation.damage]
+        if not better:
+            return allocation
+        allocation = max(better, key=gain)
 
 
 def _allocate(damages: Damages, costs: CostModel, resource: Resource, limit: int) -> Allocation | None:
@@ -157,7 +187,7 @@ def _pair_terms(
         weights = chosen[layer.weights]
         if layer.activations is None:
             for bits, position in weights.items():
-                cost = costs.bit_operations(layer, bits, SILHOUETTE_BITS) / limit
+                cost = costs.bit_operations(layer, bits, layer.fixed_bits) / limit
                 terms[position] = terms.get(position, 0.0) + cost
             continue
         activations = chosen[layer.activations]
@@ -181,9 +211,13 @@ def describe(widths: Sequence[int], damages: Damages, costs: CostModel) -> Alloc
 
 def smallest_cost(damages: Damages, costs: CostModel, resource: Resource) -> int:
     """Return the cost of the cheapest widths."""
+    return _cheapest(damages, costs, resource).cost(resource)
+
+
+def _cheapest(damages: Damages, costs: CostModel, resource: Resource) -> Allocation:
     by_size = resource is Resource.SIZE
     widths = costs.smallest_widths(damages) if by_size else [min(options) for options in damages]
-    return describe(widths, damages, costs).cost(resource)
+    return describe(widths, damages, costs)
 
 
 def pareto_front(damages: Damages, costs: CostModel, resource: Resource) -> list[Allocation]:

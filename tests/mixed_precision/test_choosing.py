@@ -6,6 +6,7 @@ import torch
 import qgait_ptq as qg
 from qgait_ptq.config.schema import BudgetConfig
 from qgait_ptq.errors import CalibrationError, ConfigError, DataError
+from qgait_ptq.exporters.metadata import metadata_text
 from qgait_ptq.gait.data.gait_data import GaitData
 from qgait_ptq.mixed_precision.choosing import WidthChooser
 from qgait_ptq.mixed_precision.groups import Kind
@@ -55,6 +56,40 @@ def test_the_file_keeps_the_budget_and_uses_it(by_size):
     assert 0.85 * 70_000 < size <= 70_000
     assert {layer.weight_bits for layer in by_size.report.layers} == {4, 8}
     assert {layer.activation_bits for layer in by_size.report.layers} == {8}
+
+
+def test_the_metadata_of_the_file_are_slightly_overestimated(by_size):
+    """They have an entry for each layer."""
+    layers = by_size.report.config["layers"]
+    assert len(layers) == len(by_size.report.layers)
+    estimated = by_size.report.allocation["chosen"]["file_bytes"] - by_size.report.size_bytes["onnx"]
+    assert 0 <= estimated <= 3000
+
+
+class Long(torch.nn.Module):
+    """Many layers with long names."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = torch.nn.Linear(64 * 44, 8), torch.nn.Linear(8, 16)
+        self.a_long_name_of_a_backbone = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(40))
+
+    def forward(self, silhouettes):
+        features = self.first(silhouettes.flatten(2)).relu()
+        for layer in self.a_long_name_of_a_backbone:
+            features = layer(features).relu()
+        return self.last(features.amax(1))[..., None]
+
+
+def test_metadata_grow_with_the_number_of_layers(people):
+    config = qg.QuantConfig(budget={"size_mb": 1.0}, **FAST)
+    state = qg.prepare(Long().eval(), qg.GaitData(people, people), config, device="cpu")
+    chooser = WidthChooser(state, Stopwatch(Silent()))
+    given = chooser.with_widths(Candidate((8,) * len(chooser.groups)))
+    assert len(given.layers) == 42
+    text = metadata_text({"config": given.model_dump(mode="json")})
+    assert len(text) < chooser.measurement.metadata_bytes() < len(text) + 5000
 
 
 def test_a_layer_that_is_named_keeps_its_width(by_size):

@@ -3,7 +3,6 @@
 import pytest
 
 import qgait_ptq as qg
-from qgait_ptq.mixed_precision.costs import METADATA
 from qgait_ptq.mixed_precision.damage_table import SensitivityMeasurement
 from qgait_ptq.mixed_precision.groups import Kind
 from qgait_ptq.system.progress import Silent
@@ -41,7 +40,23 @@ def test_the_size_of_a_file_is_estimated_with_the_inputs_that_it_has(people, bit
     layers = {"*": {"activation_bits": bits}}
     config = qg.QuantConfig(weight_bits=8, activation_bits=8, layers=layers, **FAST)
     state = qg.prepare(make_gaitbase(**SHALLOW), qg.GaitData(people, people), config, device="cpu")
-    costs = SensitivityMeasurement(state, Silent()).costs()
-    estimated = costs.file_bytes([8] * len(SensitivityMeasurement(state, Silent()).groups))
+    measurement = SensitivityMeasurement(state, Silent())
+    estimated = measurement.costs().file_bytes([8] * len(measurement.groups))
     size = qg.export(qg.calibrate(state)).file.model.ByteSize()
-    assert size <= estimated - METADATA <= 1.02 * size
+    assert size <= estimated - measurement.metadata_bytes() <= 1.02 * size
+
+
+@pytest.mark.parametrize("settings", [{"input_bits": 1}, {"edge_bits": 3}, {}])
+def test_bit_operations_count_the_width_that_the_silhouettes_have(people, settings):
+    data = qg.GaitData(people, people)
+    state = qg.prepare(make_gaitbase(**SHALLOW), data, qg.QuantConfig(**settings, **FAST), device="cpu")
+    measurement = SensitivityMeasurement(state, Silent())
+    costs = measurement.costs()
+    weights = {layer.name: layer.weight_bits for layer in state.layers}
+    inputs = {layer.name: layer.activation_bits for layer in state.layers}
+    widths = [
+        (weights if group.kind is Kind.WEIGHTS else inputs)[group.layers[0]] for group in measurement.groups
+    ]
+    wanted = sum(layer.macs * layer.weight_bits * layer.activation_bits for layer in state.layers)
+    assert costs.total_bit_operations(widths) == wanted
+    assert costs.all_bit_operations == sum(64 * layer.macs for layer in state.layers)

@@ -9,6 +9,7 @@ from torch import fx, nn
 
 import qgait_ptq as qg
 from qgait_ptq.calibration.resuming import SavedStates
+from qgait_ptq.cli.sensitivity import input_widths
 from qgait_ptq.gait.metrics import single_shot_rank1
 from qgait_ptq.mixed_precision.damage import judge_damage
 from qgait_ptq.mixed_precision.damage_table import SensitivityMeasurement
@@ -224,3 +225,25 @@ def test_costs_are_counted_on_a_sequence_that_the_network_takes():
     state = qg.prepare(OverFiveFrames().eval(), qg.GaitData(data, data), qg.QuantConfig(), device="cpu")
     assert not state.captured.frame_counts.fits(len(data.choose(1, state.config.seed)[0][0]))
     assert SensitivityMeasurement(state, Silent()).costs().fixed_bytes > 0
+
+
+def test_a_measurement_says_which_sequences_it_leaves_out():
+    rng = np.random.default_rng(0)
+    walks = [((rng.random((9, 32, 22)) < 0.3).astype(np.uint8) * 255, f"{i // 3}") for i in range(6)]
+    walks += [walks[0], (walks[4][0][:3], "1")]
+    data = qg.GaitDataset.from_pairs(walks)
+    config = qg.QuantConfig(rounding="nearest", bias_correction=False)
+    state = qg.prepare(OverFiveFrames().eval(), qg.GaitData(data, data), config, device="cpu")
+    measured = SensitivityMeasurement(state, Silent())
+    notes = measured.measure({Kind.WEIGHTS: (8,), Kind.ACTIVATIONS: (8,)}).notes
+    copy, short, not_taken = notes
+    assert copy.startswith("1 calibration sequences repeat others")
+    assert short.startswith("1 calibration sequences are shorter than 9 frames")
+    assert not_taken.startswith("1 calibration sequences are left out: the network is captured for 5 frames")
+
+
+def test_inputs_that_are_not_measured_as_asked_are_noted():
+    note = "inputs are measured at 8 bits: the target tensorrt takes no fewer than 8"
+    assert input_widths((2, 4), 8, "tensorrt") == ((8,), [note])
+    assert input_widths((2, 8), 8, "tensorrt") == ((8,), [note])
+    assert input_widths((2, 8), 2, "onnxruntime") == ((2, 8), [])

@@ -48,6 +48,25 @@ def test_a_budget_below_the_cheapest_widths_has_no_solution(damages, resource):
     assert allocate(damages, COSTS, resource, smallest) is not None
 
 
+@pytest.mark.parametrize("small", [32, 2048])
+@pytest.mark.parametrize("big", [10**9, 3 * 10**10])
+def test_a_budget_of_exactly_the_cheapest_widths_is_kept(small, big):
+    """A layer of few operations is within the solver's tolerance."""
+    layers = (
+        LayerCost(0, None, big // 10, 5000, "a"),
+        LayerCost(1, 3, big, 5000, "b"),
+        LayerCost(2, 4, small, 5000, "c"),
+    )
+    costs = CostModel(layers, int4_weights=True, fixed_bytes=5000)
+    weights = {2: 0.1, 3: 0.02, 4: 0.004, 6: 0.0008, 8: 1e-6}
+    damages = [weights, weights, weights, {8: 1e-6}, {8: 1e-6}]
+    smallest = smallest_cost(damages, costs, Resource.BIT_OPERATIONS)
+    exact = allocate(damages, costs, Resource.BIT_OPERATIONS, smallest)
+    assert (exact.widths, exact.bit_operations) == ((2, 2, 2, 8, 8), smallest)
+    roomier = allocate(damages, costs, Resource.BIT_OPERATIONS, smallest + 6 * 8 * small)
+    assert roomier.widths == (2, 2, 8, 8, 8)
+
+
 def test_small_layers_have_fewer_bytes_at_8_bits():
     """Nodes that unpack 4-bit weights take more than a small layer's weights save."""
     small = CostModel((*LAYERS[:2], LayerCost(2, 3, 100, 700, "c")), int4_weights=True, fixed_bytes=0)
