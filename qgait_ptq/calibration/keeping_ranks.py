@@ -35,14 +35,12 @@ class RankSettings:
         weight: weight of the rank loss beside L_anchor.
         rates: largest learning rates.
         seed: random seed of the batches.
-        joins: whether the network takes any number of clips at once.
     """
 
     steps: int
     weight: float
     rates: LearningRates
     seed: int = 0
-    joins: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def keep_ranks(
     trained = TrainedGraph(part.quantized, part.reference, magnitudes, WeightMode.LATENT, nodes)
     optimizer = TrainingOptimizer(trained.groups(settings.rates))
     spread = spread_of(torch.cat([inputs.embeddings for inputs in learned]))
-    criterion = _Criterion(part, spread, settings.weight, settings.joins and part.can_join(learned))
+    criterion = _Criterion(part, spread, settings.weight, part.can_join(learned))
     losses = {START: criterion.judge(judging)}
     count = max(1, round(CLIPS / len(learned[0].labels)))
     for step in range(settings.steps):

@@ -147,8 +147,7 @@ def _in_first(graph_module: fx.GraphModule, action: Callable[[], Item]) -> Item:
 def _settings(state: State) -> RankSettings:
     config = state.config.finetune
     rates = LearningRates(config.learning_rate, config.rank_learning_rate, config.learning_rate)
-    joins = state.captured.batch is None
-    return RankSettings(config.rank_steps, config.rank_weight, rates, state.config.seed, joins)
+    return RankSettings(config.rank_steps, config.rank_weight, rates, state.config.seed)
 
 
 def _undone(outcome: RefitOutcome) -> Iterator[str]:

@@ -216,7 +216,7 @@ def _row(name: str, report: Mapping[str, Any]) -> Row:
     faster = speed.get("faster")
     submodule = (report.get("model") or {}).get("submodule")
     return Row(
-        name=f"{name} ({submodule['name']} alone)" if submodule else name,
+        name=f"{name} ({plain(submodule['name'])} alone)" if submodule else name,
         widths=widths_label(report),
         target=report["target"]["name"],
         megabytes=report["size_bytes"]["onnx"] / MEGABYTE,

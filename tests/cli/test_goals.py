@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from qgait_ptq.report.comparing import compare_reports, comparison_figures
+from qgait_ptq.report.comparing import compare_reports, comparison_figures, render_comparison
 from qgait_ptq.report.reading import read_report
 from tests.cli.forks import run_forked
 from tests.cli.test_cli import SMALL, assert_refused, run
@@ -163,7 +163,12 @@ def test_compare_says_which_file_is_that_of_a_submodule(logged, tmp_path):
     for figure in comparison_figures(rows):
         assert "whole" in figure.svg
         assert "part" not in figure.svg
+    page = render_comparison(rows, "walkers")
+    assert "The fronts leave submodules out." in page
+    assert "part (blocks alone)" in page
+    assert "leave submodules out" not in render_comparison(rows[:1], "walkers")
     assert comparison_figures(rows[1:]) == []
+    assert "Fronts" not in render_comparison(rows[1:], "walkers")
 
 
 def test_compare_refuses_what_is_no_result_or_not_comparable(logged, tmp_path):

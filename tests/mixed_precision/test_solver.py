@@ -96,3 +96,23 @@ def test_without_int4_storage_narrow_weights_save_nothing():
     wide = CostModel(LAYERS, int4_weights=False, fixed_bytes=0)
     assert wide.weight_bytes(0, 4) == wide.weight_bytes(0, 8) == 4000
     assert COSTS.weight_bytes(0, 4) < 4000 == COSTS.weight_bytes(0, 6)
+
+
+def test_no_layer_stays_narrow_that_still_fits_exactly():
+    """Within its tolerance, the solver leaves the large layer at 6 bits, as if the rest were used."""
+    large = LayerCost(0, None, 10**6, 5000, "a")
+    layers = (large, LayerCost(1, 4, 3, 5000, "b"), LayerCost(2, 5, 3, 5000, "c"))
+    costs = CostModel(layers, int4_weights=True, fixed_bytes=5000)
+    damages = [
+        {2: 0.12, 3: 0.0175, 4: 0.028, 6: 0.00095, 8: 4e-9},
+        {2: 0.1024, 3: 0.03, 4: 0.025, 6: 0.0144, 8: 2.4e-9},
+        {2: 0.119, 3: 0.0419, 4: 0.02185, 6: 5.9e-7, 8: 2.75e-9},
+        {2: 0.0079, 3: 0.000488, 4: 3.01e-6, 6: 6.29e-7, 8: 0.00126},
+        {2: 0.1714, 3: 0.07456, 4: 0.0066, 6: 0.0003, 8: 0.0019},
+        {2: 0.0065, 3: 0.0002, 4: 3.4e-5, 6: 0.0145, 8: 3.8e-9},
+    ]
+    limit = costs.all_bit_operations
+    options = [describe(widths, damages, costs) for widths in product(*damages)]
+    best = min((one for one in options if one.bit_operations <= limit), key=lambda one: one.damage)
+    assert best.widths[0] == 8
+    assert allocate(damages, costs, Resource.BIT_OPERATIONS, limit).widths == best.widths

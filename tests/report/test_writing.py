@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from qgait_ptq.errors import ConfigError
+from qgait_ptq.report.record import _digest
 from qgait_ptq.report.writing import check_writable, write_result
 
 
@@ -165,3 +166,8 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
     )
     assert "cannot be written (File too large)" in done.stdout
     assert names(tmp_path) == []
+
+
+def test_a_test_set_is_the_same_in_another_order_of_people():
+    assert _digest(["a/nm-01/000", "b/nm-01/000"]) == _digest(["b/nm-01/000", "a/nm-01/000"])
+    assert _digest(["a/nm-01/000"]) != _digest(["b/nm-01/000"])
