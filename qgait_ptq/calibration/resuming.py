@@ -59,7 +59,8 @@ class SavedStates:
             ) from None
         if fingerprint != self.fingerprint:
             raise ConfigError(
-                f"{path} belongs to a run with other settings, data or network; run without --resume"
+                f"{path} belongs to a run with other settings, data or network, or of another version; "
+                "run without --resume"
             )
         return state
 
