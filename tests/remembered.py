@@ -120,5 +120,5 @@ def _digest(network: nn.Module) -> str:
     found = hashlib.sha256()
     for name, value in (*network.named_parameters(), *network.named_buffers()):
         found.update(f"{name} {value.dtype} {tuple(value.shape)} {value.requires_grad}".encode())
-        found.update(value.detach().flatten().contiguous().view(torch.uint8).numpy())
+        found.update(value.detach().flatten().contiguous().cpu().view(torch.uint8).numpy())
     return found.hexdigest()
