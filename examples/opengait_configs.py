@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def measure(config: OpenGaitConfig, is_first: bool) -> dict[str, Any]:
         found |= describe(state)
         found["frames"], found["batch"] = str(state.captured.frame_counts), state.captured.batch
         found |= compare(config, InEval(network, calibration).eval(), state)
+        found["versions"] = f"torch {version('torch')} and onnxruntime {version('onnxruntime')}"
     return found
 
 
@@ -196,10 +198,13 @@ def rows_of(measured: dict[str, dict[str, Any]]) -> dict[str, dict[str, dict[str
 def markdown(measured: dict[str, dict[str, Any]], commit: str, total: int) -> str:
     """The section."""
     lengths = ", ".join(map(str, LENGTHS[:-1])) + f" and {LENGTHS[-1]}"
+    versions = sorted({found["versions"] for found in measured.values() if "versions" in found})
     lines = [
         INTRODUCTION.format(commit=commit, lengths=lengths).rstrip(),
         "",
         *([f"{len(measured)} of {total} configurations have been run.", ""] if len(measured) < total else []),
+        f"Measured with {', or '.join(versions)}; `opengait.json` says which.",
+        "",
         "| network | frame | configurations | quantized | batch | frames | int8 | cosine W8A8 | file |",
         "|---|---|---:|---|---|---|---:|---:|---:|",
     ]
