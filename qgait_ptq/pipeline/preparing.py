@@ -10,6 +10,7 @@ from qgait_ptq.calibration.learning_stages import CalibrateDistances, CollectFra
 from qgait_ptq.calibration.refit_stage import Refit
 from qgait_ptq.capture.autocast import disabled_regions
 from qgait_ptq.capture.captured import BATCH_AXIS, FRAME_AXIS, Capture
+from qgait_ptq.config.goals import unused_widths_notes
 from qgait_ptq.exporters.exportability import unknown_nodes
 from qgait_ptq.exporters.onnx_file import export_float
 from qgait_ptq.graph.conversion import to_device
@@ -157,11 +158,14 @@ class ChooseWidths(CompoundStage):
         if not self.wanted(state):
             return state
         watch = Stopwatch(progress)
+        notes = unused_widths_notes(state.config)
+        for note in notes:  # before the measurement, which takes minutes
+            progress.note(note)
         choice = WidthChooser(state, watch).choose()
         network = copy.deepcopy(state.network)
         annotate(network, state.target.rules, bit_widths(choice.config, raw=state.data.raw))
         state = replace(state, config=choice.config, maybe_network=network, chosen_drop=choice.drop)
-        return state.recording(allocation=choice.description).timed(watch.seconds)
+        return state.noting(*notes).recording(allocation=choice.description).timed(watch.seconds)
 
 
 class KeepAccuracy(CompoundStage):
