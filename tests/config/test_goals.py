@@ -27,7 +27,7 @@ SIZE, OPERATIONS = {"budget": {"size_mb": 1}}, {"budget": {"bops_percent": 30}}
         (
             {**OPERATIONS, "weight_bits": 4, "activation_bits": 3, "edge_bits": 6},
             [
-                "weight_bits 4 and activation_bits 3 have no effect: the budget chooses the widths of all weights and",
+                "weight_bits 4 and activation_bits 3 have no effect: the budget chooses the widths of all",
                 "edge_bits 6 sets the network's input only",
             ],
         ),
