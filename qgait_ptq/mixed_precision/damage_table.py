@@ -17,7 +17,13 @@ from qgait_ptq.calibration.batches import clip_notes, clips_at_once, cut, unlabe
 from qgait_ptq.calibration.correction import correct_alone
 from qgait_ptq.calibration.learning_stages import fingerprint
 from qgait_ptq.calibration.resuming import SavedStates
-from qgait_ptq.calibration.stages import Correct, Equalize, SetRanges, correction_settings
+from qgait_ptq.calibration.stages import (
+    Correct,
+    Equalize,
+    SetRanges,
+    correction_settings,
+    shared_weight_notes,
+)
 from qgait_ptq.config.schema import LayerBits
 from qgait_ptq.errors import DataError
 from qgait_ptq.exporters.onnx_file import export_quantized
@@ -84,7 +90,8 @@ class SensitivityMeasurement:
             reference = ranged[WIDEST].reference
             if Correct().wanted(state):
                 batches, settings = unlabelled_batches(state), correction_settings(config)
-                correct_alone(reference, list(by_width.values()), batches, settings, advance)
+                left_alone = correct_alone(reference, list(by_width.values()), batches, settings, advance)
+                notes += shared_weight_notes(left_alone)
         states = SavedStates(state.work_folder, fingerprint(state) + str(widths), state.resume)
         size = clips_at_once(state)
         with self.progress.stage("sensitivity", -(-len(clips.subjects) // size)) as advance:
