@@ -36,6 +36,7 @@ from qgait_ptq.mixed_precision.sensitivity import Sensitivity, measure_sensitivi
 from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.insert import insert_quantizers
 from qgait_ptq.placement.planning import bit_widths
+from qgait_ptq.stages.lookups import checked_lookups
 from qgait_ptq.stages.stage import nothing
 from qgait_ptq.stages.state import State
 from qgait_ptq.stages.training_data import Clips
@@ -66,6 +67,7 @@ class SensitivityMeasurement:
         return find_groups(insert_quantizers(_uniform_network(self.state, WIDEST, apart=True)))
 
     @exact_arithmetic()
+    @checked_lookups("sensitivity")
     def measure(self, widths: Mapping[Kind, Sequence[int]]) -> Sensitivity:
         """Measure the damage of each group at each width.
 
@@ -138,7 +140,7 @@ class SensitivityMeasurement:
         some = self.state.data.calibration.choose(self.sequences, self.state.config.seed)
         fits = self.state.captured.frame_counts.fits
         taken = (record for silhouettes, record in some if fits(len(silhouettes)))
-        return GaitDataset([next(taken, some.records[0])])
+        return GaitDataset([next(taken, some.records[0])], layout=some.layout)
 
 
 ALL_LAYERS = "?*"  # a pattern that no recipe has, so that it is the last one, which wins

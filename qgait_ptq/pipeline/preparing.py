@@ -15,6 +15,7 @@ from qgait_ptq.exporters.exportability import unknown_nodes
 from qgait_ptq.exporters.onnx_file import export_float
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.graph.frame_counts import ANY_FRAME_COUNT
+from qgait_ptq.graph.frame_inputs import largest_integers
 from qgait_ptq.mixed_precision.choosing import WidthChooser, allowed_drop, held_out_drop
 from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.layers import integer_layers
@@ -60,7 +61,7 @@ class CaptureNetwork(Stage):
     name = "capture"
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Set ``captured`` and ``network``.
+        """Set ``captured`` and ``network``, and the limits of integers in the data.
 
         Raises:
             CaptureError: the network cannot be captured.
@@ -88,7 +89,11 @@ class CaptureNetwork(Stage):
                 f"something else, or does not run{_cause(captured, FRAME_AXIS)}. The file is for these"
             )
         notes += autocast_notes(disabled_regions(taken.isolated.host) if taken else captured.without_autocast)
-        return replace(state, maybe_captured=captured, maybe_network=network).noting(*notes)
+        limited = data.limited(largest_integers(network))
+        given = limited if state.given is state.data else state.given
+        return replace(
+            state, given=given, data=limited, maybe_captured=captured, maybe_network=network
+        ).noting(*notes)
 
 
 class CheckOperators(Stage):

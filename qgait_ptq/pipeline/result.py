@@ -23,6 +23,7 @@ from qgait_ptq.report.schema import Report
 from qgait_ptq.report.showing import show_page
 from qgait_ptq.report.writing import write_result
 from qgait_ptq.system.json_text import json_text
+from qgait_ptq.system.reading import as_path
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class QuantizationResult:
             contents["float.onnx"] = self.float_model.SerializeToString()
         if torch_file and self.captured is not None:
             contents["model.pt2"] = export_program(self.simulation, self.captured)
-        written = write_result(Path(folder), contents)
+        written = write_result(as_path(folder, "the output directory"), contents)
         if self.work_folder is not None:
             SavedStates.remove(self.work_folder)
         return written

@@ -207,7 +207,7 @@ def test_sensitivity_needs_two_people(people):
     ],
 )
 def test_goals_that_make_no_sense_are_refused(settings, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ConfigError, match=words):
         qg.QuantConfig(**settings)
 
 
