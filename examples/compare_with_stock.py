@@ -19,6 +19,7 @@ import click
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 from measure_models import MODELS, TESTED, make_network, render
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
@@ -26,7 +27,7 @@ from onnxruntime.quantization import CalibrationDataReader, quantize_static
 import qgait_ptq as qg
 from qgait_ptq.config import IdcConfig
 from qgait_ptq.evaluation import BenchmarkSetting, benchmark_calls, example_inputs
-from qgait_ptq.gait import GaitDataset, Split, network_batch
+from qgait_ptq.gait import GaitDataset, Split, embedding_cosine, network_batch
 from qgait_ptq.gait.zoo import NETWORKS
 from qgait_ptq.runtime import describe_processor, open_unguarded, run_session
 
@@ -86,8 +87,7 @@ def main(network: str, rounds: int) -> None:
     print(f"{describe_processor()}, onnxruntime {onnxruntime.__version__}")
     print(f"{'':13s} {'CPU ms':>8s} {'× float':>8s} {'cosine':>8s} {'MB':>6s}")
     for name, given in embedded.items():
-        norms = np.linalg.norm(reference, axis=1) * np.linalg.norm(given, axis=1)
-        cosine = float(((reference * given).sum(1) / norms).mean())
+        cosine = float(embedding_cosine(torch.from_numpy(reference), torch.from_numpy(given)).mean())
         timing = timings[name]
         print(f"{name:13s} {timing.cpu_ms[0]:8.1f} {timing.faster[0]:8.2f} {cosine:8.4f} {sizes[name]:6.2f}")
     for name in STOCK:

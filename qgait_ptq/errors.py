@@ -15,6 +15,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "ExportError",
+    "FixedSizeWarning",
     "MissingExtraError",
     "ModelError",
     "ProcessorWarning",
@@ -65,6 +66,10 @@ class StageOrderError(RuntimeError):
 
 class SequenceLengthWarning(UserWarning):
     """A file takes one frame count only, and sequences of other lengths are repeated or cut."""
+
+
+class FixedSizeWarning(UserWarning):
+    """A file takes one batch size or frame count only, although the network takes others."""
 
 
 class ProcessorWarning(UserWarning):

@@ -113,7 +113,7 @@ def correct_alone(
     batches: Sequence[Tensor],
     settings: CorrectionSettings,
     advance: Callable[[], None] = lambda: None,
-) -> None:
+) -> list[str]:
     """Round each layer's weight as if no other layer were quantized, in place.
 
     Args:
@@ -123,19 +123,26 @@ def correct_alone(
         settings: settings of rounding and bias correction.
         advance: called after each layer.
 
+    Returns:
+        Names of layers that stay unchanged because other layers share their weight.
+
     Raises:
         CalibrationError: the inputs of a layer are not finite.
     """
     stepper = Stepper(reference, batches, settings.memory)
     shared = shared_parameters(reference)
+    left_alone = []
     for original, *others in zip(*map(quantized_layers, (reference, *candidates)), strict=True):
         stepper.advance(original.weight_call.name)
-        if original.weight_path not in shared and (original.bias_path or "") not in shared:
+        if original.weight_path in shared or (original.bias_path or "") in shared:
+            left_alone.append(layer_name(original.node))
+        else:
             weight, bias = weight_of(reference, original), tensor_of(reference, original.bias_parameter)
             moments = _input_moments(original.node, weight.shape, stepper, stepper, settings)
             for candidate, layer in zip(candidates, others, strict=True):
                 correct_layer(candidate, layer, weight, bias, moments, settings)
         advance()
+    return left_alone
 
 
 def correct_layer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from torch import Tensor, fx
@@ -134,13 +134,18 @@ class Correct(Stage):
         state = replace(state, maybe_quantized=quantized)
         if not left_alone:
             return state
-        names = ", ".join(dict.fromkeys(left_alone))  # a layer that is called twice is there twice
-        return state.recording(shared_weights=left_alone).noting(
-            f"weights that several layers share are rounded to nearest: {names}"
-        )
+        return state.recording(shared_weights=left_alone).noting(*shared_weight_notes(left_alone))
 
 
 WITHOUT_LABELS: tuple[Stage, ...] = (ChooseClips(), Equalize(), SetRanges(), Correct())
+
+
+def shared_weight_notes(left_alone: Sequence[str]) -> list[str]:
+    """Return a note on layers that rounding leaves alone because other layers share their weight."""
+    if not left_alone:
+        return []
+    names = ", ".join(dict.fromkeys(left_alone))  # a layer that is called twice is there twice
+    return [f"weights that several layers share are rounded to nearest: {names}"]
 
 
 def correction_settings(config: QuantConfig) -> CorrectionSettings:

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import click
 
-from qgait_ptq.errors import ProcessorWarning, QgaitError, SequenceLengthWarning, first_line
+from qgait_ptq.errors import FixedSizeWarning, ProcessorWarning, QgaitError, SequenceLengthWarning, first_line
 from qgait_ptq.system.locking import temporary_files
 from qgait_ptq.system.processes import (
     announced,
@@ -283,7 +283,7 @@ _show_by_default = warnings.showwarning
 
 def _show_warning(message: Warning | str, category: type[Warning], *position: Any, **more: Any) -> None:
     """Print the toolkit's own warnings as one line, and show other warnings as Python does."""
-    if issubclass(category, (ProcessorWarning, SequenceLengthWarning)):
+    if issubclass(category, (FixedSizeWarning, ProcessorWarning, SequenceLengthWarning)):
         from qgait_ptq.report.plain import plain
 
         click.echo(f"qgait-ptq: warning: {plain(message)}", err=True)

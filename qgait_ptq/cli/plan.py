@@ -9,6 +9,7 @@ from rich.console import Console
 from torch import nn
 
 from qgait_ptq.cli.inputs import check_walker_settings, load_data
+from qgait_ptq.config.goals import unused_widths_notes
 from qgait_ptq.config.schema import Recipe
 from qgait_ptq.gait.walkers.loading import TEST_WALKERS, WALKER_FRAME_SHAPE, walker_counts
 from qgait_ptq.pipeline.expectation import Expectation, expect
@@ -57,6 +58,7 @@ def show_plan(
     if any(goal is not None for goal in (config.budget, config.target_accuracy, config.max_drop)):
         progress.note("a run chooses other widths than these; it takes several times as long")
     for line in (
+        *unused_widths_notes(config),
         *(f"{layer.name}: {layer.note}" for layer in layers if layer.note),
         f"{min(config.calibration_sequences, sequences[0])} of {sequences[0]} sequences for calibration, "
         f"{sequences[1]} for tests",

@@ -9,11 +9,13 @@ from typing import Any
 import click
 
 from qgait_ptq.capture.own_code import CODE, is_built_in
+from qgait_ptq.config.goals import FIXED, describe_choice, unused_widths
 from qgait_ptq.config.recipes import parse, read_recipe
-from qgait_ptq.config.schema import GOALS, DataSource, ModelSource, Recipe
+from qgait_ptq.config.schema import GOALS, DataSource, ModelSource, QuantConfig, Recipe
 from qgait_ptq.errors import ConfigError
 from qgait_ptq.gait.data.names import printable
 
+WIDTHS = ("weight_bits", "activation_bits")  # that --bits sets
 # What each effort turns on (None: if the labels allow it). Other settings keep the values of the recipe.
 EFFORTS: dict[str | None, dict[str, bool | None]] = {
     "quick": {"idc": False, "finetune": False},
@@ -50,6 +52,7 @@ def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str
     given = _arguments(options.pop("arguments", None) or ())
     values["model"]["arguments"] = {**(values["model"].get("arguments") or {}), **given}
     bits = options.pop("bits", None)
+    asked = {name for name in (*WIDTHS, "edge_bits") if options.get(name) is not None}
     for name in ("weight_bits", "activation_bits"):
         options[name] = options.get(name) if options.get(name) is not None else bits
     for name, value in options.items():
@@ -57,11 +60,35 @@ def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str
             values[_section(name)][name] = value
     _default_from_opengait(values)
     recipe = parse(Recipe, values, str(recipe_file or "options"), recipe_file)
+    _check_widths(recipe.quantization, asked, bits)
     data = recipe.data
     for path in (recipe.model.path, recipe.model.opengait_config, data.root, data.partition, data.unlabelled):
         if path is not None and printable(str(path)) != str(path):
             raise ConfigError(f"{path}: the path is not UTF-8, so no report can name it; rename it")
     return recipe
+
+
+def _check_widths(config: QuantConfig, asked: set[str], bits: int | None) -> None:
+    """Refuse options of widths that the goal overrides. A recipe may hold them: the run notes them.
+
+    Args:
+        config: settings with all options.
+        asked: options of single widths that the command line gives, such as ``weight_bits``.
+        bits: value of ``--bits``, None if it is not given.
+
+    Raises:
+        ConfigError: an option has no effect.
+    """
+    unused = unused_widths(config)
+    useless = [name for name in unused if name in asked]
+    if bits is not None and asked.union(unused).issuperset(WIDTHS):
+        useless.append("bits")
+    if useless:
+        names = " and ".join("--" + name.replace("_", "-") for name in useless)
+        raise ConfigError(
+            f"{names} would have no effect: {describe_choice(config)}. Leave out the option or the goal. "
+            f"{FIXED}"
+        )
 
 
 def _section_of(values: dict[str, Any], section: str, recipe_file: Path | None) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,13 +10,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from qgait_ptq.config.schema import Recipe
+from qgait_ptq.config.validation import describe_problem, shortened
 from qgait_ptq.config.yaml_reading import LARGEST_YAML, RefusedYamlError, compose_yaml, dump_yaml, load_yaml
 from qgait_ptq.errors import ConfigError, QgaitError
 from qgait_ptq.system.reading import read_text, shown
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 OPENGAIT = "opengait_config"
-LONGEST_TEXT = 200  # characters of a key or a problem in an error
 # Sections that receive options before the recipe is validated, outer ones first.
 SECTIONS = (
     ("model",),
@@ -44,16 +43,10 @@ def parse(model: type[Parsed], values: Any, where: str, file: Path | None = None
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        location, message = first["loc"], first["msg"].removeprefix("Value error, ")
+        location, problem = describe_problem(model, error)
         line = None if file is None else find_line(file, location)
         position = where if line is None else f"{where}, line {line}"
-        if first["type"] == "extra_forbidden":
-            message = f"unknown key{_nearest(model, location)}"
-        elif first["type"] not in ("missing", "value_error"):
-            message += f", not {shown(first['input'])}"
-        field = _shortened(".".join(str(part) for part in location))
-        raise ConfigError(f"{position}: {field + ': ' if field else ''}{message}") from None
+        raise ConfigError(f"{position}: {problem}") from None
 
 
 def find_line(path: Path, location: Sequence[int | str]) -> int | None:
@@ -86,23 +79,6 @@ def find_line(path: Path, location: Sequence[int | str]) -> int | None:
     return line
 
 
-def _nearest(model: type[BaseModel], location: Sequence[int | str]) -> str:
-    """Return a hint with the keys of a section that are similar to an unknown key."""
-    section: Any = model
-    for part in location[:-1]:
-        field = getattr(section, "model_fields", {}).get(str(part))
-        section = None if field is None else field.annotation
-    names = list(getattr(section, "model_fields", {}))
-    near = get_close_matches(str(location[-1]), names, n=2)
-    return (
-        f"; did you mean {' or '.join(near)}?"
-        if near
-        else f"; known keys are {', '.join(names)}"
-        if names
-        else ""
-    )
-
-
 def read_yaml(path: Path, what: str, *, as_opengait: bool = False) -> Any:
     """Read an untrusted YAML file within the limits of `yaml_reading`.
 
@@ -120,7 +96,7 @@ def read_yaml(path: Path, what: str, *, as_opengait: bool = False) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f", line {mark.line + 1}"
-        problem = _shortened(" ".join(f"{error.context or ''} {error.problem or ''}".split()))
+        problem = shortened(" ".join(f"{error.context or ''} {error.problem or ''}".split()))
         kind = "" if isinstance(error, RefusedYamlError) else "not valid YAML: "
         raise ConfigError(f"{path}{line}: {kind}{problem}") from None
     except yaml.YAMLError as error:
@@ -151,10 +127,6 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def _position(path: Path, location: Sequence[str]) -> str:
     line = find_line(path, location)
     return f"{path}{'' if line is None else f', line {line}'}: {'.'.join(location)}"
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
 
 
 def recipe_yaml(recipe: Recipe) -> str:

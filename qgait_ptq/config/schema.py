@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AliasChoices, Field, model_validator
+
+from qgait_ptq.config.validation import Settings
 
 Bits = Annotated[int, Field(ge=2, le=8)]
 InputBits = Annotated[int, Field(ge=1, le=8)]
@@ -33,26 +27,7 @@ Modality = Annotated[int, Field(ge=0)]
 GOALS = ("budget", "target_accuracy", "max_drop")  # settings that choose widths; one at most
 
 
-def _takes_flags(annotation: Any) -> bool:
-    """Return whether a type allows true and false."""
-    return annotation in (bool, Any) or any(map(_takes_flags, get_args(annotation)))
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_flag_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false where a number is expected: pydantic would take them for 1 and 0."""
-        field = cls.model_fields[info.field_name or ""]
-        for entry in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(entry, bool) and not _takes_flags(field.annotation):
-                raise ValueError(f"expected another value than {str(entry).lower()}")
-        return value
-
-
-class LayerBits(_Model):
+class LayerBits(Settings):
     """Widths of one layer that differ from the rest of the configuration.
 
     Attributes:
@@ -70,7 +45,7 @@ class LayerBits(_Model):
         return self
 
 
-class IdcConfig(_Model):
+class IdcConfig(Settings):
     """Stage 1, inter-class distance-guided calibration.
 
     Attributes:
@@ -111,7 +86,7 @@ class IdcConfig(_Model):
     memory_mb: Positive = 2000
 
 
-class FinetuneConfig(_Model):
+class FinetuneConfig(Settings):
     """Stage 2, reconstruction and fine-tuning with the soft quantizer.
 
     Attributes:
@@ -169,7 +144,7 @@ class FinetuneConfig(_Model):
     memory_mb: Positive = 2000
 
 
-class BudgetConfig(_Model):
+class BudgetConfig(Settings):
     """Limit of the cost of a network. The widths of its layers are chosen to meet it.
 
     Attributes:
@@ -189,7 +164,7 @@ class BudgetConfig(_Model):
         return self
 
 
-class QuantConfig(_Model):
+class QuantConfig(Settings):
     """Settings of quantization.
 
     Example:
@@ -301,7 +276,7 @@ class QuantConfig(_Model):
         return self.target_accuracy is not None or self.max_drop is not None
 
 
-class ModelSource(_Model):
+class ModelSource(Settings):
     """Source of a network.
 
     Attributes:
@@ -336,7 +311,7 @@ class ModelSource(_Model):
     sha256: str | None = None
 
 
-class DataSource(_Model):
+class DataSource(Settings):
     """Source of sequences. Without a root, it is the built-in synthetic walkers.
 
     Attributes:
@@ -379,7 +354,7 @@ class DataSource(_Model):
         return self
 
 
-class Recipe(_Model):
+class Recipe(Settings):
     """All settings that repeat a run, stored as ``recipe.yaml``."""
 
     model: ModelSource

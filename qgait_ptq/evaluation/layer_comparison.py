@@ -18,7 +18,7 @@ from qgait_ptq.errors import DataError, ModelError
 from qgait_ptq.exporters.lowering import CALL_MARK
 from qgait_ptq.exporters.onnx_file import read_model
 from qgait_ptq.exporters.passes.first_layer_table import layers_in_tables
-from qgait_ptq.gait.metrics import decibels
+from qgait_ptq.gait.metrics import decibels, embedding_cosine
 from qgait_ptq.graph.operators import WEIGHTED, is_operator
 from qgait_ptq.graph.shapes import is_free, observed_shape, record_free_axes
 from qgait_ptq.graph.stored_weights import layer_name
@@ -71,7 +71,7 @@ class _Sums:
             actual = actual * torch.tensor(factors, dtype=torch.float64).reshape(shape)
         self.signal += float(expected.square().sum())
         self.noise += float((expected - actual).square().sum())
-        self.cosines.append(float(torch.cosine_similarity(expected.flatten(), actual.flatten(), dim=0)))
+        self.cosines.append(float(embedding_cosine(expected.flatten()[None], actual.flatten()[None])))
         # The mean over frames gives sequences of different lengths vectors of one length.
         self.float_means.append((expected.mean(axes) if axes else expected).flatten())
         self.file_means.append((actual.mean(axes) if axes else actual).flatten())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qgait_ptq.errors import DataError, QgaitError, first_line
+from qgait_ptq.gait.data.content import sequence_digest
 from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord, Silhouettes
 from qgait_ptq.gait.data.sampling import to_network_input
 from qgait_ptq.gait.data.sequences import shape_text
@@ -57,12 +58,14 @@ class Embedded:
         kept: indices of the sequences that were embedded.
         refused: one line for each of the others.
         lengths: frame counts of the sequences that were embedded, before they were repeated or cut.
+        digests: digests of these sequences, as they were read.
     """
 
     embeddings: list[Tensor]
     kept: list[int]
     refused: list[str]
     lengths: list[int]
+    digests: list[bytes]
 
 
 def embed_dataset(
@@ -138,6 +141,7 @@ class _Embedding:
         done: for each sequence the outputs ``[1, c, p]`` of all networks.
         refused: for each other sequence a line with the reason.
         lengths: frame count of each sequence that was read.
+        digests: digest of each sequence that was read.
     """
 
     data: GaitDataset
@@ -147,6 +151,7 @@ class _Embedding:
     done: dict[int, list[Tensor]] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
     lengths: dict[int, int] = field(default_factory=dict)
+    digests: dict[int, bytes] = field(default_factory=dict)
 
     def read(
         self,
@@ -158,7 +163,7 @@ class _Embedding:
         for number in self.numbers:
             silhouettes, record = self.data[number]
             _check_shape(silhouettes, record, frame_shape)
-            self.lengths[number] = len(silhouettes)
+            self.lengths[number], self.digests[number] = len(silhouettes), sequence_digest(silhouettes)
             try:
                 batch = network_batch(silhouettes, record, frame_shape, frames)
             except DataError as error:
@@ -193,7 +198,8 @@ class _Embedding:
         refused, kept = [self.refused[number] for number in sorted(self.refused)], sorted(self.done)
         columns = zip(*(self.done[number] for number in kept), strict=True)
         lengths = [self.lengths[number] for number in kept]
-        return Embedded([torch.cat(column) for column in columns], kept, refused, lengths)
+        digests = [self.digests[number] for number in kept]
+        return Embedded([torch.cat(column) for column in columns], kept, refused, lengths, digests)
 
 
 def _join(parts: Sequence[Embedded]) -> Embedded:
@@ -205,12 +211,13 @@ def _join(parts: Sequence[Embedded]) -> Embedded:
     kept = [index for part in parts for index in part.kept]
     refused = [line for part in parts for line in part.refused]
     lengths = [length for part in parts for length in part.lengths]
+    digests = [digest for part in parts for digest in part.digests]
     if not kept:
         raise DataError(f"no sequence can be embedded; {refused[0] if refused else 'the data have none'}")
     if len(parts) == 1:
         return parts[0]
     by_network = zip(*(part.embeddings for part in parts if part.kept), strict=True)
-    return Embedded([torch.cat(embeddings) for embeddings in by_network], kept, refused, lengths)
+    return Embedded([torch.cat(embeddings) for embeddings in by_network], kept, refused, lengths, digests)
 
 
 def _embed(network: Embed, batches: list[Tensor], records: Sequence[SequenceRecord]) -> Tensor:

@@ -251,6 +251,17 @@ def decibels(signal: float, noise: float) -> float:
 
 
 def embedding_cosine(reference: Tensor, other: Tensor) -> Tensor:
-    """Return the cosines ``[n]`` between embeddings ``[n, ...]``, with all parts as one vector."""
+    """Return the cosines ``[n]`` between embeddings ``[n, ...]``, with all parts as one vector.
+
+    Two embeddings of zeros are equal: their cosine is 1. A network whose last ReLU lets nothing pass gives
+    them for blank silhouettes. The cosine of zeros and anything else is 0.
+    """
     pairs = zip(reference.flatten(1).split(DOUBLE_ROWS), other.flatten(1).split(DOUBLE_ROWS), strict=True)
-    return torch.cat([torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=1) for a, b in pairs])
+    return torch.cat([_row_cosines(a.double(), b.double()) for a, b in pairs])
+
+
+def _row_cosines(a: Tensor, b: Tensor) -> Tensor:
+    # The default eps of 1e-8 would take short embeddings for zeros.
+    cosines = torch.nn.functional.cosine_similarity(a, b, dim=1, eps=torch.finfo(a.dtype).tiny)
+    both_zero = ~(a.any(1) | b.any(1))
+    return cosines.masked_fill(both_zero, 1.0)

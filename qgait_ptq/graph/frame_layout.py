@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import accumulate
 from typing import Any
@@ -44,11 +44,14 @@ class FrameInput:
         name: name of the file's input.
         shape: shape of one frame.
         kind: kind of input.
+        largest: largest integer that the network looks up in a table; None if there is no limit, or it is not
+            known. The smallest is 0.
     """
 
     name: str
     shape: tuple[int, ...]
     kind: InputKind
+    largest: int | None = field(default=None, compare=False)
 
     @property
     def size(self) -> int:
@@ -82,6 +85,12 @@ class FrameLayout:
     def has_silhouettes(self) -> bool:
         """Return whether an input holds silhouettes."""
         return any(entry.kind is InputKind.SILHOUETTES for entry in self.inputs)
+
+    def limited(self, largest: Mapping[str, int]) -> FrameLayout:
+        """Return the layout with the largest integers of inputs, by name."""
+        return FrameLayout(
+            tuple(replace(entry, largest=largest.get(entry.name, entry.largest)) for entry in self.inputs)
+        )
 
     def pack(self, arrays: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """Concatenate one stored array ``[s, ...]`` for each input to ``[s, F]``."""

@@ -17,7 +17,13 @@ from qgait_ptq.calibration.batches import clip_notes, clips_at_once, cut, unlabe
 from qgait_ptq.calibration.correction import correct_alone
 from qgait_ptq.calibration.learning_stages import fingerprint
 from qgait_ptq.calibration.resuming import SavedStates
-from qgait_ptq.calibration.stages import Correct, Equalize, SetRanges, correction_settings
+from qgait_ptq.calibration.stages import (
+    Correct,
+    Equalize,
+    SetRanges,
+    correction_settings,
+    shared_weight_notes,
+)
 from qgait_ptq.config.schema import LayerBits
 from qgait_ptq.errors import DataError
 from qgait_ptq.exporters.onnx_file import export_quantized
@@ -30,6 +36,7 @@ from qgait_ptq.mixed_precision.sensitivity import Sensitivity, measure_sensitivi
 from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.insert import insert_quantizers
 from qgait_ptq.placement.planning import bit_widths
+from qgait_ptq.stages.lookups import checked_lookups
 from qgait_ptq.stages.stage import nothing
 from qgait_ptq.stages.state import State
 from qgait_ptq.stages.training_data import Clips
@@ -60,6 +67,7 @@ class SensitivityMeasurement:
         return find_groups(insert_quantizers(_uniform_network(self.state, WIDEST, apart=True)))
 
     @exact_arithmetic()
+    @checked_lookups("sensitivity")
     def measure(self, widths: Mapping[Kind, Sequence[int]]) -> Sensitivity:
         """Measure the damage of each group at each width.
 
@@ -84,7 +92,8 @@ class SensitivityMeasurement:
             reference = ranged[WIDEST].reference
             if Correct().wanted(state):
                 batches, settings = unlabelled_batches(state), correction_settings(config)
-                correct_alone(reference, list(by_width.values()), batches, settings, advance)
+                left_alone = correct_alone(reference, list(by_width.values()), batches, settings, advance)
+                notes += shared_weight_notes(left_alone)
         states = SavedStates(state.work_folder, fingerprint(state) + str(widths), state.resume)
         size = clips_at_once(state)
         with self.progress.stage("sensitivity", -(-len(clips.subjects) // size)) as advance:
@@ -131,7 +140,7 @@ class SensitivityMeasurement:
         some = self.state.data.calibration.choose(self.sequences, self.state.config.seed)
         fits = self.state.captured.frame_counts.fits
         taken = (record for silhouettes, record in some if fits(len(silhouettes)))
-        return GaitDataset([next(taken, some.records[0])])
+        return GaitDataset([next(taken, some.records[0])], layout=some.layout)
 
 
 ALL_LAYERS = "?*"  # a pattern that no recipe has, so that it is the last one, which wins

@@ -8,6 +8,7 @@ from typing import Any
 from qgait_ptq.evaluation.accuracy import accuracy_of, agreement_of, comparison_of
 from qgait_ptq.evaluation.benchmark import compare_speed
 from qgait_ptq.evaluation.workload import BenchmarkSetting
+from qgait_ptq.gait.data.content import digest_of_tests
 from qgait_ptq.gait.embedding import embed_taken
 from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.pipeline.evaluated_networks import networks_to_evaluate
@@ -31,7 +32,7 @@ class Evaluate(Stage):
         return len(state.given.test)
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Set ``embeddings``; record ``accuracy``, ``comparison``, ``agreement`` and ``evaluation``.
+        """Set ``embeddings``; record ``accuracy``, ``comparison``, ``agreement`` and others.
 
         The simulation is embedded only if the configuration asks for it: `CheckParity` has shown that the
         file computes the same. If only a submodule is captured, the embeddings are those of the whole
@@ -77,6 +78,7 @@ class Evaluate(Stage):
             comparison=comparison,
             agreement=agreement,
             evaluation={"float_runtime": evaluated.float_runtime, "simulated_sequences": simulated},
+            test_content=digest_of_tests(data.test.records, embedded.digests, data.test_set),
         )
 
 

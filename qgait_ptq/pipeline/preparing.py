@@ -10,10 +10,12 @@ from qgait_ptq.calibration.learning_stages import CalibrateDistances, CollectFra
 from qgait_ptq.calibration.refit_stage import Refit
 from qgait_ptq.capture.autocast import disabled_regions
 from qgait_ptq.capture.captured import BATCH_AXIS, FRAME_AXIS, Capture
+from qgait_ptq.config.goals import unused_widths_notes
 from qgait_ptq.exporters.exportability import unknown_nodes
 from qgait_ptq.exporters.onnx_file import export_float
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.graph.frame_counts import ANY_FRAME_COUNT
+from qgait_ptq.graph.frame_inputs import largest_integers
 from qgait_ptq.mixed_precision.choosing import WidthChooser, allowed_drop, held_out_drop
 from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.layers import integer_layers
@@ -59,7 +61,7 @@ class CaptureNetwork(Stage):
     name = "capture"
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Set ``captured`` and ``network``.
+        """Set ``captured`` and ``network``, and the limits of integers in the data.
 
         Raises:
             CaptureError: the network cannot be captured.
@@ -87,7 +89,11 @@ class CaptureNetwork(Stage):
                 f"something else, or does not run{_cause(captured, FRAME_AXIS)}. The file is for these"
             )
         notes += autocast_notes(disabled_regions(taken.isolated.host) if taken else captured.without_autocast)
-        return replace(state, maybe_captured=captured, maybe_network=network).noting(*notes)
+        limited = data.limited(largest_integers(network))
+        given = limited if state.given is state.data else state.given
+        return replace(
+            state, given=given, data=limited, maybe_captured=captured, maybe_network=network
+        ).noting(*notes)
 
 
 class CheckOperators(Stage):
@@ -157,11 +163,14 @@ class ChooseWidths(CompoundStage):
         if not self.wanted(state):
             return state
         watch = Stopwatch(progress)
+        notes = unused_widths_notes(state.config)
+        for note in notes:  # before the measurement, which takes minutes
+            progress.note(note)
         choice = WidthChooser(state, watch).choose()
         network = copy.deepcopy(state.network)
         annotate(network, state.target.rules, bit_widths(choice.config, raw=state.data.raw))
         state = replace(state, config=choice.config, maybe_network=network, chosen_drop=choice.drop)
-        return state.recording(allocation=choice.description).timed(watch.seconds)
+        return state.noting(*notes).recording(allocation=choice.description).timed(watch.seconds)
 
 
 class KeepAccuracy(CompoundStage):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from qgait_ptq.capture.captured import Capture
 from qgait_ptq.capture.own_code import runs_code
 from qgait_ptq.config.recipes import recipe_yaml
 from qgait_ptq.config.schema import Recipe
+from qgait_ptq.errors import FixedSizeWarning
 from qgait_ptq.exporters.torch_program import export_program
 from qgait_ptq.graph.frame_inputs import input_nodes, split_inputs
 from qgait_ptq.report.page import render_report
@@ -23,6 +25,7 @@ from qgait_ptq.report.schema import Report
 from qgait_ptq.report.showing import show_page
 from qgait_ptq.report.writing import write_result
 from qgait_ptq.system.json_text import json_text
+from qgait_ptq.system.reading import as_path
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class QuantizationResult:
         Returns:
             The path of the page, which is printed if no browser can be opened.
         """
-        return show_page(self._page())
+        return show_page(self._page(self.report))
 
     def __repr__(self) -> str:
         return f"QuantizationResult({result_line(self.report.to_json())})"
@@ -82,35 +85,43 @@ class QuantizationResult:
             folder: output directory; it is created if it does not exist.
             float_file: whether to write ``float.onnx`` too, the network before quantization. It serves for
                 comparison or to embed a gallery.
-            torch_file: whether to write ``model.pt2`` too, an ExportedProgram for PyTorch.
+            torch_file: whether to write ``model.pt2`` too, an ExportedProgram for PyTorch. A
+                `FixedSizeWarning` and the report say if it takes fewer sizes than ``model.onnx``.
 
         Returns:
             The output directory.
 
         Raises:
-            ExportError: torch.export refuses the graph.
+            ExportError: torch.export refuses the graph, or gives a program that differs from it.
             ConfigError: the folder cannot be written; no files are left behind.
         """
+        program = None
+        if torch_file and self.captured is not None:
+            program = export_program(self.simulation, self.captured)
+        notes = program.notes if program else ()
+        report = self.report.model_copy(update={"notes": [*self.report.notes, *notes]})
         contents = {
             "model.onnx": self.onnx_model.SerializeToString(),
-            "report.json": (json_text(self.report.to_json(), indent=1) + "\n").encode(),
-            "report.html": self._page().encode(errors="backslashreplace"),
+            "report.json": (json_text(report.to_json(), indent=1) + "\n").encode(),
+            "report.html": self._page(report).encode(errors="backslashreplace"),
         }
         if self.recipe is not None:
             contents["recipe.yaml"] = recipe_yaml(self.recipe).encode()
         if float_file and self.float_model is not None:
             contents["float.onnx"] = self.float_model.SerializeToString()
-        if torch_file and self.captured is not None:
-            contents["model.pt2"] = export_program(self.simulation, self.captured)
-        written = write_result(Path(folder), contents)
+        if program is not None:
+            contents["model.pt2"] = program.content
+        written = write_result(as_path(folder, "the output directory"), contents)
         if self.work_folder is not None:
             SavedStates.remove(self.work_folder)
+        for note in notes:
+            warnings.warn(note, FixedSizeWarning, stacklevel=2)
         return written
 
-    def _page(self) -> str:
+    def _page(self, report: Report) -> str:
         """Return ``report.html``."""
         recipe = None if self.recipe is None else recipe_yaml(self.recipe)
         options = [] if self.recipe is None or not runs_code(self.recipe.model) else ["--trust-code"]
-        device = self.report.toolkit.device
+        device = report.toolkit.device
         options += [] if device is None else [f"--device {device}"]
-        return render_report(self.report.to_json(), recipe, self.sheet, options)
+        return render_report(report.to_json(), recipe, self.sheet, options)

@@ -51,6 +51,7 @@ class _Data(_Section):
     metric: Text
     protocol: Text | None = None
     test_names: Text | None = None
+    test_content: Text | None = None
     cut_columns: Count | None = None
     modalities: list[Count] | None = None
     longest: Count | None = None

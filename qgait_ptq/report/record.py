@@ -46,6 +46,7 @@ def build_report(state: State, about: dict[str, Any]) -> Report:
             "calibration_sequences": min(config.calibration_sequences, len(data.calibration)),
             "test_sequences": len(data.test),
             "test_names": _digest(record.name for record in data.test.records),
+            "test_content": record["test_content"],
             "protocol": data.test_set.protocol.name if data.test_set else None,
             "metric": data.metric,
             "cut_columns": data.cut_columns,

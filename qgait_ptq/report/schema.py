@@ -120,12 +120,17 @@ class RuntimeTarget(Section):
 
 
 class Data(Section):
-    """Calibration and test sequences. ``test_names`` is a digest of the names of test sequences."""
+    """Calibration and test sequences.
+
+    ``test_names`` is a digest of the names of test sequences. ``test_content`` is a digest of their names,
+    their values, and their use as gallery or probes.
+    """
 
     description: str
     calibration_sequences: Count
     test_sequences: Count
     test_names: str
+    test_content: str | None = None
     protocol: str | None
     metric: str
     cut_columns: int | None
@@ -322,7 +327,8 @@ class Report(Section):
         for name in ("path", "size_causes"):  # causes name lines of files
             metadata["model"].pop(name, None)
         metadata["data"].pop("description")
-        metadata["data"].pop("notes", None)
+        for name in ("notes", "test_content"):
+            metadata["data"].pop(name, None)
         return metadata
 
     def float_metadata(self, runtimes: tuple[str, ...]) -> dict[str, Any]:

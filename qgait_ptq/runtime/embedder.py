@@ -23,6 +23,7 @@ from qgait_ptq.runtime.sequence_input import Recording, SequenceInput
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, is_installed
 from qgait_ptq.runtime.written_file import check_threads, open_file, refuse_damage
 from qgait_ptq.system.integers import check_integer
+from qgait_ptq.system.reading import as_path
 
 if TYPE_CHECKING:
     from qgait_ptq.runtime.streaming import StreamingSession
@@ -74,13 +75,14 @@ class Embedder:
             longest_piece: frames of a chunk. Longer sequences are streamed in chunks, if the file allows it.
 
         Raises:
-            ModelError: the file does not exist, is damaged, was not written by this toolkit, or is for
-                another runtime.
+            ModelError: the path is of another type, or the file does not exist, is damaged, was not written
+                by this toolkit, or is for another runtime.
             MissingExtraError: the runtime is not installed.
             ConfigError: the runtime is unknown, or `threads` or `longest_piece` is not an integer of at least
                 one, or there are too many threads.
         """
-        self.path, self._threads = Path(path).absolute(), check_threads(threads)
+        self.path = as_path(path, "the model", ModelError).absolute()
+        self._threads = check_threads(threads)
         self._longest_piece = check_integer(longest_piece, "longest_piece", 1)
         self._runtime, self._loading = runtime, Lock()
         file = open_file(self.path, runtime, threads)

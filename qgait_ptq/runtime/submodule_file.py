@@ -12,6 +12,7 @@ from qgait_ptq.graph.frame_counts import parse_frame_counts
 from qgait_ptq.graph.submodule_shapes import Replacement, parse_shapes
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, run_session
 from qgait_ptq.runtime.written_file import check_threads, open_file
+from qgait_ptq.system.reading import as_path
 
 
 def load_submodule(
@@ -35,7 +36,7 @@ def load_submodule(
         ModelError: the file holds a complete network, or cannot be opened; see `open_file`.
         ConfigError: the runtime is unknown, or `threads` is not an integer of at least one, or too large.
     """
-    path = Path(path)
+    path = as_path(path, "the model", ModelError)
     file = open_file(path, runtime, check_threads(threads))
     session, metadata = file.session, file.metadata
     described = metadata.get("model", {}).get("submodule")

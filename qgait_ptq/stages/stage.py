@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
+from qgait_ptq.stages.lookups import checked_lookups
 from qgait_ptq.stages.state import State
 from qgait_ptq.system.device import exact_arithmetic, own_random_numbers
 from qgait_ptq.system.progress import Advance, Progress, Silent
@@ -117,5 +118,6 @@ def run_stages(stages: Sequence[Stage], state: State, progress: Progress | None 
     """
     with exact_arithmetic(), own_random_numbers():
         for stage in stages:
-            state = stage.run(state, progress or Silent())
+            with checked_lookups(stage.name):
+                state = stage.run(state, progress or Silent())
     return state

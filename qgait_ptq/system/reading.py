@@ -50,6 +50,24 @@ def check_file(path: Path, largest: int, what: str, error: Callable[[str], Qgait
         raise error(f"{path}: {what} has {size:.1f} MiB; the limit is {limit:.1f} MiB")
 
 
+def as_path(given: Any, what: str, error: Callable[[str], QgaitError] = ConfigError) -> Path:
+    """Return the path that a user passed.
+
+    Args:
+        given: a text or a path.
+        what: kind of file in errors, such as ``the model``.
+        error: type of error to raise.
+
+    Raises:
+        QgaitError: it is of another type.
+    """
+    if isinstance(given, str | os.PathLike):
+        path = os.fspath(given)
+        if isinstance(path, str):
+            return Path(path)
+    raise error(f"the path of {what} is of type {type(given).__name__}; pass a text or a pathlib.Path")
+
+
 def read_bytes(
     path: Path, largest: int, what: str, error: Callable[[str], QgaitError] = ConfigError
 ) -> bytes:

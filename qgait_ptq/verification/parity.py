@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qgait_ptq.errors import DataError, ExportError, ModelError
 from qgait_ptq.exporters.passes import layer_path, layer_suffix
+from qgait_ptq.gait.metrics import embedding_cosine
 from qgait_ptq.onnx_graph.view import OnnxGraph
 from qgait_ptq.runtime.optimized_graph import optimized_graph, written_name
 from qgait_ptq.verification.simulation import Simulation
@@ -247,8 +248,7 @@ def _lost_cosine(expected: Tensor, actual: Tensor) -> float:
 
 def _smallest_cosine(expected: Tensor, actual: Tensor) -> float:
     """Return the lowest cosine over the sequences of a batch."""
-    a, b = expected.double().flatten(1), actual.double().flatten(1)
-    return torch.nn.functional.cosine_similarity(a, b, dim=1).min().item()
+    return embedding_cosine(expected, actual).min().item()
 
 
 def _largest_relative_error(expected: Tensor, actual: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,43 @@ def test_a_goal_replaces_the_goal_of_the_recipe(option, value, recipe):
     goals = {name for name in ("budget", "target_accuracy", "max_drop") if getattr(config, name) is not None}
     assert goals == {option}
     assert build_recipe(None, recipe, {}).quantization.max_drop == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"budget": "size=0.6MB", "weight_bits": 4},
+            "--weight-bits would have no effect: the budget chooses",
+        ),
+        ({"target_accuracy": -1.0, "weight_bits": 8}, "--weight-bits would have no effect: target_accuracy"),
+        (
+            {"budget": "bops=30%", "weight_bits": 4, "activation_bits": 4},
+            "--weight-bits and --activation-bits would have no effect: the budget chooses the widths of all "
+            "weights and inputs",
+        ),
+        ({"budget": "bops=30%", "bits": 4}, "--bits would have no effect"),
+        ({"budget": "size=0.6MB", "bits": 4, "activation_bits": 8}, "--bits would have no effect"),
+        ({"budget": "bops=30%", "edge_bits": 4, "input_bits": 1}, "--edge-bits would have no effect"),
+        ({"budget": "size=0.6MB", "bits": 4}, None),
+        ({"budget": "size=0.6MB", "activation_bits": 4, "edge_bits": 4}, None),
+        ({"budget": "bops=30%", "edge_bits": 4}, None),
+        ({"max_drop": 1.0, "bits": 3, "weight_bits": 4, "edge_bits": 4}, None),
+        ({"bits": 4, "weight_bits": 3, "edge_bits": 3}, None),
+    ],
+)
+def test_widths_that_a_goal_overrides_are_refused_as_options(options, message, recipe):
+    if message is None:
+        build_recipe(None, recipe, options)
+    else:
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            build_recipe(None, recipe, options)
+
+
+def test_widths_of_a_recipe_may_be_overridden_by_a_goal(recipe):
+    """The run notes them."""
+    recipe.write_text("model: {path: weights.pt}\nquantization: {weight_bits: 4, edge_bits: 4}\n")
+    assert build_recipe(None, recipe, {"budget": "bops=30%"}).quantization.weight_bits == 4
 
 
 def test_a_model_that_is_named_need_not_be_the_file_of_the_recipe(recipe, tmp_path):

@@ -1,9 +1,11 @@
+import inspect
+import re
 from pathlib import Path
 
 import pytest
 
 from qgait_ptq.config.recipes import parse, read_recipe, recipe_yaml
-from qgait_ptq.config.schema import ModelSource, QuantConfig, Recipe
+from qgait_ptq.config.schema import LayerBits, ModelSource, QuantConfig, Recipe
 from qgait_ptq.errors import ConfigError
 
 ZERO = {"neg_weight": 0, "pos_weight": 0, "anchor_weight": 0}
@@ -92,3 +94,37 @@ def test_what_an_option_said_has_no_line(tmp_path):
     path.write_text("model: {path: m}\n")
     with pytest.raises(ConfigError, match=r"^r.yaml: quantization.seed: "):
         parse(Recipe, {"model": {"path": "m"}, "quantization": {"seed": "x"}}, "r.yaml", path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: QuantConfig(weight_bits=9),
+            "weight_bits: Input should be less than or equal to 8, not 9",
+        ),
+        (
+            lambda: QuantConfig(weight_bitz=4),
+            "QuantConfig: weight_bitz: unknown key; did you mean weight_bits",
+        ),
+        (
+            lambda: QuantConfig(idc={"steps": 0}),
+            "idc.steps: Input should be greater than or equal to 1, not 0",
+        ),
+        (
+            lambda: QuantConfig(observer="max"),
+            "QuantConfig: observer: Input should be 'minmax', 'moving-average', ",
+        ),
+        (lambda: QuantConfig(budget={}), "QuantConfig: budget: set either size_mb or bops_percent"),
+        (lambda: LayerBits(), "LayerBits: the entry has no width; set weight_bits, activation_bits or both"),
+    ],
+)
+def test_settings_that_are_not_valid_are_an_error_of_one_line(make, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+    assert caught.value.__suppress_context__  # pydantic's text is not shown
+
+
+def test_settings_have_a_signature():
+    assert "weight_bits" in inspect.signature(QuantConfig).parameters

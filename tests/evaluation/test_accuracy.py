@@ -4,9 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
 import qgait_ptq as qg
-from qgait_ptq.evaluation.accuracy import evaluate_network
+from qgait_ptq.evaluation.accuracy import agreement_of, evaluate_network
 from qgait_ptq.gait.data.dataset import SequenceRecord
 from qgait_ptq.gait.protocols import PROTOCOLS, make_test_set
 from tests.small_network import Listener, Small
@@ -51,3 +52,10 @@ def test_a_probe_set_that_the_network_refuses_is_named_and_not_counted(data):
     assert list(accuracy.rank1) == ["nm", "mean"]
     assert any("6 of 18 sequences left out" in note for note in listener.notes)
     assert any("no probe is left of cl" in note for note in listener.notes)
+
+
+def test_embeddings_of_zeros_agree_with_float():
+    """Blank silhouettes behind a last ReLU, as half of the sequences, are no collapsed ranking."""
+    embeddings = torch.tensor([[1.0, 2], [2, 1], [0, 0], [0, 0]])[:, :, None]
+    agreement = agreement_of({"float": embeddings, "onnx": embeddings}, qg.QuantConfig())
+    assert [agreement["cosine_mean"], agreement["cosine_min"]] == pytest.approx([1, 1])

@@ -9,7 +9,7 @@ import torch
 from qgait_ptq import QuantConfig, quantize
 from qgait_ptq.config.schema import IdcConfig
 from qgait_ptq.errors import ModelError
-from qgait_ptq.evaluation.layer_comparison import compare_layers
+from qgait_ptq.evaluation.layer_comparison import _Sums, compare_layers
 from qgait_ptq.gait.data.directory import load_directory
 from qgait_ptq.gait.data.sequences import Reading
 from qgait_ptq.gait.embedding import network_batch
@@ -115,3 +115,11 @@ def test_a_file_of_another_network_is_refused(walkers_root, gaitbase_written):
     folder, layers = gaitbase_written
     with pytest.raises(ModelError, match="exported from another network"):
         compare(make_gaitset(), SCALED, walkers_root, folder, layers)
+
+
+def test_outputs_of_zeros_agree():
+    """A layer can give zeros for blank silhouettes, in the file as in the float network."""
+    sums = _Sums()
+    sums.add(torch.zeros(1, 8, 4), torch.zeros(1, 8, 4), None, [])
+    sums.add(torch.ones(1, 8, 4), torch.zeros(1, 8, 4), None, [])
+    assert sums.cosines == [1, 0]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from qgait_ptq.errors import DataError, ModelError
+from qgait_ptq.gait.data.content import sequence_digest
 from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.embedding import embed_dataset, embed_taken, network_batch
 
@@ -88,8 +89,10 @@ def test_a_network_that_gives_too_few_embeddings_gets_single_sequences():
 
 @pytest.mark.parametrize("batches", [True, False])
 def test_refused_sequences_are_named_in_their_order(batches):
-    embedded = embed_taken(walks(1, 3, 1, 3), [Network(), Network(shortest=2)], SIZE, batches=batches)
+    data = walks(1, 3, 1, 3)
+    embedded = embed_taken(data, [Network(), Network(shortest=2)], SIZE, batches=batches)
     assert embedded.kept == [1, 3]
+    assert embedded.digests == [sequence_digest(data[1][0]), sequence_digest(data[3][0])]
     assert embedded.lengths == [3, 3]
     assert [line.split(":")[0] for line in embedded.refused] == ["0/seq-0000/000", "2/seq-0002/000"]
     assert all(one.flatten().round().tolist() == [131, 133] for one in embedded.embeddings)

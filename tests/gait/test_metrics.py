@@ -126,3 +126,13 @@ def test_sqnr_of_a_tenth_of_noise_is_twenty_decibels():
 def test_embedding_cosine_is_taken_over_all_parts():
     reference = random_embeddings(3)
     assert torch.allclose(embedding_cosine(reference, 2 * reference), torch.ones(3, dtype=torch.float64))
+
+
+def test_embeddings_of_zeros_agree_with_each_other_only():
+    """A network whose last ReLU lets nothing pass gives them for blank silhouettes."""
+    zeros, others = torch.zeros(2, 5, 3), random_embeddings(2)
+    assert embedding_cosine(zeros, zeros).tolist() == [1, 1]
+    assert embedding_cosine(zeros, others).tolist() == [0, 0]
+    assert embedding_cosine(others, zeros).tolist() == [0, 0]
+    assert embedding_cosine(1e-20 * others, others).tolist() == pytest.approx([1, 1])
+    assert torch.isnan(embedding_cosine(zeros, torch.full_like(zeros, torch.nan))).all()

@@ -38,7 +38,12 @@ def data(people):
 
 ALL = {"calibration_sequences": 20}  # so that some of the people can be held out
 QUICK = {"idc": {"enabled": False, "frames": 6}}
-BY_SIZE = {**QUICK, "budget": {"size_mb": 0.07}, "layers": {"blocks.3.conv2": {"weight_bits": 8}}}
+BY_SIZE = {
+    **QUICK,
+    "budget": {"size_mb": 0.07},
+    "weight_bits": 4,
+    "layers": {"blocks.3.conv2": {"weight_bits": 8}},
+}
 
 
 def quantize(data, network=None, **config):
@@ -113,6 +118,10 @@ def test_the_page_draws_the_front(by_size):
 def test_people_are_told_how_widths_were_chosen(by_size):
     (line,) = allocation_lines(by_size.report.to_json())
     assert line == "widths chosen for a file of 0.07 MB: weights 4 to 8 bits, inputs 8 bits"
+
+
+def test_a_width_that_the_budget_overrides_is_noted(by_size):
+    assert any(note.startswith("weight_bits 4 has no effect: the budget") for note in by_size.report.notes)
 
 
 @pytest.mark.slow
@@ -198,7 +207,7 @@ def test_sensitivity_needs_two_people(people):
     ],
 )
 def test_goals_that_make_no_sense_are_refused(settings, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ConfigError, match=words):
         qg.QuantConfig(**settings)
 
 

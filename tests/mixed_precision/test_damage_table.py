@@ -1,6 +1,8 @@
 """The table of damages, whatever widths the run has."""
 
 import pytest
+import torch
+from torch import nn
 
 import qgait_ptq as qg
 from qgait_ptq.mixed_precision.damage_table import SensitivityMeasurement
@@ -32,6 +34,30 @@ def test_an_input_that_an_addition_reads_too_is_measured_at_its_own_width(people
     assert ("blocks.0.conv1",) in inputs
     for damages in inputs.values():
         assert damages[2] > 100 * damages[8] > 0
+
+
+class Shared(nn.Module):
+    """Two calls of one convolution, so that no rounding can serve both."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.shared = nn.Conv2d(1, 4, 3, 3), nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Linear(4, 5)
+
+    def forward(self, silhouettes):
+        frames = self.first(silhouettes.flatten(0, 1).unsqueeze(1)).relu()
+        frames = self.shared(self.shared(frames).relu()).amax((2, 3))
+        return self.last(frames.unflatten(0, silhouettes.shape[:2]).amax(1))
+
+
+def test_a_shared_weight_is_noted_as_in_a_run(people):
+    data = qg.GaitData(people.choose(8), people.choose(4))
+    state = qg.prepare(Shared().eval(), data, qg.QuantConfig(**FAST), device="cpu")
+    widths = {Kind.WEIGHTS: (8,), Kind.ACTIVATIONS: (8,)}
+    notes = SensitivityMeasurement(state, Silent(), 8).measure(widths).notes
+    expected = "weights that several layers share are rounded to nearest: shared"
+    assert notes.count(expected) == qg.calibrate(state).notes.count(expected) == 1
 
 
 @pytest.mark.parametrize("bits", [3, pytest.param(8, marks=pytest.mark.slow)])

@@ -8,7 +8,10 @@ import pytest
 from onnx import numpy_helper
 
 import qgait_ptq as qg
+from qgait_ptq.errors import ConfigError
+from qgait_ptq.gait.data.dataset import GaitDataset
 from qgait_ptq.gait.data.sequences import Reading
+from qgait_ptq.report.comparing import compare_reports
 from qgait_ptq.report.evaluated import evaluated_networks, evaluation_lines
 from tests.conftest import SHALLOW, make_gaitbase
 
@@ -53,6 +56,21 @@ def test_the_simulation_is_evaluated_on_all_sequences_if_wanted(usual, complete)
     for name in usual.accuracy:
         assert usual.accuracy[name] == complete.accuracy[name]
     assert usual.agreement == complete.agreement
+
+
+def test_results_on_other_sequences_of_the_same_names_are_not_compared(exported, usual):
+    """As with sequences from Python, which have no names of their own."""
+    records = exported.given.test.records
+    mirrored = replace(records[0], load=lambda: np.flip(records[0].load(), 2))
+    data = replace(exported.given, test=GaitDataset([mirrored, *records[1:]]))
+    other = qg.evaluate(replace(exported, given=data, data=data)).report
+    assert other.data.test_names == usual.data.test_names
+    with pytest.raises(ConfigError, match=r"tested on different data .* test_content"):
+        compare_reports({"usual": usual.to_json(), "other": other.to_json()})
+    older = usual.to_json()
+    del older["data"]["test_content"]
+    assert len(compare_reports({"usual": usual.to_json(), "older": older})) == 2
+    assert "test_content" not in usual.metadata()["data"]  # the file is the same for all test sets
 
 
 def test_sequences_that_are_repeated_or_cut_are_counted_in_a_note(exported, usual):

@@ -197,6 +197,25 @@ def test_a_label_that_the_network_does_not_have_is_refused(labelled, runtime, lo
         embedder((silhouettes, wrong))
 
 
+@pytest.mark.parametrize(("position", "label"), [(0, -1), (3, 5)], ids=["calibration", "test"])
+def test_data_with_a_label_that_the_network_does_not_have_are_refused(people, position, label):
+    """One in four sequences is a test sequence."""
+    pairs = [((frames[:5], labels[:5].copy()), who) for (frames, labels), who in with_labels(people)[:8]]
+    pairs[position][0][1][2] = label
+    config = qg.QuantConfig(idc={"enabled": False}, rounding="nearest", target="generic-qdq")
+    place = rf"seq-000{position}/000, modality_1: found {label}; the network takes integers from 0 to 4"
+    with pytest.raises(DataError, match=place):
+        qg.quantize(WithLabels().eval(), pairs, config, device="cpu")
+
+
+def test_the_data_of_a_state_know_the_limits_of_labels(people):
+    pairs = with_labels(people.choose(4))
+    state = qg.prepare(WithLabels().eval(), pairs, qg.QuantConfig(target="generic-qdq"), device="cpu")
+    assert state.data is state.given
+    for data in (state.data.calibration.choose(1), state.data.test):
+        assert [entry.largest for entry in data.layout.inputs] == [None, 4]
+
+
 def test_a_runtime_that_fails_on_a_chunk_does_not_blame_the_file(labelled):
     """Files of older versions do not say which labels the network has."""
     _, (silhouettes, labels), folder = labelled

@@ -294,7 +294,7 @@ def test_layers_keep_their_names_in_the_file():
 
 def test_the_torch_program_holds_integers_and_computes_the_simulation():
     network = quantized("lstm")
-    program = torch.export.load(io.BytesIO(export_program(network.graph, network.captured)))
+    program = torch.export.load(io.BytesIO(export_program(network.graph, network.captured).content))
     integers = [value for value in program.state_dict.values() if value.dtype is torch.int8]
     assert len(integers) == 2 + 2
     silhouettes = random_batches()[0]

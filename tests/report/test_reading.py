@@ -37,6 +37,7 @@ REPORT = {
         "description": "walkers",
         "test_sequences": 30,
         "test_names": "abc",
+        "test_content": "def",
         "protocol": "casia-b",
         "metric": "euclidean",
     },

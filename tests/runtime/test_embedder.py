@@ -307,3 +307,19 @@ def test_settings_can_be_integers_of_numpy(eight_bit_file, walkers):
     expected = qg.Embedder(eight_bit_file, threads=1)(sequence)
     embedder = qg.Embedder(eight_bit_file, threads=np.int64(1), longest_piece=np.uint8(8))
     np.testing.assert_array_equal(embedder(sequence), expected)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"model.onnx", []])
+def test_a_path_of_another_type_is_refused(path):
+    kind = type(path).__name__
+    for load in (qg.Embedder, qg.load_submodule):
+        with pytest.raises(ModelError, match=f"the path of the model is of type {kind}; pass a text"):
+            load(path)
+    for load in (qg.load_directory, qg.GaitDataset.from_directory):
+        with pytest.raises(DataError, match=f"the path of the data set is of type {kind}; pass a text"):
+            load(path)
+
+
+def test_a_result_is_not_saved_to_a_path_of_another_type(eight_bits):
+    with pytest.raises(ConfigError, match="the path of the output directory is of type NoneType"):
+        eight_bits.save(None)

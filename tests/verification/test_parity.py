@@ -236,3 +236,23 @@ def test_the_spread_is_judged_only_where_it_is_asked_for(judges, minimum):
         judges_spread=judges,
     )
     assert parity.max_abs == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(("offset", "refused"), [(0.0, False), (0.1, True)])
+def test_embeddings_of_zeros_agree(offset, refused):
+    """Blank silhouettes behind a last ReLU; that is no amplified rounding."""
+    batches = [random_silhouettes(1, 5, (8, 4)), torch.zeros(1, 9, 8, 4)]
+
+    def embed(batch):
+        return batch.mean(1).flatten(1).relu()
+
+    def run(batch):
+        return embed(torch.from_numpy(batch)).numpy() + offset * (batch.max() == 0)
+
+    if refused:
+        with pytest.raises(ExportError, match=r"the lowest cosine over 2 sequences is 0\.0000"):
+            compare_with_simulation(run, simulation_of(embed), batches, 0.999)
+    else:
+        parity = compare_with_simulation(run, simulation_of(embed), batches, 0.999)
+        assert parity.cosine_min == pytest.approx(1)
+        assert parity.single_cosine_min == 1

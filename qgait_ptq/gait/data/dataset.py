@@ -7,7 +7,7 @@ Loaded sequences are not kept, so memory does not grow with the set.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from qgait_ptq.errors import DataError
 from qgait_ptq.gait.data.layout import Place, find_sequences, list_subjects
-from qgait_ptq.gait.data.modalities import read_modalities, read_packed, require_layout
+from qgait_ptq.gait.data.modalities import check_packed, read_modalities, read_packed, require_layout
 from qgait_ptq.gait.data.notes import FEWER_FILES, DataNotes, some_names
 from qgait_ptq.gait.data.pairs import check_label, check_sequence
 from qgait_ptq.gait.data.sequences import DEFAULT_READING, Reading, read_sequence
 from qgait_ptq.graph.frame_layout import FrameLayout, layout_of
 from qgait_ptq.system.exchanging import share_of
+from qgait_ptq.system.reading import as_path
 
 Silhouettes = NDArray[Any]  # uint8; float32 for raw values
 
@@ -133,7 +134,7 @@ class GaitDataset:
         Raises:
             DataError: no such folder, a subject without a folder or named twice, or no sequence at all.
         """
-        root = Path(root)
+        root = as_path(root, "the data set", DataError)
         if not root.is_dir():
             raise DataError(f"{root}: no such folder of sequences")
         notes = DataNotes()
@@ -216,7 +217,10 @@ class GaitDataset:
 
     def __getitem__(self, index: int) -> tuple[Silhouettes, SequenceRecord]:
         record = self.records[index]
-        return record.load(), record
+        sequence = record.load()
+        if self.layout is not None:
+            check_packed(sequence, self.layout, record.name)
+        return sequence, record
 
     def __iter__(self) -> Iterator[tuple[Silhouettes, SequenceRecord]]:
         for index in range(len(self)):
@@ -244,6 +248,11 @@ class GaitDataset:
     def where(self, keep: Callable[[SequenceRecord], bool]) -> GaitDataset:
         """Return the set of records for which `keep` is true."""
         return self._with([record for record in self.records if keep(record)])
+
+    def limited(self, largest: Mapping[str, int]) -> GaitDataset:
+        """Return the set with the largest integers of inputs, by name. Reading checks them."""
+        layout = None if self.layout is None else self.layout.limited(largest)
+        return GaitDataset(self.records, self.description, layout, self.notes, self.reading)
 
     def choose(self, count: int, seed: int = 0, *, together: int = 1) -> GaitDataset:
         """Draw `count` random sequences, spread evenly over the identities.

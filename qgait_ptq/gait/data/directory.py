@@ -26,6 +26,7 @@ from qgait_ptq.gait.data.partition import Partition, read_partition
 from qgait_ptq.gait.data.sequences import DEFAULT_READING, Reading
 from qgait_ptq.gait.metric_names import Metric, check_metric
 from qgait_ptq.gait.protocols import TestSet, get_protocol, make_test_set, probe_name, views_by_subject
+from qgait_ptq.system.reading import as_path
 
 
 def load_directory(
@@ -49,7 +50,7 @@ def load_directory(
         DataError: the data are not valid; see `GaitDataset.from_directory` and `make_test_set`.
     """
     check_metric(metric)
-    rules, root = get_protocol(protocol), Path(root)
+    rules, root = get_protocol(protocol), as_path(root, "the data set", DataError)
     if not root.is_dir():
         raise DataError(f"{root}: the folder does not exist; pass the root folder of the data set")
     split_file = Path(partition) if partition is not None else root / "partition.json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -105,6 +105,20 @@ class GaitData:
         except DataError as error:
             raise DataError(f"{len(kept)} of {len(self.test)} test sequences are left: {error}") from None
         return replace(self, test=test, test_set=test_set)
+
+    def limited(self, largest: Mapping[str, int]) -> GaitData:
+        """Return the same data with the largest integers of inputs, by name. Reading checks them."""
+
+        def limit(data: GaitDataset | None) -> GaitDataset | None:
+            return None if data is None else data.limited(largest)
+
+        return replace(
+            self,
+            calibration=self.calibration.limited(largest),
+            test=self.test.limited(largest),
+            finetuning=limit(self.finetuning),
+            unlabelled=limit(self.unlabelled),
+        )
 
     def overlap_note(self) -> str | None:
         """Return a note if test sequences are calibration sequences, too; else None."""

@@ -120,6 +120,18 @@ def check_integers(arrays: Mapping[str, NDArray[Any]], largest: Mapping[str, int
             )
 
 
+def check_packed(packed: NDArray[np.float32], layout: FrameLayout, where: str) -> None:
+    """Check the integers of joined frames ``[s, F]``; see `check_integers`.
+
+    Raises:
+        DataError: an integer is not in the network's table.
+    """
+    for entry, start in zip(layout.inputs, layout.starts, strict=True):
+        if entry.largest is not None:
+            values = packed[:, start : start + entry.size].astype(np.int64)
+            check_integers({entry.name: values}, {entry.name: entry.largest}, where)
+
+
 def read_packed(sources: Mapping[str, Path], reading: Reading, layout: FrameLayout) -> NDArray[np.float32]:
     """Read the array files of one sequence, and join them as ``[s, F]`` float32."""
     arrays = read_modalities(sources, reading)
