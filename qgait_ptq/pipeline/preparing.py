@@ -19,6 +19,7 @@ from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.layers import integer_layers
 from qgait_ptq.placement.planning import bit_widths, plan, width_notes
 from qgait_ptq.placement.submodule_data import submodule_config, take_submodule
+from qgait_ptq.placement.totals import count_totals
 from qgait_ptq.stages.stage import CompoundStage, Stage, Stopwatch, nothing, run_stages
 from qgait_ptq.stages.state import State
 from qgait_ptq.system.invariants import present
@@ -79,7 +80,7 @@ class CaptureNetwork(Stage):
             raw=data.raw,
         )
         pinned = {BATCH_AXIS, FRAME_AXIS} - captured.free_axes - ({FRAME_AXIS} if frames else set())
-        notes = width_notes(network, layers, state.config)
+        notes = [*width_notes(network, layers, state.config), *count_totals(network).notes()]
         notes += pinned_notes(captured, pinned, "its capture is right at no other")
         if captured.frames is None and captured.frame_counts != ANY_FRAME_COUNT:
             notes.append(
