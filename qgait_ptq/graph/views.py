@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx
 
-from qgait_ptq.graph.operators import BATCH_NORMS, CONVOLUTIONS, WEIGHTED, is_operator
+from qgait_ptq.graph.operators import ADDITIONS, BATCH_NORMS, CONVOLUTIONS, WEIGHTED, is_operator
 from qgait_ptq.system.invariants import of_type
 
 
@@ -62,6 +62,13 @@ def operands(node: fx.Node) -> tuple[Any, Any]:
     """Return the two arguments of an operator such as an addition or a matrix product."""
     first, second, *_ = node.args
     return first, second
+
+
+def adds_two_tensors(node: object) -> bool:
+    """Return whether a node is the plain sum of two tensors: no number, and no factor ``alpha``."""
+    if not isinstance(node, fx.Node) or not is_operator(node, ADDITIONS):
+        return False
+    return all(isinstance(one, fx.Node) for one in operands(node)) and argument(node, "alpha") == 1
 
 
 @dataclass(frozen=True)
