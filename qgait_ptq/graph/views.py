@@ -71,6 +71,11 @@ def adds_two_tensors(node: object) -> bool:
     return all(isinstance(one, fx.Node) for one in operands(node)) and argument(node, "alpha") == 1
 
 
+def pooled_axes(pool: fx.Node) -> int:
+    """Return how many axes a pooling such as ``max_pool2d`` pools; they are the last ones of its tensor."""
+    return int(pool.target.__name__.split("_pool")[1][0])  # type: ignore[union-attr]
+
+
 @dataclass(frozen=True)
 class WeightedLayer:
     """A convolution or a fully connected layer.
