@@ -148,7 +148,7 @@ class WeightedLayer:
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """A batch norm with fixed statistics.
+    """A batch norm.
 
     Attributes:
         node: the call of the operator.
@@ -170,6 +170,11 @@ class BatchNorm:
     def parameters(self) -> tuple[fx.Node | None, ...]:
         """Nodes of weight, bias, running mean and running variance; None for missing ones."""
         return tuple(argument(self.node, name) for name in ("weight", "bias", "running_mean", "running_var"))
+
+    @property
+    def training(self) -> bool:
+        """Whether it normalises by the statistics of its input, not by the stored ones."""
+        return bool(argument(self.node, "training"))
 
     @property
     def eps(self) -> float:

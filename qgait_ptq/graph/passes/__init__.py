@@ -6,7 +6,7 @@ Passes for a single target are listed in `Target.graph_passes`.
 from __future__ import annotations
 
 from qgait_ptq.graph.passes.attention import ATTENTION_TO_FOUR_AXES
-from qgait_ptq.graph.passes.batch_norm import FOLD_BATCH_NORMS
+from qgait_ptq.graph.passes.batch_norm import DROP_UNREAD_STATISTICS, FOLD_BATCH_NORMS
 from qgait_ptq.graph.passes.biases import ADD_MISSING_BIASES
 from qgait_ptq.graph.passes.constants import FOLD_CONSTANTS
 from qgait_ptq.graph.passes.contractions import CONTRACTIONS_TO_EINSUM, SPLIT_EINSUMS
@@ -37,6 +37,7 @@ CANONICALIZATION: tuple[GraphPass, ...] = (
     REPLACE_IN_PLACE_OPERATORS,
     DROP_IDENTITIES,
     DROP_WHOLE_SLICES,
+    DROP_UNREAD_STATISTICS,
     PADDINGS_TO_NUMBERS,
     ADD_BATCH_AXES,
     NAME_PRODUCTS,
