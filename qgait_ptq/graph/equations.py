@@ -6,11 +6,11 @@ DOTS = "..."
 
 
 def explicit_equation(equation: str) -> tuple[list[str], str]:
-    """Return the axes of all tensors and of the result, which an einsum may leave out.
+    """Return the axes of all tensors and of the result; an einsum may leave the result out.
 
     Example:
         >>> explicit_equation("nc, dc")
-        (['nc', 'dc'], 'nd')
+        (['nc', 'dc'], 'dn')
     """
     inputs, arrow, result = equation.replace(" ", "").partition("->")
     if not arrow:
