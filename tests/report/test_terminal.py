@@ -15,8 +15,7 @@ from qgait_ptq.reference.pair_sums import PairBound, PairSums
 from qgait_ptq.reference.proof import ExactnessProof
 from qgait_ptq.report.comparing import Row
 from qgait_ptq.report.logging import LoggedProgress
-from qgait_ptq.report.plain import add_row, cell, plain, title_text, write_line
-from qgait_ptq.report.plain import print_table
+from qgait_ptq.report.plain import add_row, cell, plain, print_table, title_text, write_line
 from qgait_ptq.report.runtime_tables import (
     bench_table,
     comparison_of_results,
