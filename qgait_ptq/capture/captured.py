@@ -35,6 +35,7 @@ class Capture:
         outputs: embeddings of the graph, as it was captured, for the examples of these sizes.
         example_frames: frame count of examples.
         without_autocast: places, ``file:line``, of regions of `torch.autocast` that are computed in float32.
+        without_conversions: places of conversions to half or double precision that have no effect.
         causes: what fixes or limits the size of an axis, by axis, such as ``hann_window at net.py:12 turns
             it into a constant``; an axis without an entry is free, was chosen, or has no known cause.
     """
@@ -47,6 +48,7 @@ class Capture:
     outputs: Mapping[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
     example_frames: int = EXAMPLE_FRAMES
     without_autocast: tuple[str, ...] = ()
+    without_conversions: tuple[str, ...] = ()
     causes: Mapping[int, str] = field(default_factory=dict)
 
     @property

@@ -64,7 +64,7 @@ class Comparer:
 
     def _compare(self, silhouettes: Tensor, for_graph: Tensor) -> tuple[Comparison, Tensor | None]:
         """Return the result, and the embedding of the graph if it agrees."""
-        expected = _run(self.network, silhouettes)
+        expected = _run(self.network, silhouettes.clone())  # a network can write to its input
         if expected is None:
             return Comparison.REFUSED, None
         actual = _run_graph(self.graph_module, for_graph)

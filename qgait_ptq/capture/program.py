@@ -14,7 +14,7 @@ from qgait_ptq.capture.diagnosis import explain_failure
 from qgait_ptq.capture.exportable import ExportableOperators
 from qgait_ptq.capture.inlining import inline_regions
 from qgait_ptq.capture.quiet import quiet_torch
-from qgait_ptq.capture.side_effects import restore_batch_norms, without_side_effects
+from qgait_ptq.capture.side_effects import restore_usual_forms, without_side_effects
 from qgait_ptq.capture.size_decisions import Decision, DecisionRecorder
 from qgait_ptq.errors import CaptureError
 from qgait_ptq.graph.attributes import ORIGIN_KEY, remove_unused
@@ -72,7 +72,7 @@ def export_network(network: nn.Module, example: Tensor, free_axes: frozenset[int
         if is_concrete_int(shape[axis]) and not _only_by_recurrence(recorder.decisions, example.shape[axis])
     }
     graph_module = _plain_graph_module(graph_module)
-    restore_batch_norms(graph_module)
+    restore_usual_forms(graph_module)
     _name_as_inside(graph_module, network)
     return Exported(program, graph_module, fixed, recorder.decisions)
 

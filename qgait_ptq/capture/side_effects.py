@@ -6,14 +6,24 @@ Passes move, merge and remove nodes of a graph. Therefore no node may change the
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx
 from torch.export import ExportedProgram
 
 from qgait_ptq.graph.attributes import remove_unused
 from qgait_ptq.graph.operators import RESHAPES, aten, is_operator
-from qgait_ptq.graph.views import first_argument
+from qgait_ptq.graph.views import argument, first_argument
 
-NORMALISATIONS = frozenset({aten._native_batch_norm_legit_no_training.default})
+NORMALISATIONS = frozenset(
+    {
+        aten._native_batch_norm_legit_no_training.default,
+        aten._native_batch_norm_legit_functional.default,
+        aten._native_batch_norm_legit.no_stats,
+    }
+)
+TENSORS = ("input", "weight", "bias", "running_mean", "running_var")  # arguments of a batch norm
+VIEWS = frozenset({aten.view.default})
 
 
 def without_side_effects(program: ExportedProgram) -> ExportedProgram:
@@ -23,19 +33,39 @@ def without_side_effects(program: ExportedProgram) -> ExportedProgram:
     return program
 
 
-def restore_batch_norms(graph_module: fx.GraphModule) -> None:
-    """Replace batch norms of the functional form by the operator that later stages know."""
+def restore_usual_forms(graph_module: fx.GraphModule) -> None:
+    """Replace operators of the functional form by those that a network has.
+
+    Batch norms become the operator that later stages know. Views become reshapes, because a view refuses the
+    strides of some inputs that the network itself takes.
+    """
     graph = graph_module.graph
     for node in list(graph.nodes):
+        if is_operator(node, VIEWS):
+            node.target = aten.reshape.default
         if not is_operator(node, NORMALISATIONS):
             continue
-        *tensors, momentum, epsilon = node.args
+        tensors = [
+            _argument(node, name) for name in ("input", "weight", "bias", "running_mean", "running_var")
+        ]
+        training = bool(_argument(node, "training"))
+        momentum, epsilon = argument(node, "momentum"), argument(node, "eps")
         with graph.inserting_before(node):
-            plain = graph.call_function(aten.batch_norm.default, (*tensors, False, momentum, epsilon, False))
-        for values in list(node.users):  # first of three results; the others are for training only
+            plain = graph.call_function(
+                aten.batch_norm.default, (*tensors, training, momentum, epsilon, False)
+            )
+        for values in list(node.users):  # first of several results; the others are for training only
             values.replace_all_uses_with(plain)
     remove_unused(graph_module)
     graph_module.recompile()
+
+
+def _argument(node: fx.Node, name: str) -> Any:
+    """Return an argument of a batch norm; None if this form of the operator does not have it."""
+    try:
+        return argument(node, name)
+    except KeyError:
+        return None
 
 
 def _writes_for_others(node: fx.Node) -> bool:

@@ -190,7 +190,7 @@ def observe_call(host: nn.Module, path: str, name: str, batch: Tensor) -> tuple[
         submodule.register_forward_hook(keep_result),
     )
     try:
-        host(batch)
+        host(batch.clone())  # a network can write to its input
     finally:
         for handle in handles:
             handle.remove()

@@ -26,6 +26,12 @@ from qgait_ptq.capture.captured import (
 )
 from qgait_ptq.capture.diagnosis import explain_forward_failure
 from qgait_ptq.capture.embedding_output import could_be_embedding, reduce_to_embedding
+from qgait_ptq.capture.float_types import (
+    LayerTypes,
+    WithoutConversions,
+    dropped_conversions,
+    is_type_conflict,
+)
 from qgait_ptq.errors import CaptureError
 from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.graph.frame_inputs import SeveralInputs
@@ -67,7 +73,11 @@ def capture(
         _check_embedding(_run_network(network, example), example)
         captured, complete = Attempt(network, captured).conclude()
         if complete:
-            return replace(captured, without_autocast=disabled_regions(network))
+            return replace(
+                captured,
+                without_autocast=disabled_regions(network),
+                without_conversions=dropped_conversions(network),
+            )
     raise CaptureError("the graph differs from the network even at a fixed batch size and frame count")
 
 
@@ -83,7 +93,17 @@ def _reduced(
 ) -> tuple[nn.Module, tuple[int, int]]:
     """Return `embedding_network`, and the first batch size and frame count that it takes."""
     with autocast_disabled() as regions:
-        given, size = _first_outputs(network, frame_shape, frames)
+        try:
+            with LayerTypes() as types:
+                given, size = _first_outputs(network, frame_shape, frames)
+            in_float32 = not types.others
+        except CaptureError as error:
+            if not is_type_conflict(error):
+                raise
+            in_float32 = False
+        if not in_float32:
+            network = WithoutConversions(network)
+            given, size = _first_outputs(network, frame_shape, frames)
     network = WithoutAutocast(network) if regions else network
     return reduce_to_embedding(network, given, size[0], output), size
 

@@ -49,7 +49,7 @@ def command(
 
     from qgait_ptq.evaluation.benchmark import benchmark_files, fit_setting, is_noisy
     from qgait_ptq.evaluation.workload import BenchmarkSetting
-    from qgait_ptq.report.plain import write_line
+    from qgait_ptq.report.plain import print_table, write_line
     from qgait_ptq.report.runtime_tables import bench_table
     from qgait_ptq.report.terminal import TerminalProgress
 
@@ -64,6 +64,6 @@ def command(
         return
     work = f"{setting.batch} × {setting.frames} frames, {rounds} rounds"
     title = f"{runtime}, {threads} thread{'s' * (threads > 1)}, {work}"
-    console.print(bench_table(measured, title))
+    print_table(console, bench_table(measured, title))
     if is_noisy(measured):
         write_line(console, "other programs used the machine in most rounds; these figures are not reliable")

@@ -45,6 +45,7 @@ def command(model: Path | None, recipe_file: Path | None, device: str, as_json: 
 
     from qgait_ptq.cli.inputs import data_of_file, load_data, load_network, open_to_evaluate
     from qgait_ptq.evaluation.accuracy import evaluate_file, evaluate_network
+    from qgait_ptq.report.plain import print_table
     from qgait_ptq.report.terminal import TerminalProgress, evaluation_table
 
     console = Console(stderr=as_json)
@@ -60,4 +61,4 @@ def command(model: Path | None, recipe_file: Path | None, device: str, as_json: 
     if as_json:
         click.echo(json_text(accuracy.to_report()))
     else:
-        console.print(evaluation_table(accuracy.to_report(), data.description))
+        print_table(console, evaluation_table(accuracy.to_report(), data.description))

@@ -25,7 +25,7 @@ from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.system.json_text import json_text
 
 if TYPE_CHECKING:
-    from qgait_ptq.config.schema import Recipe
+    from qgait_ptq.config.schema import DataSource, Recipe
     from qgait_ptq.graph.frame_layout import FrameLayout
 
 COMPARED_SEQUENCES = 24
@@ -113,22 +113,20 @@ def command(
         )
     recipe = build_recipe(model, recipe_file, options)
 
-    import numpy as np
     from rich.console import Console
 
     from qgait_ptq.cli.inputs import load_network
-    from qgait_ptq.gait.data.sequences import cut_width, shape_text
+    from qgait_ptq.gait.data.sequences import shape_text
     from qgait_ptq.placement.layers import float_operators
     from qgait_ptq.placement.planning import REPORTED_FRAMES, plan
     from qgait_ptq.placement.totals import count_totals
-    from qgait_ptq.report.plain import write_line
+    from qgait_ptq.report.plain import print_table, write_line
     from qgait_ptq.report.terminal import TerminalProgress, layer_table
 
     console = Console(stderr=as_json)
     progress = TerminalProgress(console)
     network, _ = load_network(recipe.model, progress)
-    square = np.zeros((1, height, height), np.uint8)
-    size = (height, width or cut_width(square, recipe.data.cut_columns).shape[-1])
+    size = (height, width or _width(height, recipe.data))
     frame_shape: tuple[int, ...] = size if channels is None else (channels, *size)
     layout = _parse_inputs(inputs)
     if layout is not None:
@@ -149,13 +147,11 @@ def command(
         return
     frames = captured.frames or REPORTED_FRAMES
     totals = count_totals(graph_module)
-    console.print(
-        layer_table(
-            [asdict(layer) for layer in layers],
-            f"{recipe.model.path.name} on 1 × {frames} frames of {layout or shape_text(frame_shape)}, "
-            f"{recipe.quantization.label} for {recipe.quantization.target}",
-        )
+    title = (
+        f"{recipe.model.path.name} on 1 × {frames} frames of {layout or shape_text(frame_shape)}, "
+        f"{recipe.quantization.label} for {recipe.quantization.target}"
     )
+    print_table(console, layer_table([asdict(layer) for layer in layers], title))
     for line in (
         *(f"{layer.name}: {layer.note}" for layer in layers if layer.note),
         *(f"{name} in float: {reason}" for name, reason in float_operators(graph_module).items()),
@@ -165,6 +161,26 @@ def command(
         *(f"{name}: {cause}" for name, cause in captured.described_causes().items()),
     ):
         write_line(console, line)
+
+
+def _width(height: int, data: DataSource) -> int:
+    """Return the width of square frames from which the columns of the data are cut.
+
+    Raises:
+        ConfigError: nothing is left.
+    """
+    import numpy as np
+
+    from qgait_ptq.errors import ConfigError
+    from qgait_ptq.gait.data.sequences import cut_width
+
+    columns = 0 if data.raw and data.cut_columns is None else data.cut_columns
+    if columns is not None and height <= 2 * columns:
+        raise ConfigError(
+            f"data.cut_columns is {columns}: nothing is left of frames {height}×{height}, from which "
+            f"{columns} columns on each side are cut. Pass --width, the width of a frame after the cut"
+        )
+    return int(cut_width(np.zeros((1, height, height), np.uint8), columns).shape[-1])
 
 
 def _frames_text(counts: FrameCounts) -> str:
@@ -201,6 +217,7 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
     from qgait_ptq.evaluation.layer_comparison import compare_layers
     from qgait_ptq.gait.embedding import network_batch
     from qgait_ptq.placement.planning import plan
+    from qgait_ptq.report.plain import print_table
     from qgait_ptq.report.reading import read_report
     from qgait_ptq.report.terminal import TerminalProgress, comparison_table
     from qgait_ptq.runtime.written_file import refuse_damage
@@ -240,4 +257,4 @@ def _compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
         click.echo(json_text(compared))
         return
     title = f"{folder}: file compared with the float network on {len(sequences)} test sequences"
-    console.print(comparison_table(compared, title))
+    print_table(console, comparison_table(compared, title))

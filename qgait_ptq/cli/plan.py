@@ -15,6 +15,7 @@ from qgait_ptq.gait.walkers.loading import TEST_WALKERS, WALKER_FRAME_SHAPE, wal
 from qgait_ptq.pipeline.expectation import Expectation, expect
 from qgait_ptq.placement.planning import plan
 from qgait_ptq.placement.submodule_data import submodule_config
+from qgait_ptq.report.plain import print_table
 from qgait_ptq.report.terminal import layer_table
 from qgait_ptq.system.progress import Progress
 from qgait_ptq.targets.registry import get_target
@@ -54,7 +55,7 @@ def show_plan(
     )
     expected = expect(config, captured, graph, layers, get_target(config.target), sequences, device)
     title = f"{recipe.model.path.name}, {config.label} for {config.target}"
-    console.print(layer_table([asdict(layer) for layer in layers], title))
+    print_table(console, layer_table([asdict(layer) for layer in layers], title))
     if any(goal is not None for goal in (config.budget, config.target_accuracy, config.max_drop)):
         progress.note("a run chooses other widths than these; it takes several times as long")
     for line in (

@@ -99,6 +99,7 @@ def command(
     from qgait_ptq.cli.plan import show_plan
     from qgait_ptq.pipeline.quantize import quantize
     from qgait_ptq.report.logging import LoggedProgress
+    from qgait_ptq.report.plain import print_table
     from qgait_ptq.report.terminal import TerminalProgress, accuracy_table, summary_lines
     from qgait_ptq.report.writing import check_writable
     from qgait_ptq.system.device import choose_device
@@ -158,7 +159,7 @@ def command(
     report = result.report.to_json()
     if as_json:
         click.echo(json_text(report))
-    console.print(accuracy_table(report))
+    print_table(console, accuracy_table(report))
     for line in summary_lines(report):
         progress.note(line)
     progress.note(f"wrote {out}/model.onnx, report.html, report.json and recipe.yaml")

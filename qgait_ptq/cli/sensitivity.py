@@ -120,6 +120,7 @@ def command(
     from qgait_ptq.pipeline.preparing import CaptureNetwork, ToDevice
     from qgait_ptq.pipeline.quantize import begin
     from qgait_ptq.report.drawing import standalone
+    from qgait_ptq.report.plain import print_table
     from qgait_ptq.report.plots import sensitivity_figure
     from qgait_ptq.report.terminal import TerminalProgress, sensitivity_table
     from qgait_ptq.report.writing import check_writable, write_text
@@ -160,7 +161,7 @@ def command(
     if as_json:
         click.echo(json_text(entries))
         return
-    console.print(sensitivity_table(entries))
+    print_table(console, sensitivity_table(entries))
     if plot is not None:
         progress.note(f"drew {plot}")
 

@@ -26,7 +26,7 @@ def command(file: Path | None, as_json: bool) -> None:
     """
     from rich.console import Console
 
-    from qgait_ptq.report.plain import write_line
+    from qgait_ptq.report.plain import print_table, write_line
     from qgait_ptq.report.runtime_tables import pair_table, target_table
     from qgait_ptq.targets.registry import TARGETS
     from qgait_ptq.targets.rules import find_broken_rules
@@ -56,11 +56,11 @@ def command(file: Path | None, as_json: bool) -> None:
         click.echo(json_text(described | ({"pair_sums": proof.describe()} if proof else {})))
         return
     console = Console()
-    console.print(target_table(list(TARGETS.values())))
+    print_table(console, target_table(list(TARGETS.values())))
     for target in TARGETS.values():
         lines = broken[target.name] or ["keeps all rules"] if file else (target.description, *target.limits)
         for line in lines:
             write_line(console, f"{target.name}: {line}")
     if proof is not None:
-        console.print(pair_table(proof))
+        print_table(console, pair_table(proof))
         write_line(console, proof.verdict())

@@ -46,7 +46,7 @@ def command(result: Path, sequences: int, frames: int | None, processor: str | N
     """
     from rich.console import Console
 
-    from qgait_ptq.report.plain import write_line
+    from qgait_ptq.report.plain import print_table, write_line
     from qgait_ptq.report.runtime_tables import pair_table, verification_table
 
     path = result / "model.onnx" if os.path.isdir(result) else result
@@ -67,8 +67,8 @@ def command(result: Path, sequences: int, frames: int | None, processor: str | N
         click.echo(json_text(described))
     else:
         console = Console()
-        console.print(pair_table(proof))
-        console.print(verification_table(verification))
+        print_table(console, pair_table(proof))
+        print_table(console, verification_table(verification))
         values = sum(tensor.values for tensor in verification.tensors)
         if not verification.tensors and not proof.pair_sums.layers:
             write_line(console, "nothing to verify: no layer of the file computes in integers")

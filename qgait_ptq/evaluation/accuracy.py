@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qgait_ptq.capture.autocast_programs import has_regions
+from qgait_ptq.capture.float_types import has_other_types
 from qgait_ptq.capture.own_copy import copy_network
 from qgait_ptq.capture.trace import embedding_network
 from qgait_ptq.config.schema import QuantConfig
@@ -51,7 +52,7 @@ def evaluate_network(
         DataError: the data have no gallery and probes, or sequences differ in size.
     """
     chosen = choose_device(device)
-    own = copy_network(network) if has_regions(network) else network.cpu()
+    own = copy_network(network) if has_regions(network) or has_other_types(network) else network.cpu()
     joined = join_inputs(own, data.layout)
     network = embedding_network(joined, data.frame_shape, frames, output).to(chosen)
     with exact_arithmetic():

@@ -23,10 +23,10 @@ from qgait_ptq.graph.operators import (
     is_operator,
 )
 from qgait_ptq.graph.shapes import observed_integer, observed_shape
-from qgait_ptq.graph.views import WeightedLayer, argument, first_argument, operands, source
+from qgait_ptq.graph.views import WeightedLayer, argument, first_argument, operands, pooled_axes, source
 
 MOVES = (aten.permute.default, aten.transpose.int, aten.select.int)  # sizes do not tell where an axis is
-KEEPING = RECTIFIERS | LEAKY_RECTIFIERS | MAX_POOLS
+KEEPING = RECTIFIERS | LEAKY_RECTIFIERS
 
 
 @dataclass
@@ -88,7 +88,8 @@ class _Finder:
         if axis is not None:
             self._join(node, [source(node)], axis)
         elif is_operator(node, ADDITIONS) and self._same_shapes(node):
-            self._join(node, list(operands(node)), self._axis(source(node)))
+            axes = {self._axis(operand) for operand in operands(node)}
+            self._join(node, list(operands(node)), axes.pop() if len(axes) == 1 else None)
         else:
             for read in node.all_input_nodes:
                 if read in self.groups:
@@ -135,8 +136,10 @@ class _Finder:
             return None
         if is_operator(node, KEEPING):
             return axis
+        if is_operator(node, MAX_POOLS):
+            return axis if axis < len(before) - pooled_axes(node) else None
         if is_operator(node, MAXIMA):
-            dims = [observed_integer(d) % len(before) for d in argument(node, "dim")]
+            dims = [observed_integer(d) % len(before) for d in argument(node, "dim")] or range(len(before))
             keeps = len(after) == len(before)
             return None if axis in dims else axis - (0 if keeps else sum(d < axis for d in dims))
         if node.target in MOVES:

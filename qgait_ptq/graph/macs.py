@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import fx
 
+from qgait_ptq.graph.equations import axis_names, explicit_equation
 from qgait_ptq.graph.operators import (
     ATTENTIONS,
     BILINEAR,
@@ -17,6 +18,7 @@ from qgait_ptq.graph.operators import (
     TRANSPOSED_CONVOLUTIONS,
     WEIGHTED,
     is_operator,
+    operator_name,
 )
 from qgait_ptq.graph.shapes import observed_shape
 from qgait_ptq.graph.views import WeightedLayer, argument, operands, source
@@ -33,6 +35,17 @@ def count_macs(node: fx.Node) -> int:
     return 0 if count is None else count(node)
 
 
+def has_uncounted_products(node: fx.Node) -> bool:
+    """Return whether an operator multiplies and sums in a way that `count_macs` does not count.
+
+    These are distances of all pairs, chains and powers of matrices, factorizations and Fourier transforms.
+    """
+    if node.op != "call_function" or observed_shape(node) is None:
+        return False
+    name = operator_name(node)
+    return name in UNCOUNTED or (name.startswith(UNCOUNTED_FAMILIES) and name not in WITHOUT_PRODUCTS)
+
+
 def _count_layer(node: fx.Node) -> int:
     layer = WeightedLayer(node)
     output, weight = observed_shape(node), observed_shape(layer.weight)
@@ -44,13 +57,14 @@ def _count_layer(node: fx.Node) -> int:
 def _count_product(node: fx.Node) -> int:
     """Count k products for each value of ``[…, m, k] · […, k, n]``."""
     inner = (observed_shape(operands(node)[0]) or (0,))[-1]
-    return math.prod(observed_shape(node) or (0,)) * inner
+    return math.prod(observed_shape(node) or ()) * inner  # the product of two vectors has no axes
 
 
 def _count_attention(node: fx.Node) -> int:
     """Count the scores and the weighted sums: ``[…, l, e] · [e, s]`` and ``[…, l, s] · [s, v]``."""
-    query, key, value = (observed_shape(argument(node, name)) or (0,) for name in ("query", "key", "value"))
-    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    query, key = (observed_shape(argument(node, name)) or (0, 0) for name in ("query", "key"))
+    attended = observed_shape(node) or (0, 0)  # has the broadcast axes of all three
+    return math.prod(attended[:-1]) * key[-2] * (query[-1] + attended[-1])
 
 
 def _count_recurrent(node: fx.Node) -> int:
@@ -80,24 +94,21 @@ def _count_bilinear(node: fx.Node) -> int:
 
 
 def _count_einsum(node: fx.Node) -> int:
-    """Count one product for each combination of all axes, for two operands."""
-    inputs = str(argument(node, "equation")).replace(" ", "").split("->")[0].split(",")
+    """Count one product for each combination of axes of two tensors.
+
+    An axis that only one tensor has, and not the result, is summed before.
+    """
+    inputs, result = explicit_equation(str(argument(node, "equation")))
     tensors = argument(node, "tensors")
     if len(inputs) != 2:
         return 0
     sizes: dict[str, int] = {}
-    for letters, tensor in zip(inputs, tensors, strict=True):
+    for position, (letters, tensor) in enumerate(zip(inputs, tensors, strict=True)):
         shape = observed_shape(tensor) or ()
-        for axis, size in zip(_einsum_axes(letters, len(shape)), shape, strict=False):
-            sizes[axis] = max(size, sizes.get(axis, 1))  # axes of dots can be broadcast
+        for axis, size in zip(axis_names(letters, len(shape)), shape, strict=False):
+            if axis in inputs[1 - position] + result or axis.startswith("."):
+                sizes[axis] = max(size, sizes.get(axis, 1))  # axes of dots can be broadcast
     return math.prod(sizes.values())
-
-
-def _einsum_axes(letters: str, axes: int) -> list[str]:
-    """Return a name for each axis of an operand; those of dots are counted from the last one."""
-    left, dots, right = letters.partition("...")
-    hidden = range(axes - len(left) - len(right), 0, -1) if dots else ()
-    return [*left, *(f"{dots}{number}" for number in hidden), *right]
 
 
 COUNTS: tuple[tuple[frozenset[object], Callable[[fx.Node], int]], ...] = (
@@ -110,3 +121,7 @@ COUNTS: tuple[tuple[frozenset[object], Callable[[fx.Node], int]], ...] = (
     (BILINEAR, _count_bilinear),
     (EINSUMS, _count_einsum),
 )
+
+UNCOUNTED = frozenset({"cdist", "chain_matmul", "matrix_power", "matrix_exp", "cov", "corrcoef"})
+UNCOUNTED_FAMILIES = ("linalg_", "fft_")
+WITHOUT_PRODUCTS = frozenset({"linalg_norm", "linalg_vector_norm", "linalg_vecdot", "linalg_diagonal"})

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from qgait_ptq.graph.attributes import origin, tensor_of
+from qgait_ptq.graph.equations import explicit_equation
 from qgait_ptq.graph.operators import (
     ATTENTIONS,
     BILINEAR,
@@ -152,8 +153,7 @@ def _of_attention(node: fx.Node) -> Weights:
 
 def _of_einsum(node: fx.Node) -> Weights:
     """Yield the operands with an axis that the output has, if possible one that no other operand has."""
-    inputs, _, result = str(argument(node, "equation")).replace(" ", "").partition("->")
-    letters = inputs.split(",")
+    letters, result = explicit_equation(str(argument(node, "equation")))
     for position, (own, tensor) in enumerate(zip(letters, argument(node, "tensors"), strict=True)):
         if "." in own:
             continue

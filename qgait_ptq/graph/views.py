@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx
 
-from qgait_ptq.graph.operators import BATCH_NORMS, CONVOLUTIONS, WEIGHTED, is_operator
+from qgait_ptq.graph.operators import ADDITIONS, BATCH_NORMS, CONVOLUTIONS, WEIGHTED, is_operator
 from qgait_ptq.system.invariants import of_type
 
 
@@ -62,6 +62,18 @@ def operands(node: fx.Node) -> tuple[Any, Any]:
     """Return the two arguments of an operator such as an addition or a matrix product."""
     first, second, *_ = node.args
     return first, second
+
+
+def adds_two_tensors(node: object) -> bool:
+    """Return whether a node is the plain sum of two tensors: no number, and no factor ``alpha``."""
+    if not isinstance(node, fx.Node) or not is_operator(node, ADDITIONS):
+        return False
+    return all(isinstance(one, fx.Node) for one in operands(node)) and argument(node, "alpha") == 1
+
+
+def pooled_axes(pool: fx.Node) -> int:
+    """Return how many axes a pooling such as ``max_pool2d`` pools; they are the last ones of its tensor."""
+    return int(pool.target.__name__.split("_pool")[1][0])  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True)
@@ -136,7 +148,7 @@ class WeightedLayer:
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """A batch norm with fixed statistics.
+    """A batch norm.
 
     Attributes:
         node: the call of the operator.
@@ -158,6 +170,11 @@ class BatchNorm:
     def parameters(self) -> tuple[fx.Node | None, ...]:
         """Nodes of weight, bias, running mean and running variance; None for missing ones."""
         return tuple(argument(self.node, name) for name in ("weight", "bias", "running_mean", "running_var"))
+
+    @property
+    def training(self) -> bool:
+        """Whether it normalises by the statistics of its input, not by the stored ones."""
+        return bool(argument(self.node, "training"))
 
     @property
     def eps(self) -> float:

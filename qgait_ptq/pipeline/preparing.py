@@ -10,6 +10,7 @@ from qgait_ptq.calibration.learning_stages import CalibrateDistances, CollectFra
 from qgait_ptq.calibration.refit_stage import Refit
 from qgait_ptq.capture.autocast import disabled_regions
 from qgait_ptq.capture.captured import BATCH_AXIS, FRAME_AXIS, Capture
+from qgait_ptq.capture.float_types import dropped_conversions
 from qgait_ptq.config.goals import unused_widths_notes
 from qgait_ptq.exporters.exportability import unknown_nodes
 from qgait_ptq.exporters.onnx_file import export_float
@@ -21,12 +22,14 @@ from qgait_ptq.placement.annotate import annotate
 from qgait_ptq.placement.layers import integer_layers
 from qgait_ptq.placement.planning import bit_widths, plan, width_notes
 from qgait_ptq.placement.submodule_data import submodule_config, take_submodule
+from qgait_ptq.placement.totals import count_totals
 from qgait_ptq.stages.stage import CompoundStage, Stage, Stopwatch, nothing, run_stages
 from qgait_ptq.stages.state import State
 from qgait_ptq.system.invariants import present
 from qgait_ptq.system.progress import Advance, Progress
 from qgait_ptq.verification.kernel_check import check_kernels
 
+CONVERSIONS_HAVE = "conversions to half or double precision have"
 LEARNING: tuple[Stage, ...] = (CalibrateDistances(), CollectFrames(), Finetune(), Refit())
 
 
@@ -81,14 +84,17 @@ class CaptureNetwork(Stage):
             raw=data.raw,
         )
         pinned = {BATCH_AXIS, FRAME_AXIS} - captured.free_axes - ({FRAME_AXIS} if frames else set())
-        notes = width_notes(network, layers, state.config)
+        notes = [*width_notes(network, layers, state.config), *count_totals(network).notes()]
         notes += pinned_notes(captured, pinned, "its capture is right at no other")
         if captured.frames is None and captured.frame_counts != ANY_FRAME_COUNT:
             notes.append(
                 f"the network is captured for {captured.frame_counts}: at other frame counts it computes "
                 f"something else, or does not run{_cause(captured, FRAME_AXIS)}. The file is for these"
             )
-        notes += autocast_notes(disabled_regions(taken.isolated.host) if taken else captured.without_autocast)
+        host = taken.isolated.host if taken else None
+        regions = disabled_regions(host) if host is not None else captured.without_autocast
+        conversions = dropped_conversions(host) if host is not None else captured.without_conversions
+        notes += [*type_notes("torch.autocast has", regions), *type_notes(CONVERSIONS_HAVE, conversions)]
         limited = data.limited(largest_integers(network))
         given = limited if state.given is state.data else state.given
         return replace(
@@ -211,11 +217,11 @@ def _cause(captured: Capture, axis: int) -> str:
     return f"; {captured.causes[axis]}" if axis in captured.causes else ""
 
 
-def autocast_notes(regions: Sequence[str]) -> list[str]:
-    """Return what to tell about regions of `torch.autocast`, given their places."""
-    if not regions:
+def type_notes(what_has: str, places: Sequence[str]) -> list[str]:
+    """Return a note on what would change the type of layers and has no effect, given its places."""
+    if not places:
         return []
     return [
-        f"torch.autocast has no effect at {', '.join(regions)}: the network is captured, quantized and "
+        f"{what_has} no effect at {', '.join(places)}: the network is captured, quantized and "
         "compared in float32"
     ]

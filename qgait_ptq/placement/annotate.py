@@ -23,9 +23,10 @@ from qgait_ptq.graph.annotation import (
 from qgait_ptq.graph.attributes import tensor_of
 from qgait_ptq.graph.operators import ADDITIONS, is_operator, operator_name
 from qgait_ptq.graph.shapes import observed_integer, observed_shape
-from qgait_ptq.graph.views import WeightedLayer, source
+from qgait_ptq.graph.views import WeightedLayer, adds_two_tensors, source
 from qgait_ptq.placement.layer_widths import LayerWidths, behind_last_layer, leaves_network
 from qgait_ptq.placement.patterns import check_patterns, names_layer
+from qgait_ptq.placement.quantizable import weighted_layers, why_in_float
 from qgait_ptq.placement.weight_only import (
     NOT_ON_TARGET,
     WeightOnlyPlan,
@@ -60,16 +61,6 @@ def annotate(graph_module: fx.GraphModule, rules: PlacementRules, widths: BitWid
         node.meta.pop(ANNOTATION_KEY, None)
     plan.annotate()
     return graph_module
-
-
-def weighted_layers(graph_module: fx.GraphModule, rules: PlacementRules) -> list[fx.Node]:
-    """Return the layers whose weight can be quantized, in graph order."""
-    return [
-        node
-        for node in graph_module.graph.nodes
-        if is_operator(node, rules.weighted)
-        and tensor_of(graph_module, WeightedLayer(node).weight) is not None
-    ]
 
 
 @dataclass
@@ -157,6 +148,8 @@ class _Plan:
         if is_operator(node, rules.absorbed) or is_operator(node, rules.value_preserving):
             return source(node) in self.integer
         if is_operator(node, rules.elementwise) and node not in self.embedding:
+            if is_operator(node, ADDITIONS) and not adds_two_tensors(node):
+                return False
             inputs = node.all_input_nodes
             return len(inputs) > 0 and all(n in self.integer for n in inputs)
         return False
@@ -317,11 +310,12 @@ class _Plan:
         if node in self.in_float:
             return NOT_ON_TARGET if self._is_chosen(node) else "left in float by include or exclude"
         if is_operator(node, self.rules.weighted) and node not in self.layers:
-            asked = node in self.candidates
-            return "left in float by include or exclude" if asked else "its weight is computed, not stored"
+            return why_in_float(self.graph_module, node) or "left in float by include or exclude"
         if is_operator(node, self.rules.elementwise) and node in self.embedding:
             return "gives the embedding, which stays in float"
         if is_operator(node, self.rules.elementwise) and node not in self.integer:
+            if is_operator(node, ADDITIONS) and not adds_two_tensors(node):
+                return "adds a number or a multiple of a tensor, for which there is no integer kernel"
             others = {operator_name(n) for n in node.all_input_nodes if n not in self.integer}
             return f"reads {' and '.join(sorted(others))} in float"
         return ""

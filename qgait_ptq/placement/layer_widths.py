@@ -11,11 +11,11 @@ from torch import fx
 from qgait_ptq.graph.annotation import BitWidths, PlacementRules
 from qgait_ptq.graph.frame_inputs import is_network_input
 from qgait_ptq.graph.operators import ADDITIONS, BATCH_NORMS, CONCATENATIONS, RESHAPES, aten, is_operator
-from qgait_ptq.graph.views import first_argument, source
+from qgait_ptq.graph.views import first_argument, operands, source
 from qgait_ptq.placement.patterns import names_layer
 
-WITH_STORED = ADDITIONS | {aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
-PASSED = RESHAPES | CONCATENATIONS | BATCH_NORMS  # between a layer and the embedding
+WITH_STORED = ADDITIONS | {aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.rsub.Scalar}
+PASSED = RESHAPES | CONCATENATIONS | BATCH_NORMS | {aten.neg.default}  # between a layer and the embedding
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def leaves_network(layer: fx.Node) -> bool:
     """Return whether a layer gives the embedding, or a part of it.
 
     Between it and the output there are only reshapes, concatenations of parts, sums and products with stored
-    tensors, and batch norms.
+    tensors and numbers, negations, and batch norms.
     """
     return any(node.op == "output" for node in behind_last_layer(layer))
 
@@ -90,5 +90,7 @@ def behind_last_layer(layer: fx.Node) -> set[fx.Node]:
 
 
 def _adds_stored(node: fx.Node) -> bool:
-    """Return whether a tensor and a stored one are added, such as a bias, or multiplied, such as a scale."""
-    return is_operator(node, WITH_STORED) and any(read.op == "get_attr" for read in node.all_input_nodes)
+    """Return whether a tensor is added to or multiplied by a stored one or a number, such as a scale."""
+    if not is_operator(node, WITH_STORED):
+        return False
+    return any(not isinstance(one, fx.Node) or one.op == "get_attr" for one in operands(node))

@@ -13,7 +13,7 @@ from torch import fx
 
 from qgait_ptq.graph.annotation import annotation_of
 from qgait_ptq.graph.attributes import tensor_of
-from qgait_ptq.graph.macs import count_macs
+from qgait_ptq.graph.macs import count_macs, has_uncounted_products
 from qgait_ptq.graph.operators import WEIGHTED, is_operator, operator_name
 from qgait_ptq.system.invariants import present
 
@@ -52,6 +52,7 @@ class Totals:
         macs: multiply-accumulates on the recorded example.
         integer_macs: those that the runtime computes on integers.
         float_parts: operators that stay in float, the largest first.
+        uncounted: operators whose products are not counted.
     """
 
     parameters: int
@@ -60,15 +61,23 @@ class Totals:
     macs: int
     integer_macs: int
     float_parts: tuple[FloatPart, ...]
+    uncounted: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Return one line for each part in float, with its share."""
-        return [
+        parts = [
             f"{part.operator} in float: {part.all_parameters / 1e6:.2f} M parameters "
             f"({self._share(part.all_parameters)} %{self._stored(part)}), {part.macs / 1e9:.2f} GMAC "
             f"({100 * part.macs / max(1, self.macs):.1f} %)"
             for part in self.float_parts
         ]
+        return [*parts, *self.notes()]
+
+    def notes(self) -> list[str]:
+        """Return a line that names the operators whose products are not counted; none if there are none."""
+        if not self.uncounted:
+            return []
+        return [f"multiply-accumulates leave out the products in {', '.join(self.uncounted)}"]
 
     def describe(self) -> str:
         """Return parameters and multiply-accumulates, and their shares on integers, as one line."""
@@ -127,6 +136,7 @@ def count_totals(graph_module: fx.GraphModule) -> Totals:
         integer + macs.total(),
         integer,
         tuple(sorted(parts, key=lambda part: (-part.all_parameters, -part.macs, part.operator))),
+        tuple(sorted({operator_name(n) for n in graph_module.graph.nodes if has_uncounted_products(n)})),
     )
 
 

@@ -7,8 +7,11 @@ Cells and titles are `rich.text.Text`, so square brackets and ``:name:`` are not
 from __future__ import annotations
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+
+NARROW = 72  # columns of a terminal; narrower ones cut the cells of most tables
 
 
 def plain(text: object) -> str:
@@ -42,3 +45,22 @@ def add_row(table: Table, *values: object) -> None:
 def write_line(console: Console, text: object) -> None:
     """Print one line of text."""
     console.print(cell(text))
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table of text. In a narrow terminal its rows become paragraphs, so that nothing is cut.
+
+    Args:
+        console: terminal or file.
+        table: table of `cell` texts, whose first column names the rows.
+    """
+    if console.width >= NARROW:
+        console.print(table)
+        return
+    if table.title:
+        console.print(table.title)
+    named, *columns = table.columns
+    for name, *values in zip(named.cells, *(column.cells for column in columns), strict=True):
+        entries = [f"{column.header} {value}" for column, value in zip(columns, values, strict=True)]
+        console.print(name)
+        console.print(Padding(Text(", ".join(entries)), (0, 0, 0, 2)))

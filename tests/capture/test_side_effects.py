@@ -95,3 +95,26 @@ def test_a_mask_whose_length_python_counted_is_captured_at_one_length():
     captured = capture(network, (16, 12))
     silhouettes = captured.example(3)
     torch.testing.assert_close(captured.graph_module(silhouettes), network(silhouettes))
+
+
+class ShiftsItsInput(Small):
+    """Subtracts from the input itself, and rectifies a view of it."""
+
+    def forward(self, silhouettes):
+        silhouettes -= 0.5
+        silhouettes.flatten(0, 1)[:, ::2].relu_()
+        return super().forward(silhouettes)
+
+    def change(self, maps):
+        return maps
+
+
+def test_a_network_may_write_to_its_input():
+    network = randomise_batch_norms(ShiftsItsInput())
+    captured = capture(network, (16, 12))
+    assert (captured.batch, captured.frames) == (None, None)
+    silhouettes = captured.example(3, 19)
+    given = silhouettes.clone()
+    embedding = captured.graph_module(given)
+    assert torch.equal(given, silhouettes)
+    torch.testing.assert_close(embedding, network(silhouettes))

@@ -175,3 +175,14 @@ def test_a_probe_set_without_a_match_ends_no_run(walkers_root, tmp_path):
     assert accuracy["rank1"]["cl"] == accuracy["rank5"]["cl"] == accuracy["rank10"]["cl"] == 0
     assert accuracy["rank5"]["nm"] > 0
     assert others
+
+
+@pytest.mark.parametrize(("columns", "options"), [(32, []), (50, ["--height", 100])])
+def test_inspect_refuses_a_cut_that_leaves_no_column(columns, options, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    data = f"data: {{root: data, cut_columns: {columns}}}"
+    model = Path(__file__).parents[2] / "examples" / "models" / "gaitbase-small.pt"
+    path.write_text(f"model: {{path: {model}}}\n{data}\n")
+    refused = run("inspect", "--recipe", path, *options)
+    assert_refused(refused, f"data.cut_columns is {columns}: nothing is left of frames")
+    assert "--width" in refused.stderr

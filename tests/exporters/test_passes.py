@@ -80,6 +80,15 @@ def test_maxima_by_pooling_are_maxima_at_every_length(sequences, frames, channel
     np.testing.assert_array_equal(run(pooled, x)[0], run(plain, x)[0])
 
 
+def test_a_maximum_without_axes_is_not_pooled():
+    model = quantized_maximum(1, np.uint8)
+    del model.graph.node[-1].input[1:]
+    del model.graph.output[0].type.tensor_type.shape.dim[:]  # all axes are reduced
+    POOL_MAXIMA.run(model)
+    assert [node.op_type for node in model.graph.node][-1] == "ReduceMax"
+    assert not any(node.op_type == "MaxPool" for node in model.graph.node)
+
+
 def test_maxima_over_the_last_axis_and_of_floats_stay_as_they_are():
     last, floats = quantized_maximum(-1, np.uint8), quantized_maximum(1, np.uint8)
     floats.graph.node[2].input[0] = "x"

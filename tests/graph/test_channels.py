@@ -136,3 +136,40 @@ def test_a_channel_that_nobody_reads_leaves_the_factors_of_the_others_alone():
     kept = [index for index in range(len(some)) if index != 3]
     ratio = others[kept] / some[kept]
     torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
+
+
+class BetweenConvolutions(nn.Module):
+    """A convolution, something on maps ``[n·s, 4, 4, 4]``, and a convolution."""
+
+    def __init__(self, inner):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.before, self.after = inner, nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3)
+
+    def forward(self, silhouettes):
+        frames = self.inner(self.before(silhouettes.flatten(0, 1).unsqueeze(1)).relu())
+        return self.after(frames).amax((2, 3)).unflatten(0, silhouettes.shape[:2]).amax(1)
+
+
+@pytest.mark.parametrize(
+    ("inner", "groups"),
+    [
+        (nn.MaxPool3d((3, 1, 1), 1, (1, 0, 0)), 0),  # over channels: maps without a batch axis
+        (lambda maps: nn.functional.max_pool3d(maps[:, None], (1, 3, 1), 1, (0, 1, 0))[:, 0], 0),
+        (lambda maps: nn.functional.max_pool2d(maps.transpose(1, 2), (3, 1), 1, (1, 0)).transpose(1, 2), 0),
+        (lambda maps: maps.amax(1, keepdim=True).expand(-1, 4, -1, -1), 0),
+        (lambda maps: maps.transpose(1, 2) + maps, 0),
+        (lambda maps: maps + maps.transpose(1, 2), 0),
+        (lambda maps: maps.transpose(2, 3) + maps, 1),
+        (nn.MaxPool2d(3, 1, 1), 1),
+    ],
+)
+def test_factors_stay_away_from_operators_that_mix_channels(inner, groups):
+    """Channels, height and width are equal, so that sizes say nothing."""
+    graph = plan(BetweenConvolutions(inner).eval(), (4, 4), QuantConfig())[1]
+    with torch.no_grad():
+        tensor_of(graph, next(n for n in graph.graph.nodes if "before" in str(n.target)))[1].mul_(20)
+    silhouettes = (torch.rand(2, 5, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    before = graph(silhouettes)
+    assert equalize(graph, [silhouettes], Equalization.WEIGHTS).groups == groups
+    torch.testing.assert_close(graph(silhouettes), before, atol=1e-5 * float(before.abs().max()), rtol=1e-5)

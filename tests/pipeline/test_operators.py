@@ -207,7 +207,7 @@ INNER = {
     "recurrent layer": ([OverPlaces(Recurrent())], {"mean", "zeros", "lstm", "add"}),
     "convolution over rows": ([OverPlaces(nn.Conv1d(8, 8, 3, padding=1))], {"mean"}),
     "maxima": (MAXIMA, set()),
-    "extremes": (EXTREMES, {"amin", "div", "sub", "mul"}),
+    "extremes": (EXTREMES, {"amin", "div", "add", "sub", "mul"}),
     "means": (MEANS, {"avg_pool2d", "adaptive_avg_pool2d", "clamp", "clamp_min", "pow", "mean"}),
     "larger maps": (LARGER, {"upsample_bilinear2d", "upsample_nearest2d", "conv_transpose2d", "pad"}),
     "channels": (CHANNELS, {"flip", "cat", "mul"}),

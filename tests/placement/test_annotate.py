@@ -248,3 +248,26 @@ def test_a_width_that_a_layer_does_not_get_is_said(gaitbase):
     (note,) = width_notes(network, layers, config)
     assert note.startswith(f"the input of {shortcut} has 8 bits instead of 3: another layer reads")
     assert not width_notes(network, layers, QuantConfig())
+
+
+class ReadsConstants(torch.nn.Module):
+    """A network that adds features of a stored picture, which a convolution and a linear layer read."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.picture = torch.nn.Conv2d(1, 8, 3), torch.nn.Conv2d(1, 8, 3)
+        self.numbers, self.head = torch.nn.Linear(4, 8), torch.nn.Linear(8, 6)
+        self.register_buffer("stored", torch.rand(1, 1, 30, 30))
+        self.register_buffer("table", torch.rand(500, 4))
+
+    def forward(self, silhouettes):
+        maps = self.first(silhouettes.flatten(0, 1).unsqueeze(1)).relu().amax((2, 3))
+        maps = maps + self.picture(self.stored).mean((2, 3)) + self.numbers(self.table).mean(0)
+        return self.head(maps.unflatten(0, silhouettes.shape[:2]).amax(1))
+
+
+def test_layers_that_read_a_stored_tensor_stay_in_float():
+    layers = by_name(plan(ReadsConstants().eval(), (16, 12), QuantConfig())[1])
+    assert {name for name, layer in layers.items() if layer.integer} == {"first", "head"}
+    assert layers["picture"].note == "its input is a stored tensor, which no quantizer observes"

@@ -15,7 +15,7 @@ from qgait_ptq.reference.pair_sums import PairBound, PairSums
 from qgait_ptq.reference.proof import ExactnessProof
 from qgait_ptq.report.comparing import Row
 from qgait_ptq.report.logging import LoggedProgress
-from qgait_ptq.report.plain import add_row, cell, plain, title_text, write_line
+from qgait_ptq.report.plain import add_row, cell, plain, print_table, title_text, write_line
 from qgait_ptq.report.runtime_tables import (
     bench_table,
     comparison_of_results,
@@ -188,3 +188,19 @@ def test_each_part_of_the_refit_that_is_kept_has_a_line():
     undone = {**REFIT, "kept": "start", "ranks": {**REFIT["ranks"], "kept": "start"}}
     assert list(stage_lines({"refit": undone})) == []
     assert list(stage_lines({"refit": {**REFIT, "ranks": None}})) == [first]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_nothing_of_a_table_is_cut_in_a_narrow_terminal(name):
+    table, console = TABLES[name](), Console(file=io.StringIO(), width=40)
+    print_table(console, table)
+    shown = re.sub(r"\s", "", console.file.getvalue())
+    assert all(re.sub(r"\s", "", str(cell)) in shown for column in table.columns for cell in column.cells)
+    assert "…" not in shown
+    assert all(len(line) <= 40 for line in console.file.getvalue().splitlines())
+
+
+def test_a_table_is_a_table_in_a_terminal_of_usual_width():
+    console = Console(file=io.StringIO(), width=80)
+    print_table(console, TABLES["layers"]())
+    assert "┏" in console.file.getvalue()

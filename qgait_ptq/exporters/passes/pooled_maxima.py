@@ -36,7 +36,8 @@ def pool_maxima(model: onnx.ModelProto) -> None:
         source = graph.producer(node.input[0]) if node.op_type == "ReduceMax" else None
         if source is not None and source.op_type == "DequantizeLinear":
             rank = graph.rank(node.input[0]) or 0
-            axis = _outer_axis(node, graph.constants.get(node.input[1]), rank)
+            axes = node.input[1] if len(node.input) > 1 else ""  # without axes, all are reduced
+            axis = _outer_axis(node, graph.constants.get(axes), rank)
             if axis is not None:
                 nodes += _pool(node, source, axis, rank)
         nodes.append(node)

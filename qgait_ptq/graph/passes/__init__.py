@@ -6,9 +6,10 @@ Passes for a single target are listed in `Target.graph_passes`.
 from __future__ import annotations
 
 from qgait_ptq.graph.passes.attention import ATTENTION_TO_FOUR_AXES
-from qgait_ptq.graph.passes.batch_norm import FOLD_BATCH_NORMS
+from qgait_ptq.graph.passes.batch_norm import DROP_UNREAD_STATISTICS, FOLD_BATCH_NORMS
 from qgait_ptq.graph.passes.biases import ADD_MISSING_BIASES
 from qgait_ptq.graph.passes.constants import FOLD_CONSTANTS
+from qgait_ptq.graph.passes.contractions import CONTRACTIONS_TO_EINSUM, SPLIT_EINSUMS
 from qgait_ptq.graph.passes.einsum import EINSUM_TO_MATMUL
 from qgait_ptq.graph.passes.graph_pass import GraphPass
 from qgait_ptq.graph.passes.identities import DROP_IDENTITIES, DROP_WHOLE_SLICES
@@ -23,7 +24,11 @@ from qgait_ptq.graph.passes.maxima import DROP_MAXIMA_INDICES, NAME_ALL_AXES
 from qgait_ptq.graph.passes.ordering import ORDER_STATISTICS_TO_SORT
 from qgait_ptq.graph.passes.paddings import PADDINGS_TO_NUMBERS
 from qgait_ptq.graph.passes.pooling import ADAPTIVE_POOLS_OVER_FRAMES
-from qgait_ptq.graph.passes.products import SPLIT_SUMS_OF_PRODUCTS, VECTORS_TO_MATRICES
+from qgait_ptq.graph.passes.products import (
+    NAME_PRODUCTS,
+    SPLIT_SUMS_OF_PRODUCTS,
+    VECTORS_TO_MATRICES,
+)
 from qgait_ptq.graph.passes.slices import PIECES_TO_SLICES, STACKS_TO_CONCATENATIONS
 from qgait_ptq.graph.passes.unbatched import ADD_BATCH_AXES
 
@@ -32,10 +37,14 @@ CANONICALIZATION: tuple[GraphPass, ...] = (
     REPLACE_IN_PLACE_OPERATORS,
     DROP_IDENTITIES,
     DROP_WHOLE_SLICES,
+    DROP_UNREAD_STATISTICS,
     PADDINGS_TO_NUMBERS,
     ADD_BATCH_AXES,
+    NAME_PRODUCTS,
     SPLIT_SUMS_OF_PRODUCTS,
     VECTORS_TO_MATRICES,
+    CONTRACTIONS_TO_EINSUM,
+    SPLIT_EINSUMS,
     MASKS_TO_LOGIC,
     ADAPTIVE_POOLS_OVER_FRAMES,
     ORDER_STATISTICS_TO_SORT,

@@ -1,4 +1,7 @@
-"""Folding batch norms into the layers before them, also through reshapes, as in a BNNeck."""
+"""Folding batch norms into the layers before them, also through reshapes, as in a BNNeck.
+
+Batch norms that normalise by the statistics of their input stay.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,28 @@ from qgait_ptq.graph.attributes import add_parameter, origin, tensor_of
 from qgait_ptq.graph.operators import RESHAPES, is_operator
 from qgait_ptq.graph.passes.graph_pass import GraphPass
 from qgait_ptq.graph.shapes import observed_integer, observed_shape
-from qgait_ptq.graph.views import BatchNorm, WeightedLayer, source
+from qgait_ptq.graph.views import BatchNorm, WeightedLayer, argument, source
 from qgait_ptq.system.invariants import of_type, present
+
+
+def drop_unread_statistics(graph_module: fx.GraphModule) -> None:
+    """Remove stored statistics from batch norms that normalise by those of their input.
+
+    torch's ONNX exporter would write a batch norm that reads them.
+    """
+    for node in graph_module.graph.nodes:
+        batch_norm = BatchNorm.of(node)
+        if batch_norm is not None and batch_norm.training:
+            weight, bias, _, _ = batch_norm.parameters
+            rest = [argument(node, name) for name in ("training", "momentum", "eps", "cudnn_enabled")]
+            node.args, node.kwargs = (batch_norm.input, weight, bias, None, None, *rest), {}
 
 
 def fold_batch_norms(graph_module: fx.GraphModule) -> None:
     """Fold each batch norm into the convolution or linear layer before it, if there is one."""
     for node in list(graph_module.graph.nodes):
         batch_norm = BatchNorm.of(node)
-        if batch_norm is None:
+        if batch_norm is None or not _is_fixed(graph_module, batch_norm):
             continue
         layer, reshapes = _layer_before(batch_norm)
         if layer is None or tensor_of(graph_module, layer.weight) is None:
@@ -30,6 +46,14 @@ def fold_batch_norms(graph_module: fx.GraphModule) -> None:
         mapping = _channel_mapping(layer, reshapes)
         if mapping is not None:
             _fold(graph_module, layer, batch_norm, mapping)
+
+
+def _is_fixed(graph_module: fx.GraphModule, batch_norm: BatchNorm) -> bool:
+    """Return whether statistics and parameters are stored, and none is computed from the input."""
+    given = [node for node in batch_norm.parameters if node is not None]
+    _, _, mean, variance = batch_norm.parameters
+    stored = all(tensor_of(graph_module, node) is not None for node in given)
+    return stored and mean is not None and variance is not None and not batch_norm.training
 
 
 def _layer_before(batch_norm: BatchNorm) -> tuple[WeightedLayer | None, list[fx.Node]]:
@@ -73,8 +97,7 @@ def _fold(graph_module: fx.GraphModule, layer: WeightedLayer, batch_norm: BatchN
     weight = present(tensor_of(graph_module, layer.weight))
     bias = tensor_of(graph_module, layer.bias)
     gamma, beta, mean, variance = (tensor_of(graph_module, node) for node in batch_norm.parameters)
-    if mean is None or variance is None:
-        return
+    mean, variance = present(mean), present(variance)
     # Computed in float64, so that the result is rounded once.
     factor = (variance.double() + batch_norm.eps).rsqrt()
     factor = factor if gamma is None else factor * gamma.double()
@@ -100,4 +123,5 @@ def _apply_concretely(node: fx.Node, value: Tensor) -> Tensor:
     return of_type(function(value, *arguments, **node.kwargs), Tensor)
 
 
+DROP_UNREAD_STATISTICS = GraphPass("drop-unread-statistics", drop_unread_statistics)
 FOLD_BATCH_NORMS = GraphPass("fold-batch-norms", fold_batch_norms)

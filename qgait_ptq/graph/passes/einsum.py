@@ -8,12 +8,11 @@ from string import ascii_letters
 from torch import fx
 
 from qgait_ptq.graph.attributes import tensor_of
+from qgait_ptq.graph.equations import DOTS
 from qgait_ptq.graph.operators import EINSUMS, aten, is_operator
 from qgait_ptq.graph.passes.graph_pass import GraphPass
 from qgait_ptq.graph.shapes import observed_shape
 from qgait_ptq.graph.views import argument
-
-DOTS = "..."
 
 
 def einsum_to_matmul(graph_module: fx.GraphModule) -> None:
@@ -34,11 +33,14 @@ def einsum_to_matmul(graph_module: fx.GraphModule) -> None:
         product = None if equation is None else _parse_product(equation)
         if product is None or tensor_of(graph_module, weight) is None:
             continue
+        if not product.fits(observed_shape(features), observed_shape(weight)):
+            continue
         with graph.inserting_before(node):
             moved = graph.call_function(aten.permute.default, (features, product.features))
             matrix = graph.call_function(aten.permute.default, (weight, product.weight))
             multiplied = graph.call_function(aten.matmul.default, (moved, matrix))
             back = graph.call_function(aten.permute.default, (multiplied, product.result))
+        back.meta.update(node.meta)  # another einsum can read it
         node.replace_all_uses_with(back)
 
 
@@ -49,6 +51,12 @@ class _Product:
     features: list[int]
     weight: list[int]
     result: list[int]
+
+    def fits(self, features: tuple[int, ...] | None, weight: tuple[int, ...] | None) -> bool:
+        """Return whether the summed axes have one size; an einsum also broadcasts an axis of size 1."""
+        if features is None or weight is None:
+            return False
+        return features[self.features[-1]] == weight[self.weight[-2]]
 
 
 def _with_the_second_first(equation: str) -> str:
@@ -75,6 +83,8 @@ def _parse_product(equation: str) -> _Product | None:
     """Return the orders for an equation; None if its form is not supported."""
     inputs, _, result = equation.partition("->")
     left, _, right = inputs.partition(",")
+    if len(set(left)) < len(left) or len(set(right)) < len(right):  # a diagonal
+        return None
     shared = [letter for letter in right if letter in left and letter in result]
     summed = [letter for letter in right if letter in left and letter not in result]
     new = [letter for letter in right if letter not in left]

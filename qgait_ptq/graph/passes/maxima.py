@@ -1,8 +1,8 @@
 """Rewriting maxima without indices or without axes, and adaptive pooling with a fixed kernel.
 
 Maxima can run on integers only if their indices are not used. Most networks write
-``torch.max(features, dim)[0]``, which also gives indices. ``features.amax()`` names no axes and means all of
-them; torch's ONNX exporter needs their names.
+``torch.max(features, dim)[0]``, which also gives indices. ``features.max()`` and ``features.amax()`` name no
+axes and mean all of them; torch's ONNX exporter needs their names.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from qgait_ptq.graph.shapes import is_free, observed_shape
 from qgait_ptq.graph.views import argument, operands, source
 
 EXTREMES = frozenset({aten.amax.default, aten.amin.default})
+OF_EVERYTHING: dict[Any, Callable[..., object]] = {
+    aten.max.default: aten.amax.default,
+    aten.min.default: aten.amin.default,
+}
 MAXIMA_WITH_INDICES = frozenset({aten.max.dim})
 POOLS_WITH_INDICES: dict[Any, Callable[..., object]] = {
     aten.max_pool2d_with_indices.default: aten.max_pool2d.default,
@@ -78,6 +82,8 @@ def _kernel(pool: fx.Node) -> list[int] | None:
 def name_all_axes(graph_module: fx.GraphModule) -> None:
     """Give maxima and minima over all axes, which name none, the list of the axes."""
     for node in graph_module.graph.nodes:
+        if is_operator(node, frozenset(OF_EVERYTHING)) and observed_shape(source(node)):
+            node.target = OF_EVERYTHING[node.target]
         if not is_operator(node, EXTREMES) or list(argument(node, "dim")):
             continue
         shape = observed_shape(source(node))

@@ -11,6 +11,7 @@ from qgait_ptq.graph.macs import count_macs
 from qgait_ptq.graph.operators import BATCH_NORMS, CONVOLUTIONS, RECTIFIERS, aten, is_operator
 from qgait_ptq.graph.passes import SIMPLIFICATION
 from qgait_ptq.graph.passes.graph_pass import run_passes
+from qgait_ptq.graph.views import argument
 from qgait_ptq.placement.layers import outputs_of
 from tests.conftest import randomise_batch_norms
 
@@ -193,3 +194,59 @@ def test_channels_are_followed_by_their_axis_and_not_by_its_size(move, follows):
         if any("before" in str(writer.args[1].target) for writer in group.writers)
     }
     assert bool(readers) is follows
+
+
+def trained(own, maps):
+    """Put a batch norm into train mode, which updates its statistics in place."""
+    return own.norm.train()(own.conv(maps))
+
+
+def normalised(own, maps, *, weight=None, bias=None, training=False):
+    norm = own.norm
+    parameters = (norm.weight if weight is None else weight, norm.bias if bias is None else bias)
+    return F.batch_norm(own.conv(maps), norm.running_mean, norm.running_var, *parameters, training)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        trained,
+        lambda own, maps: normalised(own, maps, training=True),
+        lambda own, maps: normalised(own, maps, weight=maps.mean((0, 2, 3))),
+        lambda own, maps: normalised(own, maps, bias=maps.mean((0, 2, 3))),
+    ],
+)
+def test_a_batch_norm_with_computed_values_stays(body):
+    network = Frames(body, conv=convolution(), norm=nn.BatchNorm2d(CHANNELS))
+    graph = simplified(network)
+    assert count(graph, BATCH_NORMS) == 1
+    statistics = [str(node.target) for node in graph.graph.nodes if "running" in str(node.target)]
+    training = any(argument(n, "training") for n in graph.graph.nodes if is_operator(n, BATCH_NORMS))
+    assert bool(statistics) is not training  # torch's exporter would write them
+
+
+def test_a_batch_norm_with_a_weight_computed_from_its_parameters_is_folded():
+    network = Frames(
+        lambda own, maps: normalised(own, maps, weight=own.norm.weight.exp()),
+        conv=convolution(),
+        norm=nn.BatchNorm2d(CHANNELS),
+    )
+    assert count(simplified(network), BATCH_NORMS) == 0
+
+
+def test_an_extreme_of_all_values_names_its_axes():
+    graph = simplified(Frames(lambda own, maps: maps / (maps.max() - maps.min() + 1)))
+    extremes = [node for node in graph.graph.nodes if node.target in (aten.amax.default, aten.amin.default)]
+    assert [list(argument(node, "dim")) for node in extremes[:2]] == [[0, 1, 2, 3]] * 2
+    assert count(graph, frozenset({aten.max.default, aten.min.default})) == 0
+
+
+def test_the_functional_form_takes_inputs_of_any_strides():
+    def body(own, maps):
+        mask = torch.zeros_like(maps)
+        mask[:, :2] = 1
+        return maps * mask
+
+    graph = simplified(Frames(body))
+    silhouettes = torch.rand(6, 9, 16, 16)[:2, :5]  # as where a file is compared at several sizes
+    assert graph(silhouettes).shape == graph(silhouettes.contiguous()).shape
