@@ -126,6 +126,15 @@ def test_distances_equal_torchs():
     assert given_distances[:, ~OTHERS].max() < 5e-3  # of a clip to itself: a root of rounding errors
 
 
+def test_the_default_is_the_euclidean_distance_bit_by_bit():
+    parts = by_part(embeddings(3))
+    centred = parts - parts.mean(1, keepdim=True)
+    squares = centred.square().sum(-1)
+    between = squares[:, :, None] + squares[:, None, :] - 2 * (centred @ centred.mT)
+    assert torch.equal(pairwise_distances(parts), (between.relu() + 1e-12).sqrt())
+    assert IdcLoss() == IdcLoss(metric="euclidean")
+
+
 @pytest.mark.parametrize("spread", [1.0, 1e-3])
 def test_cosine_distances_are_those_of_the_evaluation(spread):
     """In float64. Float32 keeps the digits of embeddings that point in nearly one direction."""
