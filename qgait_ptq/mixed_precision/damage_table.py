@@ -99,6 +99,7 @@ class SensitivityMeasurement:
                 state.device,
                 states,
                 advance,
+                state.data.metric,
             )
         return Sensitivity(tuple(self.groups), tuple(measurements), tuple(notes))
 
