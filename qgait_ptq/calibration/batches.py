@@ -83,11 +83,6 @@ def with_training_data(state: State, clips: LabelledClips) -> State:
         embed_clips(state.network, judging, batch_size(state), state.device),
         frozenset(clips.subjects[index] for index in held_out),
     )
-    if state.data.metric != "euclidean":
-        state = state.noting(
-            "IDC and fine-tuning compare Euclidean distances between embeddings; only the evaluation "
-            f"compares by {state.data.metric}"
-        )
     return replace(state, training=training)
 
 

@@ -1,18 +1,22 @@
 """The IDC loss, which keeps distances between people as in the float network.
 
 Inter-class distance-guided calibration is an idea of the QGait paper (arXiv 2405.13859). Only its abstract
-was available to us; the formulas are ours. With embeddings of n clips by part, ``d_pij =
-sqrt(relu(‖e_i − e_j‖²) + 1e−12)``, T the float and S the quantized network, N the pairs with different and P
-those with the same label, and μ the mean of d^T over all parts and N:
+was available to us; the formulas are ours. With embeddings of n clips by part, d_pij the distance of the
+clips i and j in part p, T the float and S the quantized network, N the pairs with different and P those with
+the same label, and μ the mean of d^T over all parts and N:
 
     L_neg    = mean over parts and N of Huber((d^S − d^T) / μ)
     L_pos    = the same over P
     L_anchor = Σ ‖s − t‖² / Σ ‖t − mean t‖²
     L        = L_neg + λ_pos · L_pos + λ_anchor · L_anchor
 
+Distances are those of the metric that ranks. Euclidean ones are ``d_pij = sqrt(relu(‖e_i − e_j‖²) + 1e−12)``,
+cosine ones ``d_pij = 1 − cos(e_i, e_j) = ‖u_i − u_j‖² / 2`` with ``u = e / ‖e‖``.
+
 All parts share one μ: with one for each part, a part could be rescaled without cost, which changes the
-ranking by mean distance. Distances do not see shifts and rotations of all embeddings. These matter if the
-float network embedded the gallery, so the loss has an anchor term.
+ranking by mean Euclidean distance. Euclidean distances do not see shifts and rotations of all embeddings,
+cosine ones neither rotations nor lengths. Rotations matter if the float network embedded the gallery, so the
+loss has an anchor term. It compares embeddings as they are with both metrics.
 """
 
 from __future__ import annotations
@@ -23,7 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qgait_ptq.gait.metric_names import Metric, check_metric
+
 SMALLEST_SQUARE = 1e-12
+SMALLEST_LENGTH = 1e-12  # shorter embeddings have no direction, as in `gait.metrics.part_distances`
 
 
 def by_part(embedding: Tensor) -> Tensor:
@@ -32,21 +39,46 @@ def by_part(embedding: Tensor) -> Tensor:
     return parts.permute(2, 0, 1).float()
 
 
-def pairwise_distances(parts: Tensor) -> Tensor:
-    """Return Euclidean distances within each part, with a finite gradient at zero.
+def pairwise_distances(parts: Tensor, metric: Metric = "euclidean") -> Tensor:
+    """Return distances within each part, with a finite gradient at zero.
 
     Args:
         parts: embeddings by part, ``[p, n, c]``.
+        metric: ``euclidean`` or ``cosine``, as `gait.metrics.part_distances` computes it for each part.
 
     Returns:
         Distances ``[p, n, n]``.
+
+    Raises:
+        ConfigError: the metric is unknown.
     """
+    check_metric(metric)
+    if metric == "cosine":
+        return _cosine_distances(parts)
+    return (_squared_distances(parts) + SMALLEST_SQUARE).sqrt()
+
+
+def _cosine_distances(parts: Tensor) -> Tensor:
+    """Return ``1 − cos`` within each part ``[p, n, c]``: half the squared distance of unit vectors.
+
+    ``1 − cos`` itself would lose its digits for embeddings in nearly one direction. An embedding of zeros has
+    distance 1 to all others and gets no gradient: no direction is better than another.
+    """
+    lengths = parts.norm(dim=-1, keepdim=True)
+    undirected = lengths <= SMALLEST_LENGTH  # not of NaN, which stays NaN
+    directions = (parts / lengths.clamp_min(SMALLEST_LENGTH)).masked_fill(undirected, 0)
+    missing = undirected.squeeze(-1).to(parts.dtype)  # 1 − ‖u‖²
+    return (_squared_distances(directions) + missing[:, :, None] + missing[:, None, :]) / 2
+
+
+def _squared_distances(parts: Tensor) -> Tensor:
+    """Return squared Euclidean distances ``[p, n, n]`` within each part ``[p, n, c]``."""
     # Subtracting the mean avoids cancellation between large squares, which would lose small distances.
     centred = parts - parts.mean(1, keepdim=True).detach()
     squared = centred.square().sum(-1)
     product = centred @ centred.mT
     between = squared[:, :, None] + squared[:, None, :] - 2 * product
-    return (between.relu() + SMALLEST_SQUARE).sqrt()
+    return between.relu()
 
 
 @dataclass(frozen=True)
@@ -59,12 +91,14 @@ class IdcLoss:
         anchor_weight: weight λ_anchor of L_anchor.
         neighbour_weight: weight of a term for ranks. It is the Kullback-Leibler divergence between the two
             networks' distributions over the other clips: softmax of −D/(0.1 μ), with D the mean over parts.
+        metric: distance between embeddings, for all terms but L_anchor.
     """
 
     neg_weight: float = 1.0
     pos_weight: float = 0.25
     anchor_weight: float = 1.0
     neighbour_weight: float = 0.0
+    metric: Metric = "euclidean"
 
     def __call__(self, quantized: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of a batch.
@@ -101,7 +135,8 @@ class IdcLoss:
         """Return L_neg, L_pos, L_anchor and the neighbour term, unweighted, of embeddings ``[p, n, c]``."""
         same = labels[:, None] == labels[None]
         others = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-        student_distances, teacher_distances = pairwise_distances(student), pairwise_distances(teacher)
+        student_distances = pairwise_distances(student, self.metric)
+        teacher_distances = pairwise_distances(teacher, self.metric)
         unlike = ~same
         # If all labels are equal, the unit is the mean over all pairs.
         unit = (

@@ -21,6 +21,7 @@ from qgait_ptq.calibration.optimizer import TrainingOptimizer
 from qgait_ptq.calibration.rank_loss import rank_loss
 from qgait_ptq.calibration.trained_graph import LearningRates, TrainedGraph
 from qgait_ptq.calibration.training import END, START, rate_share
+from qgait_ptq.gait.metric_names import Metric
 from qgait_ptq.quantizer.trainable import WeightMode
 
 CLIPS = 256  # of a step
@@ -35,12 +36,14 @@ class RankSettings:
         weight: weight of the rank loss beside L_anchor.
         rates: largest learning rates.
         seed: random seed of the batches.
+        metric: distance between embeddings, for the rank loss.
     """
 
     steps: int
     weight: float
     rates: LearningRates
     seed: int = 0
+    metric: Metric = "euclidean"
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def keep_ranks(
     trained = TrainedGraph(part.quantized, part.reference, magnitudes, WeightMode.LATENT, nodes)
     optimizer = TrainingOptimizer(trained.groups(settings.rates))
     spread = spread_of(torch.cat([inputs.embeddings for inputs in learned]))
-    criterion = _Criterion(part, spread, settings.weight, part.can_join(learned))
+    criterion = _Criterion(part, spread, settings.weight, part.can_join(learned), settings.metric)
     losses = {START: criterion.judge(judging)}
     count = max(1, round(CLIPS / len(learned[0].labels)))
     for step in range(settings.steps):
@@ -112,12 +115,14 @@ class _Criterion:
         spread: see `distances.spread_of`.
         weight: weight of the rank loss.
         joins: whether the batches are computed as one, so that weights are quantized once.
+        metric: distance between embeddings, for the rank loss.
     """
 
     part: LastPart
     spread: float
     weight: float
     joins: bool
+    metric: Metric
 
     def __call__(self, batches: Sequence[LastInputs]) -> Tensor:
         """Return the loss, with gradients."""
@@ -131,7 +136,8 @@ class _Criterion:
         labels = torch.cat([inputs.labels for inputs in batches])
         known = labels >= 0
         anchor = IdcLoss.anchor(given, wanted, self.spread)
-        return anchor + self.weight * rank_loss(given[known], wanted[known], labels[known])
+        ranks = rank_loss(given[known], wanted[known], labels[known], self.metric)
+        return anchor + self.weight * ranks
 
     def judge(self, batches: Sequence[LastInputs]) -> float:
         """Return the loss as a number."""

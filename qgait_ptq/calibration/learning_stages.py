@@ -65,7 +65,7 @@ class CalibrateDistances(Stage):
             seed=state.config.seed,
         )
         quantized, reference = _copies(state)
-        loss = idc_loss(state.config)
+        loss = idc_loss(state)
         held_out = present(held_out_identities(state, loss, clips_at_once(state)))
         batches = labelled_batches(state, config.batch_frames, consecutive=not frames_are_independent(state))
         part = _trainable_part(state, quantized, reference, batches, settings.micro_batch)
@@ -147,7 +147,7 @@ class Finetune(Stage):
             state = state.noting("no saved state to resume; fine-tuning starts from the beginning")
         quantized, reference = _copies(state)
         saved = SavedStates(state.work_folder, fingerprint(state), state.resume)
-        loss = idc_loss(state.config)
+        loss = idc_loss(state)
         pool, held_out = judge(state, loss, clips_at_once(state))
         source = end_to_end_batches(state, pool)
         settings = _end_to_end_settings(state)
@@ -180,14 +180,15 @@ class Finetune(Stage):
         )
 
 
-def idc_loss(config: QuantConfig) -> IdcLoss:
-    """Return the loss of stage 1 and of the end-to-end part of stage 2."""
-    idc = config.idc
-    return IdcLoss(idc.neg_weight, idc.pos_weight, idc.anchor_weight, idc.neighbour_weight)
+def idc_loss(state: State) -> IdcLoss:
+    """Return the loss of stage 1 and of the end-to-end part of stage 2, by the metric of the data."""
+    idc = state.config.idc
+    weights = (idc.neg_weight, idc.pos_weight, idc.anchor_weight, idc.neighbour_weight)
+    return IdcLoss(*weights, metric=state.data.metric)
 
 
 def fingerprint(state: State) -> str:
-    """Return a digest of version, settings, network, clips and their labels, and the pool if there is one.
+    """Return a digest of version, settings, metric, network, clips with labels, and the pool if there is one.
 
     The network is that of the capture: its operators, weights and sizes. Results of earlier stages differ in
     their last digits if another number of processes or threads computes them.
@@ -195,7 +196,8 @@ def fingerprint(state: State) -> str:
     digest = hashlib.sha256(state.config.model_dump_json().encode())
     captured = state.captured
     sizes = (captured.frame_shape, captured.batch, str(captured.frame_counts))
-    digest.update(f"{version('qgait-ptq')} {sizes}\n{captured.graph_module.code}".encode())
+    metric = state.data.metric
+    digest.update(f"{version('qgait-ptq')} {metric} {sizes}\n{captured.graph_module.code}".encode())
     for name, value in sorted(captured.graph_module.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())

@@ -72,7 +72,7 @@ class Refit(Stage):
             CalibrationError: the inputs of a layer are not finite.
         """
         part = LastPart(copy.deepcopy(state.quantized), state.reference)
-        pool, held_out = judge(state, idc_loss(state.config), clips_at_once(state))
+        pool, held_out = judge(state, idc_loss(state), clips_at_once(state))
         clips = refit_clips(state, pool)
         if not part.layers or not len(clips.learned):
             cause = TOO_FEW if part.layers else SHARED
@@ -147,7 +147,7 @@ def _in_first(graph_module: fx.GraphModule, action: Callable[[], Item]) -> Item:
 def _settings(state: State) -> RankSettings:
     config = state.config.finetune
     rates = LearningRates(config.learning_rate, config.rank_learning_rate, config.learning_rate)
-    return RankSettings(config.rank_steps, config.rank_weight, rates, state.config.seed)
+    return RankSettings(config.rank_steps, config.rank_weight, rates, state.config.seed, state.data.metric)
 
 
 def _undone(outcome: RefitOutcome) -> Iterator[str]:

@@ -120,7 +120,7 @@ DATA_OPTIONS = (
         group=DATA,
         type=click.Choice(get_args(Metric)),
         default_text="euclidean",
-        help="Distance between embeddings.",
+        help="Distance between embeddings, for ranking and for training.",
     ),
     option(
         "--raw",

@@ -319,7 +319,7 @@ class DataSource(Settings):
         partition: path of the partition file; None for ``partition.json`` in the root.
         unlabelled: root folder of more sequences for fine-tuning, in the same layout; labels are not read.
         protocol: protocol of the evaluation.
-        metric: distance between embeddings.
+        metric: distance between embeddings, by which the evaluation ranks and training compares.
         cut_columns: columns to cut from each side of a frame; None for the empty columns of square
             silhouettes.
         longest: largest number of frames of a sequence, from its beginning; None for all.

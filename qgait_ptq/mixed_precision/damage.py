@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from qgait_ptq.calibration.distances import by_part, pairwise_distances
+from qgait_ptq.gait.metric_names import Metric
 from qgait_ptq.gait.metrics import embedding_sqnr, single_shot_rank1
 
 TINY = 1e-12
@@ -23,8 +24,8 @@ class Damage:
         distance_error: mean absolute change of the ranking distance (mean over parts) between different
             people, in percent of its mean.
         sqnr_db: SQNR of the embeddings in decibels.
-        rank1_drop: loss of rank-1 by Euclidean distances, in points, for galleries with one sequence of each
-            identity; see `single_shot_rank1`. None if no identity has two sequences.
+        rank1_drop: loss of rank-1, in points, for galleries with one sequence of each identity; see
+            `single_shot_rank1`. None if no identity has two sequences.
     """
 
     distortion: float
@@ -33,16 +34,19 @@ class Damage:
     rank1_drop: float | None
 
 
-def judge_damage(reference: Tensor, quantized: Tensor, labels: Tensor) -> Damage:
+def judge_damage(
+    reference: Tensor, quantized: Tensor, labels: Tensor, metric: Metric = "euclidean"
+) -> Damage:
     """Compare embeddings of the same sequences.
 
     Args:
         reference: embeddings of the float network, ``[n, c, p]`` or ``[n, c]``.
         quantized: embeddings of the quantized network, of the same shape.
         labels: identities, ``[n]``; at least two.
+        metric: distance between embeddings.
     """
-    float_distances = pairwise_distances(by_part(reference))
-    quantized_distances = pairwise_distances(by_part(quantized))
+    float_distances = pairwise_distances(by_part(reference), metric)
+    quantized_distances = pairwise_distances(by_part(quantized), metric)
     different = labels[:, None] != labels[None]
     unit = float_distances[:, different].mean().clamp_min(TINY)
     change = quantized_distances - float_distances

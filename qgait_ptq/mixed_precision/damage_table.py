@@ -108,6 +108,7 @@ class SensitivityMeasurement:
                 state.device,
                 states,
                 advance,
+                state.data.metric,
             )
         return Sensitivity(tuple(self.groups), tuple(measurements), tuple(notes))
 

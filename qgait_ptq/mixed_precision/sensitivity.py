@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
+from qgait_ptq.gait.metric_names import Metric
 from qgait_ptq.graph.attributes import tensor_of
 from qgait_ptq.graph.views import source
 from qgait_ptq.mixed_precision.damage import Damage, judge_damage
@@ -84,6 +85,7 @@ def measure_sensitivity(
     device: torch.device,
     states: States,
     advance: Callable[[], None] = lambda: None,
+    metric: Metric = "euclidean",
 ) -> list[Measurement]:
     """Measure every group at every width. The processes of a run share the quantizers.
 
@@ -98,6 +100,7 @@ def measure_sensitivity(
         device: device of the graphs.
         states: saved states of this run, or of a killed one.
         advance: called after each batch.
+        metric: distance between embeddings, by which damages are judged.
     """
     jobs = [
         (number, call, bits)
@@ -117,7 +120,7 @@ def measure_sensitivity(
     embeddings = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     damages: dict[tuple[int, int], list[Damage]] = {}
     for g, call, bits in jobs:
-        damage = judge_damage(embeddings[""], embeddings[_name(call, bits)], clips.labels)
+        damage = judge_damage(embeddings[""], embeddings[_name(call, bits)], clips.labels, metric)
         damages.setdefault((g, bits), []).append(damage)
     return [Measurement(g, bits, _together(found)) for (g, bits), found in damages.items()]
 

@@ -51,14 +51,3 @@ def test_too_few_people_with_two_sequences_are_the_cause_that_idc_is_left_out():
     state = chosen([(one, f"p{number // 2}") for number, one in enumerate(silhouettes)])
     assert state.training is None
     assert any("10 sequences has 5 identities with two sequences" in note for note in state.notes)
-
-
-def test_learning_says_that_it_does_not_compare_by_the_cosine():
-    rng = np.random.default_rng(0)
-    walks = [((rng.random((4, 32, 22)) < 0.3).astype(np.uint8) * 255, f"p{i // 3}") for i in range(36)]
-    data = qg.GaitDataset.from_pairs(walks)
-    for metric, lines in (("euclidean", 0), ("cosine", 1)):
-        given = qg.GaitData(data, data, metric=metric)
-        state = qg.prepare(Small().eval(), given, qg.QuantConfig(), device="cpu")
-        state = qg.run_stages([ChooseClips()], state)
-        assert sum("only the evaluation compares by cosine" in note for note in state.notes) == lines

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qgait_ptq.calibration.distances import IdcLoss, by_part, pairwise_distances, spread_of
+from qgait_ptq.errors import ConfigError
+from qgait_ptq.gait.metrics import part_distances
 
 LABELS = torch.tensor([0, 0, 1, 1, 2])
 
@@ -15,15 +17,27 @@ def embeddings(seed, shape=(5, 6, 3)):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def by_definition(student, teacher, labels):
-    """The formulas with loops over parts and pairs."""
+def euclidean(a, b):
+    return (a - b).norm()
+
+
+def cosine(a, b):
+    return 1 - (a @ b) / (a.norm() * b.norm())
+
+
+METRICS = {"euclidean": euclidean, "cosine": cosine}
+OTHERS = ~torch.eye(5, dtype=torch.bool)
+
+
+def by_definition(student, teacher, labels, metric):
+    """The formulas in float64, with loops over parts and pairs."""
     s, t = by_part(student).double(), by_part(teacher).double()
     pairs = [(i, j) for i in range(len(labels)) for j in range(len(labels)) if i != j]
     unlike = [(i, j) for i, j in pairs if labels[i] != labels[j]]
     like = [(i, j) for i, j in pairs if labels[i] == labels[j]]
 
     def distance(e, p, i, j):
-        return (e[p, i] - e[p, j]).norm()
+        return METRICS[metric](e[p, i], e[p, j])
 
     parts = range(len(t))
     unit = torch.stack([distance(t, p, i, j) for p in parts for i, j in unlike]).mean()
@@ -41,13 +55,14 @@ def by_definition(student, teacher, labels):
     return term(unlike), term(like), anchor
 
 
-def test_terms_are_those_of_the_definition():
+@pytest.mark.parametrize("metric", METRICS)
+def test_terms_are_those_of_the_definition(metric):
     teacher, student = embeddings(0), embeddings(0) + 0.3 * embeddings(1)
-    expected = by_definition(student, teacher, LABELS)
-    given_terms = IdcLoss().terms(by_part(student), by_part(teacher), LABELS)
+    expected = by_definition(student, teacher, LABELS, metric)
+    given_terms = IdcLoss(metric=metric).terms(by_part(student), by_part(teacher), LABELS)
     for value, wanted in zip(given_terms, expected, strict=False):
         assert float(value) == pytest.approx(float(wanted), rel=1e-4)
-    total = IdcLoss(1.0, 0.25, 1.0)(student, teacher, LABELS)
+    total = IdcLoss(1.0, 0.25, 1.0, metric=metric)(student, teacher, LABELS)
     assert float(total) == pytest.approx(float(expected[0] + 0.25 * expected[1] + expected[2]), rel=1e-4)
 
 
@@ -57,14 +72,15 @@ def test_plain_embeddings_are_one_part():
     assert loss(student, teacher, LABELS) == loss(student[..., None], teacher[..., None], LABELS)
 
 
-def test_equal_embeddings_lose_nothing_and_have_a_finite_gradient():
+@pytest.mark.parametrize("metric", METRICS)
+def test_equal_embeddings_lose_nothing_and_have_a_finite_gradient(metric):
     student = embeddings(0).requires_grad_(True)
-    loss = IdcLoss(neighbour_weight=0.1)(student, embeddings(0), LABELS)
+    loss = IdcLoss(neighbour_weight=0.1, metric=metric)(student, embeddings(0), LABELS)
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert torch.isfinite(student.grad).all()
     same_twice = torch.zeros(5, 6, 3, requires_grad=True)
-    IdcLoss()(same_twice, embeddings(0), LABELS).backward()
+    IdcLoss(metric=metric)(same_twice, embeddings(0), LABELS).backward()
     assert torch.isfinite(same_twice.grad).all()
 
 
@@ -105,10 +121,69 @@ def test_the_neighbour_term_is_zero_for_equal_rankings_of_distances_and_grows():
 
 def test_distances_equal_torchs():
     parts = by_part(embeddings(3))
-    others = ~torch.eye(5, dtype=torch.bool)
     given_distances, expected = pairwise_distances(parts), torch.cdist(parts, parts)
-    torch.testing.assert_close(given_distances[:, others], expected[:, others], atol=1e-4, rtol=1e-4)
-    assert given_distances[:, ~others].max() < 5e-3  # of a clip to itself: a root of rounding errors
+    torch.testing.assert_close(given_distances[:, OTHERS], expected[:, OTHERS], atol=1e-4, rtol=1e-4)
+    assert given_distances[:, ~OTHERS].max() < 5e-3  # of a clip to itself: a root of rounding errors
+
+
+def test_the_default_is_the_euclidean_distance_bit_by_bit():
+    parts = by_part(embeddings(3))
+    centred = parts - parts.mean(1, keepdim=True)
+    squares = centred.square().sum(-1)
+    between = squares[:, :, None] + squares[:, None, :] - 2 * (centred @ centred.mT)
+    assert torch.equal(pairwise_distances(parts), (between.relu() + 1e-12).sqrt())
+    assert IdcLoss() == IdcLoss(metric="euclidean")
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-3])
+def test_cosine_distances_are_those_of_the_evaluation(spread):
+    """In float64. Float32 keeps the digits of embeddings that point in nearly one direction."""
+    parts = embeddings(0, (1, 6, 3)) + spread * embeddings(1)
+    expected = part_distances(parts.double(), parts.double(), "cosine")
+    given_distances = pairwise_distances(by_part(parts), "cosine").mean(0).double()
+    torch.testing.assert_close(given_distances[OTHERS], expected[OTHERS], rtol=1e-3, atol=0)
+
+
+def test_an_embedding_of_zeros_has_the_distance_of_the_evaluation_and_no_gradient():
+    parts = embeddings(0)
+    parts[0] = 0
+    parts[1, :, 2] = 0
+    expected = part_distances(parts, parts, "cosine")
+    student = parts.clone().requires_grad_(True)
+    found = pairwise_distances(by_part(student), "cosine").mean(0)
+    torch.testing.assert_close(found.detach()[OTHERS], expected[OTHERS])
+    found.sum().backward()
+    assert torch.isfinite(student.grad).all()
+    assert float(student.grad[0].abs().max()) == float(student.grad[1, :, 2].abs().max()) == 0
+    assert float(student.grad[2:].abs().min()) > 0
+
+
+def test_embeddings_that_are_not_numbers_have_no_cosine_distance():
+    parts = embeddings(0)
+    parts[0, 0, 0] = torch.nan
+    assert pairwise_distances(by_part(parts), "cosine")[0, 0, 1:].isnan().all()
+
+
+@given(st.integers(0, 100), st.lists(st.floats(1e-3, 1e3), min_size=5, max_size=5))
+def test_the_length_of_an_embedding_does_not_count_in_cosine_distances(seed, factors):
+    teacher, student = embeddings(seed), embeddings(seed) + 0.3 * embeddings(seed + 1)
+    loss = IdcLoss(anchor_weight=0, neighbour_weight=0.1, metric="cosine")
+    scaled = student * torch.tensor(factors)[:, None, None]
+    assert float(loss(scaled, teacher, LABELS)) == pytest.approx(
+        float(loss(student, teacher, LABELS)), rel=1e-3
+    )
+
+
+def test_gradients_of_cosine_distances_do_not_change_lengths():
+    student = (embeddings(0) + 0.3 * embeddings(1)).requires_grad_(True)
+    IdcLoss(anchor_weight=0, metric="cosine")(student, embeddings(0), LABELS).backward()
+    along = (student.grad * student.detach()).sum(1)
+    assert float(along.abs().max()) < 1e-5 * float(student.grad.abs().max())
+
+
+def test_an_unknown_metric_is_refused():
+    with pytest.raises(ConfigError, match="unknown metric 'Cosine'"):
+        pairwise_distances(by_part(embeddings(0)), "Cosine")
 
 
 def test_the_anchor_of_a_batch_is_the_mean_of_its_pieces_if_the_spread_is_that_of_the_batch():

@@ -179,6 +179,14 @@ def test_other_labels_are_another_run():
     assert len({fingerprint(one) for one in (state, *others)}) == 4
 
 
+def test_another_metric_is_another_run():
+    """Distances of the other metric were learned, so its saved states do not fit."""
+    state = with_pool([f"person {i // 3}" for i in range(36)])
+    other = replace(state, data=replace(state.data, metric="cosine"))
+    assert fingerprint(other) != fingerprint(state)
+    assert fingerprint(replace(other, data=replace(other.data, metric="euclidean"))) == fingerprint(state)
+
+
 def test_sequences_without_labels_that_find_no_place_are_named():
     more = GaitDataset.from_pairs([(np.full((9, 32, 22), 255, np.uint8), "x")] * 5)
     state = with_pool([f"person {i // 3}" for i in range(36)], more)

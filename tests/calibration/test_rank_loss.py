@@ -13,11 +13,22 @@ def embeddings(seed, count=8, shape=(5, 3)):
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
 
 
-def by_the_formula(quantized, reference, labels):
+def euclidean(a, b):
+    return np.linalg.norm(a - b)
+
+
+def cosine(a, b):
+    return 1 - a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
+
+
+METRICS = {"euclidean": euclidean, "cosine": cosine}
+
+
+def by_the_formula(quantized, reference, labels, metric):
     """The loss in numpy, sequence by sequence."""
 
     def distance(x, i, j):
-        return np.mean([np.linalg.norm(x[i, :, p] - x[j, :, p]) for p in range(x.shape[2])])
+        return np.mean([METRICS[metric](x[i, :, p], x[j, :, p]) for p in range(x.shape[2])])
 
     q, r, count = quantized.double().numpy(), reference.double().numpy(), len(labels)
     unlike = [(i, j) for i in range(count) for j in range(count) if labels[i] != labels[j]]
@@ -31,19 +42,20 @@ def by_the_formula(quantized, reference, labels):
     return np.mean([max(0, log_probability(r, i, j) - log_probability(q, i, j)) for i, j in pairs])
 
 
-def test_it_is_its_formula():
+@pytest.mark.parametrize("metric", METRICS)
+def test_it_is_its_formula(metric):
     reference, labels = embeddings(0), torch.tensor([0, 0, 1, 1, 2, 2, 2, 3])
     quantized = reference + 0.3 * embeddings(1)
-    expected = by_the_formula(quantized, reference, labels)
+    expected = by_the_formula(quantized, reference, labels, metric)
     assert expected > 0.1
-    assert float(rank_loss(quantized, reference, labels)) == pytest.approx(expected, rel=1e-3)
+    assert float(rank_loss(quantized, reference, labels, metric)) == pytest.approx(expected, rel=1e-3)
 
 
-@given(st.integers(0, 1000), st.floats(0.1, 10))
-def test_the_float_network_has_no_loss_and_no_gradient(seed, scale):
+@given(st.integers(0, 1000), st.floats(0.1, 10), st.sampled_from(list(METRICS)))
+def test_the_float_network_has_no_loss_and_no_gradient(seed, scale, metric):
     reference = scale * embeddings(seed)
     quantized = reference.clone().requires_grad_(True)
-    loss = rank_loss(quantized, reference, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]))
+    loss = rank_loss(quantized, reference, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]), metric)
     loss.backward()
     assert float(loss.detach()) == 0
     assert float(quantized.grad.abs().max()) == 0
@@ -56,6 +68,15 @@ def test_neither_the_order_nor_a_common_scale_counts(seed, order, scale):
     loss = float(rank_loss(quantized, reference, labels))
     moved = rank_loss(scale * quantized[order], scale * reference[order], labels[order])
     assert float(moved) == pytest.approx(loss, rel=1e-3, abs=1e-4)
+
+
+@given(st.integers(0, 1000), st.lists(st.floats(0.1, 10), min_size=8, max_size=8))
+def test_lengths_do_not_count_with_the_cosine(seed, factors):
+    reference, labels = embeddings(seed), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    quantized = reference + 0.3 * embeddings(seed + 1)
+    scaled = quantized * torch.tensor(factors)[:, None, None]
+    loss = float(rank_loss(quantized, reference, labels, "cosine"))
+    assert float(rank_loss(scaled, reference, labels, "cosine")) == pytest.approx(loss, rel=1e-3, abs=1e-4)
 
 
 def test_people_who_come_closer_to_themselves_have_no_loss():

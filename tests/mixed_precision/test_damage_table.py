@@ -1,5 +1,6 @@
 """The table of damages, whatever widths the run has."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +10,8 @@ from qgait_ptq.mixed_precision.damage_table import SensitivityMeasurement
 from qgait_ptq.mixed_precision.groups import Kind
 from qgait_ptq.system.progress import Silent
 from tests.conftest import SHALLOW, make_gaitbase
+from tests.networks import draw_people
+from tests.small_network import Small
 
 FAST = {
     "calibration_sequences": 8,
@@ -58,6 +61,18 @@ def test_a_shared_weight_is_noted_as_in_a_run(people):
     notes = SensitivityMeasurement(state, Silent(), 8).measure(widths).notes
     expected = "weights that several layers share are rounded to nearest: shared"
     assert notes.count(expected) == qg.calibrate(state).notes.count(expected) == 1
+
+
+def test_damage_is_measured_by_the_metric_of_the_data():
+    people = draw_people(6, 2, 8)
+    errors = {}
+    for metric in ("euclidean", "cosine"):
+        data = qg.GaitData(people, people, metric=metric)
+        state = qg.prepare(Small().eval(), data, qg.QuantConfig(**FAST), device="cpu")
+        table = SensitivityMeasurement(state, Silent()).measure({Kind.WEIGHTS: (3,), Kind.ACTIVATIONS: (3,)})
+        errors[metric] = [found.damage.distance_error for found in table.measurements]
+        assert min(errors[metric]) > 0
+    assert not np.isclose(errors["euclidean"], errors["cosine"], rtol=1e-2).any()
 
 
 @pytest.mark.parametrize("bits", [3, pytest.param(8, marks=pytest.mark.slow)])

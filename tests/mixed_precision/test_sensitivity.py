@@ -179,6 +179,17 @@ def test_equal_embeddings_are_not_damaged():
     assert (damage.distortion, damage.distance_error, damage.rank1_drop) == (0, 0, 0)
 
 
+def test_lengths_of_embeddings_are_no_damage_to_cosine_distances():
+    generator, labels = torch.Generator().manual_seed(0), torch.tensor([0, 0, 1, 1, 2, 2])
+    embeddings = torch.randn(6, 4, 3, generator=generator)
+    scaled = embeddings * (0.5 + torch.rand(6, 1, 3, generator=generator))
+    damage = judge_damage(embeddings, scaled, labels, "cosine")
+    assert damage.distortion == pytest.approx(0, abs=1e-9)
+    assert damage.distance_error == pytest.approx(0, abs=1e-3)
+    assert damage.rank1_drop == pytest.approx(0)
+    assert judge_damage(embeddings, scaled, labels).distance_error > 5
+
+
 def test_single_shot_rank1_is_the_mean_over_all_galleries_with_one_sequence_of_each():
     generator = torch.Generator().manual_seed(1)
     labels = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])

@@ -27,7 +27,7 @@ class GaitData:
         test: test sequences.
         test_set: gallery and probes among the test sequences. None without a protocol: only agreement is
             measured.
-        metric: distance between embeddings.
+        metric: distance between embeddings, by which the evaluation ranks and training compares.
         description: description of the data in one line.
         cut_columns: columns that were cut from each side of a frame; None for the empty columns of square
             frames.
