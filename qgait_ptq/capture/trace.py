@@ -18,12 +18,14 @@ from torch import Tensor, fx, nn
 from qgait_ptq.capture.attempt import Attempt
 from qgait_ptq.capture.autocast import WithoutAutocast, autocast_disabled, disabled_regions
 from qgait_ptq.capture.captured import (
+    BATCH_AXIS,
     EXAMPLE_BATCH,
     EXAMPLE_FRAMES,
     LONGER_EXAMPLE_FRAMES,
     PINNED_BATCH,
     Capture,
 )
+from qgait_ptq.capture.comparison import are_close
 from qgait_ptq.capture.diagnosis import explain_forward_failure
 from qgait_ptq.capture.embedding_output import could_be_embedding, reduce_to_embedding
 from qgait_ptq.capture.float_types import (
@@ -41,6 +43,10 @@ REMEDY_ALONE = """the evaluation and the file embed one sequence at a time. A sq
   example, also removes the axis of the batch; name its axes. Or give each sequence twice in an adapter
   (--adapter module:class wraps the network):
     return self.network(torch.cat([silhouettes, silhouettes]))[: len(silhouettes)]"""
+MIXES_SEQUENCES = (
+    "the network embeds a sequence differently beside others, as batch norms do that take the statistics of "
+    "their input"
+)
 
 
 def capture(
@@ -68,6 +74,8 @@ def capture(
     batch = sequences if sequences == PINNED_BATCH else None
     captured = Capture(nothing, batch, FrameCounts.exactly(frames), frame_shape, (), example_frames=length)
     _check_single_sequence(network, random_silhouettes(1, length, frame_shape))
+    if batch is None and _mixes_sequences(network, random_silhouettes(sequences, length, frame_shape)):
+        captured = captured.pin([BATCH_AXIS]).because(BATCH_AXIS, MIXES_SEQUENCES)
     for _ in range(4):  # as captured, with a longer example, then with one and with both dimensions pinned
         example = captured.example()
         _check_embedding(_run_network(network, example), example)
@@ -175,3 +183,11 @@ def _check_single_sequence(network: nn.Module, single: Tensor) -> None:
         _check_embedding(embedding, single)
     except CaptureError as error:
         raise CaptureError(f"{error}; {REMEDY_ALONE}") from error
+
+
+def _mixes_sequences(network: nn.Module, silhouettes: Tensor) -> bool:
+    """Return whether the embedding of a sequence depends on the other sequences of its batch."""
+    with torch.inference_mode():
+        together = network(silhouettes.clone())  # a network can write to its input
+        alone = [network(one.clone()) for one in silhouettes.split(1)]
+    return not are_close(together, torch.cat(alone))
