@@ -16,6 +16,7 @@ from qgait_ptq.capture.captured import Capture
 from qgait_ptq.capture.quiet import quiet_torch, without_stack_traces
 from qgait_ptq.errors import ExportError, ModelError
 from qgait_ptq.exporters.exportability import explain_export_failure
+from qgait_ptq.exporters.floor_pooling import floor_pools
 from qgait_ptq.exporters.lowering import lower_markers
 from qgait_ptq.exporters.markers import Marker, mark_quantizers, translation_table
 from qgait_ptq.exporters.metadata import METADATA_KEY, metadata_text, parse_metadata
@@ -90,6 +91,7 @@ def quantized_model(
     if byte_input:
         passes.append(byte_input_pass(_silhouette_inputs(graph_module)))
     model = lower_markers(copy.deepcopy(marked.model), marked.markers, target.storage)
+    floor_pools(model)
     check_model(model, "after its quantizers were lowered")
     run_passes(model, passes)
     check_rules(model, target)
