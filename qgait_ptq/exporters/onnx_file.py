@@ -23,6 +23,7 @@ from qgait_ptq.exporters.metadata import METADATA_KEY, metadata_text, parse_meta
 from qgait_ptq.exporters.passes import get_pass, layer_path
 from qgait_ptq.exporters.passes.byte_input import byte_input_pass
 from qgait_ptq.exporters.passes.onnx_pass import check_model, run_passes
+from qgait_ptq.exporters.wrapped_padding import slice_wrapped_padding
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.graph.frame_inputs import input_nodes, split_inputs, split_values
 from qgait_ptq.graph.frame_layout import InputKind
@@ -91,7 +92,6 @@ def quantized_model(
     if byte_input:
         passes.append(byte_input_pass(_silhouette_inputs(graph_module)))
     model = lower_markers(copy.deepcopy(marked.model), marked.markers, target.storage)
-    floor_pools(model)
     check_model(model, "after its quantizers were lowered")
     run_passes(model, passes)
     check_rules(model, target)
@@ -201,6 +201,9 @@ def _export(
     _rename_values(model, names)
     _name_dimensions(model, capture.free_axes)
     _strip_debug_information(model)
+    # Before markers are lowered, so that the float file has these forms, too.
+    floor_pools(model)
+    slice_wrapped_padding(model)
     model.ir_version = SMALLEST_IR_VERSION
     return model
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from qgait_ptq.exporters.onnx_file import export_quantized
+from qgait_ptq.exporters.onnx_file import export_float, export_quantized
 from qgait_ptq.graph.conversion import in_double
 from qgait_ptq.graph.network_input import random_silhouettes
 from qgait_ptq.runtime.exact_sessions import open_session
@@ -44,3 +44,8 @@ def test_circular_padding_and_pooling_that_rounds_up_at_four_bits():
         given = torch.from_numpy(run_session(session, silhouettes.numpy()))
         expected = exact(silhouettes.double()).float()
         assert torch.cosine_similarity(given, expected).min() >= 0.999
+    # The float file runs in OpenVINO for the comparison of speeds.
+    in_float = export_float(quantized.float_graph, quantized.captured, get_target("openvino").opset)
+    given = run_session(open_session(in_float.SerializeToString(), "openvino"), silhouettes.numpy())
+    expected = quantized.float_graph(silhouettes).detach()
+    torch.testing.assert_close(torch.from_numpy(given), expected, rtol=1e-4, atol=1e-5)

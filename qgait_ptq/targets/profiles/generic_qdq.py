@@ -29,7 +29,7 @@ TARGET = Target(
     ),
     Storage(int4_weights=False),
     opset=18,
-    onnx_passes=("squeeze-maxima", "slice-wrapped-padding"),
+    onnx_passes=("squeeze-maxima",),
     runtimes=("onnxruntime", "openvino"),
     limits=("weights of 4 bits are stored as int8 numbers",),
 )

@@ -30,7 +30,7 @@ TARGET = Target(
         saturating_pairs=True,
         weight_only=WEIGHT_ONLY,
     ),
-    onnx_passes=("squeeze-maxima", "slice-wrapped-padding"),
+    onnx_passes=("squeeze-maxima",),
     runtimes=("openvino",),
     limits=("float parts compute in bfloat16 where the processor has it, unless told otherwise",),
 )

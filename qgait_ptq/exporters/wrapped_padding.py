@@ -1,4 +1,4 @@
-"""Circular padding as slices, for runtimes without a Pad of this mode."""
+"""Circular padding as slices, because OpenVINO has no Pad of this mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from qgait_ptq.exporters.passes.onnx_pass import OnnxPass, Requirements
 from qgait_ptq.onnx_graph.editing import make_node, replace_nodes
 from qgait_ptq.onnx_graph.view import OnnxGraph, attribute
 
@@ -38,9 +37,6 @@ def slice_wrapped_padding(model: onnx.ModelProto) -> None:
             nodes += _wrap(model, source, axis, sides, output)
             source = output
     replace_nodes(model.graph, nodes)
-
-
-WRAPPED_PADDING = OnnxPass("slice-wrapped-padding", slice_wrapped_padding, Requirements(opset=13))
 
 
 def _is_circular(node: onnx.NodeProto) -> bool:
