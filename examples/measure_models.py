@@ -42,7 +42,7 @@ WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
 CALIBRATION, TESTED = 16, 6
 CALIBRATION_FRAMES, LENGTHS = 12, (15, 30, 61)
 OPENGAIT_SECTION = "## OpenGait's configurations"  # of the page, written by opengait_configs.py
-REPORTED_FRAMES = 30  # frames for which `State.layers` counts multiply-accumulates
+REPORTED_FRAMES = 30  # frames for which multiply-accumulates are counted, if the network takes as many
 INTRODUCTION = """# Networks
 
 Every reference network (`qgait_ptq/gait/zoo/`) in its default size, through capture, quantization and
@@ -57,6 +57,8 @@ agreement, not about recognition; random weights are also harder to quantize tha
 synthetic sequences calibrate (corrections without labels, no IDC), {tested} of other people are measured.
 Skeleton maps are made of parts of the silhouette, poses and body models are random walks.
 
+- *GMAC*: in brackets, the frame count if the network does not take 30. Some networks compute a part once for
+  each sequence or for each pair of frames, so figures of two frame counts cannot be converted.
 - *frames*: whether the file takes any number of them; batch sizes are free throughout.
 - *int8*: share of the multiply-accumulates that onnxruntime runs on integers, looked up in its optimised
   graph. Products of two activations, as in attention, are counted, and run in float.
@@ -180,13 +182,20 @@ def describe(state: qg.State) -> dict[str, Any]:
     return {
         # Weights that layers share count once.
         "parameters": sum({layer.weight: layer.parameters for layer in layers}.values()),
-        "macs": totals.macs * REPORTED_FRAMES // (captured.frames or REPORTED_FRAMES),
+        "macs": totals.macs,
+        "macs_frames": captured.frame_counts.nearest(REPORTED_FRAMES),
         "integer_share": (totals.integer_macs - without_kernel) / totals.macs,
         "not_integer": {layer.name: layer.note for layer in layers if not layer.integer}
         | dict.fromkeys(slow, "no integer kernel in onnxruntime"),
         "batch": captured.batch,
         "frames": captured.frames,
     }
+
+
+def work(found: dict[str, Any]) -> str:
+    """Multiply-accumulates, with the frame count if the network does not take as many as in the heading."""
+    frames = found.get("macs_frames", REPORTED_FRAMES)
+    return f"{found['macs'] / 1e9:.2f}" + (f" ({frames} frames)" if frames != REPORTED_FRAMES else "")
 
 
 def agreement(found: dict[str, Any]) -> str:
@@ -217,7 +226,7 @@ def markdown(measured: dict[str, dict[str, Any]]) -> str:
             found["label"],
             " + ".join("×".join(map(str, shape)) for shape in found["frame_shapes"]),
             f"{found['parameters'] / 1e6:.2f}",
-            f"{found['macs'] / 1e9:.2f}",
+            work(found),
             "any" if found["frames"] is None else f"{found['frames']} only",
             f"{100 * found['integer_share']:.2f} %",
             *(f"{found['cosine'][bits]:.4f}" for bits in WIDTHS),

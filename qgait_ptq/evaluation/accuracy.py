@@ -118,7 +118,9 @@ def _evaluate(
     left = data.with_test(embedded.kept)
     test_set = present(left.test_set)
     if missing := data.test_set.probe_sets_without(test_set):
-        progress.note(f"no probe is left of {missing}: the means are those of the other probe sets")
+        progress.note(
+            f"no probe that can be ranked is left of {missing}: the means are those of the other probe sets"
+        )
     return evaluate_embeddings(embedded.embeddings[0], left.test.records, test_set, left.metric)
 
 

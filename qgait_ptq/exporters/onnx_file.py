@@ -16,12 +16,14 @@ from qgait_ptq.capture.captured import Capture
 from qgait_ptq.capture.quiet import quiet_torch, without_stack_traces
 from qgait_ptq.errors import ExportError, ModelError
 from qgait_ptq.exporters.exportability import explain_export_failure
+from qgait_ptq.exporters.floor_pooling import floor_pools
 from qgait_ptq.exporters.lowering import lower_markers
 from qgait_ptq.exporters.markers import Marker, mark_quantizers, translation_table
 from qgait_ptq.exporters.metadata import METADATA_KEY, metadata_text, parse_metadata
 from qgait_ptq.exporters.passes import get_pass, layer_path
 from qgait_ptq.exporters.passes.byte_input import byte_input_pass
 from qgait_ptq.exporters.passes.onnx_pass import check_model, run_passes
+from qgait_ptq.exporters.wrapped_padding import slice_wrapped_padding
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.graph.frame_inputs import input_nodes, split_inputs, split_values
 from qgait_ptq.graph.frame_layout import InputKind
@@ -199,6 +201,9 @@ def _export(
     _rename_values(model, names)
     _name_dimensions(model, capture.free_axes)
     _strip_debug_information(model)
+    # Before markers are lowered, so that the float file has these forms, too.
+    floor_pools(model)
+    slice_wrapped_padding(model)
     model.ir_version = SMALLEST_IR_VERSION
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -100,6 +101,7 @@ def compare_distances(
     )
     highest = float(torch.maximum(before, after)[upper].max()) if bool(upper.any()) else 1.0
     edges = np.linspace(0, highest or 1.0, HISTOGRAM_BINS + 1)
+    digits = 5 + max(0, math.floor(-math.log10(highest or 1.0)))  # cosine distances can be small
 
     def shares(distances: Tensor) -> dict[str, list[float]]:
         histograms = {}
@@ -113,10 +115,11 @@ def compare_distances(
         indices = torch.nonzero(mask)
         chosen = indices[torch.from_numpy(rng.permutation(len(indices))[:SHOWN_PAIRS])]
         pairs[name] = [
-            [round(float(before[i, j]), 5), round(float(after[i, j]), 5)] for i, j in chosen.tolist()
+            [round(float(before[i, j]), digits), round(float(after[i, j]), digits)]
+            for i, j in chosen.tolist()
         ]
     return {
-        "edges": [round(float(edge), 5) for edge in edges],
+        "edges": [round(float(edge), digits) for edge in edges],
         "float": shares(before),
         "quantized": shares(after),
         "pairs": pairs,

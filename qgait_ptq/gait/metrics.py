@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from qgait_ptq.gait.metric_names import Metric, check_metric
 
 LARGEST_SQNR = 200.0  # dB
 CHUNK_BYTES = 64 * 2**20  # size of one block of distances
-DOUBLE_ROWS = 4096  # embeddings that are held in float64 at a time
+DOUBLE_ROWS = 4096  # embeddings that are held in float64, or normalised, at a time
+LARGEST_ROUNDING = 1e-3  # of the squared length of a normalised vector
 
 
 def part_distances(
@@ -26,15 +28,15 @@ def part_distances(
     """Return the distances between all probes and all gallery embeddings.
 
     Squared distances are differences of products. Embeddings in nearly one direction would lose their digits
-    there, so they are moved to an origin among them first.
+    there, so they are moved to an origin among them first. The cosine metric does the same with vectors of
+    length 1, for which ``1 - cos(x, y) = ||x - y||² / 2``.
 
     Args:
         probe: probe embeddings ``[n, c, p]``.
         gallery: gallery embeddings ``[m, c, p]``.
         metric: ``euclidean``, the mean over parts of ``sqrt(relu(||x - y||²))``, or ``cosine``, the mean
             over parts of ``1 - cos(x, y)``.
-        origin: point ``[c, p]`` that the Euclidean metric subtracts from all embeddings; None for
-            `origin_of` the gallery.
+        origin: point ``[c, p]`` that is subtracted from all embeddings; None for `origin_of` the gallery.
 
     Returns:
         Distances ``[n, m]`` float32.
@@ -43,25 +45,42 @@ def part_distances(
         ConfigError: the metric is unknown.
     """
     check_metric(metric)
-    if metric == "euclidean":
-        origin = origin_of(gallery) if origin is None else origin
-        probe, gallery = probe - origin, gallery - origin
+    origin = origin_of(gallery, metric) if origin is None else origin
     total = probe.new_zeros(len(probe), len(gallery))
     parts = probe.shape[2]
     for part in range(parts):
         x, y = probe[:, :, part], gallery[:, :, part]
         if metric == "cosine":
-            x, y = torch.nn.functional.normalize(x, dim=1), torch.nn.functional.normalize(y, dim=1)
-            total += 1 - x @ y.T
-        else:
-            squared = x.square().sum(1)[:, None] + y.square().sum(1)[None] - 2 * (x @ y.T)
-            total += squared.clamp_min(0).sqrt()
+            x, y = normalize(x, dim=1), normalize(y, dim=1)
+            total += _lacking(x)[:, None] + _lacking(y)[None]
+        x, y = x - origin[:, part], y - origin[:, part]
+        squared = x.square().sum(1)[:, None] + y.square().sum(1)[None] - 2 * (x @ y.T)
+        squared = squared.clamp_min(0)
+        total += squared / 2 if metric == "cosine" else squared.sqrt()
     return total / parts
 
 
-def origin_of(gallery: Tensor) -> Tensor:
-    """Return the mean ``[c, p]`` of a gallery ``[m, c, p]``, with zeros where it is not finite."""
-    mean = gallery.mean(0)
+def _lacking(vectors: Tensor) -> Tensor:
+    """Return ``(1 - ||x||²) / 2`` of normalised vectors ``[n, c]``: zero, except without a direction.
+
+    ``1 - x·y`` is ``||x - y||² / 2`` and both of these. They keep the distance at 1 for a vector of zeros.
+    """
+    half = (1 - vectors.square().sum(1)) / 2
+    return half.where(half > LARGEST_ROUNDING, torch.zeros_like(half))
+
+
+def origin_of(gallery: Tensor, metric: Metric = "euclidean") -> Tensor:
+    """Return the point ``[c, p]`` that `part_distances` subtracts, with zeros where it is not finite.
+
+    Args:
+        gallery: gallery embeddings ``[m, c, p]``.
+        metric: ``euclidean`` for their mean; ``cosine`` for the mean of their directions.
+    """
+    if metric == "cosine":
+        blocks = gallery.split(DOUBLE_ROWS)
+        mean = torch.stack([normalize(block, dim=1).sum(0) for block in blocks]).sum(0) / len(gallery)
+    else:
+        mean = gallery.mean(0)
     return mean.where(mean.isfinite(), torch.zeros_like(mean))
 
 
@@ -98,7 +117,7 @@ def distance_rows(
     """
     rows = max(1, chunk_bytes // (4 * max(1, len(gallery))))
     columns = max(1, chunk_bytes // (4 * rows))
-    origin = origin_of(gallery)  # the same for all blocks
+    origin = origin_of(gallery, metric)  # the same for all blocks
     for block in row_blocks(len(probe), len(gallery), chunk_bytes) if blocks is None else blocks:
         pieces = [
             part_distances(probe[block], gallery[column : column + columns], metric, origin)

@@ -96,8 +96,20 @@ class TestSet:
         left = {name: indices for name, indices in probes.items() if indices}
         return replace(self, gallery=gallery, probes=left)
 
+    def with_view_pairs(self, records: Sequence[SequenceRecord]) -> TestSet:
+        """Return the probe sets with a pair of different views, if the protocol compares these.
+
+        If there is none, all are kept, and `check_test_set` names them.
+
+        Args:
+            records: records of all sequences.
+        """
+        unpaired = _unpaired(self, records) if self.protocol.per_view_pair else []
+        paired = {name: indices for name, indices in self.probes.items() if name not in unpaired}
+        return replace(self, probes=paired or self.probes)
+
     def probe_sets_without(self, left: TestSet) -> str:
-        """Return the names of the probe sets of which another test set has no probe, for a note."""
+        """Return the names of the probe sets that another test set does not have, for a note."""
         return ", ".join(name for name in self.probes if name not in left.probes)
 
     @property
@@ -207,17 +219,22 @@ def _check_view_pairs(test_set: TestSet, records: Sequence[SequenceRecord]) -> N
     Raises:
         DataError: names the probe sets without one.
     """
+    if unpaired := _unpaired(test_set, records):
+        view = records[test_set.gallery[0]].view
+        raise DataError(
+            f"protocol {test_set.protocol.name}: no pair of different views for the probes "
+            f"{', '.join(unpaired)}: they and the gallery are of view {view} only, and probes "
+            "are ranked among other views. Add another view, or remove these probes from the data"
+        )
+
+
+def _unpaired(test_set: TestSet, records: Sequence[SequenceRecord]) -> list[str]:
+    """Return the names of the probe sets without a pair of a probe view and another gallery view."""
     gallery_views = {records[index].view for index in test_set.gallery}
     if len(gallery_views) > 1:
-        return
-    unpaired = [
+        return []
+    return [
         name
         for name, indices in test_set.probes.items()
         if all(records[index].view in gallery_views for index in indices)
     ]
-    if unpaired:
-        raise DataError(
-            f"protocol {test_set.protocol.name}: no pair of different views for the probes "
-            f"{', '.join(unpaired)}: they and the gallery are of view {min(gallery_views)} only, and probes "
-            "are ranked among other views. Add another view, or remove these probes from the data"
-        )

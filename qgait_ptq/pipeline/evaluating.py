@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from qgait_ptq.errors import DataError
 from qgait_ptq.evaluation.accuracy import accuracy_of, agreement_of, comparison_of
 from qgait_ptq.evaluation.benchmark import compare_speed
 from qgait_ptq.evaluation.workload import BenchmarkSetting
 from qgait_ptq.gait.data.content import digest_of_tests
+from qgait_ptq.gait.data.gait_data import GaitData
 from qgait_ptq.gait.embedding import embed_taken
 from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.pipeline.evaluated_networks import networks_to_evaluate
@@ -53,7 +56,7 @@ class Evaluate(Stage):
             threads=evaluated.at_once,
         )
         embeddings = dict(zip(networks, embedded.embeddings, strict=True))
-        data = state.given.with_test(embedded.kept)
+        data, unranked = _left(state.given, embedded.kept)
         accuracy = accuracy_of(embeddings, data)
         comparison = comparison_of(embeddings, accuracy, data, state.config.seed)
         agreement = agreement_of(embeddings, state.config)
@@ -62,6 +65,8 @@ class Evaluate(Stage):
                 f"{len(embedded.refused)} of {len(state.given.test)} test sequences are left out of the "
                 f"evaluation, and the file refuses them: {embedded.refused[0]}"
             )
+        if unranked:
+            state = state.noting(unranked)
         # With a submodule, the frame counts of the capture are those of the submodule.
         whole = state.submodule is None and state.source.frames is None
         counts = state.captured.frame_counts if whole else FrameCounts.exactly(state.source.frames)
@@ -69,7 +74,8 @@ class Evaluate(Stage):
             state = state.noting(note)
         if data.test_set and (missing := present(state.given.test_set).probe_sets_without(data.test_set)):
             state = state.noting(
-                f"no probe is left of {missing}: the means are those of the other probe sets"
+                f"no probe that can be ranked is left of {missing}: the means are those of the other probe "
+                "sets"
             )
         own = data if state.data is state.given else state.data
         simulated = len(embedded.kept) if "quantized" in networks else state.record["parity"]["sequences"]
@@ -80,6 +86,18 @@ class Evaluate(Stage):
             evaluation={"float_runtime": evaluated.float_runtime, "simulated_sequences": simulated},
             test_content=digest_of_tests(data.test.records, embedded.digests, data.test_set),
         )
+
+
+def _left(data: GaitData, kept: Sequence[int]) -> tuple[GaitData, str]:
+    """Return the data with the embedded test sequences, and a note if no ranking is left.
+
+    The file is made by now, so that the agreement is measured instead of ending the run.
+    """
+    try:
+        return data.with_test(kept), ""
+    except DataError as error:
+        note = f"the accuracy is not measured, only the agreement: {error}"
+        return replace(data, test_set=None).with_test(kept), note
 
 
 class MeasureSpeed(Stage):

@@ -187,13 +187,16 @@ class _Simulation:
 
     def _multiply(self, node: onnx.NodeProto, x: Any) -> Sums | None:
         layer = self._layer(node)
-        if layer is None or not isinstance(x, Quantized) or not attribute(node, "transB", 0):
+        alpha, beta = (np.float32(attribute(node, name, 1.0)) for name in ("alpha", "beta"))
+        plain = attribute(node, "transB", 0) and not attribute(node, "transA", 0)
+        plain = plain and (len(node.input) < 3 or alpha == beta == 1)
+        if layer is None or not isinstance(x, Quantized) or not plain:
             return None
         weight, bias = layer
         sums = x.centred() @ weight.centred().T + bias
         if self.saturating:
             sums = sums + saturation_loss(x.integers, weight.integers, (), (), 1)
-        return Sums(sums, x.scale * weight.scale)
+        return Sums(sums, alpha * x.scale * weight.scale)
 
     def _rectify(self, node: onnx.NodeProto, x: Any) -> Any:
         if isinstance(x, Sums):
@@ -227,8 +230,11 @@ class _Simulation:
     def _reduce(self, node: onnx.NodeProto, x: Any) -> Quantized | None:
         if not isinstance(x, Quantized):
             return None
+        axes = self._axes(node)
+        if axes is None and attribute(node, "noop_with_empty_axes", 0):
+            return x
         keep = bool(attribute(node, "keepdims", 1))
-        return self._move(x, x.integers.max(axis=self._axes(node), keepdims=keep))
+        return self._move(x, x.integers.max(axis=axes, keepdims=keep))
 
     def _gather(self, node: onnx.NodeProto, x: Any) -> Quantized:
         indices = self._constant(node.input[1])
@@ -243,7 +249,8 @@ class _Simulation:
     def _axes(self, node: onnx.NodeProto) -> tuple[int, ...] | None:
         """Return the axes of a node; None, as in numpy, for a node that names none and takes all."""
         if len(node.input) < 2 or not node.input[1]:
-            return None
+            named = attribute(node, "axes")  # opsets before 18, and before 13
+            return None if named is None else tuple(named)
         return tuple(int(axis) for axis in np.atleast_1d(self._constant(node.input[1])))
 
     def _reshape(self, node: onnx.NodeProto, values: Array) -> Array:
@@ -253,8 +260,11 @@ class _Simulation:
         return values.reshape(sizes)
 
     def _slice(self, node: onnx.NodeProto, values: Array) -> Array:
-        starts, ends, axes = (self._constant(name) for name in node.input[1:4])
-        steps = self._constant(node.input[4]) if len(node.input) > 4 else np.ones_like(starts)
+        starts, ends = (self._constant(name) for name in node.input[1:3])
+        axes, steps = (
+            self._constant(node.input[index]) if len(node.input) > index and node.input[index] else default
+            for index, default in ((3, np.arange(len(starts))), (4, np.ones_like(starts)))
+        )
         slices = [slice(None)] * values.ndim
         for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
             slices[int(axis)] = slice(int(start), int(end), int(step))

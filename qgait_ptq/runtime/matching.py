@@ -18,6 +18,7 @@ MORE_CANDIDATES = 8  # candidates beyond the top k; products order nearly equal 
 COMPARED_DIRECTLY = 64  # the nearest candidates of a probe, whose distances are computed from differences
 TEMPORARIES = 4  # arrays of the size of a block of differences
 LARGEST_VALUE = 1e15  # of an embedding; sums of larger squares can exceed float32
+LARGEST_ROUNDING = 1e-3  # of the squared length of a normalised vector
 BLOCK_BYTES = 64 * 2**20  # size of one block of distances
 
 
@@ -89,17 +90,18 @@ def _approximate_distances(
     Embeddings in nearly one direction would lose their digits in the difference of products, so they are
     moved to an origin ``[parts, channels]`` among them. `gait.metrics.part_distances` does the same.
     """
-    if metric == "cosine":
+    cosine = metric == "cosine"
+    if cosine:
         gallery, probes = _normalise(gallery), _normalise(probes)
     total = np.zeros((len(probes), len(gallery)), np.float32)
     for part in range(gallery.shape[1]):
         x, y = probes[:, part], gallery[:, part]
-        if metric == "cosine":
-            total += 1 - x @ y.T
-        else:
-            x, y = x - origin[part], y - origin[part]
-            squared = np.square(x).sum(1)[:, None] + np.square(y).sum(1)[None] - 2 * (x @ y.T)
-            total += np.sqrt(np.maximum(squared, 0))
+        if cosine:
+            total += _lacking(x)[:, None] + _lacking(y)[None]
+        x, y = x - origin[part], y - origin[part]
+        squared = np.square(x).sum(1)[:, None] + np.square(y).sum(1)[None] - 2 * (x @ y.T)
+        squared = np.maximum(squared, 0)
+        total += squared / 2 if cosine else np.sqrt(squared)
     return total
 
 
@@ -108,10 +110,30 @@ def _pair_distances(
 ) -> NDArray[np.float32]:
     """Return the distances ``[n]`` of pairs of embeddings ``[n, parts, channels]``."""
     if metric == "cosine":
-        of_parts = 1 - (_normalise(gallery) * _normalise(probes)).sum(2)
+        gallery, probes = _normalise(gallery), _normalise(probes)
+        of_parts = np.square(gallery - probes).sum(2) / 2 + _lacking(gallery) + _lacking(probes)
     else:
         of_parts = np.sqrt(np.square(gallery - probes).sum(2))
     return np.asarray(of_parts.mean(1))
+
+
+def _lacking(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return ``(1 - ||x||²) / 2`` of normalised vectors: zero, except without a direction.
+
+    ``1 - x·y`` is ``||x - y||² / 2`` and both of these. `gait.metrics.part_distances` does the same.
+    """
+    half = (1 - np.square(vectors).sum(-1)) / 2
+    return np.asarray(np.where(half > LARGEST_ROUNDING, half, np.float32(0)))
+
+
+def _origin(gallery: NDArray[np.float32], metric: str, block_bytes: int) -> NDArray[np.float32]:
+    """Return the mean ``[parts, channels]`` of a gallery, of its directions for the cosine metric."""
+    if metric != "cosine":
+        return np.asarray(gallery.mean(0))
+    rows = max(1, block_bytes // gallery[0].nbytes)
+    blocks = range(0, len(gallery), rows)
+    total = sum(_normalise(gallery[start : start + rows]).sum(0, dtype=np.float64) for start in blocks)
+    return (total / len(gallery)).astype(np.float32)
 
 
 def _normalise(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -142,7 +164,7 @@ def _match_exactly(
     columns = max(1, min(len(gallery), block_bytes // 4))
     rows = max(1, block_bytes // (4 * columns))
     kept = min(len(gallery), top_k + MORE_CANDIDATES)
-    origin = gallery.mean(0)
+    origin = _origin(gallery, metric, block_bytes)
     candidates, approximate = (
         np.empty((len(probes), kept), np.int64),
         np.empty((len(probes), kept), np.float32),
@@ -200,10 +222,10 @@ def _match_with_faiss(
         import faiss
     except ImportError:
         raise MissingExtraError("matching with faiss", "faiss") from None
+    origin = _origin(gallery, metric, block_bytes)  # faiss uses products, too
     if metric == "cosine":
-        near, asked = _normalise(gallery), _normalise(probes)
+        near, asked = _normalise(gallery) - origin, _normalise(probes) - origin
     else:
-        origin = gallery.mean(0)  # faiss uses products, too
         near, asked = gallery - origin, probes - origin
     index = faiss.IndexFlatL2(gallery[0].size)
     index.add(np.ascontiguousarray(near.reshape(len(near), -1)))

@@ -168,7 +168,8 @@ class OpenVinoSession:
 
     def __init__(self, model: Path | bytes, threads: int | None = None) -> None:
         try:
-            import onnx  # late import: in onnxruntime, an `Embedder` does not need it
+            # Late import of onnx: in onnxruntime, an `Embedder` does not need it.
+            from qgait_ptq.runtime.openvino_reading import read_in_openvino
 
             openvino = import_openvino()
         except ImportError:
@@ -180,11 +181,11 @@ class OpenVinoSession:
         self._name, self._runtime = model_name(model), f"OpenVINO {openvino.__version__}"
         content = read_model_bytes(model)
         try:
-            properties = onnx.load_from_string(content).metadata_props
             core = openvino.Core()
-            self._compiled = core.compile_model(core.read_model(content), "CPU", settings)
+            network, properties = read_in_openvino(core, content)
+            self._compiled = core.compile_model(network, "CPU", settings)
             self.inputs = tuple(map(_openvino_input, self._compiled.inputs))
-            self.properties: Mapping[str, str] = {entry.key: entry.value for entry in properties}
+            self.properties: Mapping[str, str] = properties
         except Exception as error:  # OpenVINO's and protobuf's exceptions have no common public base
             raise _cannot_load(model, self._runtime, error) from None
         for entry in (entry for entry in self.inputs if entry.dtype not in TYPES.values()):

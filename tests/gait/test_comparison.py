@@ -78,6 +78,16 @@ def test_histograms_count_every_pair_once_and_scatter_shows_real_distances():
         assert all(np.isclose(allowed, point, rtol=1e-3).any() for point in points[:10, 0])
 
 
+def test_small_distances_keep_their_digits():
+    """Cosine distances of embeddings in nearly one direction."""
+    some = records(people=3)
+    embeddings = 30 + 0.02 * torch.randn(len(some), 16, 3, generator=torch.Generator().manual_seed(0))
+    compared = compare_distances(embeddings, embeddings, some, "cosine", seed=0)
+    assert len(set(compared["edges"])) == len(compared["edges"])
+    pairs = [distance for pair in compared["pairs"]["different"] for distance in pair]
+    assert 1e-7 < min(pairs) < max(pairs) < 1e-6
+
+
 def test_one_person_alone_makes_a_page_possible():
     some = records(people=1)
     before = torch.randn(len(some), 4, 2)

@@ -47,12 +47,33 @@ def test_euclidean_keeps_its_digits_for_embeddings_in_nearly_one_direction():
     torch.testing.assert_close(rows, expected, rtol=1e-4, atol=0)
 
 
-def test_an_embedding_that_is_not_finite_spoils_its_own_distances_only():
+def test_cosine_keeps_its_digits_for_embeddings_in_nearly_one_direction():
+    """Distances are near 4e-7. As 1 less a product of float32, they would be multiples of 6e-8."""
+    a, b = in_one_direction(40, 1), in_one_direction(50, 2)
+    expected = 1 - torch.nn.functional.cosine_similarity(a.double()[:, None], b.double()[None], dim=2)
+    expected = expected.mean(-1).float()
+    torch.testing.assert_close(part_distances(a, b, "cosine"), expected, rtol=1e-3, atol=0)
+    rows = torch.cat([distances for _, distances in distance_rows(a, b, "cosine", chunk_bytes=60)])
+    torch.testing.assert_close(rows, expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-14, 1e30])
+def test_a_part_without_a_direction_has_a_cosine_distance_of_one(length):
+    """The length of 1e30 exceeds float32 when it is squared."""
+    a, b = random_embeddings(3, parts=1), random_embeddings(2, 1, parts=1)
+    a[0], b[1] = length, 0.0
+    found = part_distances(a, b, "cosine")
+    assert found[0].tolist() == pytest.approx([1, 1], abs=0.02)
+    assert found[:, 1].tolist() == pytest.approx([1, 1, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_an_embedding_that_is_not_finite_spoils_its_own_distances_only(metric):
     a, b = random_embeddings(4), random_embeddings(6, 1)
-    expected = part_distances(a, b)
+    expected = part_distances(a, b, metric)
     b[2, 0, 1], b[3, 1, 0] = torch.nan, torch.inf
     others = [0, 1, 4, 5]
-    torch.testing.assert_close(part_distances(a, b)[:, others], expected[:, others])
+    torch.testing.assert_close(part_distances(a, b, metric)[:, others], expected[:, others])
 
 
 def test_an_unknown_metric_is_refused():
@@ -62,11 +83,11 @@ def test_an_unknown_metric_is_refused():
 
 
 @settings(max_examples=25)
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 400))
-def test_blocks_make_up_the_whole_matrix(probes, gallery, chunk_bytes):
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 400), st.sampled_from(["euclidean", "cosine"]))
+def test_blocks_make_up_the_whole_matrix(probes, gallery, chunk_bytes, metric):
     a, b = random_embeddings(probes), random_embeddings(gallery, 1)
-    rows = torch.cat([distances for _, distances in distance_rows(a, b, chunk_bytes=chunk_bytes)])
-    torch.testing.assert_close(rows, part_distances(a, b))
+    rows = torch.cat([distances for _, distances in distance_rows(a, b, metric, chunk_bytes)])
+    torch.testing.assert_close(rows, part_distances(a, b, metric))
 
 
 def naive_metrics(distances, matches):

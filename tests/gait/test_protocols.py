@@ -190,6 +190,24 @@ def test_probe_sets_without_a_sequence_are_not_counted():
     assert list(accuracy.rank1) == ["nm", "bg", "mean"]
 
 
+def test_a_probe_set_without_a_pair_of_views_is_left_out_if_others_have_one():
+    others = records_of("ab", ["nm-05"], ["000", "090"])
+    data = GaitDataset(
+        records_of("ab", ["nm-01"], ["000", "090"]) + records_of("ab", ["bg-01"], ["090"]) + others
+    )
+    complete = GaitData(data, data, make_test_set(data, PROTOCOLS["casia-b"]))
+    kept = [i for i, r in enumerate(data.records) if (r.condition, r.view) != ("nm-01", "000")]
+    left = complete.with_test(kept)
+    assert list(left.test_set.probes) == ["nm"]
+    assert complete.test_set.probe_sets_without(left.test_set) == "bg"
+    records = left.test.records
+    accuracy = evaluate_embeddings(noisy_embeddings(records, 0.1), records, left.test_set)
+    assert list(accuracy.rank1) == ["nm", "mean"]
+    kept = [i for i in kept if data.records[i].view == "090"]
+    with pytest.raises(DataError, match=r"6 of 10 test sequences are left: .*of another view"):
+        complete.with_test(kept)
+
+
 def test_sequences_that_are_left_must_make_a_ranking():
     data = GaitDataset(records_of("ab"))
     test_set = make_test_set(data, PROTOCOLS["casia-b"])

@@ -1,5 +1,6 @@
 """What is evaluated: the float network and the file on all test sequences, the simulation on a sample."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,10 @@ from onnx import numpy_helper
 
 import qgait_ptq as qg
 from qgait_ptq.errors import ConfigError
-from qgait_ptq.gait.data.dataset import GaitDataset
+from qgait_ptq.gait.data.dataset import GaitDataset, SequenceRecord
 from qgait_ptq.gait.data.sequences import Reading
+from qgait_ptq.gait.protocols import get_protocol, make_test_set
+from qgait_ptq.graph.frame_counts import FrameCounts
 from qgait_ptq.report.comparing import compare_reports
 from qgait_ptq.report.evaluated import evaluated_networks, evaluation_lines
 from tests.conftest import SHALLOW, make_gaitbase
@@ -79,6 +82,46 @@ def test_sequences_that_are_repeated_or_cut_are_counted_in_a_note(exported, usua
     text = f"{number} of {number} test sequences are repeated or cut: the network takes 12 frames only"
     assert any(note.startswith(text) for note in cut.notes)
     assert not any("repeated or cut" in note for note in usual.notes)
+
+
+def with_short_sequences(exported, short):
+    """The state with other test sequences: views 000 and 090 of two people, some too short for the file."""
+    captured = replace(exported.captured, frame_counts=FrameCounts(shortest=8))
+    rng = np.random.default_rng(0)
+    walks = [
+        (subject, condition, view)
+        for subject in "ab"
+        for condition, view in itertools.product(("nm-01", "nm-05", "bg-01"), ("000", "090"))
+        if (condition, view) != ("bg-01", "000")
+    ]
+    frames = [4 if (condition, view) in short else 12 for _, condition, view in walks]
+    sequences = [(rng.random((count, 64, 44)) < 0.3) * np.uint8(255) for count in frames]
+    test = GaitDataset(
+        [
+            SequenceRecord(*walk, lambda values=values: values)
+            for walk, values in zip(walks, sequences, strict=True)
+        ]
+    )
+    given = replace(exported.given, test=test, test_set=make_test_set(test, get_protocol("casia-b")))
+    return replace(exported, given=given, data=given, maybe_captured=captured)
+
+
+def test_probe_sets_that_short_sequences_leave_without_a_pair_of_views_are_named(exported):
+    """The gallery has one view left, that of all probes in bags."""
+    report = qg.evaluate(with_short_sequences(exported, {("nm-01", "000")})).report
+    assert list(report.accuracy["onnx"].rank1) == ["nm", "mean"]
+    assert any("no probe that can be ranked is left of bg" in note for note in report.notes)
+    assert any("2 of 10 test sequences are left out" in note for note in report.notes)
+
+
+def test_the_result_is_not_lost_if_short_sequences_leave_no_ranking(exported):
+    result = qg.evaluate(with_short_sequences(exported, {("nm-01", "000"), ("nm-05", "000")}))
+    assert result.report.accuracy == {}
+    assert result.report.agreement.cosine_mean > 0.5
+    note = (
+        "the accuracy is not measured, only the agreement: 6 of 10 test sequences are left: protocol casia-b"
+    )
+    assert any(note in line for line in result.report.notes)
 
 
 def test_the_float_network_runs_in_the_runtime_where_its_file_is_equal(usual):

@@ -62,6 +62,26 @@ def test_embeddings_in_nearly_one_direction_keep_their_digits_and_their_order(in
     np.testing.assert_allclose(found.distances, np.sort(expected, axis=1)[:, :5], rtol=1e-5)
 
 
+@pytest.mark.parametrize("index", ["exact", "faiss"])
+def test_cosine_distances_in_nearly_one_direction_keep_their_digits(index):
+    """They are near 4e-7. As 1 less a product of float32, they would be multiples of 6e-8."""
+    gallery, probes = in_one_direction(100, 1), in_one_direction(30, 2)
+    a, b = (one / np.linalg.norm(one, axis=2, keepdims=True) for one in map(np.float64, (gallery, probes)))
+    expected = (1 - (b[:, None] * a[None]).sum(3)).mean(2)
+    found = match(gallery, probes, 100 if index == "exact" else 5, "cosine", index)
+    np.testing.assert_allclose(found.distances, np.sort(expected, 1)[:, : found.indices.shape[1]], rtol=1e-3)
+    np.testing.assert_allclose(np.take_along_axis(expected, found.indices, 1), found.distances, rtol=1e-3)
+
+
+def test_an_embedding_without_a_direction_has_a_cosine_distance_of_one():
+    gallery = embeddings(3, 1)
+    gallery[0] = 0
+    np.testing.assert_allclose(match(gallery, 0 * gallery[:1], 3, "cosine").distances, 1)
+    found = match(gallery, embeddings(4, 2), 3, "cosine")
+    assert (found.indices == 0).any(1).all()
+    np.testing.assert_allclose(found.distances[found.indices == 0], 1, rtol=1e-6)
+
+
 def test_the_evaluation_ranks_embeddings_in_nearly_one_direction_as_matching_does():
     gallery, probes = in_one_direction(100, 1), in_one_direction(30, 2)
     evaluated = part_distances(*(torch.from_numpy(one).transpose(1, 2) for one in (probes, gallery)))
@@ -92,9 +112,10 @@ def test_a_distance_depends_on_its_two_embeddings_only(metric):
         np.testing.assert_array_equal(other.distances, whole.distances)
 
 
-def test_an_embedding_has_no_distance_to_itself():
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_an_embedding_has_no_distance_to_itself(metric):
     gallery = 12 * embeddings(20, 1)
-    assert match(gallery, gallery).distances.max() == 0
+    assert match(gallery, gallery, metric=metric).distances.max() == 0
 
 
 def test_embeddings_up_to_the_largest_value_have_finite_distances():

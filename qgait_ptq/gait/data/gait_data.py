@@ -85,7 +85,7 @@ class GaitData:
         )
 
     def with_test(self, kept: Sequence[int]) -> GaitData:
-        """Return the same data with some of the test sequences only.
+        """Return the same data with some of the test sequences only, and the probe sets that can be ranked.
 
         Args:
             kept: their indices, in order.
@@ -99,7 +99,7 @@ class GaitData:
         test = GaitDataset(kept_records, self.test.description, self.test.layout, self.test.notes)
         if self.test_set is None:
             return replace(self, test=test)
-        test_set = self.test_set.with_sequences(kept)
+        test_set = self.test_set.with_sequences(kept).with_view_pairs(kept_records)
         try:
             check_test_set(test_set, test.records)
         except DataError as error:
