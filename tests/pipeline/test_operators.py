@@ -152,6 +152,7 @@ class Recurrent(nn.Module):
         return self.lstm(rows.transpose(1, 2))[0].transpose(1, 2)
 
 
+torch.manual_seed(0)  # the modules below have the same weights whatever was imported before
 # Name → modules in a row, and the operators that stay in float with their layers on integers all the same.
 # Operators of a kind share a network, since each network takes seconds.
 KINDS = [
