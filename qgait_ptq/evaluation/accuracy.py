@@ -117,10 +117,8 @@ def _evaluate(
         progress.note(note)
     left = data.with_test(embedded.kept)
     test_set = present(left.test_set)
-    if missing := data.test_set.probe_sets_without(test_set):
-        progress.note(
-            f"no probe that can be ranked is left of {missing}: the means are those of the other probe sets"
-        )
+    if note := data.test_set.missing_note(test_set):
+        progress.note(note)
     return evaluate_embeddings(embedded.embeddings[0], left.test.records, test_set, left.metric)
 
 

@@ -108,9 +108,12 @@ class TestSet:
         paired = {name: indices for name, indices in self.probes.items() if name not in unpaired}
         return replace(self, probes=paired or self.probes)
 
-    def probe_sets_without(self, left: TestSet) -> str:
-        """Return the names of the probe sets that another test set does not have, for a note."""
-        return ", ".join(name for name in self.probes if name not in left.probes)
+    def missing_note(self, left: TestSet) -> str:
+        """Return a note on the probe sets of which a smaller test set has none; empty if it has all."""
+        missing = ", ".join(name for name in self.probes if name not in left.probes)
+        if not missing:
+            return ""
+        return f"no probe that can be ranked is left of {missing}: the means are those of the other probe sets"
 
     @property
     def all_probes(self) -> list[int]:

@@ -72,11 +72,8 @@ class Evaluate(Stage):
         counts = state.captured.frame_counts if whole else FrameCounts.exactly(state.source.frames)
         if note := counts.changed_note(embedded.lengths):
             state = state.noting(note)
-        if data.test_set and (missing := present(state.given.test_set).probe_sets_without(data.test_set)):
-            state = state.noting(
-                f"no probe that can be ranked is left of {missing}: the means are those of the other probe "
-                "sets"
-            )
+        if data.test_set and (note := present(state.given.test_set).missing_note(data.test_set)):
+            state = state.noting(note)
         own = data if state.data is state.given else state.data
         simulated = len(embedded.kept) if "quantized" in networks else state.record["parity"]["sequences"]
         return replace(state, given=data, data=own, embeddings=embeddings).recording(

@@ -184,7 +184,7 @@ def test_probe_sets_without_a_sequence_are_not_counted():
     kept = [i for i, record in enumerate(records) if not record.condition.startswith("cl")]
     left = complete.with_sequences(kept)
     assert list(left.probes) == ["nm", "bg"]
-    assert complete.probe_sets_without(left) == "cl"
+    assert "is left of cl:" in complete.missing_note(left)
     some = [records[i] for i in kept]
     accuracy = evaluate_embeddings(noisy_embeddings(some, 0.1), some, left)
     assert list(accuracy.rank1) == ["nm", "bg", "mean"]
@@ -199,7 +199,7 @@ def test_a_probe_set_without_a_pair_of_views_is_left_out_if_others_have_one():
     kept = [i for i, r in enumerate(data.records) if (r.condition, r.view) != ("nm-01", "000")]
     left = complete.with_test(kept)
     assert list(left.test_set.probes) == ["nm"]
-    assert complete.test_set.probe_sets_without(left.test_set) == "bg"
+    assert "is left of bg:" in complete.test_set.missing_note(left.test_set)
     records = left.test.records
     accuracy = evaluate_embeddings(noisy_embeddings(records, 0.1), records, left.test_set)
     assert list(accuracy.rank1) == ["nm", "mean"]
