@@ -113,7 +113,9 @@ class TestSet:
         missing = ", ".join(name for name in self.probes if name not in left.probes)
         if not missing:
             return ""
-        return f"no probe that can be ranked is left of {missing}: the means are those of the other probe sets"
+        return (
+            f"no probe that can be ranked is left of {missing}: the means are those of the other probe sets"
+        )
 
     @property
     def all_probes(self) -> list[int]:
