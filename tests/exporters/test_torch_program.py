@@ -42,7 +42,10 @@ RECURRENCES = {
 }
 
 
-@pytest.mark.parametrize("name", RECURRENCES)
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("projected", "rnn")]
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", *OTHERS])
 def test_a_recurrent_operator_leaves_the_frame_count_free(name):
     network = quantized(*RECURRENCES[name])
     kernels = {operator: dict(operator.py_kernels) for operator in RECURRENT}

@@ -22,7 +22,7 @@ FAST = {
 }
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [8, pytest.param(4, marks=pytest.mark.slow)])
 def test_an_input_that_an_addition_reads_too_is_measured_at_its_own_width(people, bits):
     """Additions read 8 bits. A run of fewer bits has a second quantizer for the layers, one of 8 has not."""
     config = qg.QuantConfig(weight_bits=bits, activation_bits=bits, **FAST)

@@ -116,11 +116,9 @@ MIXING = (mixture_of_kernels, kernel_in_pieces)  # a kernel that depends on all 
     "forward",
     [
         causal_mask,
-        product_with_a_computed_vector,
         blur,
         mixture_of_kernels,
         batch_norm_behind_a_computed_bias,
-        input_beside_its_mirror,
         embedded_labels,
         layer_on_a_stored_table,
         sum_and_product_in_one,
@@ -129,6 +127,8 @@ MIXING = (mixture_of_kernels, kernel_in_pieces)  # a kernel that depends on all 
             pytest.param(forward, marks=pytest.mark.slow)
             for forward in (
                 fused_attention_with_a_mask,
+                input_beside_its_mirror,
+                product_with_a_computed_vector,
                 ramp_of_frames,
                 kernel_in_pieces,
                 shifted_maps,
