@@ -20,10 +20,26 @@ from qgait_ptq.graph.operators import TRANSPOSED_CONVOLUTIONS, WEIGHTED
 
 UNKNOWN_PLACE = "an exported program"  # whose lines are not known
 OTHER_TYPES = (torch.float16, torch.bfloat16, torch.float64)
+TENSOR_TYPES = ("HalfTensor", "BFloat16Tensor", "DoubleTensor")
 CONVERSIONS = frozenset({Tensor.half, Tensor.bfloat16, Tensor.double})
+NAMES = ("batch_norm", "instance_norm", "group_norm", "layer_norm", "prelu")
+RECURRENT_NAMES = (
+    "lstm",
+    "gru",
+    "rnn_tanh",
+    "rnn_relu",
+    "lstm_cell",
+    "gru_cell",
+    "rnn_tanh_cell",
+    "rnn_relu_cell",
+)
 LAYERS = frozenset(
     {
         functional.linear,
+        functional.scaled_dot_product_attention,
+        functional.multi_head_attention_forward,
+        *(getattr(module, name) for module in (functional, torch) for name in NAMES),
+        *(getattr(torch, name) for name in RECURRENT_NAMES),
         *(getattr(torch, f"conv{axes}d") for axes in (1, 2, 3)),
         *(getattr(torch, f"conv_transpose{axes}d") for axes in (1, 2, 3)),
         *WEIGHTED,
@@ -36,6 +52,9 @@ CONFLICTS = (
     "to have the same dtype",
     "must have the same dtype",
     "expected scalar type",
+    "mixed dtype",
+    "Type promoting not supported",
+    "does not match weight dtype",
 )
 
 
@@ -59,7 +78,9 @@ class LayerTypes(TorchFunctionMode):
     ) -> Any:
         """Call a function, and look at its tensors if it is a layer."""
         given = (*args, *(kwargs or {}).values())
-        if func in LAYERS and any(isinstance(one, Tensor) and one.dtype in OTHER_TYPES for one in given):
+        # Recurrent layers have their states and weights in lists.
+        values = [one for each in given for one in (each if isinstance(each, list | tuple) else (each,))]
+        if func in LAYERS and any(isinstance(one, Tensor) and one.dtype in OTHER_TYPES for one in values):
             self.others = True
         return func(*args, **(kwargs or {}))
 
@@ -94,7 +115,7 @@ class _ConversionsToFloat32(TorchFunctionMode):
     ) -> Any:
         """Call a function with float32 in place of other floating types."""
         kwargs = kwargs or {}
-        named = any(isinstance(one, torch.dtype) and one in OTHER_TYPES for one in (*args, *kwargs.values()))
+        named = any(_float32(one) is not one for one in (*args, *kwargs.values()))
         if func in CONVERSIONS or named:
             place = find_caller()
             self.places.add(f"{place.file}:{place.line}" if place else UNKNOWN_PLACE)
@@ -106,7 +127,11 @@ class _ConversionsToFloat32(TorchFunctionMode):
 
 
 def _float32(value: Any) -> Any:
-    return torch.float32 if isinstance(value, torch.dtype) and value in OTHER_TYPES else value
+    """Return float32 for the name of another floating type, also in the way of ``tensor.type(name)``."""
+    if isinstance(value, torch.dtype):
+        return torch.float32 if value in OTHER_TYPES else value
+    is_name = isinstance(value, str | type) and str(value).rpartition(".")[2].rstrip("'>") in TENSOR_TYPES
+    return torch.float32 if is_name else value
 
 
 class WithoutConversions(nn.Module):

@@ -50,7 +50,8 @@ class Settings(BaseModel, metaclass=_ReportingErrors):
         field = cls.model_fields[info.field_name or ""]
         for entry in value if isinstance(value, list | tuple) else [value]:
             if isinstance(entry, bool) and not _takes_flags(field.annotation):
-                raise ValueError(f"expected another value than {str(entry).lower()}")
+                hint = _switch(field.annotation)
+                raise ValueError(f"expected another value than {str(entry).lower()}{hint}")
         return value
 
 
@@ -91,6 +92,12 @@ def _nearest(model: type[Any], location: Sequence[int | str]) -> str:
         if names
         else ""
     )
+
+
+def _switch(annotation: Any) -> str:
+    """Return a hint how to switch a section on or off; empty for other fields."""
+    fields = getattr(annotation, "model_fields", {})
+    return "; set `enabled` in this section to true or false" if "enabled" in fields else ""
 
 
 def _takes_flags(annotation: Any) -> bool:

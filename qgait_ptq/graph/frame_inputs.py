@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from qgait_ptq.errors import CaptureError
 from qgait_ptq.graph.frame_layout import FrameInput, FrameLayout, InputKind
 from qgait_ptq.graph.operators import EMBEDDINGS, RESHAPES, aten, is_operator
-from qgait_ptq.graph.shapes import observed_shape
+from qgait_ptq.graph.shapes import observed_integer, observed_shape
 
 # Operators that keep all values of a tensor of integers.
 SAME_INTEGERS = (RESHAPES | {aten.to.dtype}) - {aten.slice.Tensor, aten.select.int}
@@ -105,6 +105,9 @@ def largest_integers(graph_module: fx.GraphModule) -> dict[str, int]:
                 if is_operator(reader, EMBEDDINGS) and reader.args[1] is source:
                     (rows, *_) = observed_shape(reader.args[0]) or (0,)
                     largest[entry.name] = min(rows - 1, largest.get(entry.name, rows))
+                elif reader.target is aten.one_hot.default and observed_integer(reader.args[1]) > 0:
+                    classes = observed_integer(reader.args[1])
+                    largest[entry.name] = min(classes - 1, largest.get(entry.name, classes))
                 elif is_operator(reader, SAME_INTEGERS):
                     pending.append(reader)
     return {name: limit for name, limit in largest.items() if limit >= 0}

@@ -39,6 +39,12 @@ SAME_TEST = (
 
 LATER = ("longest", "test_content")  # of these, which older reports and data from Python do not have
 
+# What to say of values that tell a user nothing.
+DIFFERING = {
+    "test_content": "the values of the sequences, or their use in gallery and probes, differ",
+    "test_names": "the names of the sequences differ",
+}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -101,17 +107,18 @@ def compare_reports(reports: Mapping[str, Mapping[str, Any]]) -> list[Row]:
             before, after = first["data"].get(key), report["data"].get(key)
             is_known = key not in LATER or None not in (before, after)
             if before != after and is_known:
+                differing = DIFFERING.get(key, f"{key} {before} and {after}")
                 raise ConfigError(
                     f"{first_name} and {name} were tested on different data ({_tested(first)}; "
-                    f"{_tested(report)}; {key} {before} and {after}); compare results that were tested on "
-                    "the same data"
+                    f"{_tested(report)}; {differing}); compare results that were tested on the same data"
                 )
     return [_row(name, report) for name, report in reports.items()]
 
 
 def _tested(report: Mapping[str, Any]) -> str:
     data = report["data"]
-    return f"{data['description']}, {data['test_sequences']} sequences, {data['metric']}"
+    parts = (data["description"], f"{data['test_sequences']} sequences", data["metric"])
+    return ", ".join(filter(None, parts))
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:

@@ -1,5 +1,7 @@
 """Networks with layers in half or double precision are captured and compared in float32."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -52,11 +54,59 @@ class HalfAsAWhole(Small):
         return super().forward(silhouettes.to(HALF))
 
 
+class OtherLayer(Small):
+    """A layer with `weights` of half or double precision that is no convolution, on ``[n, 1, 8]``."""
+
+    def __init__(self, layer, dtype):
+        super().__init__()
+        self.middle, self.dtype = layer.to(dtype), dtype
+
+    def forward(self, silhouettes):
+        features = self.features(silhouettes).to(self.dtype)
+        if isinstance(self.middle, nn.LSTM):
+            features = self.middle(features[:, None])[0][:, 0]
+        else:
+            features = self.middle(features[..., None])[..., 0]
+        return self.fc(features.type(torch.FloatTensor))
+
+
+class Attending(Small):
+    """Attention in half precision, by the name of a type."""
+
+    def forward(self, silhouettes):
+        features = self.features(silhouettes).type("torch.HalfTensor")[:, None]
+        return self.fc(functional.scaled_dot_product_attention(features, features, features)[:, 0].float())
+
+
 class Rounded(Small):
     """A conversion without a layer: it rounds."""
 
     def forward(self, silhouettes):
         return self.fc(self.features(silhouettes).half().float())
+
+
+OTHER_LAYERS = [
+    nn.BatchNorm1d(8),
+    nn.GroupNorm(2, 8),
+    nn.InstanceNorm1d(8, affine=True, track_running_stats=True),
+    nn.PReLU(8),
+    nn.LSTM(8, 8, batch_first=True),
+]
+
+
+@pytest.mark.parametrize(
+    "dtype", [HALF, *(pytest.param(one, marks=pytest.mark.slow) for one in (torch.bfloat16, DOUBLE))]
+)
+@pytest.mark.parametrize("layer", OTHER_LAYERS, ids=lambda layer: type(layer).__name__)
+def test_other_layers_with_weights_are_computed_in_float32_too(layer, dtype):
+    network = OtherLayer(copy.deepcopy(layer), dtype).eval()
+    captured = capture(copy_network(network), (32, 22))
+    assert len(captured.without_conversions) == 1
+    assert captured.graph_module(captured.example(1, 19)).dtype == torch.float32
+
+
+def test_attention_in_half_precision_is_computed_in_float32():
+    assert len(capture(copy_network(Attending().eval()), (32, 22)).without_conversions) == 1
 
 
 @pytest.mark.parametrize("make", [LayerInHalf, LayerInDouble, HalfAsAWhole])

@@ -115,6 +115,10 @@ def test_what_an_option_said_has_no_line(tmp_path):
             lambda: QuantConfig(observer="max"),
             "QuantConfig: observer: Input should be 'minmax', 'moving-average', ",
         ),
+        (
+            lambda: QuantConfig(idc=False),
+            "idc: expected another value than false; set `enabled` in this section to true or false",
+        ),
         (lambda: QuantConfig(budget={}), "QuantConfig: budget: set either size_mb or bops_percent"),
         (lambda: LayerBits(), "LayerBits: the entry has no width; set weight_bits, activation_bits or both"),
     ],

@@ -45,3 +45,20 @@ class LooksUp(nn.Module):
 def test_integers_are_limited_by_the_smallest_table_that_reads_them_as_they_are(indices, largest):
     _, network, _ = plan(LooksUp(indices).eval(), (LAYOUT.size,), QuantConfig(), layout=LAYOUT)
     assert largest_integers(network) == largest
+
+
+class OneHot(nn.Module):
+    """Two labels of each frame, of seven classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(7, 12)
+
+    def forward(self, silhouettes, labels):
+        classes = nn.functional.one_hot(labels, 7).float().mean(2)
+        return self.linear(classes.amax(1) + silhouettes.mean((2, 3)).amax(1, keepdim=True))
+
+
+def test_the_classes_of_one_hot_are_a_limit():
+    _, network, _ = plan(OneHot().eval(), (LAYOUT.size,), QuantConfig(), layout=LAYOUT)
+    assert largest_integers(network) == {"labels": 6}

@@ -252,6 +252,15 @@ def test_results_of_different_test_sets_are_not_compared(report):
     with pytest.raises(ConfigError, match=r"different data .*; longest 24 and 3\)"):
         compare_reports({"a": report, "b": shorter})
     assert len(compare_reports({"a": report, "b": older})) == 2  # older reports do not say
+    mirrored, unnamed = (
+        {**report, "data": {**report["data"], "test_content": content, "description": ""}}
+        for content in ("a", "b")
+    )
+    message = (
+        r"different data \(\d+ sequences, \w+; .*; the values of the sequences, or their use .* differ\)"
+    )
+    with pytest.raises(ConfigError, match=message):
+        compare_reports({"a": mirrored, "b": unnamed})
     moved = {**report, "data": {**report["data"], "description": "the same, elsewhere"}}
     assert len(compare_reports({"a": report, "b": moved})) == 2
     with pytest.raises(ConfigError, match=r"different data .*, 7 sequences"):

@@ -53,7 +53,9 @@ def load_directory(
     rules, root = get_protocol(protocol), as_path(root, "the data set", DataError)
     if not root.is_dir():
         raise DataError(f"{root}: the folder does not exist; pass the root folder of the data set")
-    split_file = Path(partition) if partition is not None else root / "partition.json"
+    split_file = (
+        as_path(partition, "the partition", DataError) if partition is not None else root / "partition.json"
+    )
     split = read_partition(split_file)
     if not split.train:
         raise DataError(f"{split_file}: TRAIN_SET is empty; calibration needs at least one subject")

@@ -63,6 +63,11 @@ def test_identities_without_a_folder_are_named_and_left_out(root):
     assert data.description == f"{root}: 2 subjects for calibration, 2 for tests (8 sequences)"
 
 
+def test_a_partition_of_another_type_is_refused(root):
+    with pytest.raises(DataError, match="the path of the partition is of type int"):
+        qg.load_directory(root, partition=3)
+
+
 @pytest.mark.parametrize(
     ("key", "names"), [("TRAIN_SET", ["1", "2"]), ("TEST_SET", ["3", "4"]), ("TRAIN_SET", ["001 "])]
 )
