@@ -203,8 +203,7 @@ def markdown(measured: dict[str, dict[str, Any]], commit: str, total: int) -> st
         INTRODUCTION.format(commit=commit, lengths=lengths).rstrip(),
         "",
         *([f"{len(measured)} of {total} configurations have been run.", ""] if len(measured) < total else []),
-        f"Measured with {', or '.join(versions)}; `opengait.json` says which.",
-        "",
+        *([f"Measured with {', or '.join(versions)}; `opengait.json` says which.", ""] if versions else []),
         "| network | frame | configurations | quantized | batch | frames | int8 | cosine W8A8 | file |",
         "|---|---|---:|---|---|---|---:|---:|---:|",
     ]

@@ -22,8 +22,8 @@ UNKNOWN_PLACE = "an exported program"  # whose lines are not known
 OTHER_TYPES = (torch.float16, torch.bfloat16, torch.float64)
 TENSOR_TYPES = ("HalfTensor", "BFloat16Tensor", "DoubleTensor")
 CONVERSIONS = frozenset({Tensor.half, Tensor.bfloat16, Tensor.double})
-NAMES = ("batch_norm", "instance_norm", "group_norm", "layer_norm", "prelu")
-RECURRENT_NAMES = (
+WITH_PARAMETERS = ("batch_norm", "instance_norm", "group_norm", "layer_norm", "prelu")
+RECURRENT = (
     "lstm",
     "gru",
     "rnn_tanh",
@@ -38,8 +38,8 @@ LAYERS = frozenset(
         functional.linear,
         functional.scaled_dot_product_attention,
         functional.multi_head_attention_forward,
-        *(getattr(module, name) for module in (functional, torch) for name in NAMES),
-        *(getattr(torch, name) for name in RECURRENT_NAMES),
+        *(getattr(module, name) for module in (functional, torch) for name in WITH_PARAMETERS),
+        *(getattr(torch, name) for name in RECURRENT),
         *(getattr(torch, f"conv{axes}d") for axes in (1, 2, 3)),
         *(getattr(torch, f"conv_transpose{axes}d") for axes in (1, 2, 3)),
         *WEIGHTED,
@@ -127,7 +127,7 @@ class _ConversionsToFloat32(TorchFunctionMode):
 
 
 def _float32(value: Any) -> Any:
-    """Return float32 for the name of another floating type, also in the way of ``tensor.type(name)``."""
+    """Return float32 for half and double precision, also by the names of `Tensor.type`; others unchanged."""
     if isinstance(value, torch.dtype):
         return torch.float32 if value in OTHER_TYPES else value
     is_name = isinstance(value, str | type) and str(value).rpartition(".")[2].rstrip("'>") in TENSOR_TYPES

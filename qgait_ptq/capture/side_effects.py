@@ -45,9 +45,7 @@ def restore_usual_forms(graph_module: fx.GraphModule) -> None:
             node.target = aten.reshape.default
         if not is_operator(node, NORMALISATIONS):
             continue
-        tensors = [
-            _argument(node, name) for name in ("input", "weight", "bias", "running_mean", "running_var")
-        ]
+        tensors = [_argument(node, name) for name in TENSORS]
         training = bool(_argument(node, "training"))
         momentum, epsilon = argument(node, "momentum"), argument(node, "eps")
         with graph.inserting_before(node):

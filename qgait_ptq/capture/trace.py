@@ -44,8 +44,8 @@ REMEDY_ALONE = """the evaluation and the file embed one sequence at a time. A sq
   (--adapter module:class wraps the network):
     return self.network(torch.cat([silhouettes, silhouettes]))[: len(silhouettes)]"""
 MIXES_SEQUENCES = (
-    "the network embeds a sequence differently beside others, as batch norms do that take the statistics of "
-    "their input"
+    "an embedding depends on the other sequences of the batch, for example through batch norms that use the "
+    "statistics of their input"
 )
 
 

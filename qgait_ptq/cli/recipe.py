@@ -53,7 +53,7 @@ def build_recipe(model: Path | None, recipe_file: Path | None, options: dict[str
     values["model"]["arguments"] = {**(values["model"].get("arguments") or {}), **given}
     bits = options.pop("bits", None)
     asked = {name for name in (*WIDTHS, "edge_bits") if options.get(name) is not None}
-    for name in ("weight_bits", "activation_bits"):
+    for name in WIDTHS:
         options[name] = options.get(name) if options.get(name) is not None else bits
     for name, value in options.items():
         if value is not None and value != ():

@@ -80,7 +80,7 @@ def export_program(quantized: fx.GraphModule, capture: Capture) -> TorchProgram:
         captured = captured.pin(wrong)
         sizes = {BATCH_AXIS: f"batches of {captured.batch}", FRAME_AXIS: f"{captured.frames} frames"}
         notes += [
-            f"model.pt2 takes {sizes[axis]} only: torch.export makes a program that is right at no other size"
+            f"model.pt2 takes {sizes[axis]} only: the program of torch.export is wrong at other sizes"
             for axis in sorted(wrong & capture.free_axes)
         ]
     raise ExportError(

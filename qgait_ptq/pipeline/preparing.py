@@ -85,7 +85,7 @@ class CaptureNetwork(Stage):
         )
         pinned = {BATCH_AXIS, FRAME_AXIS} - captured.free_axes - ({FRAME_AXIS} if frames else set())
         notes = [*width_notes(network, layers, state.config), *count_totals(network).notes()]
-        notes += pinned_notes(captured, pinned, "its capture is right at no other")
+        notes += pinned_notes(captured, pinned, "the captured graph is wrong at other sizes")
         if captured.frames is None and captured.frame_counts != ANY_FRAME_COUNT:
             notes.append(
                 f"the network is captured for {captured.frame_counts}: at other frame counts it computes "

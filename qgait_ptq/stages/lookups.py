@@ -11,7 +11,7 @@ import torch
 
 from qgait_ptq.errors import DataError, first_line
 
-OF_ONE_HOT = "Class values must be"  # words of the RuntimeError of torch's one_hot
+ONE_HOT_ERROR = "Class values must be"  # words of the RuntimeError of torch's one_hot
 OPERATORS = Path(torch.__file__).parent / "_ops.py"  # calls every operator of a graph
 
 
@@ -31,7 +31,7 @@ def checked_lookups(where: str) -> Iterator[None]:
     try:
         yield
     except (IndexError, RuntimeError) as error:
-        is_index = isinstance(error, IndexError) or OF_ONE_HOT in str(error)
+        is_index = isinstance(error, IndexError) or ONE_HOT_ERROR in str(error)
         if not is_index or not _is_of_operator(error.__traceback__):
             raise
         raise DataError(

@@ -55,7 +55,7 @@ class HalfAsAWhole(Small):
 
 
 class OtherLayer(Small):
-    """A layer with `weights` of half or double precision that is no convolution, on ``[n, 1, 8]``."""
+    """A norm, an activation or a recurrent layer with weights in half or double precision."""
 
     def __init__(self, layer, dtype):
         super().__init__()

@@ -70,7 +70,7 @@ def test_a_network_that_takes_one_sequence_only_is_captured_with_one():
     torch.testing.assert_close(captured.graph_module(silhouettes), network(silhouettes))
 
 
-class OfTheBatch(Squeezing):
+class BatchStatistics(Squeezing):
     """Normalises by the statistics of its input, so a sequence depends on the others of the batch."""
 
     def forward(self, silhouettes):
@@ -80,10 +80,10 @@ class OfTheBatch(Squeezing):
 
 
 def test_a_network_that_mixes_sequences_is_taken_one_sequence_at_a_time():
-    network = OfTheBatch().eval()
+    network = BatchStatistics().eval()
     captured = capture(network, (16, 12))
     silhouettes = torch.rand(2, 9, 16, 12)
     assert not torch.allclose(network(silhouettes)[:1], network(silhouettes[:1]))
     assert captured.batch == 1
-    assert "beside others" in captured.described_causes()["batch"]
+    assert "other sequences of the batch" in captured.described_causes()["batch"]
     assert torch.allclose(captured.graph_module(silhouettes[:1]), network(silhouettes[:1]), atol=1e-5)

@@ -55,7 +55,7 @@ def test_a_probe_set_that_the_network_refuses_is_named_and_not_counted(data):
 
 
 def test_embeddings_of_zeros_agree_with_float():
-    """Blank silhouettes behind a last ReLU, as half of the sequences, are no collapsed ranking."""
+    """Half of the sequences are blank and give zeros behind a last ReLU. The ranking has not collapsed."""
     embeddings = torch.tensor([[1.0, 2], [2, 1], [0, 0], [0, 0]])[:, :, None]
     agreement = agreement_of({"float": embeddings, "onnx": embeddings}, qg.QuantConfig())
     assert [agreement["cosine_mean"], agreement["cosine_min"]] == pytest.approx([1, 1])

@@ -62,7 +62,7 @@ def test_the_simulation_is_evaluated_on_all_sequences_if_wanted(usual, complete)
 
 
 def test_results_on_other_sequences_of_the_same_names_are_not_compared(exported, usual):
-    """As with sequences from Python, which have no names of their own."""
+    """Sequences from Python have equal names in both sets."""
     records = exported.given.test.records
     mirrored = replace(records[0], load=lambda: np.flip(records[0].load(), 2))
     data = replace(exported.given, test=GaitDataset([mirrored, *records[1:]]))

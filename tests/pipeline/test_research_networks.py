@@ -144,7 +144,7 @@ def test_the_file_computes_what_the_simulation_does(forward, tmp_path):
     assert result.report.parity.cosine_min > 0.99999
     fixed = [note for note in notes if "is taken with" in note]
     assert not [note for note in notes if "amplifies" in note]
-    assert ["beside others" in note for note in fixed] == [True] * (forward in MIXING)
+    assert ["other sequences of the batch" in note for note in fixed] == [True] * (forward in MIXING)
     path = result.save(tmp_path) / "model.onnx"
     found = verify(path, random_batches(qg.Embedder(path).session, 1, 8))
     assert found.differing == 0

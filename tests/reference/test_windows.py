@@ -75,7 +75,7 @@ def test_a_maximum_is_that_of_torch_and_onnxruntime(axes, ceil_mode):
 
 
 def test_a_window_that_begins_in_the_padding_is_left_out():
-    """Of 5 values with stride 3, the third window would begin at position 6, behind one value of padding."""
+    """With 5 values and stride 3, the third window would begin at position 6, behind one value of padding."""
     node = helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[3], strides=[3], pads=[1, 1], ceil_mode=1)
     found = pool(node, np.arange(5, dtype=np.uint8).reshape(1, 1, 5))
     np.testing.assert_array_equal(found, [[[1, 4]]])

@@ -32,7 +32,7 @@ class CircularAndPooled(nn.Module):
 
 
 def test_circular_padding_and_pooling_that_rounds_up_at_four_bits():
-    """As torch writes them, OpenVINO 2026.4 ends the process, or gives maps of another size."""
+    """OpenVINO 2026.4 ends the process, or gives maps of another size, for the forms that torch writes."""
     torch.manual_seed(0)
     batches = [random_silhouettes(1, frames, SIZE) for frames in (9, 20)]
     bits = {"weight_bits": 4, "activation_bits": 4}

@@ -240,7 +240,7 @@ def test_the_spread_is_judged_only_where_it_is_asked_for(judges, minimum):
 
 @pytest.mark.parametrize(("offset", "refused"), [(0.0, False), (0.1, True)])
 def test_embeddings_of_zeros_agree(offset, refused):
-    """Blank silhouettes behind a last ReLU; that is no amplified rounding."""
+    """Blank silhouettes give zeros behind a last ReLU, without amplified rounding."""
     batches = [random_silhouettes(1, 5, (8, 4)), torch.zeros(1, 9, 8, 4)]
 
     def embed(batch):

@@ -19,7 +19,7 @@ from qgait_ptq.graph.shapes import is_free, observed_shape
 from qgait_ptq.graph.views import argument, operands, source
 
 EXTREMES = frozenset({aten.amax.default, aten.amin.default})
-OF_EVERYTHING: dict[Any, Callable[..., object]] = {
+WITHOUT_AXES: dict[Any, Callable[..., object]] = {
     aten.max.default: aten.amax.default,
     aten.min.default: aten.amin.default,
 }
@@ -82,8 +82,8 @@ def _kernel(pool: fx.Node) -> list[int] | None:
 def name_all_axes(graph_module: fx.GraphModule) -> None:
     """Give maxima and minima over all axes, which name none, the list of the axes."""
     for node in graph_module.graph.nodes:
-        if is_operator(node, frozenset(OF_EVERYTHING)) and observed_shape(source(node)):
-            node.target = OF_EVERYTHING[node.target]
+        if is_operator(node, frozenset(WITHOUT_AXES)) and observed_shape(source(node)):
+            node.target = WITHOUT_AXES[node.target]
         if not is_operator(node, EXTREMES) or list(argument(node, "dim")):
             continue
         shape = observed_shape(source(node))

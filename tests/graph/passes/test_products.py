@@ -105,7 +105,7 @@ IN_FLOAT = {
 
 
 class Products(Frames):
-    """Something with stored tensors that are no layers by themselves."""
+    """A network with stored tensors that products and sums read."""
 
     def __init__(self, body):
         super().__init__(body)
