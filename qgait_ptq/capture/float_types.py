@@ -78,9 +78,7 @@ class LayerTypes(TorchFunctionMode):
     ) -> Any:
         """Call a function, and look at its tensors if it is a layer."""
         given = (*args, *(kwargs or {}).values())
-        # Recurrent layers have their states and weights in lists.
-        values = [one for each in given for one in (each if isinstance(each, list | tuple) else (each,))]
-        if func in LAYERS and any(isinstance(one, Tensor) and one.dtype in OTHER_TYPES for one in values):
+        if func in LAYERS and any(isinstance(one, Tensor) and one.dtype in OTHER_TYPES for one in given):
             self.others = True
         return func(*args, **(kwargs or {}))
 

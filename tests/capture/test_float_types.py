@@ -78,6 +78,24 @@ class Attending(Small):
         return self.fc(functional.scaled_dot_product_attention(features, features, features)[:, 0].float())
 
 
+class WeightsConverted(Small):
+    """Recurrent layers whose weights are converted beside their input, so that nothing fails."""
+
+    def __init__(self, as_list):
+        super().__init__()
+        self.cell, self.lstm, self.as_list = nn.GRUCell(8, 8), nn.LSTM(8, 8, batch_first=True), as_list
+
+    def forward(self, silhouettes):
+        features = self.features(silhouettes).half()
+        if self.as_list:
+            states = [torch.zeros_like(features)[None]] * 2
+            weights = [weight.half() for weight in self.lstm.parameters()]
+            settings = (True, 1, 0.0, False, False, True)
+            return self.fc(torch.lstm(features[:, None], states, weights, *settings)[0][:, 0].float())
+        weights = [weight.half() for weight in self.cell.parameters()]
+        return self.fc(torch.gru_cell(features, features, *weights).float())
+
+
 class Rounded(Small):
     """A conversion without a layer: it rounds."""
 
@@ -103,6 +121,12 @@ def test_other_layers_with_weights_are_computed_in_float32_too(layer, dtype):
     captured = capture(copy_network(network), (32, 22))
     assert len(captured.without_conversions) == 1
     assert captured.graph_module(captured.example(1, 19)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("as_list", [False, True], ids=["gru_cell", "lstm"])
+def test_recurrent_layers_with_converted_weights_are_computed_in_float32(as_list):
+    network = WeightsConverted(as_list).eval()
+    assert len(capture(copy_network(network), (32, 22)).without_conversions) == 2
 
 
 def test_attention_in_half_precision_is_computed_in_float32():
