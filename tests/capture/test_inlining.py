@@ -94,6 +94,7 @@ ALIKE = {
     NoGradients,
     Checkpoint,
     WithoutAutocastAtTheEnd,
+    WritesInARegion,
 }
 
 

@@ -45,7 +45,7 @@ class Attention(PerFrame):
         return ((values @ values.transpose(1, 2)).softmax(2) @ values).amax(1)
 
 
-@pytest.mark.parametrize("make", [LargeHead, Attention, make_gaitgl])
+@pytest.mark.parametrize("make", [LargeHead, Attention, pytest.param(make_gaitgl, marks=pytest.mark.slow)])
 def test_macs_are_those_of_the_measured_frame_count(make):
     frame = (64, 44) if make is make_gaitgl else FRAME
     captured, graph, _ = plan(make().eval(), frame, QuantConfig())

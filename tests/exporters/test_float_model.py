@@ -32,7 +32,7 @@ def export_both(network, batches):
     return quantized, marked.model, float_model(marked.model, quantized.float_graph)
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(scope="module", params=["GaitBase", pytest.param("GaitSet", marks=pytest.mark.slow)])
 def both(request, batches):
     torch.manual_seed(0)
     return export_both(NETWORKS[request.param](), batches)

@@ -228,7 +228,7 @@ def test_mutated_reports(tries):
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("tries", [60, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tries", [40, pytest.param(MANY, marks=pytest.mark.slow)])
 def test_mutated_models(tries, models):
     outcome = run_fuzz("onnx", models, read_whole_model, tries, 4, GraphMutations(models))
     assert outcome.read > tries / 50

@@ -77,7 +77,7 @@ def sequence(name, frames, batch=1):
 
 # tests/exporters/test_onnx_file.py exports the first two, and asserts the same. Layers of the others are
 # exported in tests/processors (GaitGL, P3D) and tests/pipeline (maps of several channels, several inputs).
-REPEATED = ("GaitBase", "GaitSet", "GaitGL", "DeepGaitV2-P3D", "SkeletonGait++", "SMPLGait")
+REPEATED = ("GaitBase", "GaitSet", "GaitPart", "GaitGL", "DeepGaitV2-P3D", "SkeletonGait++", "SMPLGait")
 
 
 @pytest.mark.parametrize(

@@ -216,8 +216,7 @@ INNER = {
 }  # fmt: skip
 
 
-# tests/placement exports recurrent layers, and GaitPart in tests/gait has a convolution over rows.
-REPEATED = ("recurrent layer", "convolution over rows")
+REPEATED = ("recurrent layer",)  # tests/placement exports recurrent layers
 
 
 @pytest.mark.parametrize(

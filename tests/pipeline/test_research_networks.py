@@ -115,17 +115,17 @@ MIXING = (mixture_of_kernels, kernel_in_pieces)  # a kernel that depends on all 
 @pytest.mark.parametrize(
     "forward",
     [
-        causal_mask,
-        blur,
         mixture_of_kernels,
         batch_norm_behind_a_computed_bias,
-        embedded_labels,
         layer_on_a_stored_table,
         sum_and_product_in_one,
         # These resemble one of the others.
         *(
             pytest.param(forward, marks=pytest.mark.slow)
             for forward in (
+                causal_mask,
+                blur,
+                embedded_labels,
                 fused_attention_with_a_mask,
                 input_beside_its_mirror,
                 product_with_a_computed_vector,

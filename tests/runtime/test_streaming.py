@@ -105,7 +105,7 @@ def embed_both_ways(result, folder):
 
 
 # tests/graph/test_frame_independence.py tests the others without files.
-USUAL = (Differences, CountsFramesBehind)
+USUAL = (CountsFramesBehind,)
 
 
 @pytest.mark.parametrize(

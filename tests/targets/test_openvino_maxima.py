@@ -32,9 +32,9 @@ def norm(values):
 @pytest.mark.parametrize(
     ("activation", "target"),
     [
-        (torch.tanh, "openvino"),
         (F.gelu, "generic-qdq"),
         (norm, "openvino"),
+        pytest.param(torch.tanh, "openvino", marks=pytest.mark.slow),
         pytest.param(torch.tanh, "generic-qdq", marks=pytest.mark.slow),
         pytest.param(F.gelu, "openvino", marks=pytest.mark.slow),
         pytest.param(norm, "generic-qdq", marks=pytest.mark.slow),

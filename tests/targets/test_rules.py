@@ -53,6 +53,7 @@ REPEATED = {
     ("gaitbase", "litert-int8"),
     ("gaitbase", "generic-qdq"),
     ("gaitset", "openvino"),
+    ("gaitset", "tensorrt"),
     ("gaitset", "litert-int8"),
     ("gaitset", "generic-qdq"),
 }
