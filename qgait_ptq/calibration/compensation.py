@@ -48,7 +48,7 @@ class InputMoments:
         # About the means: otherwise, rounding errors of float32 exceed the variation of values around a large
         # mean, or of a single column.
         count = quantized.shape[-1]
-        mean, mean_float = quantized.double().mean(-1), reference.double().mean(-1)
+        mean, mean_float = (columns.mean(-1, dtype=torch.float64) for columns in (quantized, reference))
         about = quantized - mean[..., None].to(quantized.dtype)
         about_float = reference - mean_float[..., None].to(reference.dtype)
         spread, cross = ((columns @ about.mT).double() / count for columns in (about, about_float))

@@ -8,12 +8,11 @@ absorbs the remaining mean error. This needs no labels and no gradients.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from qgait_ptq.calibration.compensation import (
@@ -22,20 +21,14 @@ from qgait_ptq.calibration.compensation import (
     refitted_scale,
     round_columns,
 )
+from qgait_ptq.calibration.input_columns import input_moments, number_of_columns
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.graph.attributes import set_parameter, shared_parameters, tensor_of
-from qgait_ptq.graph.operators import CONVOLUTIONS, is_operator
-from qgait_ptq.graph.shapes import observed_integer
 from qgait_ptq.graph.stepping import DEFAULT_MEMORY, Stepper
 from qgait_ptq.graph.stored_weights import layer_name
-from qgait_ptq.graph.views import WeightedLayer
 from qgait_ptq.placement.quantized_layers import QuantizedLayer, quantized_layers, weight_of
 from qgait_ptq.quantizer.grid import quantize, smallest_scale
 from qgait_ptq.quantizer.pairs import neighbours, widened_scale
-from qgait_ptq.system.invariants import present
-
-ITEM_SHARE = 8  # drawn frames or sequences have this many times the columns that are used
-COLUMNS = 24_576  # input columns of a layer from which moments are estimated
 
 
 class Rounding(StrEnum):
@@ -245,67 +238,6 @@ def _input_moments(
     settings: CorrectionSettings,
 ) -> InputMoments:
     inputs = zip(reference.input_of(layer.name), quantized.input_of(layer.name), strict=True)
-    return input_moments(layer, weight_shape, inputs, len(quantized.batches), settings.seed)
-
-
-def input_moments(
-    layer: fx.Node,
-    weight_shape: torch.Size,
-    inputs: Iterable[tuple[Tensor, Tensor]],
-    batches: int,
-    seed: int,
-) -> InputMoments:
-    """Return the moments of a layer's inputs, from at most `COLUMNS` random columns.
-
-    Args:
-        layer: node of the layer.
-        weight_shape: shape of its weight.
-        inputs: inputs of the layer in the float and in the quantized network, batch by batch.
-        batches: number of batches.
-        seed: random seed for the drawn columns.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    share = max(1, COLUMNS // batches)
-    total: InputMoments | None = None
-    for original, features in inputs:
-        items = _draw(len(features), math.ceil(share * ITEM_SHARE / _positions(layer, features)), generator)
-        columns = _columns(layer, weight_shape, features[items])
-        chosen = _draw(columns.shape[-1], share, generator)
-        part = InputMoments.of(
-            columns[..., chosen], _columns(layer, weight_shape, original[items])[..., chosen]
-        )
-        total = part if total is None else total.merge(part)
-    return present(total)
-
-
-def _draw(available: int, wanted: int, generator: torch.Generator) -> Tensor | slice:
-    """Return random indices, or a slice of all items if there are few."""
-    return torch.randperm(available, generator=generator)[:wanted] if wanted < available else slice(None)
-
-
-def _positions(layer: fx.Node, tensor: Tensor) -> int:
-    """Return the approximate number of columns of an item of dim 0: its spatial size."""
-    return max(1, tensor[0, 0].numel()) if is_operator(layer, CONVOLUTIONS) else 1
-
-
-def _columns(layer: fx.Node, weight_shape: torch.Size, tensor: Tensor) -> Tensor:
-    """Return the columns that a layer multiplies with its weight, ``[groups, k, n]``.
-
-    Each spatial position of each frame and sequence is one column.
-    """
-    if not is_operator(layer, CONVOLUTIONS):
-        return tensor.flatten(0, -2).T[None]
-    dimensions = tensor.ndim - 2
-    view = WeightedLayer(layer)
-    stride, padding, dilation = view.stride, view.padding, view.dilation
-    kernel = weight_shape[2:]
-    groups = observed_integer(view.groups)
-    padded = F.pad(tensor, [amount for size in reversed(padding) for amount in (size, size)])
-    for axis in range(dimensions):
-        reach = (kernel[axis] - 1) * dilation[axis] + 1
-        padded = padded.unfold(2 + axis, reach, stride[axis])[..., :: dilation[axis]]
-    # [n, c, positions…, kernel…] → [groups, c/groups · kernel…, n · positions…]
-    spatial = list(range(2, 2 + dimensions))
-    windows = list(range(2 + dimensions, 2 + 2 * dimensions))
-    moved = padded.permute(1, *windows, 0, *spatial)
-    return moved.reshape(groups, moved.shape[0] // groups * torch.Size(kernel).numel(), -1)
+    batches = quantized.batches
+    columns = number_of_columns(weight_shape, sum(map(len, batches)))
+    return input_moments(layer, weight_shape, inputs, len(batches), settings.seed, columns)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from qgait_ptq.calibration.correction import CorrectionSettings, Rounding, correct_layer, input_moments
+from qgait_ptq.calibration.correction import CorrectionSettings, Rounding, correct_layer
+from qgait_ptq.calibration.input_columns import input_moments
 from qgait_ptq.calibration.last_layers import LastPart, ManyInputs
 from qgait_ptq.graph.attributes import tensor_of
 from qgait_ptq.placement.quantized_layers import weight_of

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from qgait_ptq.calibration.correction import CorrectionSettings, Rounding, _columns, correct_layers
+from qgait_ptq.calibration.correction import CorrectionSettings, Rounding, correct_layers
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.gait.metrics import embedding_sqnr
 from qgait_ptq.graph.attributes import tensor_of
@@ -17,37 +17,6 @@ from tests.conftest import make_gaitbase
 from tests.networks import quantize_network
 
 W4A4 = {"weight_bits": 4, "activation_bits": 4, "weight_observer": "minmax"}
-
-
-def layer_node(target, *arguments):
-    """The one node of a traced layer."""
-    graph = torch.fx.Graph()
-    return graph.call_function(target, (graph.placeholder("x"), None, None, *arguments))
-
-
-@pytest.mark.parametrize(
-    ("layer", "shape"),
-    [
-        (nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False), (3, 4, 11, 9)),
-        (nn.Conv2d(4, 6, (3, 1), padding=(2, 0), dilation=(2, 1), groups=2, bias=False), (3, 4, 8, 5)),
-        (nn.Conv1d(4, 6, 3, padding=1, bias=False), (3, 4, 11)),
-        (nn.Conv3d(2, 4, (3, 1, 3), stride=(1, 2, 1), padding=(1, 0, 1), bias=False), (2, 2, 5, 4, 6)),
-    ],
-)
-def test_a_convolution_is_its_weight_times_its_columns(layer, shape):
-    operator = {1: torch.ops.aten.conv1d, 2: torch.ops.aten.conv2d, 3: torch.ops.aten.conv3d}[len(shape) - 2]
-    settings = [list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups]
-    tensor = torch.randn(shape)
-    columns = _columns(layer_node(operator.default, *settings), layer.weight.shape, tensor)
-    product = layer.weight.flatten(1).unflatten(0, (layer.groups, -1)) @ columns
-    expected = layer(tensor).transpose(0, 1).flatten(1)
-    torch.testing.assert_close(product.flatten(0, 1), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_a_linear_layer_is_its_weight_times_its_columns():
-    layer, tensor = nn.Linear(5, 3, bias=False), torch.randn(2, 7, 5)
-    columns = _columns(layer_node(torch.ops.aten.linear.default), layer.weight.shape, tensor)
-    torch.testing.assert_close((layer.weight @ columns[0]).T, layer(tensor).flatten(0, 1))
 
 
 @pytest.fixture(scope="module")
