@@ -63,6 +63,11 @@ class Windows:
         """Number of columns."""
         return math.prod(self.view.shape[: self.leading])
 
+    @property
+    def size(self) -> int:
+        """Numbers in a column of all groups."""
+        return math.prod(self.view.shape[self.leading :])
+
     def columns(self, numbers: Tensor) -> Tensor:
         """Return the columns of these numbers, ``[groups, k, n]``."""
         places = torch.unravel_index(numbers, self.view.shape[: self.leading])
@@ -103,7 +108,7 @@ def input_moments(
         quantized = Windows.of(layer, weight_shape, features[items])
         reference = Windows.of(layer, weight_shape, original[items])
         numbers = _draw(quantized.count, share, generator).to(features.device)
-        for piece in numbers.split(max(1, PIECE // math.prod(weight_shape[1:]))):
+        for piece in numbers.split(max(1, PIECE // quantized.size)):
             part = InputMoments.of(quantized.columns(piece), reference.columns(piece))
             total = part if total is None else total.merge(part)
     return present(total)

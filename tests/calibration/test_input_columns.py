@@ -43,10 +43,9 @@ def test_a_convolution_is_its_weight_times_its_columns(layer, shape):
 def test_a_linear_layer_is_its_weight_times_its_columns():
     layer, tensor = nn.Linear(5, 3, bias=False), torch.randn(2, 7, 5)
     numbers = torch.tensor([3, 13, 0])
-    columns = Windows.of(layer_node(torch.ops.aten.linear.default), layer.weight.shape, tensor).columns(
-        numbers
-    )
-    torch.testing.assert_close((layer.weight @ columns[0]).T, layer(tensor).flatten(0, 1)[numbers])
+    windows = Windows.of(layer_node(torch.ops.aten.linear.default), layer.weight.shape, tensor)
+    product = layer.weight @ windows.columns(numbers)[0]
+    torch.testing.assert_close(product.T, layer(tensor).flatten(0, 1)[numbers])
 
 
 @pytest.mark.parametrize(
