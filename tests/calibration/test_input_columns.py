@@ -66,8 +66,11 @@ def test_moments_are_those_of_all_columns_where_few_are_there(monkeypatch):
     layer, inputs = nn.Linear(5, 3), torch.randn(4, 6, 5)
     node, pairs = layer_node(torch.ops.aten.linear.default), [(inputs[:2], inputs[2:])]
     whole = input_moments(node, layer.weight.shape, pairs, 1, seed=0)
-    monkeypatch.setattr(input_columns, "PIECE", 20)  # four columns
+    pieces, columns = [], Windows.columns
+    monkeypatch.setattr(Windows, "columns", lambda *given: pieces.append(len(given[1])) or columns(*given))
+    monkeypatch.setattr(input_columns, "PIECE", 25)  # five columns
     in_pieces = input_moments(node, layer.weight.shape, pairs, 1, seed=0)
+    assert pieces == [5, 5, 5, 5, 2, 2]  # of both networks
     about = inputs[2:].flatten(0, 1) - inputs[2:].mean((0, 1))
     for moments in (whole, in_pieces):
         assert moments.count == 12
