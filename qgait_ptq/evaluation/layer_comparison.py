@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, fx
 
@@ -24,6 +23,7 @@ from qgait_ptq.graph.shapes import is_free, observed_shape, record_free_axes
 from qgait_ptq.graph.stored_weights import layer_name
 from qgait_ptq.placement.layers import outputs_of
 from qgait_ptq.runtime.sessions import as_session_inputs, open_onnxruntime, session_inputs
+from qgait_ptq.runtime.without_telemetry import onnxruntime
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, fx
 
@@ -22,6 +21,7 @@ from qgait_ptq.pipeline.preparing import pinned_notes
 from qgait_ptq.runtime.exact_sessions import open_session
 from qgait_ptq.runtime.exactness import describe_processor
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, Session, as_session_inputs, run_session
+from qgait_ptq.runtime.without_telemetry import onnxruntime
 from qgait_ptq.stages.state import State
 from qgait_ptq.verification.file_bytes import compare_with_reference, name_inputs
 from qgait_ptq.verification.parity import find_failing_axes

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 import onnx
-import onnxruntime
 
 from qgait_ptq.errors import ModelError
+from qgait_ptq.runtime.without_telemetry import onnxruntime
 
 REBUILT = "_token_"  # onnxruntime appends it and a number to the names of rebuilt nodes
 

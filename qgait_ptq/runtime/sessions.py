@@ -13,12 +13,12 @@ from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from qgait_ptq.errors import ConfigError, MissingExtraError, ModelError
 from qgait_ptq.graph.frame_layout import BYTE
 from qgait_ptq.onnx_graph.external_data import read_model_bytes
+from qgait_ptq.runtime.without_telemetry import onnxruntime
 from qgait_ptq.system.reading import unchanged
 
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"

@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from onnxruntime import InferenceSession
 
 from qgait_ptq.onnx_graph.view import OnnxGraph
 from qgait_ptq.runtime.exactness import exact_network
 from qgait_ptq.runtime.sessions import cannot_run, open_onnxruntime
+from qgait_ptq.runtime.without_telemetry import onnxruntime
 
 MAXIMUM = "ReduceMax"
 ELEMENTWISE_BEHIND = frozenset({"QuantizeLinear", "Clip"})  # monotone, so the file can be cut after them
@@ -83,7 +82,7 @@ class StreamingSession:
         return np.asarray(embedding)
 
     def _infer(
-        self, session: InferenceSession, outputs: list[str] | None, feed: dict[str, NDArray[Any]]
+        self, session: onnxruntime.InferenceSession, outputs: list[str] | None, feed: dict[str, NDArray[Any]]
     ) -> list[NDArray[Any]]:
         try:
             return list(session.run(outputs, feed))

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 
 from qgait_ptq.runtime.exactness import exact_network, saturates
 from qgait_ptq.runtime.optimized_graph import optimized_graph
 from qgait_ptq.runtime.sessions import ONNXRUNTIME, open_onnxruntime
+from qgait_ptq.runtime.without_telemetry import onnxruntime
 from qgait_ptq.system.workers import end_with_parent
 
 Values = dict[str, NDArray[np.generic]]

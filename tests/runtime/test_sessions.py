@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from qgait_ptq.runtime.sessions import TELEMETRY, is_installed
+from qgait_ptq.runtime.without_telemetry import SWITCH, onnxruntime
 from tests.runtime.small_model import METADATA, save, small_model
 
 OPEN = """
@@ -19,6 +20,29 @@ from qgait_ptq.runtime.sessions import OpenVinoSession
 OpenVinoSession(Path(sys.argv[1]), threads=1)
 import {telemetry}
 """
+
+
+OPEN_IN_ONNXRUNTIME = """
+import sys
+from pathlib import Path
+from qgait_ptq.runtime.sessions import open_onnxruntime
+open_onnxruntime(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("wanted", [None, "0"])
+def test_onnxruntime_is_loaded_without_its_telemetry_unless_the_user_wants_it(tmp_path, wanted):
+    """It would write an identifier of the machine into the cache folder, and report to a server."""
+    cache, path = tmp_path / "cache", save(small_model(METADATA), tmp_path)
+    env = {name: value for name, value in os.environ.items() if name != SWITCH}
+    env |= {
+        "XDG_CACHE_HOME": str(cache),
+        "HOME": str(tmp_path / "home"),
+        **({SWITCH: wanted} if wanted else {}),
+    }
+    subprocess.run([sys.executable, "-c", OPEN_IN_ONNXRUNTIME, path], env=env, check=True)
+    reports = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 32)
+    assert bool(list(tmp_path.rglob("deviceid"))) == (wanted == "0" and reports)
 
 
 @pytest.mark.skipif(not is_installed("openvino"), reason="needs OpenVINO")
