@@ -1,7 +1,7 @@
 """onnxruntime, imported without its telemetry.
 
-As soon as they are imported, newer versions report to a server in the internet, and write an identifier of the
-machine into the user's cache (seen in 1.32). An environment variable turns this off.
+As soon as they are imported, newer versions report to a server in the internet, and write an identifier of
+the machine into the user's cache (seen in 1.32). An environment variable turns this off.
 """
 
 from __future__ import annotations
