@@ -1,6 +1,6 @@
 """The shipped network at all widths and several seeds: ranking of the float network and of the ONNX file.
 
-    python examples/measure_accuracy.py --out docs/accuracy
+    OMP_NUM_THREADS=1 python examples/measure_accuracy.py --out docs/accuracy
 
 What `qgait-ptq quantize` does with its defaults on the built-in synthetic walkers, for each seed and width;
 the float embeddings are computed once. The export compares each file with the simulation. Every run is a line
