@@ -1,6 +1,6 @@
 """The toolkit beside onnxruntime's own quantizer, at its defaults and with reduced range, on one float graph.
 
-    python examples/compare_with_stock.py
+    ORT_DISABLE_TELEMETRY=1 python examples/compare_with_stock.py
 
 Speed is CPU time of one call on 30 frames with one thread, in turn; cosine is between quantized and float
 embeddings of synthetic walkers that did not calibrate. Both calibrate on the same sequences. The network is

@@ -1,4 +1,4 @@
-"""The columns that a layer multiplies with its weight: some are drawn at random, and give moments."""
+"""Input columns of a layer. Its weight multiplies each of them; random ones give the moments of the input."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from qgait_ptq.graph.views import WeightedLayer
 from qgait_ptq.system.invariants import present
 
 ITEM_SHARE = 8  # drawn frames or sequences have this many times the columns that are used
-COLUMNS = 24_576  # columns of a layer from which moments are estimated, at least
-SEQUENCES = 128  # more sequences than these give more columns
-PRODUCTS = 3e11  # of the moments of a layer, beyond which it has no more columns
-PIECE = 1 << 23  # numbers in the columns that are looked at together
+COLUMNS = 24_576  # largest number of columns for up to SEQUENCES sequences; more sequences give more columns
+SEQUENCES = 128
+PRODUCTS = 3e11  # multiplications that the additional columns of a layer may cost
+PIECE = 1 << 24  # values of columns that are in memory at once
 
 
 @dataclass(frozen=True)
-class Windows:
-    """The columns that a layer multiplies with its weight: one at each position of each frame and sequence.
+class InputColumns:
+    """Input columns of a layer: one at each position of each frame and sequence.
 
     Attributes:
         values: input of the layer, with padding.
@@ -41,7 +41,7 @@ class Windows:
     groups: int
 
     @classmethod
-    def of(cls, layer: fx.Node, weight_shape: torch.Size, tensor: Tensor) -> Windows:
+    def of(cls, layer: fx.Node, weight_shape: torch.Size, tensor: Tensor) -> InputColumns:
         """Look at the input of a layer whose weight is ``[o, i, kernel…]``."""
         if not is_operator(layer, CONVOLUTIONS):
             values = tensor.contiguous()
@@ -65,19 +65,19 @@ class Windows:
 
     @property
     def size(self) -> int:
-        """Numbers in a column of all groups."""
+        """Number of values in a column, over all groups."""
         return math.prod(self.view.shape[self.leading :])
 
-    def columns(self, numbers: Tensor) -> Tensor:
-        """Return the columns of these numbers, ``[groups, k, n]``."""
-        places = torch.unravel_index(numbers, self.view.shape[: self.leading])
+    def take(self, indices: Tensor) -> Tensor:
+        """Return the columns with these indices ``[n]``, as ``[groups, k, n]``."""
+        places = torch.unravel_index(indices, self.view.shape[: self.leading])
         starts = sum(place * step for place, step in zip(places, self.view.stride(), strict=False))
-        # Taking numbers by their place in memory is several times faster than indexing the view.
-        taps = torch.zeros(1, dtype=torch.long, device=numbers.device)
+        # Indices into memory are several times faster than indices of the view.
+        taps = torch.zeros(1, dtype=torch.long, device=indices.device)
         for size, step in zip(
             self.view.shape[self.leading :], self.view.stride()[self.leading :], strict=True
         ):
-            taps = (taps[:, None] + step * torch.arange(size, device=numbers.device)).flatten()
+            taps = (taps[:, None] + step * torch.arange(size, device=indices.device)).flatten()
         return torch.take(self.values, taps[:, None] + starts).unflatten(0, (self.groups, -1))
 
 
@@ -105,19 +105,24 @@ def input_moments(
     for original, features in inputs:
         items = _draw(len(features), math.ceil(share * ITEM_SHARE / _positions(layer, features)), generator)
         items = items.to(features.device)
-        quantized = Windows.of(layer, weight_shape, features[items])
-        reference = Windows.of(layer, weight_shape, original[items])
-        numbers = _draw(quantized.count, share, generator).to(features.device)
-        for piece in numbers.split(max(1, PIECE // quantized.size)):
-            part = InputMoments.of(quantized.columns(piece), reference.columns(piece))
+        quantized = InputColumns.of(layer, weight_shape, features[items])
+        reference = InputColumns.of(layer, weight_shape, original[items])
+        indices = _draw(quantized.count, share, generator).to(features.device)
+        for piece in indices.split(max(1, PIECE // quantized.size)):
+            part = InputMoments.of(quantized.take(piece), reference.take(piece))
             total = part if total is None else total.merge(part)
     return present(total)
 
 
 def number_of_columns(weight_shape: torch.Size, sequences: int) -> int:
-    """Return from how many columns of so many sequences moments are estimated.
+    """Return the largest number of columns that give the moments of a layer.
 
-    Columns of a frame resemble one another, so that many are needed. Those of a wide layer take long.
+    Columns of a frame resemble one another, so the number grows with the sequences. The cost of a column
+    grows with the square of its size, so wide layers stay at `COLUMNS`.
+
+    Args:
+        weight_shape: shape of the weight, ``[o, i, kernel…]``.
+        sequences: number of calibration sequences.
     """
     affordable = int(PRODUCTS / math.prod(weight_shape[1:]) ** 2)
     return max(COLUMNS, min(COLUMNS * sequences // SEQUENCES, affordable))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,12 +16,11 @@ from numpy.typing import NDArray
 from qgait_ptq.errors import ConfigError, MissingExtraError, ModelError
 from qgait_ptq.graph.frame_layout import BYTE
 from qgait_ptq.onnx_graph.external_data import read_model_bytes
-from qgait_ptq.runtime.without_telemetry import onnxruntime
+from qgait_ptq.runtime.without_telemetry import import_openvino, onnxruntime
 from qgait_ptq.system.reading import unchanged
 
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 RUNTIMES = (ONNXRUNTIME, OPENVINO)
-TELEMETRY = "openvino_telemetry"  # module of OpenVINO
 # Types of inputs as onnxruntime names them.
 TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
 KNOWN = f"supported types are {', '.join(TYPES)}"
@@ -198,25 +195,6 @@ class OpenVinoSession:
             return np.array(self._compiled.create_infer_request().infer(dict(enumerate(batches)))[0])
         except Exception as error:  # OpenVINO's exceptions have no common public base
             raise cannot_run(self._name, self._runtime, batches, error) from None
-
-
-def import_openvino() -> ModuleType:
-    """Import OpenVINO without its telemetry.
-
-    On import, OpenVINO reports to a server in the internet and writes into the home folder, unless the
-    user has opted out. Where its telemetry cannot be imported, it does neither.
-
-    Raises:
-        ImportError: OpenVINO is not installed.
-    """
-    kept = sys.modules.get(TELEMETRY)
-    if kept is None:
-        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # an import of it fails
-    try:
-        return importlib.import_module("openvino")
-    finally:
-        if kept is None:
-            del sys.modules[TELEMETRY]
 
 
 def _openvino_input(entry: Any) -> SessionInput:

@@ -8,7 +8,7 @@ from qgait_ptq.calibration import input_columns
 from qgait_ptq.calibration.input_columns import (
     COLUMNS,
     PRODUCTS,
-    Windows,
+    InputColumns,
     input_moments,
     number_of_columns,
 )
@@ -34,18 +34,20 @@ def test_a_convolution_is_its_weight_times_its_columns(layer, shape):
     settings = [list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups]
     tensor = torch.randn(shape)
     expected = layer(tensor).transpose(0, 1).flatten(1)
-    numbers = torch.randperm(expected.shape[1])[:20]
-    columns = Windows.of(layer_node(operator.default, *settings), layer.weight.shape, tensor).columns(numbers)
+    indices = torch.randperm(expected.shape[1])[:20]
+    columns = InputColumns.of(layer_node(operator.default, *settings), layer.weight.shape, tensor).take(
+        indices
+    )
     product = layer.weight.flatten(1).unflatten(0, (layer.groups, -1)) @ columns
-    torch.testing.assert_close(product.flatten(0, 1), expected[:, numbers], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(product.flatten(0, 1), expected[:, indices], atol=1e-5, rtol=1e-5)
 
 
 def test_a_linear_layer_is_its_weight_times_its_columns():
     layer, tensor = nn.Linear(5, 3, bias=False), torch.randn(2, 7, 5)
-    numbers = torch.tensor([3, 13, 0])
-    windows = Windows.of(layer_node(torch.ops.aten.linear.default), layer.weight.shape, tensor)
-    product = layer.weight @ windows.columns(numbers)[0]
-    torch.testing.assert_close(product.T, layer(tensor).flatten(0, 1)[numbers])
+    indices = torch.tensor([3, 13, 0])
+    columns = InputColumns.of(layer_node(torch.ops.aten.linear.default), layer.weight.shape, tensor)
+    product = layer.weight @ columns.take(indices)[0]
+    torch.testing.assert_close(product.T, layer(tensor).flatten(0, 1)[indices])
 
 
 @pytest.mark.parametrize(
@@ -62,12 +64,12 @@ def test_more_sequences_give_more_columns_but_for_wide_layers(shape, sequences, 
     assert number_of_columns(torch.Size(shape), sequences) == columns
 
 
-def test_moments_are_those_of_all_columns_where_few_are_there(monkeypatch):
+def test_few_columns_are_all_taken_in_pieces_that_fit_into_memory(monkeypatch):
     layer, inputs = nn.Linear(5, 3), torch.randn(4, 6, 5)
     node, pairs = layer_node(torch.ops.aten.linear.default), [(inputs[:2], inputs[2:])]
     whole = input_moments(node, layer.weight.shape, pairs, 1, seed=0)
-    pieces, columns = [], Windows.columns
-    monkeypatch.setattr(Windows, "columns", lambda *given: pieces.append(len(given[1])) or columns(*given))
+    pieces, take = [], InputColumns.take
+    monkeypatch.setattr(InputColumns, "take", lambda *given: pieces.append(len(given[1])) or take(*given))
     monkeypatch.setattr(input_columns, "PIECE", 25)  # five columns
     in_pieces = input_moments(node, layer.weight.shape, pairs, 1, seed=0)
     assert pieces == [5, 5, 5, 5, 2, 2]  # of both networks

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from qgait_ptq.errors import DataError
-from qgait_ptq.runtime.sessions import import_openvino
+from qgait_ptq.runtime.without_telemetry import import_openvino
 from tests.fuzz import mutate
 from tests.fuzz.mutate import CANARY, read_contents, read_in_child, run_fuzz
 from tests.runtime.small_model import small_model

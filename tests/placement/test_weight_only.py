@@ -29,7 +29,8 @@ from qgait_ptq.placement.totals import count_totals
 from qgait_ptq.quantizer.grid import fake_quantize
 from qgait_ptq.reference.pair_sums import bound_pair_sums
 from qgait_ptq.runtime.exact_sessions import open_session
-from qgait_ptq.runtime.sessions import RUNTIMES, import_openvino, run_session
+from qgait_ptq.runtime.sessions import RUNTIMES, run_session
+from qgait_ptq.runtime.without_telemetry import import_openvino
 from qgait_ptq.targets.registry import get_target
 from tests.networks import quantize_network
 from tests.weight_only_networks import (
