@@ -64,7 +64,8 @@ __attribute__((constructor)) static void begin(void) {
   struct sigaction handler;
   memset(&handler, 0, sizeof handler);
   handler.sa_sigaction = answer;
-  handler.sa_flags = SA_SIGINFO | SA_NODEFER | SA_RESTART | SA_ONSTACK;
+  /* Not on an alternate stack: libraries set some that are gone when CPUID faults, and the program would end. */
+  handler.sa_flags = SA_SIGINFO | SA_NODEFER | SA_RESTART;
   ((sigaction_fn)dlsym(RTLD_NEXT, "sigaction"))(SIGSEGV, &handler, NULL);
   if (allow_cpuid(0)) {
     static const char text[] = "without-vnni: CPUID cannot be made to fault on this machine\n";
