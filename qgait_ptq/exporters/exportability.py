@@ -12,10 +12,16 @@ from torch import fx
 
 from qgait_ptq.capture.quiet import quiet_torch
 from qgait_ptq.errors import first_line
-from qgait_ptq.graph.operators import operator_name
+from qgait_ptq.graph.operators import aten, is_operator, operator_name
 from qgait_ptq.graph.places import place_of
+from qgait_ptq.graph.views import argument
 
 FAILED_NODE = re.compile(r"translating node %(\w+)")
+LSTMS = frozenset({aten.lstm.input})
+ADVICE = (
+    "Replace it by other operators in an adapter (--adapter module:class), or quantize the part before it "
+    "and keep the rest in float (--capture-submodule NAME)"
+)
 
 
 def unknown_nodes(graph_module: fx.GraphModule) -> list[fx.Node]:
@@ -30,6 +36,21 @@ def unknown_nodes(graph_module: fx.GraphModule) -> list[fx.Node]:
     return [
         node for node in calls if node.target.namespace == "aten" and not registry.is_registered(node.target)
     ]
+
+
+def wrongly_translated_nodes(graph_module: fx.GraphModule) -> list[fx.Node]:
+    """Return the nodes that the exporter writes as something else, without an error.
+
+    ONNX's LSTM has no projections; torch 2.13 writes one without them.
+    """
+    return [node for node in graph_module.graph.nodes if is_operator(node, LSTMS) and _has_projections(node)]
+
+
+def _has_projections(lstm: fx.Node) -> bool:
+    """Return whether an LSTM has one more weight in each layer and direction than its biases account for."""
+    directions = 2 if argument(lstm, "bidirectional") else 1
+    weights = 4 if argument(lstm, "has_biases") else 2
+    return len(argument(lstm, "params")) > weights * argument(lstm, "num_layers") * directions
 
 
 @cache  # it takes half a second to make
@@ -65,15 +86,21 @@ def explain_export_failure(error: BaseException, graph_module: fx.GraphModule) -
     if not names or not failed:
         reason = chain[-1]
         return f"the graph cannot be written as ONNX ({type(reason).__name__}: {first_line(reason)})"
+    return f"torch's ONNX exporter does not support {_named(failed)}. {ADVICE}"
+
+
+def explain_wrong_translation(nodes: Sequence[fx.Node]) -> str:
+    """Return what is wrong with the nodes of `wrongly_translated_nodes`, and what to do."""
+    return f"ONNX has no projections (proj_size) for {_named(nodes)}. {ADVICE}"
+
+
+def _named(nodes: Sequence[fx.Node]) -> str:
+    """Return the operators of nodes, each with its line in the user's code."""
     operators = dict.fromkeys(
         f"{operator_name(node)} at {place_of(node)}" if place_of(node) else operator_name(node)
-        for node in failed
+        for node in nodes
     )
-    return (
-        f"torch's ONNX exporter does not support {', '.join(operators)}. Replace it by other operators in an "
-        "adapter (--adapter module:class), or quantize the part before it and keep the rest in float "
-        "(--capture-submodule NAME)"
-    )
+    return ", ".join(operators)
 
 
 def _behind(names: Sequence[str], unknown: list[fx.Node]) -> list[fx.Node]:

@@ -12,7 +12,12 @@ from qgait_ptq.capture.autocast import disabled_regions
 from qgait_ptq.capture.captured import BATCH_AXIS, FRAME_AXIS, Capture
 from qgait_ptq.capture.float_types import dropped_conversions
 from qgait_ptq.config.goals import unused_widths_notes
-from qgait_ptq.exporters.exportability import unknown_nodes
+from qgait_ptq.errors import ExportError
+from qgait_ptq.exporters.exportability import (
+    explain_wrong_translation,
+    unknown_nodes,
+    wrongly_translated_nodes,
+)
 from qgait_ptq.exporters.onnx_file import export_float
 from qgait_ptq.graph.conversion import to_device
 from qgait_ptq.graph.frame_counts import ANY_FRAME_COUNT
@@ -108,8 +113,8 @@ class CheckOperators(Stage):
     name = "operators"
 
     def wanted(self, state: State) -> bool:
-        """Return whether the network has an operator that torch's exporter does not list."""
-        return bool(unknown_nodes(state.network))
+        """Return whether the exporter does not list an operator of the network, or writes it wrongly."""
+        return bool(unknown_nodes(state.network) or wrongly_translated_nodes(state.network))
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
         """Return the state as it is.
@@ -117,6 +122,9 @@ class CheckOperators(Stage):
         Raises:
             ExportError: the float network cannot be exported; the error names the operator and its line.
         """
+        wrong = wrongly_translated_nodes(state.network)
+        if wrong:
+            raise ExportError(explain_wrong_translation(wrong))
         export_float(state.network, state.captured, state.target.opset)
         return state
 

@@ -175,6 +175,7 @@ EXTREMES = [  # of all values
 ]
 MEANS = [
     nn.AvgPool2d(2),
+    nn.AvgPool2d(3, 1, 1, divisor_override=5),
     Function(lambda maps: maps.clamp(0, 1)),
     nn.AdaptiveAvgPool2d((4, 3)),
     GeneralisedMean(),
@@ -209,7 +210,7 @@ INNER = {
     "convolution over rows": ([OverPlaces(nn.Conv1d(8, 8, 3, padding=1))], {"mean"}),
     "maxima": (MAXIMA, set()),
     "extremes": (EXTREMES, {"amin", "div", "add", "sub", "mul"}),
-    "means": (MEANS, {"avg_pool2d", "adaptive_avg_pool2d", "clamp", "clamp_min", "pow", "mean"}),
+    "means": (MEANS, {"avg_pool2d", "adaptive_avg_pool2d", "clamp", "clamp_min", "pow", "mean", "mul"}),
     "larger maps": (LARGER, {"upsample_bilinear2d", "upsample_nearest2d", "conv_transpose2d", "pad"}),
     "channels": (CHANNELS, {"flip", "cat", "mul"}),
     "sums of masks": ([LabelledParts()], MASKS | {"mul", "add", "to"}),

@@ -10,6 +10,7 @@ from qgait_ptq.graph.passes.batch_norm import DROP_UNREAD_STATISTICS, FOLD_BATCH
 from qgait_ptq.graph.passes.biases import ADD_MISSING_BIASES
 from qgait_ptq.graph.passes.constants import FOLD_CONSTANTS
 from qgait_ptq.graph.passes.contractions import CONTRACTIONS_TO_EINSUM, SPLIT_EINSUMS
+from qgait_ptq.graph.passes.divisors import DIVISORS_TO_PRODUCTS
 from qgait_ptq.graph.passes.einsum import EINSUM_TO_MATMUL
 from qgait_ptq.graph.passes.graph_pass import GraphPass
 from qgait_ptq.graph.passes.identities import DROP_IDENTITIES, DROP_WHOLE_SLICES
@@ -47,6 +48,7 @@ CANONICALIZATION: tuple[GraphPass, ...] = (
     SPLIT_EINSUMS,
     MASKS_TO_LOGIC,
     ADAPTIVE_POOLS_OVER_FRAMES,
+    DIVISORS_TO_PRODUCTS,
     ORDER_STATISTICS_TO_SORT,
     DROP_MAXIMA_INDICES,
     NAME_ALL_AXES,

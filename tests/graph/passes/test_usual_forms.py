@@ -252,3 +252,33 @@ def test_the_functional_form_takes_inputs_of_any_strides():
     graph = simplified(Frames(body))
     silhouettes = torch.rand(6, 9, 16, 16)[:2, :5]  # as where a file is compared at several sizes
     assert graph(silhouettes).shape == graph(silhouettes.contiguous()).shape
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.AvgPool2d(2, divisor_override=3),
+        nn.AvgPool2d((3, 2), (2, 1), (1, 0), count_include_pad=False, divisor_override=1),
+    ],
+)
+def test_a_pooling_with_a_divisor_of_its_own_is_a_mean_and_a_product(pool):
+    graph = simplified(Frames(lambda own, maps: own.pool(maps), pool=pool))
+    (mean,) = (node for node in graph.graph.nodes if is_operator(node, frozenset({aten.avg_pool2d.default})))
+    assert argument(mean, "divisor_override") is None
+    assert argument(mean, "count_include_pad")
+
+
+def test_a_pooling_over_frames_with_a_divisor_of_its_own_is_a_mean_and_a_product():
+    def body(own, maps):
+        return own.pool(maps.unsqueeze(2)).squeeze(2)
+
+    graph = simplified(Frames(body, pool=nn.AvgPool3d((1, 2, 2), divisor_override=7)))
+    (mean,) = (node for node in graph.graph.nodes if is_operator(node, frozenset({aten.avg_pool3d.default})))
+    assert argument(mean, "divisor_override") is None
+
+
+def test_a_divisor_is_kept_where_windows_are_cut_off():
+    pool = nn.AvgPool2d(3, ceil_mode=True, divisor_override=4)
+    graph = simplified(Frames(lambda own, maps: own.pool(maps), pool=pool))
+    (mean,) = (node for node in graph.graph.nodes if is_operator(node, frozenset({aten.avg_pool2d.default})))
+    assert argument(mean, "divisor_override") == 4
