@@ -220,7 +220,7 @@ def test_the_embedding_is_not_quantized_where_several_layers_give_it(network):
 
 
 def pool_with_another_divisor(net, x):
-    maps = F.avg_pool2d(net.maps(x), 2, divisor_override=3)
+    maps = F.avg_pool2d(net.maps(x), 2, ceil_mode=True, divisor_override=3)  # rewritten without ceil_mode
     return net.head(net.steps(maps, x).amax(1))
 
 
