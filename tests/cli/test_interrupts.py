@@ -247,6 +247,7 @@ def test_output_that_cannot_be_written(made, line, unbuffered):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # 27 runs of the command, of half a minute each for `quantize`
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_run_killed_at_any_moment_is_repeated_to_the_same_bytes(made, tmp_path, command):
     line, goes_on = words(made, command), ["--resume"] if command == "quantize" else []
