@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -246,28 +247,37 @@ def test_output_that_cannot_be_written(made, line, unbuffered):
     assert_refused(shell("> /dev/full"), "standard output: writing failed (No space left on device)")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)  # 27 runs of the command, of half a minute each for `quantize`
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_run_killed_at_any_moment_is_repeated_to_the_same_bytes(made, tmp_path, command):
-    line, goes_on = words(made, command), ["--resume"] if command == "quantize" else []
-    (tmp_path / "whole").mkdir()
+@dataclass(frozen=True)
+class Whole:
+    """A run that nothing stopped: its command, the folder of its result, how long it took, and its output."""
+
+    command: str
+    folder: Path
+    seconds: float
+    stdout: str
+
+
+@pytest.fixture(scope="module", params=COMMANDS)
+def whole(request: pytest.FixtureRequest, made: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp(f"whole-{request.param}")
     began = time.monotonic()
-    whole = run(*line, folder=tmp_path / "whole")
-    seconds = time.monotonic() - began
-    assert whole.returncode == 0, whole.stderr
-    moments = random.Random(command)
-    for number in range(13):  # 52 moments over the four commands
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        running = Run(*line, folder=folder)
-        time.sleep(moments.uniform(0, seconds))
-        running.end(signal.SIGKILL)
-        again = run(*line, *goes_on, folder=folder)
-        assert again.returncode == 0, again.stderr
-        assert comparable(folder) == comparable(tmp_path / "whole")
-        if command == "sensitivity":
-            assert again.stdout == whole.stdout
+    done = run(*words(made, request.param), folder=folder)
+    assert done.returncode == 0, done.stderr
+    return Whole(request.param, folder, time.monotonic() - began, done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(13))  # 52 moments over the four commands
+def test_a_run_killed_at_any_moment_is_repeated_to_the_same_bytes(whole, made, tmp_path, number):
+    line, goes_on = words(made, whole.command), ["--resume"] if whole.command == "quantize" else []
+    running = Run(*line, folder=tmp_path)
+    time.sleep(random.Random(f"{whole.command} {number}").uniform(0, whole.seconds))
+    running.end(signal.SIGKILL)
+    again = run(*line, *goes_on, folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert comparable(tmp_path) == comparable(whole.folder)
+    if whole.command == "sensitivity":
+        assert again.stdout == whole.stdout
 
 
 def comparable(folder: Path) -> dict[str, bytes]:
