@@ -235,10 +235,12 @@ def _calibrate(state: qg.State, job: Job, timer: Timer, states: Path) -> qg.Stat
     config, stages = state.config, job.variant.stages
     state = with_labels(qg.run_stages([ChooseClips()], state), job.variant.labels)
     state = qg.run_stages([Equalize()], state, timer)
-    ranges = config.model_dump(exclude={"idc", "finetune", "rounding", "bias_correction"})
+    ranges = config.model_dump(exclude={"idc", "finetune", "rounding", "bias_correction", "refined_ranges"})
     name = _digest([job.network, checkpoint_digest(job.checkpoint), ranges])
     state = _shared(SetRanges(), state, states / name, timer)
-    name = _digest([name, config.rounding, config.bias_correction, config.idc.held_out])
+    name = _digest(
+        [name, config.rounding, config.bias_correction, config.refined_ranges, config.idc.held_out]
+    )
     state = _shared(Correct(), state, states / name, timer)
     if state.training is None or stages == "ranges":
         return state

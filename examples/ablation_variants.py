@@ -129,8 +129,10 @@ def _pool(name: str, against: str, labels: str = "true", **settings: Any) -> Var
 
 
 BASE = f"fine-tuning, 2,000 sequences, {STEPS:,} steps"
+REFINED = Variant("default rounding, refined ranges", "default rounding", {"refined_ranges": True})
 FINETUNING = (
     Variant("default rounding", "ranges MSE"),
+    REFINED,
     _pool(f"2,000 sequences, {STEPS:,} steps", "default rounding"),
     _pool("2,000 sequences, refit only", "default rounding", steps=0),
     _pool("2,000 sequences, no refit", BASE, refit=0),

@@ -3,8 +3,8 @@
     python examples/measure_finetuning.py --widths 4,2 --activations 4 --pools 250,1000,2000 --steps 900
 
 Nine convolutions and a fully connected layer per part, random weights, silhouettes of 32×22, 6 frames, every
-layer at the stated widths. 64 sequences calibrate, or as many as requested; 80 sequences of other people are
-measured.
+layer at the stated widths. 64 sequences calibrate, or as many as requested. Up to 1,000 are of people outside
+the pool; more are of people in it. 80 sequences of other people are measured.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from qgait_ptq.gait import (
 
 SIZE, FRAMES = (32, 22), 6
 FIRST_LEARNED, FIRST_CALIBRATION, FIRST_MEASURED = 5000, 2000, 3000
-CALIBRATION = 64  # sequences; the batch norms of the network always have their statistics
+MOST_APART = FIRST_MEASURED - FIRST_CALIBRATION  # calibration sequences of people outside the pool
+CALIBRATION = 64  # sequences; those of the batch norms, too
 ONE_WALK = ((Condition.NORMAL, 1),)
 
 
@@ -57,18 +58,22 @@ def shrink(silhouettes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.where(quarters > 127, 255, 0).astype(np.uint8)
 
 
-def load_network(data: GaitDataset) -> NineConvolutions:
-    """Return the network with batch norm statistics of a real pass."""
+def make_network() -> NineConvolutions:
+    """Return the network with batch norm statistics of a real pass, the same for any number of sequences."""
     torch.manual_seed(0)
     network = NineConvolutions(parts=8)
-    first = [data[index][0] for index in range(CALIBRATION)]
-    batch = torch.stack([torch.from_numpy(silhouettes).float() / 255 for silhouettes in first])
+    data = render(Split.CALIBRATION, CALIBRATION, FIRST_CALIBRATION)
+    batch = torch.stack([torch.from_numpy(silhouettes).float() / 255 for silhouettes, _ in data])
     update_bn([batch], network)
     return network.eval()
 
 
 def calibrate(
-    network: NineConvolutions, data: qg.GaitData, widths: tuple[int, int], tuning: FinetuneConfig
+    network: NineConvolutions,
+    data: qg.GaitData,
+    widths: tuple[int, int],
+    tuning: FinetuneConfig,
+    refined_ranges: bool,
 ) -> qg.State:
     """Calibrate with every layer at the same widths."""
     bits = {"weight_bits": widths[0], "activation_bits": widths[1]}
@@ -76,6 +81,7 @@ def calibrate(
         **bits,
         layers={"*": LayerBits(**bits)},
         calibration_sequences=len(data.calibration),
+        refined_ranges=refined_ranges,
         idc=IdcConfig(enabled=False),
         finetune=tuning,
     )
@@ -105,9 +111,10 @@ def numbers(_: click.Context, __: click.Parameter, value: str) -> list[int]:
     "calibrating",
     default=CALIBRATION,
     show_default=True,
-    type=click.IntRange(CALIBRATION, FIRST_MEASURED - FIRST_CALIBRATION),
+    type=click.IntRange(min=CALIBRATION),
     help="Sequences of the corrections.",
 )
+@click.option("--refined-ranges", is_flag=True, help="Refine ranges during rounding.")
 @click.option("--blocks", default="0,200", callback=numbers, show_default=True, help="Steps of each block.")
 def main(
     widths: list[int],
@@ -115,26 +122,28 @@ def main(
     pools: list[int],
     steps: list[int],
     calibrating: int,
+    refined_ranges: bool,
     blocks: list[int],
 ) -> None:
     """Print a table."""
-    calibration = render(Split.CALIBRATION, calibrating, FIRST_CALIBRATION)
+    first = FIRST_CALIBRATION if calibrating <= MOST_APART else FIRST_LEARNED
+    calibration = render(Split.CALIBRATION, calibrating, first)
     test = render(Split.CALIBRATION, 80, FIRST_MEASURED)
     learned = render(Split.CALIBRATION, max(pools), FIRST_LEARNED)
-    network = load_network(calibration)
+    network = make_network()
     table = Table(title=f"SQNR in dB on unseen people, {torch.get_num_threads()} threads")
     for heading in ("widths", "sequences", "steps of blocks", "steps", "SQNR", "kept", "CPU s"):
         table.add_column(heading, justify="right")
     for bits in widths:
         label = f"W{bits}A{activations}"
         data = qg.GaitData(calibration, test)
-        before = calibrate(network, data, (bits, activations), FinetuneConfig())
+        before = calibrate(network, data, (bits, activations), FinetuneConfig(), refined_ranges)
         table.add_row(label, "", "", "", f"{sqnr(before, test):.2f}", "start", "")
         for pool, of_blocks, count in itertools.product(pools, blocks, steps):
             began = time.process_time()
             more = qg.GaitData(calibration, test, unlabelled=learned.choose(pool, 0))
             tuning = FinetuneConfig(enabled=True, unlabelled=pool, steps=count, block_steps=of_blocks)
-            state = calibrate(network, more, (bits, activations), tuning)
+            state = calibrate(network, more, (bits, activations), tuning, refined_ranges)
             seconds, kept = time.process_time() - began, state.record["finetune"]["kept"]
             cells = (pool, of_blocks, count, f"{sqnr(state, test):.2f}", kept, f"{seconds:.0f}")
             table.add_row(label, *map(str, cells))

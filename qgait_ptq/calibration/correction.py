@@ -8,6 +8,7 @@ absorbs the remaining mean error. This needs no labels and no gradients.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,6 +23,7 @@ from qgait_ptq.calibration.compensation import (
     round_columns,
 )
 from qgait_ptq.calibration.input_columns import input_moments, number_of_columns
+from qgait_ptq.calibration.refined_ranges import RefinableInput, refinable_inputs, refined_factor
 from qgait_ptq.errors import CalibrationError
 from qgait_ptq.graph.attributes import set_parameter, shared_parameters, tensor_of
 from qgait_ptq.graph.stepping import DEFAULT_MEMORY, Stepper
@@ -49,6 +51,7 @@ class CorrectionSettings:
         rounding: method of rounding weights.
         bias: whether biases absorb mean errors.
         damping: see `compensation.damped`.
+        refined_ranges: whether ranges of small layers' inputs are refined, see `refined_ranges`.
         seed: random seed for the drawn columns.
         memory: bytes of activations to hold; the rest goes to disk.
     """
@@ -56,8 +59,22 @@ class CorrectionSettings:
     rounding: Rounding = Rounding.QRONOS
     bias: bool = True
     damping: float = 0.01
+    refined_ranges: bool = False
     seed: int = 0
     memory: int = DEFAULT_MEMORY
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """Result of the corrections.
+
+    Attributes:
+        left_alone: names of layers that stay unchanged because other layers share their weight.
+        factors: factors of refined ranges other than 1, by the name of the first layer that reads the tensor.
+    """
+
+    left_alone: list[str]
+    factors: dict[str, float]
 
 
 def correct_layers(
@@ -66,7 +83,7 @@ def correct_layers(
     batches: Sequence[Tensor],
     settings: CorrectionSettings,
     advance: Callable[[], None] = lambda: None,
-) -> list[str]:
+) -> Corrected:
     """Round weights and correct biases of a calibrated graph in place, in graph order.
 
     Afterwards each weight lies on its grid: rounding to nearest returns the chosen integers.
@@ -78,16 +95,19 @@ def correct_layers(
         settings: settings of rounding and bias correction.
         advance: called after each layer.
 
-    Returns:
-        Names of layers that stay unchanged because other layers share their weight.
-
     Raises:
         CalibrationError: the inputs of a layer are not finite.
     """
     steppers = [Stepper(graph, batches, settings.memory) for graph in (reference, quantized)]
     shared = shared_parameters(quantized)
-    left_alone = []
+    refinable = deque(refinable_inputs(quantized) if settings.refined_ranges else ())
+    left_alone, factors = [], {}
     for layer, original in zip(quantized_layers(quantized), quantized_layers(reference), strict=True):
+        while refinable and refinable[0].call < layer.node:
+            tensor = refinable.popleft()
+            factor = _refine(reference, tensor, steppers, settings)
+            if factor != 1:
+                factors[layer_name(tensor.readers[0].node)] = factor
         for stepper in steppers:
             stepper.advance(layer.weight_call.name)
         if layer.weight_path in shared or (layer.bias_path or "") in shared:
@@ -97,7 +117,23 @@ def correct_layers(
             moments = _input_moments(layer.node, weight.shape, steppers[0], steppers[1], settings)
             correct_layer(quantized, layer, weight, bias, moments, settings)
         advance()
-    return left_alone
+    return Corrected(left_alone, factors)
+
+
+def _refine(
+    reference: fx.GraphModule,
+    tensor: RefinableInput,
+    steppers: Sequence[Stepper],
+    settings: CorrectionSettings,
+) -> float:
+    """Set the best scale of a tensor in the quantized graph, and return its factor."""
+    for stepper in steppers:
+        stepper.advance(tensor.call.name)
+    values = zip(*(stepper.input_of(tensor.call.name) for stepper in steppers), strict=True)
+    batches = len(steppers[0].batches)
+    factor = refined_factor(reference, tensor, values, batches, settings.seed, settings.damping)
+    tensor.quantizer.set_scale(tensor.quantizer.scale * factor)
+    return factor
 
 
 def correct_alone(

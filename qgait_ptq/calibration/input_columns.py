@@ -103,15 +103,20 @@ def input_moments(
     share = max(1, columns // batches)
     total: InputMoments | None = None
     for original, features in inputs:
-        items = _draw(len(features), math.ceil(share * ITEM_SHARE / _positions(layer, features)), generator)
-        items = items.to(features.device)
+        items = draw_items(layer, features, share, generator)
         quantized = InputColumns.of(layer, weight_shape, features[items])
         reference = InputColumns.of(layer, weight_shape, original[items])
-        indices = _draw(quantized.count, share, generator).to(features.device)
+        indices = draw(quantized.count, share, generator).to(features.device)
         for piece in indices.split(max(1, PIECE // quantized.size)):
             part = InputMoments.of(quantized.take(piece), reference.take(piece))
             total = part if total is None else total.merge(part)
     return present(total)
+
+
+def draw_items(layer: fx.Node, tensor: Tensor, share: int, generator: torch.Generator) -> Tensor:
+    """Return indices of random items of a layer's input (dim 0), from which `share` columns are drawn."""
+    wanted = math.ceil(share * ITEM_SHARE / _positions(layer, tensor))
+    return draw(len(tensor), wanted, generator).to(tensor.device)
 
 
 def number_of_columns(weight_shape: torch.Size, sequences: int) -> int:
@@ -128,7 +133,7 @@ def number_of_columns(weight_shape: torch.Size, sequences: int) -> int:
     return max(COLUMNS, min(COLUMNS * sequences // SEQUENCES, affordable))
 
 
-def _draw(available: int, wanted: int, generator: torch.Generator) -> Tensor:
+def draw(available: int, wanted: int, generator: torch.Generator) -> Tensor:
     """Return random indices, or those of all items if there are few."""
     if wanted < available:
         return torch.randperm(available, generator=generator)[:wanted]

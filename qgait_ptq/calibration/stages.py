@@ -127,14 +127,16 @@ class Correct(Stage):
         return len(quantized_layers(state.quantized))
 
     def apply(self, state: State, advance: Advance = nothing) -> State:
-        """Replace ``quantized``, and record layers with ``shared_weights``."""
+        """Replace ``quantized``, and record ``shared_weights`` and factors of ``refined_ranges``."""
         quantized, reference = _copies(state)
         settings = correction_settings(state.config)
-        left_alone = correct_layers(reference, quantized, unlabelled_batches(state), settings, advance)
+        done = correct_layers(reference, quantized, unlabelled_batches(state), settings, advance)
         state = replace(state, maybe_quantized=quantized)
-        if not left_alone:
+        if settings.refined_ranges:
+            state = state.recording(refined_ranges=done.factors)
+        if not done.left_alone:
             return state
-        return state.recording(shared_weights=left_alone).noting(*shared_weight_notes(left_alone))
+        return state.recording(shared_weights=done.left_alone).noting(*shared_weight_notes(done.left_alone))
 
 
 WITHOUT_LABELS: tuple[Stage, ...] = (ChooseClips(), Equalize(), SetRanges(), Correct())
@@ -153,6 +155,7 @@ def correction_settings(config: QuantConfig) -> CorrectionSettings:
     return CorrectionSettings(
         Rounding(config.rounding),
         bias=config.bias_correction,
+        refined_ranges=config.refined_ranges,
         seed=config.seed,
         memory=config.finetune.memory_mb * MEGABYTE,
     )

@@ -185,6 +185,8 @@ class QuantConfig(Settings):
         equalization: criterion for equalization: size of ``weights``, size of ``activations``, or ``none``.
         rounding: rounding of weights: to nearest, or compensated (GPTQ, Qronos).
         bias_correction: whether rounding adds mean errors to biases. Fine-tuning adapts biases in any case.
+        refined_ranges: whether rounding also chooses the ranges of activations below 8 bits that small layers
+            read, by the error that it leaves. Only with ``rounding: qronos``.
         correction_frames: consecutive frames of each sequence for equalization, rounding, bias correction and
             block training.
         idc: settings of stage 1.
@@ -226,6 +228,7 @@ class QuantConfig(Settings):
     equalization: EqualizationName = "activations"
     rounding: RoundingName = "qronos"
     bias_correction: bool = True
+    refined_ranges: bool = False
     correction_frames: Positive = 30
     idc: IdcConfig = IdcConfig()
     finetune: FinetuneConfig = FinetuneConfig()
@@ -262,6 +265,15 @@ class QuantConfig(Settings):
             raise ValueError(
                 "idc: all weights of the loss are 0. IDC and fine-tuning learn by them, so set one, or turn "
                 "both stages off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refines_what_rounding_leaves(self) -> QuantConfig:
+        if self.refined_ranges and self.rounding != "qronos":
+            raise ValueError(
+                "refined_ranges chooses ranges by the error that rounding: qronos leaves, but rounding is "
+                f"{self.rounding}; set one of them"
             )
         return self
 

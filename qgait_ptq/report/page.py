@@ -173,7 +173,8 @@ def _stages(report: Report) -> Iterator[str]:
         "ranges": f"ranges of activations ({config['observer']}) and weights ({config['weight_observer']})",
         "equalization": f"equalization of channels ({config['equalization']})",
         "rounding": f"rounding of weights ({config['rounding']})"
-        + (" with bias correction" if config["bias_correction"] else ""),
+        + (" with bias correction" if config["bias_correction"] else "")
+        + _refined(calibration.get("refined_ranges")),
         "IDC": "IDC, calibration of distances between people: "
         + (UNDONE if calibration.get("undone_for_rank1") else _outcome(calibration.get("idc") or {})),
         "fine-tuning": "fine-tuning: " + ("reverted" if _undone(learned) else "kept"),
@@ -184,6 +185,10 @@ def _stages(report: Report) -> Iterator[str]:
     yield f"{data['calibration_sequences']} calibration sequences, seed {config['seed']}"
     for stage, spent in seconds.items():
         yield f"{descriptions.get(stage, stage)} ({spent:.1f} s)"
+
+
+def _refined(factors: Mapping[str, float] | None) -> str:
+    return "" if factors is None else f"; ranges of {len(factors)} activations refined"
 
 
 def _outcome(idc: Mapping[str, Any]) -> str:

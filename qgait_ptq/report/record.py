@@ -18,7 +18,15 @@ from qgait_ptq.placement.totals import count_totals
 from qgait_ptq.report.schema import Report
 from qgait_ptq.stages.state import State
 
-CALIBRATION_KEYS = ("equalized_groups", "shared_weights", "idc", "finetune", "refit", "undone_for_rank1")
+CALIBRATION_KEYS = (
+    "equalized_groups",
+    "refined_ranges",
+    "shared_weights",
+    "idc",
+    "finetune",
+    "refit",
+    "undone_for_rank1",
+)
 
 
 def build_report(state: State, about: dict[str, Any]) -> Report:

@@ -95,8 +95,8 @@ def test_shared_weights_are_left_alone_and_named(batches):
     calibrated = quantize_network(Shared().eval(), batches, **W4A4)
     graph, reference = copy.deepcopy(calibrated.graph), copy.deepcopy(calibrated.graph)
     set_quantizing(reference, False)
-    left_alone = correct_layers(reference, graph, clips(batches), CorrectionSettings())
-    assert left_alone == ["shared", "shared"]
+    done = correct_layers(reference, graph, clips(batches), CorrectionSettings())
+    assert done.left_alone == ["shared", "shared"]
     torch.testing.assert_close(graph.shared.weight, calibrated.graph.shared.weight)
 
 

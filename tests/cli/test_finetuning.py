@@ -145,6 +145,7 @@ def test_states_of_other_settings_are_refused(root, tmp_path):
         ({"finetune": {"temperature_start": -1}}, "finetune.temperature_start"),
         ({"rounding": "stochastic"}, "rounding"),
         ({"equalization": True}, "equalization"),
+        ({"refined_ranges": True, "rounding": "gptq"}, "refined_ranges"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_with_their_name(root, tmp_path, section, message):

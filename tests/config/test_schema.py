@@ -33,6 +33,11 @@ def test_a_recipe_survives_yaml():
         ({"calibration_sequences": 0}, "calibration_sequences"),
         ({"seed": -1}, "seed.*greater than or equal to 0, not -1"),
         ({"layers": {"conv": {}}}, "layers.conv: .*no width; set weight_bits, activation_bits or both"),
+        (
+            {"refined_ranges": True, "rounding": "gptq"},
+            "refined_ranges .*, but rounding is gptq; set one of them",
+        ),
+        ({"refined_ranges": True, "rounding": "nearest"}, "but rounding is nearest"),
         ({"idc": ZERO}, "idc: all weights of the loss are 0"),
         ({"idc": {**ZERO, "enabled": False}, "finetune": {"enabled": True}}, "idc: all weights of the loss"),
     ],

@@ -13,6 +13,7 @@ from qgait_ptq.errors import ConfigError, DataError
 from qgait_ptq.quantizer.pair_order import INT16_MAX
 from qgait_ptq.reference.pair_sums import bound_pair_sums
 from qgait_ptq.reference.proof import prove_exactness
+from qgait_ptq.report.page import render_report
 from qgait_ptq.system.progress import Silent
 from tests.conftest import SHALLOW, make_gaitbase
 from tests.networks import draw_people
@@ -104,6 +105,17 @@ def test_the_stages_can_be_left_out(people, plain):
     report = plain[0].report
     assert "rounding" not in report.seconds
     assert report.calibration["equalized_groups"] == 0
+
+
+def test_refined_ranges_are_in_the_report_and_on_the_page(people, finetuned):
+    no_idc = {"idc": {"enabled": False}}
+    result, _ = quantize(as_data(people), SMALL | no_idc | {"refined_ranges": True})
+    factors = result.report.calibration["refined_ranges"]
+    assert factors
+    assert set(factors) <= {layer.name for layer in result.report.layers}
+    assert f"ranges of {len(factors)} activations refined" in render_report(result.report.to_json())
+    assert result.report.parity.cosine_min > 0.999
+    assert "refined_ranges" not in finetuned[0].report.calibration
 
 
 def test_default_stages_beat_plain_ranges_where_the_network_is_judged(finetuned, plain):
