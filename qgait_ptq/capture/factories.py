@@ -22,11 +22,16 @@ def import_object(name: str, what: str) -> Any:
     """Import ``module:name``. The current folder is searched too.
 
     Raises:
-        ModelError: the module or the name does not exist, or the import fails.
+        ModelError: the module or the name does not exist, is the path of a file, or its import fails.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise ModelError(f"{what} {name!r} does not have the form module:name")
+    if "/" in module_name or os.sep in module_name or module_name.endswith(".py"):
+        file = Path(module_name)
+        here = file.parent == Path()
+        where = "" if here else f" and run the command in {file.parent}, or add this folder to PYTHONPATH"
+        raise ModelError(f"{what} {name!r} names a file, not a module; write {file.stem}:{attribute}{where}")
     folder = os.getcwd()
     if folder not in sys.path:
         sys.path.insert(0, folder)

@@ -289,6 +289,13 @@ def test_a_pipe_is_refused_at_once(tmp_path):
         (lambda w: {**w, "stem.0.weight": torch.zeros(3)}, FACTORY, "of another shape"),
         (lambda w: {**w, "stem.0.weight": w["stem.0.weight"] * float("nan")}, FACTORY, "NaN"),
         (lambda w: w, "qgait_ptq.gait.zoo:nothing", "cannot be imported"),
+        (lambda w: w, "net.py:make", "names a file, not a module; write net:make$"),
+        (
+            lambda w: w,
+            "../nets/net.py:make",
+            "write net:make and run the command in ../nets, or add this folder",
+        ),
+        (lambda w: w, "nets/net:make", "write net:make and run the command in nets"),
         (lambda w: w, "gaitbase", "module:name"),
         (lambda w: w, "builtins:dict", "not a torch.nn.Module"),
         (lambda w: {"architecture": {"name": "vit"}, "model": w}, None, "'vit'"),
