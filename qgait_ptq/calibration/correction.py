@@ -130,8 +130,15 @@ def _refine(
     for stepper in steppers:
         stepper.advance(tensor.call.name)
     values = zip(*(stepper.input_of(tensor.call.name) for stepper in steppers), strict=True)
-    batches = len(steppers[0].batches)
-    factor = refined_factor(reference, tensor, values, batches, settings.seed, settings.damping)
+    factor = refined_factor(
+        reference,
+        tensor,
+        values,
+        len(steppers[0].batches),
+        settings.seed,
+        settings.damping,
+        settings.bias,
+    )
     tensor.quantizer.set_scale(tensor.quantizer.scale * factor)
     return factor
 

@@ -81,6 +81,7 @@ def refined_factor(
     batches: int,
     seed: int,
     damping: float,
+    corrects_bias: bool,
 ) -> float:
     """Return the factor of the scale that leaves the smallest squared error behind the readers.
 
@@ -94,12 +95,13 @@ def refined_factor(
         batches: number of batches.
         seed: random seed for the drawn columns.
         damping: see `compensation.damped`.
+        corrects_bias: whether biases absorb mean errors.
     """
     drawn = [_Reader(reader, attribute(reference, reader.weight_path), seed) for reader in tensor.readers]
     for original, before in values:
         for reader in drawn:
             reader.see(tensor.quantizer, original, before, max(1, COLUMNS // batches))
-    errors = torch.stack([reader.errors(damping) for reader in drawn]).sum(0)
+    errors = torch.stack([reader.errors(damping, corrects_bias) for reader in drawn]).sum(0)
     return FACTORS[int(errors.argmin())]
 
 
@@ -127,11 +129,11 @@ class _Reader:
         merged = zip(self.moments, parts, strict=True)
         self.moments = [old.merge(new) for old, new in merged] if self.moments else parts
 
-    def errors(self, damping: float) -> Tensor:
+    def errors(self, damping: float, corrects_bias: bool) -> Tensor:
         """Return the squared error of the layer's output for each factor, before its weight is rounded."""
         *candidates, of_float = self.moments
         # If the bias absorbs the mean error, only the variation counts.
-        absorbed = self.layer.bias_parameter is not None
+        absorbed = corrects_bias and self.layer.bias_parameter is not None
         size = of_float.spread.shape[-1]
         weight = self.weight.detach().double().reshape(len(of_float.spread), -1, size)
         energy = ((weight @ (of_float.spread if absorbed else of_float.about_zero()[0])) * weight).sum()

@@ -36,14 +36,14 @@ def gaitbase(batches):
 
 
 class TwoValues(nn.Module):
-    """The second layer reads 0 in the background, and 1 in the silhouette."""
+    """The second layer reads 1 in the silhouette, and another value in the background."""
 
-    def __init__(self):
+    def __init__(self, background):
         super().__init__()
         self.first, self.second, self.last = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 4, 1), nn.Linear(4, 5)
         with torch.no_grad():
-            self.first.weight.fill_(1)
-            self.first.bias.zero_()
+            self.first.weight.fill_(1 - background)
+            self.first.bias.fill_(background)
 
     def forward(self, silhouettes):
         maps = self.first(silhouettes.flatten(0, 1).unsqueeze(1)).relu()
@@ -52,38 +52,41 @@ class TwoValues(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("steps", "factor"),
+    ("steps", "background", "bias", "factor"),
     [
-        (0.45, 2**-0.2),  # the silhouette is rounded to 0, and to 1 if the step is smaller by 2^-0.2
-        (1.0, 1),  # exact
-        (0.3, 1),  # rounded to 0 with all factors
+        (0.45, 0, True, 2**-0.2),  # the silhouette is rounded to 0, and to 1 if the step is smaller by 2^-0.2
+        (1.0, 0, True, 1),  # exact
+        (0.3, 0, True, 1),  # rounded to 0 with all factors
+        (0.45, 1, True, 1),  # a constant, which the bias absorbs
+        (0.45, 1, False, 2**-0.2),
     ],
 )
-def test_a_range_tells_values_apart_where_a_factor_can(batches, steps, factor):
+def test_a_range_tells_values_apart_where_a_factor_can(batches, steps, background, bias, factor):
     torch.manual_seed(0)
     silhouettes = [(batch > 0.5).float() for batch in clips(batches)]
-    network = TwoValues().eval()
+    network = TwoValues(background).eval()
     config = {"edge_bits": 8, "layers": {"second": {"weight_bits": 4, "activation_bits": 4}}}
     reference, graph = both(quantize_network(network, silhouettes, **config).graph)
     (tensor,) = refinable_inputs(graph)
     before = torch.tensor(1 / steps)
     tensor.quantizer.set_scale(before)
-    done = correct_layers(reference, graph, silhouettes, CorrectionSettings(refined_ranges=True))
+    settings = CorrectionSettings(bias=bias, refined_ranges=True)
+    done = correct_layers(reference, graph, silhouettes, settings)
     assert done.factors == ({} if factor == 1 else {"second": factor})
     assert float(tensor.quantizer.scale) == pytest.approx(float(before) * factor)
 
 
 def ridge_error(columns, weight, wanted, damping):
     """The mean squared error of the regression of ``[n, o]`` on ``[n, k]``, towards a weight ``[k, o]``."""
-    centred, target = columns - columns.mean(0), wanted - wanted.mean(0)
     count, size = columns.shape
-    amount = (damping + 10 * size / count) * centred.square().mean() * count
-    inputs = torch.cat([centred, amount.sqrt() * torch.eye(size, dtype=columns.dtype)])
-    fitted = torch.linalg.lstsq(inputs, torch.cat([target, amount.sqrt() * weight])).solution
-    return float((target - centred @ fitted).square().mean())
+    amount = (damping + 10 * size / count) * columns.square().mean() * count
+    inputs = torch.cat([columns, amount.sqrt() * torch.eye(size, dtype=columns.dtype)])
+    fitted = torch.linalg.lstsq(inputs, torch.cat([wanted, amount.sqrt() * weight])).solution
+    return float((wanted - columns @ fitted).square().mean())
 
 
-def test_the_chosen_factor_has_the_smallest_error_of_the_regression(gaitbase, batches):
+@pytest.mark.parametrize("corrects_bias", [True, False])
+def test_the_chosen_factor_has_the_smallest_error_of_the_regression(gaitbase, batches, corrects_bias):
     reference, graph = both(gaitbase)
     tensor = refinable_inputs(graph)[0]
     (reader,) = tensor.readers
@@ -92,7 +95,7 @@ def test_the_chosen_factor_has_the_smallest_error_of_the_regression(gaitbase, ba
     for stepper in steppers:
         stepper.advance(tensor.call.name)
     values = list(zip(*(stepper.input_of(tensor.call.name) for stepper in steppers), strict=True))
-    chosen = refined_factor(reference, tensor, values, len(values), seed=0, damping=0.01)
+    chosen = refined_factor(reference, tensor, values, len(values), 0, 0.01, corrects_bias)
 
     def columns_of(features):
         return nn.functional.unfold(features, 3, padding=1).movedim(1, -1).flatten(0, -2).double()
@@ -103,7 +106,10 @@ def test_the_chosen_factor_has_the_smallest_error_of_the_regression(gaitbase, ba
     errors = {}
     for factor in FACTORS:
         tensor.quantizer.set_scale(scale * factor)
-        errors[factor] = ridge_error(columns_of(tensor.quantizer(before)), weight, wanted, 0.01)
+        inputs, aim = columns_of(tensor.quantizer(before)), wanted
+        if corrects_bias:  # then a mean error does no harm
+            inputs, aim = inputs - inputs.mean(0), aim - aim.mean(0)
+        errors[factor] = ridge_error(inputs, weight, aim, 0.01)
     assert chosen == min(errors, key=errors.get)
     assert errors[chosen] < 0.9 * errors[1] or chosen == 1
 
