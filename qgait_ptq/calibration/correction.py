@@ -110,7 +110,7 @@ def correct_layers(
                 factors[layer_name(tensor.readers[0].node)] = factor
         for stepper in steppers:
             stepper.advance(layer.weight_call.name)
-        if layer.weight_path in shared or (layer.bias_path or "") in shared:
+        if layer.reads_any(shared):
             left_alone.append(layer_name(layer.node))
         else:
             weight, bias = weight_of(reference, original), tensor_of(reference, original.bias_parameter)
@@ -170,7 +170,7 @@ def correct_alone(
     left_alone = []
     for original, *others in zip(*map(quantized_layers, (reference, *candidates)), strict=True):
         stepper.advance(original.weight_call.name)
-        if original.weight_path in shared or (original.bias_path or "") in shared:
+        if original.reads_any(shared):
             left_alone.append(layer_name(original.node))
         else:
             weight, bias = weight_of(reference, original), tensor_of(reference, original.bias_parameter)

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from qgait_ptq.calibration.compensation import InputMoments, corrected_weight
 from qgait_ptq.calibration.input_columns import COLUMNS, InputColumns, draw, draw_items
-from qgait_ptq.graph.attributes import attribute
+from qgait_ptq.graph.attributes import attribute, shared_parameters
 from qgait_ptq.graph.views import source
 from qgait_ptq.placement.quantized_layers import (
     QuantizedLayer,
@@ -55,9 +55,12 @@ def refinable_inputs(graph_module: fx.GraphModule) -> list[RefinableInput]:
     """Return the tensors whose range can be refined, in graph order.
 
     They are no inputs of the network, and have fewer than 8 bits. Only quantized layers read them, whose
-    weights have at most `LARGEST` values in a row.
+    weights have at most `LARGEST` values in a row. Rounding leaves shared weights alone, so that nothing
+    compensates the error of their inputs.
     """
-    layers = {layer.node: layer for layer in quantized_layers(graph_module)}
+    shared = shared_parameters(graph_module)
+    corrected = [layer for layer in quantized_layers(graph_module) if not layer.reads_any(shared)]
+    layers = {layer.node: layer for layer in corrected}
     quantizers = activation_quantizers(graph_module, inputs=False)
     # A quantizer with several calls repeats its grid behind an operator, which reads the first call.
     first_calls: dict[str, fx.Node] = {}

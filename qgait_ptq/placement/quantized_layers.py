@@ -47,6 +47,10 @@ class QuantizedLayer:
         """Path of the bias's parameter."""
         return None if self.bias_parameter is None else str(self.bias_parameter.target)
 
+    def reads_any(self, paths: frozenset[str]) -> bool:
+        """Return whether the parameter of the weight or the bias has one of these paths."""
+        return self.weight_path in paths or self.bias_path in paths
+
     def input_quantizer(self, graph_module: fx.GraphModule) -> FakeQuantize:
         """Return the quantizer of the layer's input."""
         call = present(ModuleCall.of(present(WeightedLayer.of(self.node)).input))

@@ -188,7 +188,7 @@ def _stages(report: Report) -> Iterator[str]:
 
 
 def _refined(factors: Mapping[str, float] | None) -> str:
-    return "" if factors is None else f"; ranges of {len(factors)} activations refined"
+    return "" if factors is None else f"; refined ranges: {len(factors)}"
 
 
 def _outcome(idc: Mapping[str, Any]) -> str:

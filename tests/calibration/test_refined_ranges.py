@@ -170,6 +170,26 @@ def test_wide_layers_keep_the_range_of_their_inputs(batches, channels, refinable
     assert ("conv2d_1" in readers(graph)) == refinable
 
 
+class Shared(nn.Module):
+    """One convolution is called twice; rounding leaves its weight alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.shared = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
+        self.own, self.last = nn.Conv2d(4, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, silhouettes):
+        maps = self.first(silhouettes.flatten(0, 1).unsqueeze(1)).relu()
+        maps = self.own(self.shared(self.shared(maps).relu()).relu()).relu().amax((2, 3))
+        return self.last(maps.unflatten(0, silhouettes.shape[:2]).amax(1))
+
+
+def test_inputs_of_shared_weights_keep_their_range(batches):
+    graph = quantize_network(Shared().eval(), batches, **W4A4).graph
+    (reader,) = readers(graph)
+    assert reader == [layer.node.name for layer in quantized_layers(graph)][3]  # first, shared twice, own
+
+
 def test_values_that_are_not_finite_are_refused_with_a_layer(gaitbase, batches):
     broken = [batch.clone() for batch in clips(batches)]
     broken[1][0, 0, 0, 0] = float("nan")

@@ -113,7 +113,7 @@ def test_refined_ranges_are_in_the_report_and_on_the_page(people, finetuned):
     factors = result.report.calibration["refined_ranges"]
     assert factors
     assert set(factors) <= {layer.name for layer in result.report.layers}
-    assert f"ranges of {len(factors)} activations refined" in render_report(result.report.to_json())
+    assert f"refined ranges: {len(factors)}" in render_report(result.report.to_json())
     assert result.report.parity.cosine_min > 0.999
     assert "refined_ranges" not in finetuned[0].report.calibration
 
